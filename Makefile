@@ -1,0 +1,61 @@
+# `make demo` and `make test` set up what they need in .venv and reuse it; a second run does no set-up work.
+# They need Python >= 3.10 and make. Choose another interpreter with `make PYTHON=/path/to/python3 ...`.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+TRITON := triton==3.6.0   # only where torch brings no Triton of its own (a CPU build of torch)
+JOBS   ?= 2
+TEST_TIMEOUT ?= 300
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help setup demo test gpu-test lint format types docs check clean
+
+help:
+	@echo "make demo      denoise a photo, next to scikit-image (pictures and figures in demo-output/)"
+	@echo "make test      the test suite (no GPU needed)"
+	@echo "make gpu-test  the tests that need a GPU, with the system's python3 and no set-up"
+	@echo "make lint      ruff and the import contracts    make format  apply ruff's fixes"
+	@echo "make types     mypy                             make docs    build the documentation"
+	@echo "make check     test, lint, types and docs       make clean   remove .venv and outputs"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.10 found; name one with make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet $(TRITON)
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m vicinal.demo
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --timeout $(TEST_TIMEOUT) tests
+
+# For a machine with a GPU and no package index: needs torch, triton, pytest and hypothesis in its own python3.
+gpu-test:
+	PYTHONPATH=src python3 -m pytest -m gpu tests
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)
+	$(BIN)/mypy
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+check: test lint types docs
+
+clean:
+	rm -rf $(VENV) site demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
