@@ -1,8 +1,8 @@
 """Neighborhood attention from plain, out-of-place torch operations: differentiable any number of times.
 
 It serves what the fused backends do not: double backward, `torch.func.jvp`, `jacfwd`, `hessian`, `vmap`; on
-every device and dtype. It walks the same tiles as they do (tile of queries, box of keys), some tiles at a time,
-so the forward needs O(n) memory besides what autograd saves. Right first: the speed of it matters less.
+every device and dtype. It walks the same tiles as they do (tile of queries, box of keys), some at a time, so
+the forward needs O(n) memory besides what autograd saves. Right first: the speed of it matters less.
 """
 
 from __future__ import annotations
@@ -59,29 +59,36 @@ def attend(inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: float) 
 
 
 @dataclass(frozen=True)
-class _AxisTiles:
-    """The tiles of one axis, of all its dilation groups one after the other; plain integers.
+class _Tile:
+    """Some queries of one dilation group of an axis; positions are within the group."""
 
-    Positions are within the dilation group. Every tile has `size` queries and `box` keys: short ones are
-    padded, queries by repeating the last (dropped in the end), keys by masked ones.
+    offset: int  # of the group, in tokens
+    last: int  # the group's last position
+    first_query: int
+    first_key: int
+    starts: tuple[int, ...]  # the window of every query
+    stops: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _AxisPlan:
+    """The tiles of one axis, of all its dilation groups one after the other.
+
+    Every tile has `size` queries and `box` keys: short ones are padded, queries by repeating the last
+    (dropped in the end), keys by masked ones.
     """
 
     size: int
     box: int
-    dilation: int
-    offsets: tuple[int, ...]  # of a tile's group, in tokens
-    lasts: tuple[int, ...]  # last position of a tile's group
-    first_queries: tuple[int, ...]
-    first_keys: tuple[int, ...]
-    starts: tuple[tuple[int, ...], ...]  # [tile][query]: the window
-    stops: tuple[tuple[int, ...], ...]
+    tiles: tuple[_Tile, ...]
     first_tiles: tuple[int, ...]  # of every group
 
 
 @lru_cache(maxsize=256)
-def _axis_tiles(axis: Axis, length: int, size: int) -> _AxisTiles:
+def _axis_plan(axis: Axis, length: int, size: int) -> _AxisPlan:
     size = min(size, groups(axis, length)[0].length)
-    rows, first_tiles, box = [], [], 0
+    rows: list[_Tile] = []
+    first_tiles, box = [], 0
     for group in groups(axis, length):
         first_tiles.append(len(rows))
         for tile in tiles(group.length, size):
@@ -90,32 +97,32 @@ def _axis_tiles(axis: Axis, length: int, size: int) -> _AxisTiles:
             queries = [min(i, group.length - 1) for i in range(tile[0], tile[0] + size)]
             starts = tuple(window_start(axis, group.length, i) for i in queries)
             stops = tuple(window_stop(axis, group.length, i) for i in queries)
-            rows.append((group.offset, group.length - 1, tile[0], low, starts, stops))
-    return _AxisTiles(size, box, axis.dilation, *map(tuple, zip(*rows)), tuple(first_tiles))  # type: ignore[arg-type]
+            rows.append(_Tile(group.offset, group.length - 1, tile[0], low, starts, stops))
+    return _AxisPlan(size, box, tuple(rows), tuple(first_tiles))
 
 
 class _Axis:
     """Tensors of one axis: for some of its tiles, where queries and keys are and which pairs count."""
 
     def __init__(self, axis: Axis, length: int, size: int, device: torch.device) -> None:
-        self.plan = plan = _axis_tiles(axis, length, size)
+        self.plan = plan = _axis_plan(axis, length, size)
         self.window = axis.window
-        self.length = length
+        self.dilation = axis.dilation
 
         def tensor(values: Sequence[object]) -> Tensor:
             return torch.tensor(values, device=device)
 
-        self.offset, self.last = tensor(plan.offsets)[:, None], tensor(plan.lasts)[:, None]
-        self.first_query, self.first_key = (
-            tensor(plan.first_queries)[:, None],
-            tensor(plan.first_keys)[:, None],
-        )
-        self.start, self.stop = tensor(plan.starts), tensor(plan.stops)
+        self.offset = tensor([[t.offset] for t in plan.tiles])
+        self.last = tensor([[t.last] for t in plan.tiles])
+        self.first_query = tensor([[t.first_query] for t in plan.tiles])
+        self.first_key = tensor([[t.first_key] for t in plan.tiles])
+        self.start = tensor([t.starts for t in plan.tiles])
+        self.stop = tensor([t.stops for t in plan.tiles])
         self.query_steps = torch.arange(plan.size, device=device)
         self.key_steps = torch.arange(plan.box, device=device)
         position = torch.arange(length, device=device)
-        within = position // plan.dilation
-        self.tile_of = tensor(plan.first_tiles)[position % plan.dilation] + within // plan.size
+        within = position // axis.dilation
+        self.tile_of = tensor(plan.first_tiles)[position % axis.dilation] + within // plan.size
         self.slot_of = within % plan.size
 
     def queries(self, tile: Tensor) -> Tensor:
@@ -128,7 +135,7 @@ class _Axis:
 
     def tokens(self, position: Tensor, tile: Tensor) -> Tensor:
         """Token positions along this axis."""
-        return position.minimum(self.last[tile]) * self.plan.dilation + self.offset[tile]
+        return position.minimum(self.last[tile]) * self.dilation + self.offset[tile]
 
     def mask(self, tile: Tensor) -> Tensor:
         """`[tiles, size, box]`, True where the pair is attended."""
@@ -153,7 +160,7 @@ def _attend_heads(
         _Axis(axis, length, size, device)
         for axis, length, size in zip(neighborhood.axes, lengths, QUERIES_PER_TILE[len(lengths)])
     ]
-    counts = [len(a.plan.offsets) for a in axes]
+    counts = [len(a.plan.tiles) for a in axes]
     rows, columns = prod(a.plan.size for a in axes), prod(a.plan.box for a in axes)
     step = max(1, SCORES_PER_CHUNK // max(1, batch * len(heads) * rows * columns))
     outputs, sums = [], []
@@ -165,8 +172,9 @@ def _attend_heads(
         k, v = _take(key, boxes, lengths), _take(value, boxes, lengths)
         scores = scale * (q @ k.transpose(-1, -2))  # [B, h, tiles, rows, columns]
         if rpb is not None:
-            index = [_spread(a.bias_index(t), i, len(axes)) for i, (a, t) in enumerate(zip(axes, ids))]
-            scores = scores + rpb[(slice(None), *index)].reshape(len(heads), len(chunk), rows, columns)
+            index: list[slice | Tensor] = [slice(None)]
+            index += [_spread(a.bias_index(t), i, len(axes)) for i, (a, t) in enumerate(zip(axes, ids))]
+            scores = scores + rpb[tuple(index)].reshape(len(heads), len(chunk), rows, columns)
         mask = torch.ones((), dtype=torch.bool, device=device)
         for i, (a, t) in enumerate(zip(axes, ids)):
             mask = mask & _spread(a.mask(t), i, len(axes))
@@ -188,7 +196,7 @@ def _attend_heads(
 def _heads_first(
     inputs: Inputs, heads: list[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Query, key, value `[B, h, N, D]`, extra keys and values `[B, h, 1, M, D]`, bias `[h, ...]` of `heads`."""
+    """Query, key, value `[B, h, N, D]`, extra keys and values `[B, h, 1, M, D]`, bias of `heads`."""
     total = inputs.query.shape[-2]
     group = total // inputs.key.shape[-2]
 
