@@ -1,0 +1,133 @@
+"""The Triton window rule against `vicinal.geometry`, exhaustively on small axes."""
+
+from itertools import product
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from vicinal.geometry import tiles, window
+from vicinal.geometry.neighborhood import Axis
+from vicinal.kernels.triton import window as kernels
+
+MODES = {0: ("shift", False), 1: ("clip", False), 2: ("shift", True)}
+BLOCK = 1 << 10
+device = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@triton.jit
+def evaluate(positions, lengths, windows, strides, modes, results, total,
+             STRIDED: tl.constexpr, MODED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    case = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    valid = case < total
+    position = tl.load(positions + case, mask=valid, other=0)
+    length = tl.load(lengths + case, mask=valid, other=1)
+    size = tl.load(windows + case, mask=valid, other=1)
+    stride = tl.load(strides + case, mask=valid, other=1)
+    mode = tl.load(modes + case, mask=valid, other=0)
+    start = kernels.window_start(position, length, size, stride, mode, STRIDED, MODED)
+    stop = kernels.window_stop(position, length, size, stride, mode, STRIDED, MODED)
+    starting = kernels.first_query_starting_at(position, length, size, stride, mode, STRIDED, MODED)
+    stopping = kernels.first_query_stopping_after(position, length, size, stride, mode, STRIDED, MODED)
+    tl.store(results + case, start, mask=valid)
+    tl.store(results + total + case, stop, mask=valid)
+    tl.store(results + 2 * total + case, starting, mask=valid)
+    tl.store(results + 3 * total + case, stopping, mask=valid)
+
+
+def cases(strided: bool, moded: bool) -> list[tuple[int, int, int, int, int]]:
+    found = []
+    for mode, length in product(MODES if moded else [0], range(1, 12)):
+        for size in range(1, length + (4 if mode == 1 else 1)):
+            for stride in range(1, (size if strided else 1) + 1):
+                found += [(i, length, size, stride, mode) for i in range(length)]
+    return found
+
+
+@pytest.mark.parametrize("moded", [False, True])
+@pytest.mark.parametrize("strided", [False, True])
+def test_rule_is_the_geometrys(strided, moded):
+    listed = cases(strided, moded)
+    columns = torch.tensor(listed, dtype=torch.int32, device=device).T.contiguous()
+    results = torch.full((4, len(listed)), -1, dtype=torch.int32, device=device)
+    evaluate[(triton.cdiv(len(listed), BLOCK),)](*columns, results, len(listed), strided, moded, BLOCK)
+
+    expected = []
+    for i, length, size, stride, mode in listed:
+        boundary, causal = MODES[mode]
+        axis = Axis(size, stride, 1, causal, boundary)
+        expected.append(
+            (
+                window.window_start(axis, length, i),
+                window.window_stop(axis, length, i),
+                window.first_query_starting_at(axis, length, i),
+                window.first_query_stopping_after(axis, length, i),
+            )
+        )
+    wrong = (results.T.cpu() != torch.tensor(expected)).any(1).nonzero().flatten().tolist()
+    assert not wrong, [(listed[n], results.T[n].tolist(), expected[n]) for n in wrong[:5]]
+
+
+@triton.jit
+def decode(results, L0, L1, L2, E0, E1, E2, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+           RANK: tl.constexpr, DILATED: tl.constexpr):  # fmt: skip
+    index = tl.program_id(0)
+    g0, g1, g2, f0, f1, f2 = kernels.decode_tile(index, L0, L1, L2, E0, E1, E2, T0, T1, T2, RANK, DILATED)
+    tl.store(results + index * 6 + 0, g0)
+    tl.store(results + index * 6 + 1, g1)
+    tl.store(results + index * 6 + 2, g2)
+    tl.store(results + index * 6 + 3, f0)
+    tl.store(results + index * 6 + 4, f1)
+    tl.store(results + index * 6 + 5, f2)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "dilation", "tile"),
+    [
+        ((11,), (1,), (4,)),
+        ((11,), (3,), (2,)),
+        ((5, 7), (1, 1), (2, 4)),
+        ((5, 7), (2, 3), (2, 2)),
+        ((3, 4, 6), (1, 1, 1), (2, 2, 4)),
+        ((3, 4, 6), (1, 2, 4), (2, 1, 1)),
+    ],
+)
+def test_programs_meet_every_token_once(lengths, dilation, tile):
+    rank, lead = len(lengths), (1,) * (3 - len(lengths))
+    full = [lead + t for t in (lengths, dilation, tile)]
+    axes = [Axis(1, 1, d) for d in full[1]]
+    programs = 1
+    for length, d, size in zip(*full, strict=True):
+        programs *= d * triton.cdiv(triton.cdiv(length, d), size)
+    spare = 3
+    results = torch.full((programs + spare, 6), -1, dtype=torch.int32, device=device)
+    decode[(programs + spare,)](results, *full[0], *full[1], *full[2], rank, max(dilation) > 1)
+
+    met = []
+    for *group, f0, f1, f2 in results.tolist():
+        ranges = []
+        for axis, length, g, first, size in zip(axes, full[0], group, (f0, f1, f2), full[2], strict=True):
+            own = tiles.groups(axis, length)[g] if g < axis.dilation else tiles.Group(0, 0)
+            positions = range(first, min(first + size, own.length))
+            ranges.append([own.offset + p * axis.dilation for p in positions])
+        met += product(*ranges)
+    assert sorted(met) == list(product(*map(range, full[0])))
+
+
+@triton.jit
+def covering(results, start, stop, length, TILE: tl.constexpr):
+    tl.store(results, kernels.box_start(start, stop, length, TILE))
+
+
+@pytest.mark.parametrize("interval", [(0, 3), (2, 9), (5, 11), (0, 11), (9, 11), (3, 4)])
+@pytest.mark.parametrize("tile", [1, 2, 4, 8, 16])
+def test_tiles_cover_the_box_within_the_axis(interval, tile):
+    (start, stop), length = interval, 11
+    result = torch.full((1,), -1, dtype=torch.int32, device=device)
+    covering[(1,)](result, start, stop, length, tile)
+    first = result.item()
+    reach = triton.cdiv(stop - start, tile) * tile
+    assert 0 <= first <= start
+    assert first + reach >= stop
+    assert first + reach <= length or (first == 0 and reach > length)
