@@ -1,0 +1,1 @@
+"""Backends: how tiles are moved and multiplied. `vicinal.dispatch` orders them."""

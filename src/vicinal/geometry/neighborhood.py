@@ -1,0 +1,194 @@
+"""What a neighborhood is: its parameters, validated here and only here.
+
+An `Axis` holds the parameters of one spatial axis; a `Neighborhood` is one `Axis` per spatial axis. Both are
+frozen and hashable, so that whatever is derived from them can be cached. The rule that turns them into windows
+of keys is in `vicinal.geometry.window`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal, TypeVar
+
+Boundary = Literal["shift", "clip"]
+BOUNDARIES: tuple[Boundary, ...] = ("shift", "clip")
+MAX_RANK = 3
+
+T = TypeVar("T")
+PerAxis = T | Sequence[T]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The neighborhood along one spatial axis.
+
+    Attributes:
+        window: keys per query, at least 1; None means the whole axis.
+        stride: queries that share one window, from 1 to `window`.
+        dilation: distance between neighboring keys, at least 1.
+        causal: whether a query sees only keys at or before its own position.
+        boundary: at a border, "shift" moves the window inward (it never shrinks), "clip" cuts it.
+            A causal axis is always cut at its start.
+    """
+
+    window: int | None
+    stride: int = 1
+    dilation: int = 1
+    causal: bool = False
+    boundary: Boundary = "shift"
+
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            _require_int("kernel_size", self.window)
+            if self.window < 1:
+                raise ValueError(f"kernel_size must be at least 1 on every axis, got {self.window}")
+        _require_int("stride", self.stride)
+        if self.stride < 1:
+            raise ValueError(f"stride must be at least 1 on every axis, got {self.stride}")
+        if self.window is not None and self.stride > self.window:
+            raise ValueError(f"stride must not exceed kernel_size, got stride {self.stride} > {self.window}")
+        _require_int("dilation", self.dilation)
+        if self.dilation < 1:
+            raise ValueError(f"dilation must be at least 1 on every axis, got {self.dilation}")
+        if not isinstance(self.causal, bool):
+            raise TypeError(f"is_causal must be a bool on every axis, got {self.causal!r}")
+        if self.boundary not in BOUNDARIES:
+            raise ValueError(f"boundary must be one of {BOUNDARIES}, got {self.boundary!r}")
+
+    def resolve(self, length: int, index: int = 0) -> Axis:
+        """This axis for tokens of `length`: a window of None becomes `length`.
+
+        Raises:
+            ValueError: `window * dilation > length` (a clipped window that is not causal always fits), or
+                `stride > window`.
+        """
+        axis = self if self.window is not None else replace(self, window=length)
+        assert axis.window is not None
+        if length == 0:
+            raise ValueError(f"spatial axis {index} has length 0; every spatial length must be at least 1")
+        if axis.stride > axis.window:
+            raise ValueError(
+                f"stride must not exceed kernel_size, got stride {axis.stride} > {axis.window} on axis {index}"
+            )
+        clipped = axis.boundary == "clip" and not axis.causal
+        if not clipped and axis.window * axis.dilation > length:
+            raise ValueError(
+                f"kernel_size * dilation must not exceed the axis: axis {index} has length {length}, got "
+                f"kernel_size {axis.window} * dilation {axis.dilation} = {axis.window * axis.dilation}"
+            )
+        return axis
+
+
+@dataclass(frozen=True)
+class Neighborhood:
+    """One `Axis` per spatial axis: a key is a neighbor when it is one along every axis."""
+
+    axes: tuple[Axis, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.axes) <= MAX_RANK:
+            raise ValueError(f"a neighborhood has 1 to {MAX_RANK} axes, got {len(self.axes)}")
+
+    @classmethod
+    def of(
+        cls,
+        rank: int,
+        kernel_size: PerAxis[int | None],
+        stride: PerAxis[int] = 1,
+        dilation: PerAxis[int] = 1,
+        is_causal: PerAxis[bool] = False,
+        boundary: PerAxis[str] = "shift",
+    ) -> Neighborhood:
+        """A neighborhood of `rank` axes from values given once for all axes, or one per axis.
+
+        Raises:
+            ValueError: a sequence is not of length `rank`, or a value is out of range.
+            TypeError: a value is of the wrong type.
+        """
+        return _neighborhood(
+            per_axis("kernel_size", kernel_size, rank),
+            per_axis("stride", stride, rank),
+            per_axis("dilation", dilation, rank),
+            per_axis("is_causal", is_causal, rank),
+            per_axis("boundary", boundary, rank),
+        )
+
+    @property
+    def rank(self) -> int:
+        return len(self.axes)
+
+    @property
+    def window(self) -> tuple[int | None, ...]:
+        return tuple(axis.window for axis in self.axes)
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        return tuple(axis.stride for axis in self.axes)
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        return tuple(axis.dilation for axis in self.axes)
+
+    @property
+    def causal(self) -> tuple[bool, ...]:
+        return tuple(axis.causal for axis in self.axes)
+
+    def resolve(self, lengths: Sequence[int]) -> Neighborhood:
+        """This neighborhood for tokens of `lengths`: no window is None, and every window fits (else ValueError)."""
+        if len(lengths) != self.rank:
+            raise ValueError(f"the neighborhood has {self.rank} axes, the tokens have {len(lengths)}")
+        return Neighborhood(tuple(a.resolve(n, i) for i, (a, n) in enumerate(zip(self.axes, lengths))))
+
+    def is_whole(self, lengths: Sequence[int]) -> bool:
+        """Whether every query sees every key: self attention."""
+        return all(
+            a.dilation == 1 and not a.causal and (a.window is None or (a.window == n and a.boundary == "shift"))
+            for a, n in zip(self.axes, lengths)
+        )
+
+    def encode(self) -> list[int]:
+        """Five integers per axis, for operator schemas; 0 stands for a window of None. See `decode`."""
+        return [
+            n
+            for a in self.axes
+            for n in (a.window or 0, a.stride, a.dilation, int(a.causal), BOUNDARIES.index(a.boundary))
+        ]
+
+
+def encode(neighborhoods: Sequence[Neighborhood]) -> list[int]:
+    """The integers of several neighborhoods of one rank (one for all heads, or one per head)."""
+    return [n for neighborhood in neighborhoods for n in neighborhood.encode()]
+
+
+def decode(code: Sequence[int], rank: int) -> tuple[Neighborhood, ...]:
+    """The inverse of `encode`."""
+    return _decode(tuple(code), rank)
+
+
+def per_axis(name: str, value: PerAxis[T], rank: int) -> tuple[T, ...]:
+    """`value` for each of `rank` axes: a sequence must have that length, anything else is repeated."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != rank:
+            raise ValueError(f"{name} must be one value or {rank} (one per axis), got {len(value)}: {value!r}")
+        return tuple(value)
+    return (value,) * rank  # type: ignore[return-value]
+
+
+def _require_int(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer on every axis, got {value!r} of type {type(value).__name__}")
+
+
+def _neighborhood(window, stride, dilation, causal, boundary) -> Neighborhood:  # type: ignore[no-untyped-def]
+    return Neighborhood(tuple(Axis(*values) for values in zip(window, stride, dilation, causal, boundary)))
+
+
+@lru_cache(maxsize=4096)
+def _decode(code: tuple[int, ...], rank: int) -> tuple[Neighborhood, ...]:
+    axes = [
+        Axis(k or None, s, d, bool(c), BOUNDARIES[b])
+        for k, s, d, c, b in zip(code[0::5], code[1::5], code[2::5], code[3::5], code[4::5])
+    ]
+    return tuple(Neighborhood(tuple(axes[i : i + rank])) for i in range(0, len(axes), rank))

@@ -1,0 +1,98 @@
+"""Tiles: which box of keys a tile of queries needs, which box of queries reaches a tile of keys, which are masked.
+
+A tile is an interval `[start, stop)` of positions along one axis, within one dilation group; a box is one interval
+per axis. Since both ends of a window never decrease along an axis, every answer takes constant time, and a box of
+several axes is the product of its intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import product
+
+from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.window import (
+    first_query_starting_at,
+    first_query_stopping_after,
+    group_length,
+    window_start,
+    window_stop,
+)
+
+Interval = tuple[int, int]
+
+
+class Coverage(IntEnum):
+    """How much of a (query tile, key tile) pair is attended."""
+
+    EMPTY = 0
+    PARTIAL = 1
+    FULL = 2
+
+
+@dataclass(frozen=True)
+class Group:
+    """One dilation group of an axis: the tokens at `offset`, `offset + dilation`, ...; `length` of them."""
+
+    offset: int
+    length: int
+
+
+def groups(axis: Axis, length: int) -> list[Group]:
+    """The dilation groups of an axis: independent, undilated problems on strided slices."""
+    return [Group(g, group_length(length, axis.dilation, g)) for g in range(min(axis.dilation, length))]
+
+
+def key_interval(axis: Axis, length: int, queries: Interval) -> Interval:
+    """The smallest interval that holds the windows of all `queries` (not empty)."""
+    start, stop = queries
+    return window_start(axis, length, start), window_stop(axis, length, stop - 1)
+
+
+def common_interval(axis: Axis, length: int, queries: Interval) -> Interval:
+    """The keys that every one of `queries` attends to; empty (start >= stop) where there is none."""
+    start, stop = queries
+    return window_start(axis, length, stop - 1), window_stop(axis, length, start)
+
+
+def query_interval(axis: Axis, length: int, keys: Interval) -> Interval:
+    """The smallest interval that holds every query attending to one of `keys` (not empty); start == stop if none."""
+    start, stop = keys
+    first = first_query_stopping_after(axis, length, start)
+    return first, max(first, first_query_starting_at(axis, length, stop))
+
+
+def coverage(axis: Axis, length: int, queries: Interval, keys: Interval) -> Coverage:
+    """Whether along `axis` none, some or all of `queries` x `keys` are attended."""
+    low, high = key_interval(axis, length, queries)
+    if keys[1] <= low or keys[0] >= high or not _any_window_meets(axis, length, queries, keys):
+        return Coverage.EMPTY
+    low, high = common_interval(axis, length, queries)
+    return Coverage.FULL if low <= keys[0] and keys[1] <= high else Coverage.PARTIAL
+
+
+def box_coverage(
+    neighborhood: Neighborhood,
+    lengths: tuple[int, ...],
+    queries: tuple[Interval, ...],
+    keys: tuple[Interval, ...],
+) -> Coverage:
+    """The coverage of a pair of boxes: the least of its axes'."""
+    return min(coverage(*a) for a in zip(neighborhood.axes, lengths, queries, keys))
+
+
+def tiles(length: int, size: int) -> list[Interval]:
+    """Consecutive tiles of `size` positions; the last may be shorter."""
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def boxes(lengths: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[tuple[Interval, ...]]:
+    """Consecutive boxes of `sizes`, in row-major order."""
+    return product(*(tiles(length, size) for length, size in zip(lengths, sizes)))
+
+
+def _any_window_meets(axis: Axis, length: int, queries: Interval, keys: Interval) -> bool:
+    first, last = query_interval(axis, length, keys)
+    return max(first, queries[0]) < min(last, queries[1])

@@ -1,0 +1,83 @@
+"""The definition: which keys a query attends to along one axis, and which queries attend to a key.
+
+All functions speak of one dilation group: positions `0 <= i < length` in units of the dilation (`groups` splits an
+axis). Every window is an interval `[start, stop)` and both ends never decrease with the query's position; the whole
+of `vicinal.geometry.tiles` rests on that.
+
+Source: generalized neighborhood attention (arXiv 2504.16922) for the stride's leader; neighborhood attention
+(arXiv 2204.07143, section 3) for the shifted window, its dilation (arXiv 2209.15001); `../DESIGN` of this project
+for causal and clipped windows.
+"""
+
+from __future__ import annotations
+
+from vicinal.geometry.neighborhood import Axis
+
+
+def group_length(length: int, dilation: int, group: int) -> int:
+    """How many tokens of an axis are in dilation group `group`: those at `group`, `group + dilation`, ..."""
+    return (length - group + dilation - 1) // dilation
+
+
+def left_reach(axis: Axis) -> int:
+    """How far a window reaches before its leader, away from borders."""
+    return _window(axis) - 1 if axis.causal else _window(axis) // 2
+
+
+def leader_offset(axis: Axis) -> int:
+    """Where the leader sits within its block of `stride` queries."""
+    return axis.stride - 1 if axis.causal else axis.stride // 2
+
+
+def leader(axis: Axis, length: int, query: int) -> int:
+    """The position on which the window of `query` is centred: shared by blocks of `stride` queries."""
+    return min(query // axis.stride * axis.stride + leader_offset(axis), length - 1)
+
+
+def window_start(axis: Axis, length: int, query: int) -> int:
+    """The first key of `query`."""
+    start = max(leader(axis, length, query) - left_reach(axis), 0)
+    shifts = axis.boundary == "shift" and not axis.causal
+    return min(start, length - _window(axis)) if shifts else start
+
+
+def window_stop(axis: Axis, length: int, query: int) -> int:
+    """One past the last key of `query`."""
+    if axis.causal:
+        return query + 1
+    if axis.boundary == "clip":
+        return min(leader(axis, length, query) - left_reach(axis) + _window(axis), length)
+    return window_start(axis, length, query) + _window(axis)
+
+
+def first_query_starting_at(axis: Axis, length: int, key: int) -> int:
+    """The first query whose window starts at `key` or later; `length` if none does."""
+    if key <= 0:
+        return 0
+    if axis.boundary == "shift" and not axis.causal and key > length - _window(axis):
+        return length
+    return _first_query_led_from(axis, length, key + left_reach(axis))
+
+
+def first_query_stopping_after(axis: Axis, length: int, key: int) -> int:
+    """The first query whose window includes `key` or goes beyond it; `length` if none does."""
+    if axis.causal:
+        return min(max(key, 0), length)
+    if axis.boundary == "shift":
+        return first_query_starting_at(axis, length, key - _window(axis) + 1)
+    if key >= length:
+        return length
+    return _first_query_led_from(axis, length, key + 1 - _window(axis) + left_reach(axis))
+
+
+def _first_query_led_from(axis: Axis, length: int, position: int) -> int:
+    """The first query whose leader is at `position` or later; `length` if none is."""
+    if position > length - 1:
+        return length
+    blocks = -(-(position - leader_offset(axis)) // axis.stride)
+    return min(max(blocks, 0) * axis.stride, length)
+
+
+def _window(axis: Axis) -> int:
+    assert axis.window is not None, "resolve the axis first"
+    return axis.window

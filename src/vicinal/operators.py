@@ -1,0 +1,205 @@
+"""The torch operators `vicinal::attend` and `vicinal::attend_backward`: once, for every backend.
+
+Registered through `torch.library`, so that compile, export, FLOP counting, checkpointing and vmap see two opaque
+operators with known shapes. First derivatives run a backend's kernels; second derivatives go through the
+differentiable formulas of `vicinal.differentiable`.
+
+Neighborhoods travel as integers (`geometry.neighborhood.encode`): operators take no Python objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from vicinal import differentiable
+from vicinal.dispatch import plan
+from vicinal.geometry.neighborhood import decode
+from vicinal.geometry.work import backward_flops, forward_flops, useful_scores
+from vicinal.problem import Inputs, Problem, lse_dtype
+
+_INPUTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? additional_keys, Tensor? additional_values, Tensor? rpb, "
+    "int[] neighborhoods, float scale, str? backend"
+)
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
+
+torch.library.define("vicinal::attend", f"({_INPUTS}) -> (Tensor, Tensor)", tags=_TAGS)
+torch.library.define(
+    "vicinal::attend_backward",
+    f"(Tensor grad_output, Tensor? grad_lse, Tensor output, Tensor lse, {_INPUTS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+attend = torch.ops.vicinal.attend.default
+attend_backward = torch.ops.vicinal.attend_backward.default
+
+
+# The kernels ----------------------------------------------------------------------------------------------------
+
+
+@torch.library.impl("vicinal::attend", "default")
+def _attend(*args: Any) -> tuple[Tensor, Tensor]:
+    inputs = Inputs(*args[:6])
+    code, scale, backend = args[6:]
+    problem = Problem.of(inputs, decode(code, inputs.query.ndim - 3), scale)
+    if problem.batch == 0:
+        return _attend_fake(*args)
+    chosen = plan(problem, backend)
+    return chosen.backend.forward(problem, chosen.forward, inputs)
+
+
+@torch.library.impl("vicinal::attend_backward", "default")
+def _attend_backward(
+    grad_output: Tensor, grad_lse: Tensor | None, output: Tensor, lse: Tensor, *args: Any
+) -> tuple[Tensor, ...]:
+    inputs = Inputs(*args[:6])
+    code, scale, backend = args[6:]
+    problem = Problem.of(inputs, decode(code, inputs.query.ndim - 3), scale)
+    if problem.batch == 0:
+        return tuple(t.zero_() for t in _attend_backward_fake(grad_output, grad_lse, output, lse, *args))
+    chosen = plan(problem, backend)
+    grads = chosen.backend.backward(problem, chosen.backward, inputs, output, lse, grad_output, grad_lse)
+    return tuple(inputs.query.new_empty(0) if grad is None else grad for grad in grads)
+
+
+@torch.library.register_fake("vicinal::attend")
+def _attend_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    query, value = args[0], args[2]
+    output = query.new_empty((*query.shape[:-1], value.shape[-1]))
+    return output, query.new_empty(query.shape[:-1], dtype=lse_dtype(query.dtype))
+
+
+@torch.library.register_fake("vicinal::attend_backward")
+def _attend_backward_fake(
+    grad_output: Tensor, grad_lse: Tensor | None, output: Tensor, lse: Tensor, *args: Any
+) -> tuple[Tensor, ...]:
+    return tuple(grad_output.new_empty(0) if t is None else t.new_empty(t.shape) for t in args[:6])
+
+
+# Derivatives ----------------------------------------------------------------------------------------------------
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:6], *output)
+    ctx.settings = inputs[6:]
+
+
+def _first(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    *inputs, output, lse = ctx.saved_tensors
+    if grad_output is None:
+        grad_output = torch.zeros_like(output)
+    grads = attend_backward(grad_output, grad_lse, output, lse, *inputs, *ctx.settings)
+    return (*(None if t is None else grad for t, grad in zip(inputs, grads)), None, None, None)
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:2], *inputs[4:10])
+    ctx.settings = inputs[10:]
+
+
+def _second(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradient of the gradient, by differentiating `differentiable.attend` twice.
+
+    `output` and `lse` get none: they are functions of the inputs, whose whole influence is accounted for.
+    """
+    grad_output, grad_lse, *inputs = ctx.saved_tensors
+    code, scale, _backend = ctx.settings
+    neighborhoods = decode(code, inputs[0].ndim - 3)
+    given = [i for i, t in enumerate(inputs) if t is not None]
+
+    def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
+        full: list[Tensor | None] = [None] * len(inputs)
+        for i, t in zip(given, tensors):
+            full[i] = t
+        result = differentiable.attend(Inputs(*full), neighborhoods, scale)  # type: ignore[arg-type]
+        return result if grad_lse is not None else result[:1]
+
+    def first(*tensors: Tensor) -> tuple[Tensor, ...]:
+        upstream, primals = tensors[: len(upstreams)], tensors[len(upstreams) :]
+        _, pull = torch.func.vjp(forward, *primals)  # type: ignore[misc]
+        return pull(tuple(upstream))
+
+    upstreams = [grad_output] if grad_lse is None else [grad_output, grad_lse]
+    grads, pull = torch.func.vjp(first, *upstreams, *(inputs[i] for i in given))  # type: ignore[misc]
+    seeds = tuple(torch.zeros_like(grad) if grad_grads[i] is None else grad_grads[i] for i, grad in zip(given, grads))
+    seconds = list(pull(seeds))
+    d_output = seconds.pop(0)
+    d_lse = None if grad_lse is None else seconds.pop(0)
+    d_inputs: list[Tensor | None] = [None] * len(inputs)
+    for i, grad in zip(given, seconds):
+        d_inputs[i] = grad
+    return (d_output, d_lse, None, None, *d_inputs, None, None, None)
+
+
+torch.library.register_autograd("vicinal::attend", _first, setup_context=_save)
+torch.library.register_autograd("vicinal::attend_backward", _second, setup_context=_save_backward)
+
+
+# vmap -----------------------------------------------------------------------------------------------------------
+
+
+def _vmap(operator: Callable[..., tuple[Tensor, ...]], rpb_index: int) -> Callable[..., Any]:
+    """The batching rule: the new dimension joins the batch; with a bias table (which has no batch), a loop."""
+
+    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        size = info.batch_size
+
+        def to_front(x: Any, dim: int | None) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+        args = tuple(to_front(x, dim) for x, dim in zip(args, in_dims))
+        if args[rpb_index] is not None:
+            rows = [operator(*(x[i] if isinstance(x, Tensor) else x for x in args)) for i in range(size)]
+            results = tuple(torch.stack(parts) for parts in zip(*rows))
+        else:
+            folded = operator(*(x.flatten(0, 1) if isinstance(x, Tensor) else x for x in args))
+            results = tuple(t.unflatten(0, (size, -1)) if t.ndim > 1 else t.expand(size, *t.shape) for t in folded)
+        return results, (0,) * len(results)
+
+    return rule
+
+
+torch.library.register_vmap("vicinal::attend", _vmap(attend, rpb_index=5))
+torch.library.register_vmap("vicinal::attend_backward", _vmap(attend_backward, rpb_index=9))
+
+
+# FLOPs ----------------------------------------------------------------------------------------------------------
+
+
+@register_flop_formula(torch.ops.vicinal.attend)
+def _attend_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return forward_flops(_scores(query, *args), query[-1], value[-1])
+
+
+@register_flop_formula(torch.ops.vicinal.attend_backward)
+def _attend_backward_flops(
+    grad_output: Any,
+    grad_lse: Any,
+    output: Any,
+    lse: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    return backward_flops(_scores(query, *args), query[-1], value[-1])
+
+
+def _scores(query: Any, extra_keys: Any, extra_values: Any, rpb: Any, code: list[int], *_: Any) -> int:
+    """Useful scores from shapes (the flop counter passes shapes for tensors)."""
+    batch, *lengths, heads, _head_dim = query
+    neighborhoods = [n.resolve(lengths) for n in decode(code, len(lengths))]
+    window = sum(useful_scores(n, tuple(lengths)) for n in neighborhoods) * (heads // len(neighborhoods))
+    extra = 0 if extra_keys is None else extra_keys[1] * prod(lengths) * heads
+    return batch * (window + extra)

@@ -1,0 +1,127 @@
+"""`Inputs`: the tensors of one call. `Problem`: everything else about it, frozen and hashable, so that plans cache.
+
+Shapes, everywhere: query `[B, *X, H, D]`, key `[B, *X, Hkv, D]`, value `[B, *X, Hkv, Dv]`, additional keys and
+values `[B, M, Hkv, D]` and `[B, M, Hkv, Dv]`, relative positional bias `[H, 2*K0-1, ...]`; output `[B, *X, H, Dv]`,
+log-sum-exp `[B, *X, H]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.work import backward_flops, forward_flops, useful_scores
+
+
+class Inputs(NamedTuple):
+    """The tensors of one call; also the shape of their gradients, with None where there is none."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    additional_keys: Tensor | None = None
+    additional_values: Tensor | None = None
+    rpb: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is computed, without the data.
+
+    Attributes:
+        batch, lengths, heads, kv_heads, head_dim, value_dim: sizes of the tensors (see the module's docstring).
+        neighborhoods: resolved (no window is None); one for all heads, or one per query head.
+        additional: number of additional keys, 0 for none.
+        has_rpb: whether there is a relative positional bias.
+        scale: factor of the scores.
+        deterministic: whether torch asks for deterministic algorithms.
+    """
+
+    batch: int
+    lengths: tuple[int, ...]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    device: torch.device
+    neighborhoods: tuple[Neighborhood, ...]
+    scale: float
+    additional: int = 0
+    has_rpb: bool = False
+    deterministic: bool = False
+
+    @classmethod
+    def of(cls, inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: float) -> Problem:
+        """The problem of a call whose tensors have been checked."""
+        query, key, value = inputs.query, inputs.key, inputs.value
+        lengths = tuple(query.shape[1:-2])
+        return cls(
+            batch=query.shape[0],
+            lengths=lengths,
+            heads=query.shape[-2],
+            kv_heads=key.shape[-2],
+            head_dim=query.shape[-1],
+            value_dim=value.shape[-1],
+            dtype=query.dtype,
+            device=query.device,
+            neighborhoods=tuple(n.resolve(lengths) for n in neighborhoods),
+            scale=scale,
+            additional=0 if inputs.additional_keys is None else inputs.additional_keys.shape[1],
+            has_rpb=inputs.rpb is not None,
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+        )
+
+    def __hash__(self) -> int:  # plans are looked up on every call: hash the fields once
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
+    @property
+    def rank(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def per_head(self) -> bool:
+        """Whether heads have neighborhoods of their own."""
+        return len(self.neighborhoods) > 1
+
+    @property
+    def neighborhood(self) -> Neighborhood:
+        """The one neighborhood of all heads (ask `per_head` first)."""
+        (neighborhood,) = self.neighborhoods
+        return neighborhood
+
+    @property
+    def group_size(self) -> int:
+        """Query heads per key head."""
+        return self.heads // self.kv_heads
+
+    @cached_property
+    def useful_scores(self) -> int:
+        """Query-key pairs over all heads and the batch, additional keys included."""
+        each = self.heads // len(self.neighborhoods)
+        window = sum(useful_scores(n, self.lengths) for n in self.neighborhoods) * each
+        return self.batch * (window + self.heads * self.additional * prod(self.lengths))
+
+    @property
+    def forward_flops(self) -> int:
+        return forward_flops(self.useful_scores, self.head_dim, self.value_dim)
+
+    @property
+    def backward_flops(self) -> int:
+        return backward_flops(self.useful_scores, self.head_dim, self.value_dim)
+
+
+def lse_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the log-sum-exp: float32, or float64 where the inputs are float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,104 @@
+"""The oracle: dense attention under an explicit mask, in float64, straight from the definition. Slow, obviously right.
+
+It deliberately does not use `vicinal.geometry.window`: the mask is built query by query from the sentences of the
+design, so that a mistake in the geometry cannot hide here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.problem import Inputs
+
+
+def neighbors(axis: Axis, length: int, query: int) -> list[int]:
+    """The keys that a query attends to along one axis, in token positions."""
+    window, stride, dilation = axis.window, axis.stride, axis.dilation
+    assert window is not None
+    group = list(range(query % dilation, length, dilation))
+    i, last = group.index(query), len(group) - 1
+    block = (i // stride) * stride
+    if axis.causal:
+        leader = min(block + stride - 1, last)
+        return [group[j] for j in range(len(group)) if leader - window < j <= i]
+    leader = min(block + stride // 2, last)
+    start = leader - window // 2
+    if axis.boundary == "shift":
+        start = min(max(start, 0), len(group) - window)
+    return [group[j] for j in range(start, start + window) if 0 <= j <= last]
+
+
+def axis_mask(axis: Axis, length: int) -> Tensor:
+    """`[length, length]`, True where a query (row) attends to a key (column)."""
+    mask = torch.zeros(length, length, dtype=torch.bool)
+    for query in range(length):
+        mask[query, neighbors(axis, length, query)] = True
+    return mask
+
+
+def neighborhood_mask(neighborhood: Neighborhood, lengths: Sequence[int]) -> Tensor:
+    """`[N, N]` over flattened tokens, True where a query (row) attends to a key (column)."""
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    for axis, length in zip(neighborhood.axes, lengths):
+        own = axis_mask(axis, length)
+        size = mask.shape[0] * length
+        mask = (mask[:, None, :, None] & own[None, :, None, :]).reshape(size, size)
+    return mask
+
+
+def bias_of(rpb: Tensor, neighborhood: Neighborhood, lengths: Sequence[int]) -> Tensor:
+    """`[H, N, N]`: the bias of every pair that the window allows (elsewhere its value has no meaning)."""
+    size = prod(lengths)
+    index: list[Any] = [slice(None)]  # then one [N, N] index per axis
+    positions = torch.cartesian_prod(*(torch.arange(n) for n in lengths)).reshape(size, len(lengths))
+    for a, axis in enumerate(neighborhood.axes):
+        assert axis.window is not None
+        x = positions[:, a] // axis.dilation
+        offset = x[None, :] - x[:, None] + axis.window - 1
+        index.append(offset.clamp(0, 2 * axis.window - 2).to(rpb.device))
+    return rpb[tuple(index)]
+
+
+def reference(inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: float) -> tuple[Tensor, Tensor]:
+    """Neighborhood attention by its definition. Differentiable.
+
+    Args:
+        inputs: tensors of any float dtype, shaped as in `vicinal.problem`; computed in float64.
+        neighborhoods: resolved; one for all heads or one per head.
+        scale: factor of the scores.
+
+    Returns:
+        output `[B, *X, H, Dv]` and log-sum-exp `[B, *X, H]`, both float64.
+    """
+    query, key, value, extra_keys, extra_values, rpb = (None if t is None else t.to(torch.float64) for t in inputs)
+    assert query is not None
+    assert key is not None
+    assert value is not None
+    batch, *lengths, heads, _ = query.shape
+    repeat = heads // key.shape[-2]
+    q = query.flatten(1, -3).transpose(1, 2)
+    k = key.flatten(1, -3).transpose(1, 2).repeat_interleave(repeat, 1)
+    v = value.flatten(1, -3).transpose(1, 2).repeat_interleave(repeat, 1)
+    per_head = [n.resolve(lengths) for n in neighborhoods] * (heads // len(neighborhoods))
+
+    scores = scale * (q @ k.transpose(-1, -2))
+    if rpb is not None:
+        scores = scores + torch.stack([bias_of(rpb[h : h + 1], n, lengths)[0] for h, n in enumerate(per_head)])
+    masks = {n: neighborhood_mask(n, lengths) for n in set(per_head)}
+    mask = torch.stack([masks[n] for n in per_head]).to(query.device)
+    scores = scores.masked_fill(~mask, float("-inf"))
+    if extra_keys is not None and extra_values is not None:
+        ek = extra_keys.transpose(1, 2).repeat_interleave(repeat, 1)
+        ev = extra_values.transpose(1, 2).repeat_interleave(repeat, 1)
+        scores = torch.cat([scores, scale * (q @ ek.transpose(-1, -2))], -1)
+        v = torch.cat([v, ev], 2)
+    lse = scores.logsumexp(-1)
+    out = scores.softmax(-1) @ v
+    shape = (batch, *lengths, heads)
+    return out.transpose(1, 2).reshape(*shape, value.shape[-1]), lse.transpose(1, 2).reshape(shape)

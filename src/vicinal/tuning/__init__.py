@@ -1,0 +1,1 @@
+"""Tuning: how a launch is tiled, and what that should cost."""

@@ -1,0 +1,24 @@
+"""`TileConfig`: how one kernel launch is tiled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """A tiling; what a backend's `configs` lists and its kernels take.
+
+    Attributes:
+        query_tile: queries per tile along each spatial axis.
+        key_tile: keys per tile along each spatial axis.
+        warps: warps per program (GPU).
+        stages: depth of the key/value pipeline (GPU).
+        variant: which of a backend's kernels, where it has several.
+    """
+
+    query_tile: tuple[int, ...]
+    key_tile: tuple[int, ...]
+    warps: int = 4
+    stages: int = 2
+    variant: str = ""

@@ -1,0 +1,81 @@
+"""Validation and encoding of neighborhoods."""
+
+import pytest
+from hypothesis import given
+
+from strategies import neighborhoods
+from vicinal.geometry.neighborhood import Axis, Neighborhood, decode, encode
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"window": 0}, ValueError, "kernel_size must be at least 1 .* got 0"),
+        ({"window": 2.5}, TypeError, "kernel_size must be an integer .* got 2.5"),
+        ({"window": True}, TypeError, "kernel_size must be an integer"),
+        ({"window": 3, "stride": 4}, ValueError, "stride must not exceed kernel_size, got stride 4 > 3"),
+        ({"window": 3, "stride": 0}, ValueError, "stride must be at least 1"),
+        ({"window": 3, "stride": "1"}, TypeError, "stride must be an integer"),
+        ({"window": 3, "dilation": 0}, ValueError, "dilation must be at least 1"),
+        ({"window": 3, "causal": 1}, TypeError, "is_causal must be a bool"),
+        ({"window": 3, "boundary": "wrap"}, ValueError, "boundary must be one of"),
+    ],
+)
+def test_bad_axis(values, error, message):
+    with pytest.raises(error, match=message):
+        Axis(**values)
+
+
+@pytest.mark.parametrize(
+    ("axis", "length", "message"),
+    [
+        (Axis(5), 4, "axis 1 has length 4, got kernel_size 5 . dilation 1 = 5"),
+        (Axis(2, dilation=3), 5, "kernel_size 2 . dilation 3 = 6"),
+        (Axis(5, causal=True, boundary="clip"), 4, "kernel_size 5"),
+        (Axis(None, stride=4), 3, "stride 4 > 3"),
+        (Axis(1), 0, "length 0"),
+    ],
+)
+def test_window_that_does_not_fit(axis, length, message):
+    with pytest.raises(ValueError, match=message):
+        axis.resolve(length, 1)
+
+
+def test_clipped_window_may_exceed_the_axis():
+    assert Axis(9, dilation=2, boundary="clip").resolve(4).window == 9
+
+
+def test_none_means_the_whole_axis():
+    assert Neighborhood.of(2, (None, 3)).resolve((7, 5)).window == (7, 3)
+
+
+def test_wrong_number_of_values():
+    with pytest.raises(ValueError, match=r"stride must be one value or 2 .* got 3"):
+        Neighborhood.of(2, 3, stride=(1, 1, 1))
+
+
+def test_wrong_number_of_axes():
+    with pytest.raises(ValueError, match="1 to 3 axes, got 4"):
+        Neighborhood.of(4, 3)
+    with pytest.raises(ValueError, match="has 2 axes, the tokens have 1"):
+        Neighborhood.of(2, 3).resolve((5,))
+
+
+@pytest.mark.parametrize(
+    ("neighborhood", "whole"),
+    [
+        (Neighborhood.of(2, (4, 5)), True),
+        (Neighborhood.of(2, None), True),
+        (Neighborhood.of(2, (4, 4)), False),
+        (Neighborhood.of(2, None, is_causal=(True, False)), False),
+        (Neighborhood.of(2, (4, 5), boundary="clip"), False),
+    ],
+)
+def test_is_whole(neighborhood, whole):
+    assert neighborhood.is_whole((4, 5)) is whole
+
+
+@given(neighborhoods(2, 20), neighborhoods(2, 20))
+def test_encoding_round_trips(one, two):
+    pair = (one[0], two[0])
+    assert decode(encode(pair), 2) == pair

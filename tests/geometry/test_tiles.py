@@ -1,0 +1,76 @@
+"""Boxes and coverage against the oracle's mask, by brute force."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from strategies import axes, neighborhoods
+from vicinal.geometry.tiles import (
+    Coverage,
+    box_coverage,
+    boxes,
+    common_interval,
+    coverage,
+    groups,
+    key_interval,
+    query_interval,
+    tiles,
+)
+from vicinal.reference import axis_mask, neighborhood_mask
+
+
+@st.composite
+def masks_and_tiles(draw):
+    """One dilation group of an axis: the axis, its length, its mask, a query tile and a key tile."""
+    axis, total = draw(axes(40))
+    group = draw(st.sampled_from(groups(axis, total)))
+    mask = axis_mask(axis, total)[group.offset :: axis.dilation, group.offset :: axis.dilation]
+
+    def tile():
+        start = draw(st.integers(0, group.length - 1))
+        return start, draw(st.integers(start + 1, group.length))
+
+    return axis, group.length, mask, tile(), tile()
+
+
+@settings(max_examples=2000)
+@given(masks_and_tiles())
+def test_intervals_and_coverage(case):
+    axis, length, mask, queries, keys = case
+    attended = mask[slice(*queries)]
+    columns = attended.any(0).nonzero().flatten().tolist()
+    assert key_interval(axis, length, queries) == (columns[0], columns[-1] + 1)
+
+    common = attended.all(0).nonzero().flatten().tolist()
+    low, high = common_interval(axis, length, queries)
+    assert list(range(low, high)) == common
+
+    rows = mask[:, slice(*keys)].any(1).nonzero().flatten().tolist()
+    first, last = query_interval(axis, length, keys)
+    assert list(range(first, last)) == (list(range(rows[0], rows[-1] + 1)) if rows else [])
+
+    part = attended[:, slice(*keys)]
+    expected = Coverage.FULL if part.all() else Coverage.PARTIAL if part.any() else Coverage.EMPTY
+    assert coverage(axis, length, queries, keys) == expected
+
+
+@settings(max_examples=200)
+@given(neighborhoods(2, 9), st.data())
+def test_box_coverage(case, data):
+    neighborhood, lengths = case
+    if any(d > 1 for d in neighborhood.dilation):
+        return  # boxes are within dilation groups; the one-axis test covers them
+    mask = neighborhood_mask(neighborhood, lengths).view(*lengths, *lengths)
+    sizes = tuple(data.draw(st.integers(1, n)) for n in lengths)
+    every = list(boxes(lengths, sizes))
+    queries, keys = data.draw(st.sampled_from(every)), data.draw(st.sampled_from(every))
+    part = mask[tuple(slice(*i) for i in queries + keys)]
+    expected = Coverage.FULL if part.all() else Coverage.PARTIAL if part.any() else Coverage.EMPTY
+    assert box_coverage(neighborhood, lengths, queries, keys) == expected
+
+
+@pytest.mark.parametrize(("length", "size"), [(1, 4), (8, 4), (9, 4)])
+def test_tiles_partition(length, size):
+    parts = tiles(length, size)
+    assert [i for start, stop in parts for i in range(start, stop)] == list(range(length))
+    assert all(stop - start <= size for start, stop in parts)
