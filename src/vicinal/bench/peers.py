@@ -1,0 +1,147 @@
+"""What is timed: vicinal's backends, and what people use today (SDPA, FlexAttention), behind one small interface.
+
+Every system gets its tensors in the layout it likes best, and whatever can be made once per problem (masks, block
+masks, compilation) is made outside the timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from vicinal import dispatch
+from vicinal.bench.masks import dense_mask, flex_block_mask
+from vicinal.functional import neighborhood_attention
+from vicinal.problem import Problem
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+MASK_BYTES_LIMIT = 4 << 30
+
+
+@dataclass(frozen=True)
+class System:
+    """Something that attends.
+
+    Attributes:
+        name: what reports call it.
+        computes: "neighborhood", the case's own problem, or "self attention", the same tensors with no mask.
+        layout: of query, key, value and output: heads-last `[B, *X, H, D]` or heads-first `[B, H, N, D]`.
+        unsupported: why it cannot run a problem, in words; None when it can.
+        prepare: makes the callable to time; may take long (compile, make masks).
+        no_backward: why it has no backward on a problem; None when it has.
+    """
+
+    name: str
+    computes: Literal["neighborhood", "self attention"]
+    layout: Literal["heads-last", "heads-first"]
+    unsupported: Callable[[Problem], str | None]
+    prepare: Callable[[Problem], Attend]
+    no_backward: Callable[[Problem], str | None] = lambda problem: None
+
+    @property
+    def ours(self) -> bool:
+        return self.name.startswith("vicinal")
+
+
+def vicinal_system(backend: str) -> System:
+    """One backend of this library, through its public function."""
+    return System(
+        f"vicinal {backend}",
+        "neighborhood",
+        "heads-last",
+        partial(dispatch.unsupported, backend),
+        partial(_vicinal, backend),
+    )
+
+
+def vicinal_systems(problem: Problem) -> list[System]:
+    """The automatic backends that can run `problem`, best first."""
+    return [vicinal_system(name) for name in dispatch.AUTOMATIC if dispatch.unsupported(name, problem) is None]
+
+
+def peers(device: torch.device | str) -> list[System]:
+    """Every peer of a device type."""
+    if torch.device(device).type != "cuda":
+        return [_masked_sdpa(), _self_sdpa("SDPA", None), _flex()]
+    return [
+        _self_sdpa("SDPA flash", SDPBackend.FLASH_ATTENTION),
+        _self_sdpa("SDPA efficient", SDPBackend.EFFICIENT_ATTENTION),
+        _self_sdpa("SDPA cuDNN", SDPBackend.CUDNN_ATTENTION),
+        _masked_sdpa(),
+        _flex(),
+    ]
+
+
+def _vicinal(backend: str, problem: Problem) -> Attend:
+    return partial(
+        neighborhood_attention, neighborhood=problem.neighborhood, scale=problem.scale, backend=backend
+    )
+
+
+def _self_sdpa(name: str, backend: SDPBackend | None) -> System:
+    def prepare(problem: Problem) -> Attend:
+        return partial(_sdpa, [] if backend is None else [backend], None, problem)
+
+    return System(f"{name} (self attention)", "self attention", "heads-first", _any, prepare)
+
+
+def _masked_sdpa() -> System:
+    def unsupported(problem: Problem) -> str | None:
+        size = _tokens(problem) ** 2 * (1 + problem.dtype.itemsize)  # torch adds a float copy of a boolean mask
+        if size > MASK_BYTES_LIMIT:
+            return f"its dense masks would take {size / 2**30:.0f} GiB (limit {MASK_BYTES_LIMIT >> 30})"
+        return None
+
+    def prepare(problem: Problem) -> Attend:
+        fused = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION] if problem.device.type == "cuda" else []
+        return partial(_sdpa, fused, dense_mask(problem), problem)
+
+    return System("SDPA with a mask", "neighborhood", "heads-first", unsupported, prepare)
+
+
+def _sdpa(
+    allowed: Sequence[SDPBackend], mask: Tensor | None, problem: Problem, query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    with sdpa_kernel(list(allowed)) if allowed else nullcontext():
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=problem.scale, enable_gqa=problem.group_size > 1
+        )
+
+
+def _flex() -> System:
+    def prepare(problem: Problem) -> Attend:
+        import torch._functorch.config  # slow to import, like flex_attention: only when asked for
+        from torch.nn.attention.flex_attention import flex_attention
+
+        torch._functorch.config.donated_buffer = False  # one graph serves many backward passes
+        torch._dynamo.reset()
+        return partial(
+            torch.compile(flex_attention, dynamic=False),
+            block_mask=flex_block_mask(problem),
+            scale=problem.scale,
+            enable_gqa=problem.group_size > 1,
+        )
+
+    def no_backward(problem: Problem) -> str | None:
+        return None if problem.device.type == "cuda" else "FlexAttention has no backward on CPU"
+
+    return System("FlexAttention", "neighborhood", "heads-first", _any, prepare, no_backward)
+
+
+def _any(problem: Problem) -> str | None:
+    return None
+
+
+def _tokens(problem: Problem) -> int:
+    tokens = 1
+    for length in problem.lengths:
+        tokens *= length
+    return tokens
