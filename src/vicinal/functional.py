@@ -77,7 +77,7 @@ def neighborhood_attention(
     if len(set(neighborhoods)) == 1:
         neighborhoods = neighborhoods[:1]
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    if not torch.compiler.is_compiling() and _forward_mode():
+    if not torch.compiler.is_compiling() and _transformed(inputs):
         output, lse = differentiable.attend(inputs, [n.resolve(query.shape[1:-2]) for n in neighborhoods], scale)
     else:
         output, lse = attend(*inputs, encode(neighborhoods), scale, backend)
@@ -313,9 +313,23 @@ def _autocast(inputs: Inputs) -> Inputs:
     return Inputs(*cast)  # type: ignore[arg-type]
 
 
-def _forward_mode() -> bool:
-    """Whether a forward-mode derivative is being taken: the kernels know none, the formulas do."""
-    return forward_ad._current_level >= 0
+def _transformed(inputs: Inputs) -> bool:
+    """Whether derivatives are taken that the operators cannot give: forward mode, or `torch.func.grad` around us.
+
+    Torch's library operators know no forward mode, and cannot be differentiated below another `torch.func` transform;
+    the formulas can. Plain autograd and plain vmap use the operators.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    functorch = torch._C._functorch
+    if functorch.peek_interpreter_stack() is None:
+        return False
+    for t in inputs:
+        while t is not None and functorch.is_functorch_wrapped_tensor(t):
+            if functorch.is_gradtrackingtensor(t):
+                return True
+            t = functorch.get_unwrapped(t)
+    return False
 
 
 _AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)

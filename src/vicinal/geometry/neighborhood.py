@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 Boundary = Literal["shift", "clip"]
 BOUNDARIES: tuple[Boundary, ...] = ("shift", "clip")
 MAX_RANK = 3
 
 T = TypeVar("T")
-PerAxis = T | Sequence[T]
+PerAxis: TypeAlias = T | Sequence[T]
 
 
 @dataclass(frozen=True)
