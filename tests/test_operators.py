@@ -1,0 +1,193 @@
+"""The torch operators: opcheck, compile, export, autocast, checkpointing, FLOPs, vmap, second order."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import vicinal
+from vicinal.geometry.neighborhood import Neighborhood, encode
+from vicinal.operators import attend, attend_backward
+
+PLAIN = Neighborhood.of(1, 3)
+CAUSAL = Neighborhood.of(1, 4, stride=2, is_causal=True)
+
+
+def tensors(*shapes, dtype=torch.float32, requires_grad=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(s, generator=generator, dtype=dtype).requires_grad_(requires_grad) for s in shapes]
+
+
+def operator_arguments(neighborhoods, extras):
+    q, k, v, ek, ev, rpb = tensors((2, 6, 2, 4), (2, 6, 1, 4), (2, 6, 1, 3), (2, 5, 1, 4), (2, 5, 1, 3), (2, 5))
+    return (q, k, v, *((ek, ev, rpb) if extras else (None,) * 3), encode(neighborhoods), 0.5, None)
+
+
+@pytest.mark.parametrize(
+    ("neighborhoods", "extras"), [([PLAIN], False), ([PLAIN], True), ([PLAIN, CAUSAL], False)], ids=str
+)
+def test_opcheck(neighborhoods, extras):
+    torch.library.opcheck(attend, operator_arguments(neighborhoods, extras))
+
+
+@pytest.mark.parametrize("has_grad_lse", [False, True])
+def test_opcheck_backward(has_grad_lse):
+    arguments = operator_arguments([PLAIN], extras=True)
+    output, lse = (t.detach() for t in attend(*arguments))
+    upstream, grad_lse = tensors(output.shape, lse.shape, seed=1)
+    torch.library.opcheck(attend_backward, (upstream, grad_lse if has_grad_lse else None, output, lse, *arguments))
+
+
+def test_compiles_whole_and_once_for_every_batch_size():
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def loss(q, k, v):
+        output, lse = vicinal.na2d(q, k, v, 5, dilation=(1, 2), return_lse=True)
+        return output.square().sum() + lse.sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=counter)
+    for batch in (3, 5, 7):  # none equals another size, which torch would take for the same symbol
+        inputs = tensors(*[(batch, 10, 10, 2, 4)] * 3, seed=batch)
+        grads = torch.autograd.grad(compiled(*inputs), inputs)
+        expected = torch.autograd.grad(loss(*inputs), inputs)
+        torch.testing.assert_close(grads, expected)
+    assert counter.frame_count == 1
+
+
+def test_compiled_module_through_inductor():
+    module = vicinal.NeighborhoodAttention1D(8, 2, 3)
+    x = tensors((2, 9, 8))[0]
+    torch.testing.assert_close(torch.compile(module, fullgraph=True)(x), module(x))
+
+
+def test_export():
+    module = vicinal.NeighborhoodAttention2D(8, 2, 3, stride=2)
+    (x,) = tensors((2, 6, 6, 8), requires_grad=False)
+    batch = torch.export.Dim("batch", min=1, max=8)
+    exported = torch.export.export(module, (x,), dynamic_shapes=({0: batch},))
+    (other,) = tensors((5, 6, 6, 8), requires_grad=False, seed=1)
+    torch.testing.assert_close(exported.module()(other), module(other))
+
+
+def test_autocast():
+    module = vicinal.NeighborhoodAttention2D(8, 2, 3)
+    (x,) = tensors((2, 6, 6, 8))
+    q, k, v = tensors(*[(1, 6, 2, 4)] * 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(x).dtype == torch.bfloat16
+        mixed = vicinal.na1d(q, k.bfloat16(), v, 3)
+    assert mixed.dtype == torch.bfloat16
+    module(x).sum().backward()
+    assert x.grad.dtype == torch.float32
+
+
+def test_activation_checkpointing():
+    inputs = tensors(*[(1, 8, 2, 4)] * 3)
+
+    def run(*x):
+        return vicinal.na1d(*x, 3).square().sum()
+
+    grads = torch.autograd.grad(checkpoint(run, *inputs, use_reentrant=False), inputs)
+    torch.testing.assert_close(grads, torch.autograd.grad(run(*inputs), inputs))
+
+
+def test_flop_counting():
+    q, k, v, ek, ev = tensors((2, 8, 8, 4, 6), (2, 8, 8, 2, 6), (2, 8, 8, 2, 5), (2, 3, 2, 6), (2, 3, 2, 5))
+    with FlopCounterMode(display=False) as counter:
+        output = vicinal.na2d(q, k, v, 3, additional_keys=ek, additional_values=ev)
+        output.sum().backward()
+    scores = 2 * 4 * 64 * (9 + 3)
+    counts = counter.get_flop_counts()["Global"]
+    assert counts[torch.ops.vicinal.attend] == 2 * scores * (6 + 5)
+    assert counts[torch.ops.vicinal.attend_backward] == 2 * scores * (3 * 6 + 2 * 5)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("in_dims", [(0, 0, 0), (0, None, None), (1, 0, None)])
+def test_vmap(in_dims, with_bias):
+    shapes = [(1, 6, 2, 4) if d is None else ((3, 1, 6, 2, 4) if d == 0 else (1, 3, 6, 2, 4)) for d in in_dims]
+    inputs = tensors(*shapes, dtype=torch.float64)
+    (rpb,) = tensors((2, 5), dtype=torch.float64, seed=1)
+
+    def run(q, k, v):
+        return vicinal.na1d(q, k, v, 3, rpb=rpb if with_bias else None, return_lse=True)
+
+    mapped = torch.vmap(run, in_dims)(*inputs)
+    rows = [run(*(t if d is None else t.select(d, i) for t, d in zip(inputs, in_dims))) for i in range(3)]
+    expected = [torch.stack(parts) for parts in zip(*rows)]
+    torch.testing.assert_close(mapped, tuple(expected))
+    leaves = [*inputs, rpb] if with_bias else inputs
+    grads = torch.autograd.grad(sum(t.sin().sum() for t in mapped), leaves)
+    torch.testing.assert_close(grads, torch.autograd.grad(sum(t.sin().sum() for t in expected), leaves))
+
+
+def test_gradients_batched_by_vmap():
+    inputs = tensors(*[(1, 5, 1, 3)] * 3, (1, 5), dtype=torch.float64)
+
+    def run(q, k, v, rpb):
+        return vicinal.na1d(q, k, v, 3, rpb=rpb)
+
+    fast = torch.autograd.functional.jacobian(run, tuple(inputs), vectorize=True)
+    torch.testing.assert_close(fast, torch.autograd.functional.jacobian(run, tuple(inputs)))
+
+
+def test_gradients_per_sample():
+    inputs = tensors(*[(3, 1, 6, 2, 4)] * 3, dtype=torch.float64, requires_grad=False)
+
+    def loss(*x):
+        return vicinal.na1d(*x, 3).square().sum()
+
+    grads = torch.vmap(torch.func.grad(loss, argnums=(0, 1, 2)))(*inputs)
+    rows = [torch.func.grad(loss, argnums=(0, 1, 2))(*sample) for sample in zip(*inputs)]
+    torch.testing.assert_close(grads, tuple(torch.stack(parts) for parts in zip(*rows)))
+
+
+@pytest.mark.parametrize("boundary", ["shift", "clip"])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_double_backward(is_causal, boundary):
+    inputs = tensors((1, 6, 2, 3), (1, 6, 1, 3), (1, 6, 1, 2), (1, 2, 1, 3), (1, 2, 1, 2), (2, 5), dtype=torch.float64)
+
+    def run(q, k, v, ek, ev, rpb):
+        return vicinal.na1d(
+            q, k, v, 3, is_causal=is_causal, additional_keys=ek, additional_values=ev, rpb=rpb, return_lse=True,
+            boundary=boundary,
+        )  # fmt: skip
+
+    assert torch.autograd.gradgradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(lambda *x: run(*x)[0], inputs), "log-sum-exp unused"
+
+
+def test_forward_mode():
+    primals = tensors(*[(1, 6, 2, 3)] * 3, dtype=torch.float64, requires_grad=False)
+    tangents = tensors(*[(1, 6, 2, 3)] * 3, dtype=torch.float64, requires_grad=False, seed=1)
+
+    def run(*x):
+        return vicinal.na1d(*x, 3, return_lse=True)
+
+    _, derivative = torch.func.jvp(run, tuple(primals), tuple(tangents))
+    step = 1e-6
+    ahead, behind = (run(*(p + s * step * t for p, t in zip(primals, tangents))) for s in (1, -1))
+    numeric = tuple((a - b) / (2 * step) for a, b in zip(ahead, behind))
+    torch.testing.assert_close(derivative, numeric, rtol=1e-7, atol=1e-8)
+
+
+def test_hessian_forward_over_reverse():
+    q, k, v = tensors(*[(1, 5, 1, 3)] * 3, dtype=torch.float64, requires_grad=False)
+
+    def loss(x):
+        return vicinal.na1d(x, k, v, 3).square().sum()
+
+    reverse_twice = torch.autograd.functional.hessian(loss, q)
+    torch.testing.assert_close(torch.func.hessian(loss)(q), reverse_twice)
+
+
+def test_empty_batch():
+    inputs = tensors((0, 6, 2, 4), (0, 6, 1, 4), (0, 6, 1, 3), (2, 5))
+    output, lse = vicinal.na1d(*inputs[:3], 3, rpb=inputs[3], return_lse=True)
+    assert output.shape == (0, 6, 2, 3)
+    assert lse.shape == (0, 6, 2)
+    grads = torch.autograd.grad(output.sum() + lse.sum(), inputs)
+    assert [g.shape for g in grads] == [t.shape for t in inputs]
+    assert not grads[3].any(), "no sample, no gradient of the bias"
