@@ -1,0 +1,54 @@
+"""Choosing a backend."""
+
+import pytest
+import torch
+
+from vicinal import Neighborhood, dispatch
+from vicinal.problem import Inputs, Problem
+
+
+@pytest.fixture
+def problem():
+    return Problem.of(Inputs(*(torch.zeros(1, 8, 2, 4) for _ in range(3))), [Neighborhood.of(1, 3)], 0.5)
+
+
+def test_cpu_tensors_go_to_the_cpu_backend(problem):
+    chosen = dispatch.plan(problem)
+    assert chosen.backend.name == "cpu"
+    assert chosen.forward in chosen.backend.configs(problem, "forward")
+    assert chosen.backward in chosen.backend.configs(problem, "backward")
+
+
+def test_plans_are_made_once(problem):
+    again = Problem.of(Inputs(*(torch.ones(1, 8, 2, 4) for _ in range(3))), [Neighborhood.of(1, 3)], 0.5)
+    assert dispatch.plan(again) is dispatch.plan(problem)
+
+
+def test_named_backend_is_taken(problem):
+    assert dispatch.plan(problem, "cpu").backend.name == "cpu"
+
+
+def test_named_backend_that_cannot_never_falls_back(problem):
+    with pytest.raises(ValueError, match="backend 'hopper' cannot"):
+        dispatch.plan(problem, "hopper")
+
+
+def test_unknown_backend(problem):
+    with pytest.raises(ValueError, match="backend must be one of 'hopper', .* got 'nope'"):
+        dispatch.plan(problem, "nope")
+
+
+def test_no_backend_at_all():
+    tensors = Inputs(*(torch.zeros(1, 8, 2, 4, device="meta") for _ in range(3)))
+    nowhere = Problem.of(tensors, [Neighborhood.of(1, 3)], 0.5)
+    with pytest.raises(ValueError, match="no backend can run this problem: hopper: .*; triton: .*; cpu: "):
+        dispatch.plan(nowhere)
+
+
+def test_explain_answers_for_every_backend(problem):
+    verdicts = {v.name: v for v in dispatch.explain(problem)}
+    assert list(verdicts) == list(dispatch.BACKENDS)
+    assert verdicts["cpu"].reason is None
+    assert verdicts["cpu"].configs["forward"]
+    assert verdicts["hopper"].reason
+    assert not verdicts["hopper"].configs

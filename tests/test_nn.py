@@ -1,0 +1,61 @@
+"""The modules."""
+
+import pytest
+import torch
+
+import vicinal
+
+MODULES = {
+    1: vicinal.NeighborhoodAttention1D,
+    2: vicinal.NeighborhoodAttention2D,
+    3: vicinal.NeighborhoodAttention3D,
+}
+NA = {1: vicinal.na1d, 2: vicinal.na2d, 3: vicinal.na3d}
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_module_is_projections_around_the_function(rank):
+    torch.manual_seed(0)
+    module = MODULES[rank](12, 3, 3, stride=2, is_causal=True, qk_scale=0.0 if rank == 1 else None).double()
+    x = torch.randn(2, *(5, 6, 4)[:rank], 12, dtype=torch.float64)
+    query, key, value = module.qkv(x).unflatten(-1, (3, 3, 4)).unbind(-3)
+    scale = 0.0 if rank == 1 else 0.5
+    expected = module.proj(NA[rank](query, key, value, 3, stride=2, is_causal=True, scale=scale).flatten(-2))
+    torch.testing.assert_close(module(x), expected)
+
+
+def test_state_dict_has_the_established_names():
+    names = set(vicinal.NeighborhoodAttention2D(8, 2, 3).state_dict())
+    assert names == {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias"}
+    assert "qkv.bias" not in vicinal.NeighborhoodAttention2D(8, 2, 3, qkv_bias=False).state_dict()
+
+
+def test_dropout_only_in_training():
+    module = vicinal.NeighborhoodAttention1D(8, 2, 3, proj_drop=0.5)
+    x = torch.randn(1, 6, 8)
+    assert (module(x) == 0).any()
+    assert torch.equal(module.eval()(x), module(x))
+
+
+def test_repr_tells_the_neighborhood():
+    text = repr(vicinal.NeighborhoodAttention2D(8, 2, (3, 5), dilation=2))
+    assert "kernel_size=(3, 5)" in text
+    assert "dilation=(2, 2)" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((9, 2, 3), "embed_dim must be a multiple of num_heads, got 9 and 2"),
+        ((8, 2, 0), "kernel_size must be at least 1"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        vicinal.NeighborhoodAttention2D(*arguments)
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 8), (1, 6, 6, 7)])
+def test_bad_input(shape):
+    with pytest.raises(ValueError, match="x must have 4 dimensions"):
+        vicinal.NeighborhoodAttention2D(8, 2, 3)(torch.randn(shape))
