@@ -1,0 +1,112 @@
+"""What the device allows: measured copy bandwidth and matrix rate, least bytes of a problem, intensity, least time.
+
+A kernel that reads each input once and writes each output once is bound by memory where its arithmetic intensity (FLOPs
+per byte) is below the device's own ratio, by matrix products above it (Williams et al., 2009, the roofline model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+
+from vicinal.bench.cases import Pass
+from vicinal.bench.measure import Effort, time_calls
+from vicinal.problem import Problem, lse_dtype
+
+COPY_BYTES = 1 << 30
+COPY_BYTES_CPU = 1 << 28
+MATMUL_SIZE = 8192
+MATMUL_SIZE_CPU = 1024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a device was measured to do: `bandwidth` of a copy, bytes read and written per second; `flops` per second."""
+
+    bandwidth: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured kernel in the roofline: `flops` and least `bytes`, and the `seconds` it took."""
+
+    name: str
+    flops: int
+    bytes: int
+    seconds: float
+
+
+def measure_limits(device: torch.device | str, dtype: torch.dtype) -> Limits:
+    """Copy bandwidth of a large buffer and matrix product rate in `dtype`, medians of a few samples."""
+    device = torch.device(device)
+    cuda = device.type == "cuda"
+    size = COPY_BYTES if cuda else COPY_BYTES_CPU
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    n = MATMUL_SIZE if cuda else MATMUL_SIZE_CPU
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    calls = {"copy": lambda: target.copy_(source), "matmul": lambda: a @ b}
+    times = time_calls(calls, device, Effort(samples=7, seconds=2.0, sample_seconds=0.02))
+    return Limits(2 * size / times["copy"].median, 2 * n**3 / times["matmul"].median)
+
+
+def least_bytes(problem: Problem, passed: Pass) -> int:
+    """Bytes moved when every input is read once and every output written once.
+
+    Forward reads query, key and value, writes output and log-sum-exp. Backward reads those five and the output's
+    gradient, writes three gradients. Both: the sum.
+    """
+    tokens = problem.batch * prod(problem.lengths)
+    size = problem.dtype.itemsize
+    query = tokens * problem.heads * problem.head_dim * size
+    output = tokens * problem.heads * problem.value_dim * size
+    key = tokens * problem.kv_heads * problem.head_dim * size
+    value = tokens * problem.kv_heads * problem.value_dim * size
+    lse = tokens * problem.heads * lse_dtype(problem.dtype).itemsize
+    forward = query + key + value + output + lse
+    backward = forward + output + query + key + value
+    return {"forward": forward, "backward": backward, "forward+backward": forward + backward}[passed]
+
+
+def useful_flops(problem: Problem, passed: Pass) -> int:
+    """FLOPs of the scores inside windows, none wasted."""
+    if passed == "forward":
+        return problem.forward_flops
+    if passed == "backward":
+        return problem.backward_flops
+    return problem.forward_flops + problem.backward_flops
+
+
+def intensity(problem: Problem, passed: Pass) -> float:
+    """Useful FLOPs per least byte."""
+    return useful_flops(problem, passed) / least_bytes(problem, passed)
+
+
+def least_seconds(problem: Problem, passed: Pass, limits: Limits) -> float:
+    """The time that the measured limits allow: of memory or of matrix products, whichever is longer."""
+    return max(least_bytes(problem, passed) / limits.bandwidth, useful_flops(problem, passed) / limits.flops)
+
+
+def plot_roofline(limits: Limits, points: Sequence[Point], path: Path, title: str = "") -> None:
+    """Draw achieved FLOP/s over intensity, under the device's roof, into an image file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    knee = limits.flops / limits.bandwidth
+    xs = [p.flops / p.bytes for p in points]
+    left, right = min([knee, *xs]) / 2, max([knee, *xs]) * 2
+    axes.loglog([left, knee, right], [left * limits.bandwidth, limits.flops, limits.flops], color="black")
+    for point, x in zip(points, xs):
+        axes.loglog([x], [point.flops / point.seconds], "o", label=point.name)
+    axes.set_xlabel("useful FLOPs per least byte")
+    axes.set_ylabel("useful FLOP/s")
+    axes.set_title(title)
+    axes.grid(True, which="both", alpha=0.2)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,214 @@
+"""What is here and what can run: versions, devices, each backend's verdict; and why a problem runs the way it does."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vicinal import dispatch
+from vicinal._version import __version__
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.work import waste
+from vicinal.problem import Problem
+from vicinal.tuning.config import TileConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what results depend on; the commit where vicinal runs from a git checkout."""
+    found = {"vicinal": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    try:
+        found["triton"] = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        found["triton"] = "not installed"
+    if torch.version.cuda is not None:
+        found["cuda"] = torch.version.cuda
+    commit = _commit()
+    if commit is not None:
+        found["commit"] = commit
+    return found
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """The device and the host, for records of measurements."""
+    return {
+        "device": device_name(device),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+    }
+
+
+def devices() -> list[torch.device]:
+    """The CPU and every CUDA (or ROCm) device."""
+    return [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`torch.bfloat16` as `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def typical_problem(device: torch.device) -> Problem:
+    """An ordinary problem, to ask backends about: 2-D 64x64, 4 heads of 64, window 13; bfloat16 on a GPU."""
+    return Problem(
+        batch=1,
+        lengths=(64, 64),
+        heads=4,
+        kv_heads=4,
+        head_dim=64,
+        value_dim=64,
+        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        device=device,
+        neighborhoods=(Neighborhood.of(2, 13),),
+        scale=64**-0.5,
+    )
+
+
+def print_info(console: Console) -> None:
+    """Versions, devices, and for each backend whether it can run a typical problem on each device."""
+    from rich.table import Table
+
+    for name, version in versions().items():
+        console.print(f"{name:>8}  {version}", highlight=False)
+    for device in devices():
+        problem = typical_problem(device)
+        table = Table(title=f"{device}: {device_name(device)}", title_justify="left")
+        table.add_column("backend")
+        table.add_column(f"a typical problem here ({_in_words(problem)})", overflow="fold")
+        for name in dispatch.BACKENDS:
+            reason = dispatch.unsupported(name, problem)
+            automatic = "runs" if name in dispatch.AUTOMATIC else "runs, when named"
+            table.add_row(name, f"[green]{automatic}[/]" if reason is None else f"[yellow]no:[/] {reason}")
+        console.print()
+        console.print(table)
+
+
+def print_explanation(console: Console, problem: Problem) -> None:
+    """Why `problem` runs on which backend with which tiling: verdicts, waste, FLOPs, bytes, intensity."""
+    from rich.table import Table
+
+    from vicinal.bench.roofline import intensity, least_bytes
+
+    console.print(_in_words(problem), highlight=False)
+    dense = problem.batch * problem.heads * _tokens(problem) ** 2
+    console.print(
+        f"useful scores {problem.useful_scores:,}, {dense / problem.useful_scores:.3g}x fewer than self attention",
+        highlight=False,
+    )
+    table = Table("pass", "useful GFLOP", "least MB moved", "FLOP per byte")
+    for passed, flops in (("forward", problem.forward_flops), ("backward", problem.backward_flops)):
+        moved = least_bytes(problem, passed)  # type: ignore[arg-type]
+        ratio = intensity(problem, passed)  # type: ignore[arg-type]
+        table.add_row(passed, f"{flops / 1e9:.4g}", f"{moved / 1e6:.4g}", f"{ratio:.3g}")
+    console.print(table)
+
+    verdicts = dispatch.explain(problem)
+    chosen = next((v.name for v in verdicts if v.reason is None and v.name in dispatch.AUTOMATIC), None)
+    table = Table("backend", "verdict")
+    table.columns[1].overflow = "fold"
+    for verdict in verdicts:
+        if verdict.name == chosen:
+            words = "[green]chosen[/]: the first in order of preference that can run it"
+        elif verdict.reason is not None:
+            words = f"no: {verdict.reason}"
+        elif verdict.name in dispatch.AUTOMATIC:
+            words = "could run it; comes later in order of preference"
+        else:
+            words = "could run it; only when named"
+        table.add_row(verdict.name, words)
+    console.print(table)
+
+    table = Table("backend", "pass", "query tile", "key tile", "variant", "scores computed / useful", "tilings")
+    for verdict in verdicts:
+        for direction, configs in verdict.configs.items():
+            table.add_row(verdict.name, direction, *_tiling(problem, configs), str(len(configs)))
+    if table.row_count:
+        console.print(table)
+
+
+def _tiling(problem: Problem, configs: Sequence[TileConfig]) -> tuple[str, str, str, str]:
+    best = configs[0]
+    each = [waste(n, problem.lengths, best.query_tile, best.key_tile) for n in problem.neighborhoods]
+    return (
+        "x".join(map(str, best.query_tile)),
+        "x".join(map(str, best.key_tile)),
+        best.variant,
+        f"{sum(each) / len(each):.3g}",
+    )
+
+
+def _in_words(problem: Problem) -> str:
+    words = [
+        "x".join(map(str, problem.lengths)),
+        f"B{problem.batch} H{problem.heads}" + (f"/{problem.kv_heads}" if problem.kv_heads != problem.heads else ""),
+        f"D{problem.head_dim}" + (f"/{problem.value_dim}" if problem.value_dim != problem.head_dim else ""),
+        dtype_name(problem.dtype),
+    ]
+    if not problem.per_head:
+        axes = problem.neighborhood
+        words.append("window " + "x".join(map(str, axes.window)))
+        if set(axes.stride) != {1}:
+            words.append("stride " + "x".join(map(str, axes.stride)))
+        if set(axes.dilation) != {1}:
+            words.append("dilation " + "x".join(map(str, axes.dilation)))
+        if any(axes.causal):
+            words.append("causal on axis " + ", ".join(str(i) for i, c in enumerate(axes.causal) if c))
+        if any(axis.boundary != "shift" for axis in axes.axes):
+            words.append("boundary " + ",".join(axis.boundary for axis in axes.axes))
+    return " ".join(words)
+
+
+def _tokens(problem: Problem) -> int:
+    tokens = 1
+    for length in problem.lengths:
+        tokens *= length
+    return tokens
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    if not (Path(__file__).parents[2] / ".git").exists():  # installed, not a checkout
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None

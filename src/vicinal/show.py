@@ -1,0 +1,251 @@
+"""Drawing neighborhoods: a query, its keys, and the key box of its query tile; in the terminal and as an image.
+
+1-D tokens are a strip (or, as a matrix, one row for every query), 2-D tokens a plane, 3-D tokens one plane per
+position of the first axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.tiles import Interval, key_interval
+from vicinal.geometry.window import group_length, window_start, window_stop
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Tokens = tuple[int, ...]
+MARGIN = 3  # tokens shown around what matters, where an axis is too long to show whole
+MAX_SHOWN = 64
+
+
+class Mark(IntEnum):
+    """What a token is to the query."""
+
+    OTHER = 0
+    BOX = 1
+    KEY = 2
+    TILE = 3
+    QUERY = 4
+
+
+@dataclass(frozen=True)
+class _Style:
+    letter: str
+    terminal: str
+    color: str
+    words: str
+
+
+STYLES: dict[Mark, _Style] = {
+    Mark.OTHER: _Style("·", "bright_black", "#f1f3f4", "not read"),
+    Mark.BOX: _Style("-", "black on grey74", "#c4ccd3", "key box of the query tile: read, masked for this query"),
+    Mark.KEY: _Style("#", "black on dark_turquoise", "#26a69a", "neighbor: a key of this query"),
+    Mark.TILE: _Style("t", "black on light_salmon1", "#ffcc80", "another query of the same tile (a neighbor too)"),
+    Mark.QUERY: _Style("Q", "bold white on red3", "#d84315", "the query"),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The marks of all tokens for one query.
+
+    Attributes:
+        lengths: tokens along each axis.
+        query: its position.
+        marks: of the tokens that are not OTHER.
+        view: the part worth showing, one interval per axis.
+    """
+
+    lengths: Tokens
+    query: Tokens
+    marks: dict[Tokens, Mark]
+    view: tuple[Interval, ...]
+
+    def mark(self, token: Tokens) -> Mark:
+        return self.marks.get(token, Mark.OTHER)
+
+
+def picture(neighborhood: Neighborhood, lengths: Tokens, query: Tokens, tile: Tokens) -> Picture:
+    """Mark every token for `query`, in tiles of `tile` queries (in units of the dilation).
+
+    Args:
+        neighborhood: resolved for `lengths`.
+        lengths, query, tile: one value per axis.
+
+    Raises:
+        ValueError: the query is not among the tokens, a tile is below 1, or a rank does not match.
+    """
+    for name, value in (("query", query), ("tile", tile)):
+        if len(value) != len(lengths):
+            raise ValueError(f"{name} must have {len(lengths)} values, one per axis, got {len(value)}")
+    for a, (x, n) in enumerate(zip(query, lengths)):
+        if not 0 <= x < n:
+            raise ValueError(f"query must lie in [0, {n}) on axis {a}, got {x}")
+    if min(tile) < 1:
+        raise ValueError(f"tile must be at least 1 on every axis, got {tile}")
+    lines = [_line(*each) for each in zip(neighborhood.axes, lengths, query, tile)]
+    marks: dict[Tokens, Mark] = {}
+    for mark, part in ((Mark.BOX, "box"), (Mark.KEY, "keys"), (Mark.TILE, "tile")):
+        for token in product(*(getattr(line, part) for line in lines)):
+            # A query of the tile that this one does not attend to (causal, strided) stays part of the box.
+            if mark is not Mark.TILE or marks.get(token) is Mark.KEY:
+                marks[token] = mark
+    marks[query] = Mark.QUERY
+    view = tuple(_view(line, n) for line, n in zip(lines, lengths))
+    return Picture(lengths, query, marks, view)
+
+
+def print_picture(console: Console, shown: Picture) -> None:
+    """Draw in the terminal: one letter and colour per token, planes below each other."""
+    for plane in _planes(shown):
+        if len(shown.lengths) == 3:
+            console.print(f"axis 0 at {plane[0]}", highlight=False)
+        rows = range(*shown.view[-2]) if len(shown.lengths) > 1 else range(1)
+        for row in rows:
+            text = Text(f"{row:4d} " if len(shown.lengths) > 1 else "     ", no_wrap=True, overflow="crop")
+            for column in range(*shown.view[-1]):
+                style = STYLES[shown.mark(_token(shown, plane, row, column))]
+                text.append(f"{style.letter} ", style=style.terminal)
+            console.print(text)
+    _print_note(console, shown)
+    for mark in reversed(Mark):
+        style = STYLES[mark]
+        console.print(Text.assemble((f" {style.letter} ", style.terminal), f" {style.words}"))
+
+
+def print_matrix(console: Console, neighborhood: Neighborhood, length: int) -> None:
+    """Draw all windows of a 1-D neighborhood: a row per query, a column per key."""
+    for query, row in enumerate(matrix(neighborhood, length)):
+        text = Text(f"{query:4d} ", no_wrap=True, overflow="crop")
+        for mark in row:
+            text.append(f"{STYLES[mark].letter} ", style=STYLES[mark].terminal)
+        console.print(text)
+
+
+def matrix(neighborhood: Neighborhood, length: int) -> list[list[Mark]]:
+    """The marks of every key (column) for every query (row) of a 1-D neighborhood, with no tile.
+
+    Raises:
+        ValueError: there is more than one axis, or more than 64 tokens.
+    """
+    if neighborhood.rank != 1:
+        raise ValueError(f"matrix needs one axis, got {neighborhood.rank}")
+    if length > MAX_SHOWN:
+        raise ValueError(f"matrix shows up to {MAX_SHOWN} tokens, got {length}")
+    rows = [picture(neighborhood, (length,), (query,), (1,)) for query in range(length)]
+    return [[row.mark((key,)) for key in range(length)] for row in rows]
+
+
+def save_picture(shown: Picture, path: Path, title: str = "") -> None:
+    """Draw into an image file: planes side by side."""
+    planes = list(_planes(shown))
+    rows = range(*shown.view[-2]) if len(shown.lengths) > 1 else range(1)
+    columns = range(*shown.view[-1])
+    cells = [[[shown.mark(_token(shown, p, r, c)) for c in columns] for r in rows] for p in planes]
+    names = [f"axis 0 at {p[0]}" if p else title for p in planes]
+    _save(cells, names, (rows[0], columns[0]), path, title if len(shown.lengths) == 3 else "")
+
+
+def save_matrix(neighborhood: Neighborhood, length: int, path: Path, title: str = "") -> None:
+    """`matrix` as an image file."""
+    _save([matrix(neighborhood, length)], [title], (0, 0), path, "")
+
+
+@dataclass(frozen=True)
+class _Line:
+    keys: list[int]
+    tile: list[int]
+    box: list[int]
+
+
+def _line(axis: Axis, length: int, query: int, tile: int) -> _Line:
+    """One axis: the query's keys, its tile and the tile's key box, as token positions."""
+    offset, place = query % axis.dilation, query // axis.dilation
+    group = group_length(length, axis.dilation, offset)
+    first = place // tile * tile
+    queries = (first, min(first + tile, group))
+
+    def tokens(start: int, stop: int) -> list[int]:
+        return [offset + axis.dilation * i for i in range(start, stop)]
+
+    window = window_start(axis, group, place), window_stop(axis, group, place)
+    return _Line(tokens(*window), tokens(*queries), tokens(*key_interval(axis, group, queries)))
+
+
+def _view(line: _Line, length: int) -> Interval:
+    if length <= MAX_SHOWN:
+        return 0, length
+    every = line.box + line.tile
+    return max(0, min(every) - MARGIN), min(length, max(every) + 1 + MARGIN)
+
+
+def _planes(shown: Picture) -> list[Tokens]:
+    """Positions of the first axis of 3-D tokens that have something to show; one empty position otherwise."""
+    if len(shown.lengths) < 3:
+        return [()]
+    return [(x,) for x in range(*shown.view[0]) if any(token[0] == x for token in shown.marks)]
+
+
+def _token(shown: Picture, plane: Tokens, row: int, column: int) -> Tokens:
+    return (column,) if len(shown.lengths) == 1 else (*plane, row, column)
+
+
+def _print_note(console: Console, shown: Picture) -> None:
+    parts = [
+        f"axis {a}: {start} to {stop - 1} of {n}"
+        for a, ((start, stop), n) in enumerate(zip(shown.view, shown.lengths))
+        if (start, stop) != (0, n)
+    ]
+    if parts:
+        console.print("shown: " + ", ".join(parts), highlight=False)
+
+
+def _save(cells: list[list[list[Mark]]], names: list[str], first: tuple[int, int], path: Path, title: str) -> None:
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    height, width = len(cells[0]), len(cells[0][0])
+    across = min(len(cells), 4)
+    down = -(-len(cells) // across)
+    side = min(0.28, 7 / max(width, height))  # inches per token
+    legend = 0.23 * len(Mark) + 0.2
+    size = (max(4.5, across * (width * side + 0.7)), down * (height * side + 0.7) + legend)
+    figure = Figure(figsize=size, layout="constrained")
+    panels: Any = figure.subplots(down, across, squeeze=False).flatten()
+    colors = ListedColormap([STYLES[mark].color for mark in Mark])
+    for panel in panels[len(cells) :]:
+        panel.remove()
+    for panel, plane, name in zip(panels, cells, names):
+        panel.pcolormesh(
+            [first[1] - 0.5 + x for x in range(width + 1)],
+            [first[0] - 0.5 + y for y in range(height + 1)],
+            [[int(mark) for mark in row] for row in plane],
+            cmap=colors,
+            vmin=-0.5,
+            vmax=len(Mark) - 0.5,
+            edgecolors="white",
+            linewidth=0.6,
+        )
+        panel.invert_yaxis()
+        panel.set_aspect("equal")
+        panel.set_title(name, fontsize=9)
+        panel.tick_params(labelsize=7, length=2)
+        for spine in panel.spines.values():
+            spine.set_visible(False)
+        if height == 1:
+            panel.set_yticks([])
+    present = {mark for plane in cells for row in plane for mark in row}
+    handles = [Patch(color=STYLES[m].color, label=STYLES[m].words) for m in reversed(Mark) if m in present]
+    figure.legend(handles=handles, loc="outside lower center", fontsize=8, frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110, metadata={"Software": None})  # the same bytes for the same picture
