@@ -1,0 +1,41 @@
+"""Runs the tests of `tests/gpu/test_hopper_gpu.py` in parallel processes, each with a time limit, and sums up.
+
+For a machine with a GPU whose time is short: a kernel that hangs costs its own process only.
+Usage: PYTHONPATH=src python3 benchmarks/hopper_sweep.py SHARDS SECONDS [pytest's -k expression]
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+
+def main() -> None:
+    shards, seconds = int(sys.argv[1]), float(sys.argv[2])
+    wanted = ["-k", sys.argv[3]] if len(sys.argv) > 3 else []
+    base = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "--tb=line"]
+    listed = subprocess.run(
+        [*base, "--collect-only", "tests/gpu/test_hopper_gpu.py", *wanted], capture_output=True, text=True
+    ).stdout
+    ids = [line for line in listed.splitlines() if "::" in line]
+    print(f"{len(ids)} tests in {shards} processes", flush=True)
+    running = [
+        subprocess.Popen([*base, *ids[i::shards]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for i in range(min(shards, len(ids)))
+    ]
+    deadline = time.monotonic() + seconds
+    for i, process in enumerate(running):
+        try:
+            out, _ = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, _ = process.communicate()
+            out += f"\nTIME LIMIT in shard {i}: {ids[i::shards]}"
+        lines = [x for x in out.splitlines() if x.strip()]
+        kept = [x[:330] for x in lines if "Error" in x or "FAILED" in x or "TIME LIMIT" in x][:12]
+        print("\n".join([*kept, lines[-1][:300] if lines else "no output"]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""The `hopper` backend: TMA and wgmma kernels in Gluon, for compute capability 9.0.
+
+Launching only: kernels are in `vicinal.kernels.gluon`, tilings in `hopper_tiles`, descriptors in `hopper_layout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vicinal.backends.hopper_launch import Launcher, Tile
+from vicinal.backends.hopper_layout import Launch, describable, describe, launches, three
+from vicinal.backends.hopper_tiles import SHARED_MEMORY, WARPGROUPS, forward_configs, forward_shared, piece
+from vicinal.backends.protocol import Direction
+from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.problem import Inputs, Problem
+from vicinal.tuning.config import TileConfig
+
+HEAD_DIMS = (32, 64, 96, 128, 192, 256)
+MODES = {"shift": 0, "clip": 1}
+CAUSAL = 2
+LOG2E = 1.4426950408889634
+CAPABILITY = (9, 0)
+
+
+class HopperBackend:
+    """See `vicinal.backends.protocol.Backend`."""
+
+    name = "hopper"
+
+    def unsupported(self, problem: Problem) -> str | None:
+        if problem.device.type != "cuda":
+            return f"it needs a CUDA device, the tensors are on {problem.device}"
+        if _capability(problem.device) != CAPABILITY:
+            return f"it needs compute capability 9.0, {problem.device} has {_capability(problem.device)}"
+        return unsupported_anywhere(problem)
+
+    def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
+        return _configs(problem, direction)
+
+    def forward(self, problem: Problem, config: TileConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        query, key, value = describable(inputs.query), describable(inputs.key), describable(inputs.value)
+        output = query.new_empty((*query.shape[:-1], problem.value_dim))
+        lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        strides = (query.stride(), key.stride(), value.stride())
+        with _on(problem.device):
+            table = _head_table(problem)
+            for launcher in _forward_launchers(problem, config, strides):
+                launcher(query, key, value, output, lse, table if table is not None else lse)
+        return output, lse
+
+    def backward(
+        self,
+        problem: Problem,
+        config: TileConfig,
+        inputs: Inputs,
+        output: Tensor,
+        lse: Tensor,
+        grad_output: Tensor,
+        grad_lse: Tensor | None,
+    ) -> Inputs:
+        from vicinal.dispatch import backend
+
+        portable = backend("triton")
+        return portable.backward(
+            problem, portable.configs(problem, "backward")[0], inputs, output, lse, grad_output, grad_lse
+        )
+
+
+def unsupported_anywhere(problem: Problem) -> str | None:
+    """Why these kernels cannot compute `problem` on any device; None when they can."""
+    missing = _gluon_missing()
+    if missing is not None:
+        return missing
+    if problem.dtype not in (torch.float16, torch.bfloat16):
+        return f"it computes in float16 and bfloat16, not {problem.dtype}"
+    dims = (problem.head_dim, problem.value_dim)
+    if problem.head_dim not in HEAD_DIMS or (dims[0] != dims[1] and dims != (192, 128)):
+        return f"head_dim must be one of {HEAD_DIMS} and value_dim the same (or 192 and 128), got {dims}"
+    if problem.has_rpb:
+        return "it has no relative positional bias"
+    if problem.additional:
+        return "it has no additional keys"
+    if problem.scale <= 0.0:
+        return f"it needs a positive scale, got {problem.scale}"
+    if len({n.dilation for n in problem.neighborhoods}) > 1:
+        return "it needs the same dilation for every head"
+    if problem.batch == 0:
+        return "the batch is empty"
+    if prod(problem.lengths) * problem.heads * problem.head_dim >= 2**31:
+        return "a batch element has 2**31 or more query elements"
+    return None
+
+
+# --- launchers ---------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1024)
+def _forward_launchers(
+    problem: Problem, config: TileConfig, strides: tuple[tuple[int, ...], ...]
+) -> tuple[Launcher, ...]:
+    programs = _multiprocessors(problem.device) if config.variant.endswith("p") else None
+    return tuple(forward_launcher(problem, config, strides, launch, programs) for launch in launches(problem))
+
+
+def forward_launcher(
+    problem: Problem,
+    config: TileConfig,
+    strides: tuple[tuple[int, ...], ...],
+    launch: Launch,
+    programs: int | None = None,
+) -> Launcher:
+    """The forward kernel's launcher for part of a problem; `programs` limits the grid (persistent programs)."""
+    from vicinal.kernels.gluon.forward import forward
+
+    d, dv = problem.head_dim, problem.value_dim
+    split = int(config.variant[0])
+    t, n = three(config.query_tile, 1), three(config.key_tile, 1)
+    x = (problem.batch, *problem.lengths)
+    shapes = [(*x, problem.heads, d), (*x, problem.kv_heads, d), (*x, problem.kv_heads, dv), (*x, problem.heads, dv)]
+    lse_shape = (*x, problem.heads, 1)
+    q, k, v, o = (
+        describe(problem, launch, shape, own) for shape, own in zip(shapes, (*strides, _contiguous(shapes[3])))
+    )
+    lse = describe(problem, launch, lse_shape, _contiguous(lse_shape))
+    extent = [size * (WARPGROUPS if a == split else 1) for a, size in enumerate(t)]
+    tiles = [-(-length // size) for length, size in zip(launch.lengths, extent)]
+    items = prod(tiles) * problem.heads * launch.groups * launch.outer
+    keys = prod(n)
+    own_output = forward_shared(keys, d, dv, config.stages, True) <= SHARED_MEMORY
+    scalars = (
+        *_axes(problem, launch), *tiles, problem.heads, problem.group_size, launch.groups, items,
+        q.group_columns, k.group_columns, v.group_columns, o.group_columns,
+        *lse.strides[1:4], lse.strides[0], lse.group_columns, problem.scale * LOG2E,
+    )  # fmt: skip
+    constants = (d, dv, *t, *n, split, config.stages, problem.rank, *_flags(problem), own_output)
+    return Launcher(
+        forward,
+        (
+            Tile(q, (1, *t, piece(d))),
+            Tile(k, (1, *n, piece(d))),
+            Tile(v, (1, *n, piece(dv))),
+            Tile(o, (1, *t, piece(dv))),
+            None,
+            None,
+        ),
+        (0, 0, 0, 0, lse.offset, 0),
+        scalars,
+        constants,
+        items if programs is None else min(items, programs),
+        {"num_warps": 4, "maxnreg": 168},
+    )
+
+
+def _axes(problem: Problem, launch: Launch) -> tuple[int, ...]:
+    """Lengths, windows, strides and modes of three axes, as the kernels take them (of the first head)."""
+    axes = _three_axes(problem.neighborhoods[0])
+    return (
+        *launch.lengths,
+        *(a.window or 1 for a in axes),
+        *(a.stride for a in axes),
+        *(_mode(a) for a in axes),
+    )
+
+
+def _flags(problem: Problem) -> tuple[bool, bool, bool]:
+    """Whether some stride exceeds 1, whether some axis is causal or clipped, whether heads differ."""
+    axes = [a for n in problem.neighborhoods for a in n.axes]
+    return any(a.stride > 1 for a in axes), any(_mode(a) for a in axes), problem.per_head
+
+
+def _three_axes(neighborhood: Neighborhood) -> tuple[Axis, Axis, Axis]:
+    padded = (Axis(1),) * (3 - neighborhood.rank) + neighborhood.axes
+    return padded[0], padded[1], padded[2]
+
+
+def _mode(axis: Axis) -> int:
+    return CAUSAL if axis.causal else MODES[axis.boundary]
+
+
+@lru_cache(maxsize=256)
+def _head_table(problem: Problem) -> Tensor | None:
+    """`[H, 9]` int32: windows, strides and modes of every head's three axes; None where all heads are alike."""
+    if not problem.per_head:
+        return None
+    rows = []
+    for neighborhood in problem.neighborhoods:
+        axes = _three_axes(neighborhood)
+        rows.append([*(a.window or 1 for a in axes), *(a.stride for a in axes), *(_mode(a) for a in axes)])
+    repeat = problem.heads // len(rows)
+    return torch.tensor(rows * repeat, dtype=torch.int32, device=problem.device)
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+# --- devices -----------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def _configs(problem: Problem, direction: Direction) -> list[TileConfig]:
+    if direction == "forward":
+        return forward_configs(problem)
+    from vicinal.dispatch import backend
+
+    return list(backend("triton").configs(problem, "backward"))
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@cache
+def _gluon_missing() -> str | None:
+    try:
+        import vicinal.kernels.gluon.forward  # noqa: F401
+    except Exception as error:  # whatever a Triton without this Gluon raises
+        return f"the installed Triton has no Gluon for Hopper: {error}"
+    return None
+
+
+class _Nothing:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def _on(device: torch.device) -> Any:
+    """A context in which `device` is current; costs nothing where it already is."""
+    if device.index is None or torch.cuda.current_device() == device.index:
+        return _Nothing()
+    return torch.cuda.device(device)
+
+
+BACKEND = HopperBackend()

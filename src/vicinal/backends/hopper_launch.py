@@ -1,0 +1,97 @@
+"""Launching compiled Gluon kernels with little host time: arguments are made once, a call fills in addresses.
+
+`Triton`'s own call path binds, specialises and hashes every argument of every call. A `Launcher` does that once, by
+`warmup`, and afterwards hands the compiled kernel its arguments. Nothing is allocated on the device and nothing
+synchronises, so a call can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vicinal.backends.hopper_layout import Descriptor
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The block that a descriptor moves; `None` for an argument that is a plain pointer."""
+
+    description: Descriptor
+    block: tuple[int, ...]
+
+
+class Launcher:
+    """One kernel, compiled, with all its arguments but the tensors.
+
+    Args:
+        kernel: the `@gluon.jit` function; its first parameters are the tensors.
+        tensors: per tensor its `Tile`, or None for a plain pointer.
+        offsets: per tensor, the first element of a plain pointer's (a descriptor has its own).
+        scalars, constants: the other run-time arguments, and the constexprs, in order.
+        programs: size of the grid.
+        options: compile options (`num_warps`, `maxnreg`).
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        tensors: Sequence[Tile | None],
+        offsets: Sequence[int],
+        scalars: Sequence[Any],
+        constants: Sequence[Any],
+        programs: int,
+        options: dict[str, int],
+    ) -> None:
+        self.kernel = kernel
+        self.tensors = tensors
+        self.offsets = [o if t is None else t.description.offset for t, o in zip(tensors, offsets)]
+        self.rest = (*scalars, *constants)
+        self.grid = (programs, 1, 1)
+        self.options = options
+        self.run: Any = None
+        self.templates: list[tuple[type, dict[str, Any]] | None] = []
+
+    def __call__(self, *tensors: Tensor) -> None:
+        if self.run is None:
+            self.run = self.compile(*tensors)[self.grid]
+        arguments: list[Any] = []
+        for tensor, offset, template in zip(tensors, self.offsets, self.templates):
+            base = tensor if offset == 0 else torch.as_strided(tensor, (1,), (1,), tensor.storage_offset() + offset)
+            if template is not None:
+                kind, fields = template
+                descriptor = object.__new__(kind)  # checked when the template was made
+                descriptor.__dict__.update(fields)
+                descriptor.base = base
+                base = descriptor
+            arguments.append(base)
+        self.run(*arguments, *self.rest)
+
+    def compile(self, *tensors: Tensor) -> Any:
+        """The compiled kernel (Triton's `CompiledKernel`); needs no GPU."""
+        arguments = []
+        self.templates = []
+        for tensor, tile in zip(tensors, self.tensors):
+            if tile is None:
+                self.templates.append(None)
+                arguments.append(tensor)
+            else:
+                descriptor = tensor_descriptor(tensor, tile)
+                self.templates.append((type(descriptor), dict(descriptor.__dict__)))
+                arguments.append(descriptor)
+        return self.kernel.warmup(*arguments, *self.rest, grid=self.grid, **self.options)
+
+
+def tensor_descriptor(tensor: Tensor, tile: Tile) -> Any:
+    """Triton's host-side descriptor of `tensor` as `tile` says."""
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    dtype = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}[tensor.dtype]
+    layout = gl.NVMMASharedLayout.get_default_for(list(tile.block), dtype)
+    shape, strides = list(tile.description.shape), list(tile.description.strides)
+    return TensorDescriptor(tensor, shape, strides, list(tile.block), layout)

@@ -1,0 +1,44 @@
+"""The Gluon names that the Hopper kernels use, the same for every supported Triton (3.6 to 3.9).
+
+Gluon is experimental in Triton: names move between releases. Kernels import it from here only. Importing this module
+fails with ImportError where Triton has no Gluon for Hopper; the backend turns that into a reason.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+if hasattr(tma, "async_load"):  # Triton >= 3.8 renamed the copies, and kept stubs that raise under the old names
+    tma_load = tma.async_load
+    tma_store = tma.async_store
+else:
+    tma_load = tma.async_copy_global_to_shared
+    tma_store = tma.async_copy_shared_to_global
+tma_store_wait = tma.store_wait
+
+
+def import_triton(function):
+    """A `@triton.jit` function of scalars and elementwise operations, as one that Gluon kernels can call."""
+    return gluon.jit(getattr(function, "fn", function))
+
+
+__all__ = [
+    "fence_async_shared",
+    "gl",
+    "gluon",
+    "import_triton",
+    "mbarrier",
+    "tma_load",
+    "tma_store",
+    "tma_store_wait",
+    "warpgroup_mma",
+    "warpgroup_mma_wait",
+]

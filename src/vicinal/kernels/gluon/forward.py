@@ -1,0 +1,360 @@
+"""Forward pass for Hopper: TMA moves, wgmma multiplies, warps specialise.
+
+One program has a producer warp and two consumer warpgroups. Each warpgroup owns 64 queries: a box of tokens
+`[T0, T1, T2]`; the two boxes lie side by side along axis `SPLIT`. The producer walks the box of keys that the union of
+their windows covers, from its first key, in tiles `[N0, N1, N2]`, into rings of `STAGES` key and value tiles. A
+warpgroup passes over the tiles that only the other one needs (at most `STAGES - 1` in a row). `SPLIT` is the fastest
+axis of the walk, so that while one passes over the end of a line the other passes over the start of the next.
+
+A warpgroup issues QK of its next tile, then PV of its last one, then does the softmax of the next while PV runs.
+Only tiles that are not wholly inside every window of the warpgroup are masked: one scalar test per tile.
+Source of the schedule: FlashAttention-3 (arXiv 2407.08608, section 3); of the walk: this project's design.
+
+Head dims that are no power of two are `DP` columns wide pieces: a descriptor, a buffer and a wgmma each.
+"""
+
+from vicinal.kernels.gluon.compat import (
+    fence_async_shared,
+    gl,
+    gluon,
+    mbarrier,
+    tma_load,
+    tma_store,
+    tma_store_wait,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from vicinal.kernels.gluon.softmax import inside_all, neighbors
+from vicinal.kernels.gluon.walk import bounds, box, head_axes, in_order, locate, row_position
+
+LN2 = gl.constexpr(0.6931471805599453)
+
+
+@gluon.jit
+def forward(
+    q_desc, k_desc, v_desc, o_desc, lse_ptr, table,
+    L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2,
+    n0, n1, n2, heads, group, groups, items,
+    q_column, k_column, v_column, o_column, e0, e1, e2, e_outer, e_group, scale,
+    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
+    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
+    OWN_OUTPUT: gl.constexpr,
+):  # fmt: skip
+    """Output and log-sum-exp of work items `program, program + programs, ...` below `items`.
+
+    Descriptors are over `[outer, X0, X1, X2, columns]`; `*_column` is the distance in columns between dilation groups
+    of the last axis, `e*` the strides of the log-sum-exp in elements; `scale` includes log2(e).
+    """
+    axes = (L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2)
+    tiles = (n0, n1, n2)
+    columns = (q_column, k_column, v_column, o_column)
+    lse_strides = (e_outer, e_group, e0, e1, e2)
+    QP: gl.constexpr = D // q_desc.block_shape[4]  # pieces of a query or key tile
+    VP: gl.constexpr = DV // v_desc.block_shape[4]
+    q_s = gl.allocate_shared_memory(q_desc.dtype, [2 * QP] + q_desc.block_shape, q_desc.layout)
+    k_s = gl.allocate_shared_memory(k_desc.dtype, [STAGES * QP] + k_desc.block_shape, k_desc.layout)
+    v_s = gl.allocate_shared_memory(v_desc.dtype, [STAGES * VP] + v_desc.block_shape, v_desc.layout)
+    if OWN_OUTPUT:
+        o_s = gl.allocate_shared_memory(o_desc.dtype, [2 * VP] + o_desc.block_shape, o_desc.layout)
+    else:
+        o_s = q_s
+    q_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    q_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for w in gl.static_range(2):
+        mbarrier.init(q_ready.index(w), count=1)
+        mbarrier.init(q_empty.index(w), count=1)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(k_ready.index(i), count=1)
+        mbarrier.init(k_empty.index(i), count=2)
+        mbarrier.init(v_ready.index(i), count=1)
+        mbarrier.init(v_empty.index(i), count=2)
+    fence_async_shared()
+    bars = (q_ready, q_empty, k_ready, k_empty, v_ready, v_empty)
+    work = (items, heads, group, groups)
+    gl.warp_specialize([
+        (_consumer, (o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
+            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, OWN_OUTPUT,
+            gl.constexpr(0))),
+        (_consumer, (o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
+            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, OWN_OUTPUT,
+            gl.constexpr(1))),
+        (_producer, (q_desc, k_desc, v_desc, q_s, k_s, v_s, bars, table, axes, tiles, work, columns,
+            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, STRIDED, MODED, PER_HEAD)),
+    ], [4, 1], [240, 24])  # fmt: skip
+
+
+@gluon.jit
+def _producer(
+    q_desc, k_desc, v_desc, q_s, k_s, v_s, bars, table, axes, tiles, work, columns,
+    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
+    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
+):  # fmt: skip
+    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = bars
+    items, heads, group, groups = work
+    OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
+    INNER: gl.constexpr = 1 if SPLIT == 2 else 2
+    T: gl.constexpr = (T0, T1, T2)
+    N: gl.constexpr = (N0, N1, N2)
+    QD: gl.constexpr = q_desc.block_shape[4]
+    VD: gl.constexpr = v_desc.block_shape[4]
+    QP: gl.constexpr = D // QD
+    VP: gl.constexpr = DV // VD
+    t = 0
+    done = 0
+    for item in range(gl.program_id(0), items, gl.num_programs(0)):
+        outer, g, head, tile = locate(item, tiles, heads, groups)
+        own = head_axes(axes, table, head, PER_HEAD)
+        x0, x1, x2, sa, ea, sb, eb, sw, ew = _union(tile, own, T, SPLIT, OUTER, INNER, STRIDED, MODED)
+        q_first = columns[0] * g + head * D
+        for i in gl.static_range(2):
+            mbarrier.wait(q_empty.index(i), (done & 1) ^ 1)
+            mbarrier.expect(q_ready.index(i), q_desc.block_type.nbytes * QP)
+            y0 = x0 + (i * T0 if SPLIT == 0 else 0)
+            y1 = x1 + (i * T1 if SPLIT == 1 else 0)
+            y2 = x2 + (i * T2 if SPLIT == 2 else 0)
+            for j in gl.static_range(QP):
+                tma_load(q_desc, [outer, y0, y1, y2, q_first + j * QD], q_ready.index(i), q_s.index(i * QP + j))
+        k_first = columns[1] * g + (head // group) * D
+        v_first = columns[2] * g + (head // group) * DV
+        for a in range(sa, ea, N[OUTER]):
+            for b in range(sb, eb, N[INNER]):
+                for w in range(sw, ew, N[SPLIT]):
+                    c = in_order(a, b, w, SPLIT)
+                    slot = t % STAGES
+                    phase = ((t // STAGES) & 1) ^ 1
+                    mbarrier.wait(k_empty.index(slot), phase)
+                    mbarrier.expect(k_ready.index(slot), k_desc.block_type.nbytes * QP)
+                    for j in gl.static_range(QP):
+                        tma_load(k_desc, [outer, c[0], c[1], c[2], k_first + j * QD],
+                                 k_ready.index(slot), k_s.index(slot * QP + j))  # fmt: skip
+                    mbarrier.wait(v_empty.index(slot), phase)
+                    mbarrier.expect(v_ready.index(slot), v_desc.block_type.nbytes * VP)
+                    for j in gl.static_range(VP):
+                        tma_load(v_desc, [outer, c[0], c[1], c[2], v_first + j * VD],
+                                 v_ready.index(slot), v_s.index(slot * VP + j))  # fmt: skip
+                    t += 1
+        done += 1
+
+
+@gluon.jit
+def _consumer(
+    o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
+    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
+    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
+    OWN_OUTPUT: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = bars
+    items, heads, group, groups = work
+    OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
+    INNER: gl.constexpr = 1 if SPLIT == 2 else 2
+    T: gl.constexpr = (T0, T1, T2)
+    N: gl.constexpr = (N0, N1, N2)
+    BM: gl.constexpr = T0 * T1 * T2
+    BN: gl.constexpr = N0 * N1 * N2
+    VD: gl.constexpr = o_desc.block_shape[4]
+    VP: gl.constexpr = DV // VD
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VD, 16])
+    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=o_layout, k_width=2)
+    row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
+    row = gl.arange(0, BM, layout=row_layout)
+    zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
+
+    t = 0  # tiles that the ring has seen
+    done = 0
+    for item in range(gl.program_id(0), items, gl.num_programs(0)):
+        outer, g, head, tile = locate(item, tiles, heads, groups)
+        own = head_axes(axes, table, head, PER_HEAD)
+        x0, x1, x2, sa, ea, sb, eb, sw, ew = _union(tile, own, T, SPLIT, OUTER, INNER, STRIDED, MODED)
+        r0 = x0 + (W * T0 if SPLIT == 0 else 0)
+        r1 = x1 + (W * T1 if SPLIT == 1 else 0)
+        r2 = x2 + (W * T2 if SPLIT == 2 else 0)
+        _, _, lo0, hi0 = box(r0, T0, own, 0, False, STRIDED, MODED)
+        _, _, lo1, hi1 = box(r1, T1, own, 1, False, STRIDED, MODED)
+        _, _, lo2, hi2 = box(r2, T2, own, 2, False, STRIDED, MODED)
+        low = (lo0, lo1, lo2)
+        high = (hi0, hi1, hi2)
+        y0 = r0 + row_position(row, 0, T1, T2)
+        y1 = r1 + row_position(row, 1, T1, T2)
+        y2 = r2 + row_position(row, 2, T1, T2)
+        ws0, we0 = bounds(y0, own, 0, False, STRIDED, MODED)
+        ws1, we1 = bounds(y1, own, 1, False, STRIDED, MODED)
+        ws2, we2 = bounds(y2, own, 2, False, STRIDED, MODED)
+        starts = (ws0, ws1, ws2)
+        widths = (we0 - ws0, we1 - ws1, we2 - ws2)
+
+        # of the walk's lines along SPLIT, the part [fw, lw) that this warpgroup needs
+        mine, mine_stop, _, _ = box((r0, r1, r2)[SPLIT], T[SPLIT], own, SPLIT, False, STRIDED, MODED)
+        line = gl.cdiv(ew - sw, N[SPLIT])
+        skip = line - gl.cdiv(mine_stop - sw, N[SPLIT]) if W == 0 else (mine - sw) // N[SPLIT]
+        skip = gl.minimum(skip, STAGES - 1)
+        before = 0 if W == 0 else skip
+        fw = sw + before * N[SPLIT]
+        lw = fw + (line - skip) * N[SPLIT]
+        count = gl.cdiv(ea - sa, N[OUTER]) * gl.cdiv(eb - sb, N[INNER]) * (line - skip)
+
+        a = sa
+        b = sb
+        w = fw
+        for passed in range(before):
+            _pass_over(t, bars, STAGES)
+            t += 1
+        mbarrier.wait(q_ready.index(W), done & 1)
+        mbarrier.wait(k_ready.index(t % STAGES), (t // STAGES) & 1)
+        s = warpgroup_mma_wait(0, deps=[_scores(q_s, k_s, W, t % STAGES, zero, D, BM, BN)])
+        mbarrier.arrive(k_empty.index(t % STAGES), count=1)
+        s = _mask(s, in_order(a, b, w, SPLIT), low, high, starts, widths, N0, N1, N2, RANK, s_layout)
+        m = gl.max(s, 1) * scale
+        p = gl.exp2(s * scale - _finite(m)[:, None])
+        l = gl.sum(p, 1)
+        pb = gl.convert_layout(p.to(o_desc.dtype), p_layout)
+        acc0 = gl.zeros([BM, VD], gl.float32, layout=o_layout)
+        acc1 = acc0
+        acc2 = acc0
+        for step in range(1, count):
+            last = t
+            t += 1
+            w += N[SPLIT]
+            if w >= lw:
+                w = fw
+                for passed in range(skip):
+                    _pass_over(t, bars, STAGES)
+                    t += 1
+                b += N[INNER]
+                if b >= eb:
+                    b = sb
+                    a += N[OUTER]
+            mbarrier.wait(k_ready.index(t % STAGES), (t // STAGES) & 1)
+            scoring = _scores(q_s, k_s, W, t % STAGES, zero, D, BM, BN)
+            mbarrier.wait(v_ready.index(last % STAGES), (last // STAGES) & 1)
+            slot = (last % STAGES) * VP
+            sum0 = warpgroup_mma(pb, v_s.index(slot).reshape([BN, VD]), acc0, is_async=True)
+            if VP == 1:
+                s = warpgroup_mma_wait(1, deps=[scoring])
+            else:
+                sum1 = warpgroup_mma(pb, v_s.index(slot + 1).reshape([BN, VD]), acc1, is_async=True)
+                sum2 = warpgroup_mma(pb, v_s.index(slot + 2).reshape([BN, VD]), acc2, is_async=True)
+                s = warpgroup_mma_wait(3, deps=[scoring])
+            mbarrier.arrive(k_empty.index(t % STAGES), count=1)
+            s = _mask(s, in_order(a, b, w, SPLIT), low, high, starts, widths, N0, N1, N2, RANK, s_layout)
+            m_new = gl.maximum(m, gl.max(s, 1) * scale)
+            finite = _finite(m_new)
+            alpha = gl.exp2(m - finite)
+            p = gl.exp2(s * scale - finite[:, None])
+            l = l * alpha + gl.sum(p, 1)
+            m = m_new
+            factor = gl.convert_layout(alpha, gl.SliceLayout(1, o_layout))[:, None]
+            if VP == 1:
+                acc0 = warpgroup_mma_wait(0, deps=[sum0])
+                mbarrier.arrive(v_empty.index(last % STAGES), count=1)
+                acc0 = acc0 * factor
+            else:
+                acc0, acc1, acc2 = warpgroup_mma_wait(0, deps=[sum0, sum1, sum2])
+                mbarrier.arrive(v_empty.index(last % STAGES), count=1)
+                acc0 = acc0 * factor
+                acc1 = acc1 * factor
+                acc2 = acc2 * factor
+            pb = gl.convert_layout(p.to(o_desc.dtype), p_layout)
+        if OWN_OUTPUT:
+            mbarrier.arrive(q_empty.index(W), count=1)
+        mbarrier.wait(v_ready.index(t % STAGES), (t // STAGES) & 1)
+        slot = (t % STAGES) * VP
+        sum0 = warpgroup_mma(pb, v_s.index(slot).reshape([BN, VD]), acc0, is_async=True)
+        if VP == 1:
+            acc0 = warpgroup_mma_wait(0, deps=[sum0])
+        else:
+            sum1 = warpgroup_mma(pb, v_s.index(slot + 1).reshape([BN, VD]), acc1, is_async=True)
+            sum2 = warpgroup_mma(pb, v_s.index(slot + 2).reshape([BN, VD]), acc2, is_async=True)
+            acc0, acc1, acc2 = warpgroup_mma_wait(0, deps=[sum0, sum1, sum2])
+        mbarrier.arrive(v_empty.index(t % STAGES), count=1)
+        t += 1
+        for passed in range(skip - before):
+            _pass_over(t, bars, STAGES)
+            t += 1
+
+        inverse = gl.convert_layout(1.0 / l, gl.SliceLayout(1, o_layout))[:, None]
+        tma_store_wait(0)  # of the last item: the buffer is about to be written
+        o_s.index(W * VP).reshape([BM, VD]).store((acc0 * inverse).to(o_desc.dtype))
+        if VP == 3:
+            o_s.index(W * VP + 1).reshape([BM, VD]).store((acc1 * inverse).to(o_desc.dtype))
+            o_s.index(W * VP + 2).reshape([BM, VD]).store((acc2 * inverse).to(o_desc.dtype))
+        fence_async_shared()
+        o_first = columns[3] * g + head * DV
+        for piece in gl.static_range(VP):
+            tma_store(o_desc, [outer, r0, r1, r2, o_first + piece * VD], o_s.index(W * VP + piece))
+        lse = (m + gl.log2(l)) * LN2
+        at = outer.to(gl.int64) * lse_strides[0] + g * lse_strides[1] + head
+        inside = (y0 < axes[0]) & (y1 < axes[1]) & (y2 < axes[2])
+        offset = y0.to(gl.int64) * lse_strides[2] + y1.to(gl.int64) * lse_strides[3] + y2.to(gl.int64) * lse_strides[4]
+        gl.store(lse_ptr + at + offset, lse, mask=inside)
+        if not OWN_OUTPUT:
+            tma_store_wait(0)
+            mbarrier.arrive(q_empty.index(W), count=1)
+        done += 1
+    tma_store_wait(0)
+
+
+@gluon.jit
+def _union(
+    tile, axes, T: gl.constexpr, SPLIT: gl.constexpr, OUTER: gl.constexpr, INNER: gl.constexpr,
+    STRIDED: gl.constexpr, MODED: gl.constexpr,
+):  # fmt: skip
+    """A program's first query along each axis, and the box of keys of both warpgroups, in walk order."""
+    x0 = tile[0] * (T[0] * 2 if SPLIT == 0 else T[0])
+    x1 = tile[1] * (T[1] * 2 if SPLIT == 1 else T[1])
+    x2 = tile[2] * (T[2] * 2 if SPLIT == 2 else T[2])
+    x = (x0, x1, x2)
+    sa, ea, _, _ = box(x[OUTER], T[OUTER], axes, OUTER, False, STRIDED, MODED)
+    sb, eb, _, _ = box(x[INNER], T[INNER], axes, INNER, False, STRIDED, MODED)
+    sw, ew, _, _ = box(x[SPLIT], 2 * T[SPLIT], axes, SPLIT, False, STRIDED, MODED)
+    return x0, x1, x2, sa, ea, sb, eb, sw, ew
+
+
+@gluon.jit
+def _pass_over(t, bars, STAGES: gl.constexpr):
+    """Let tile `t` of the ring go unread. Waiting for it first keeps the phases in step."""
+    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = bars
+    slot = t % STAGES
+    phase = (t // STAGES) & 1
+    mbarrier.wait(k_ready.index(slot), phase)
+    mbarrier.arrive(k_empty.index(slot), count=1)
+    mbarrier.wait(v_ready.index(slot), phase)
+    mbarrier.arrive(v_empty.index(slot), count=1)
+
+
+@gluon.jit
+def _scores(q_s, k_s, W: gl.constexpr, slot, zero, D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr):
+    """Issue `Q @ K^T`; the caller waits."""
+    QD: gl.constexpr = q_s.shape[5]
+    QP: gl.constexpr = D // QD
+    q = q_s.index(W * QP).reshape([BM, QD])
+    k = k_s.index(slot * QP).reshape([BN, QD]).permute((1, 0))
+    s = warpgroup_mma(q, k, zero, use_acc=False, is_async=True)
+    for p in gl.static_range(1, QP):
+        q = q_s.index(W * QP + p).reshape([BM, QD])
+        k = k_s.index(slot * QP + p).reshape([BN, QD]).permute((1, 0))
+        s = warpgroup_mma(q, k, s, is_async=True)
+    return s
+
+
+@gluon.jit
+def _mask(
+    s, c, low, high, starts, widths, N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, RANK: gl.constexpr,
+    layout: gl.constexpr,
+):  # fmt: skip
+    if not inside_all(c, low, high, N0, N1, N2, RANK):
+        s = gl.where(neighbors(c, starts, widths, N0, N1, N2, RANK, layout), s, float("-inf"))
+    return s
+
+
+@gluon.jit
+def _finite(m):
+    """The maximum to subtract: 0 for a row that has met no neighbor yet."""
+    return gl.where(m == float("-inf"), 0.0, m)

@@ -1,0 +1,132 @@
+"""Compiles the Hopper kernels for sm_90a on a machine without a GPU, and prints what ptxas says, as JSON lines.
+
+Run by `test_compile.py` in a process of its own: a stand-in driver names the target, and must not meet the interpreter
+that the other tests turn on. Usage: python compile_only.py CASE...  (see CASES)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+
+from vicinal.backends import hopper
+from vicinal.backends.hopper_layout import launches
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.problem import Inputs, Problem
+
+
+class CompileOnlyDriver(DriverBase):
+    """Names a GPU target and launches nothing."""
+
+    def __init__(self) -> None:
+        self.get_current_stream = lambda device: 0
+        self.get_current_device = lambda: 0
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return True
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return "int"
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_benchmarker(self):
+        return None
+
+
+# name: lengths, heads, kv heads, head dim, value dim, dtype, neighborhood's arguments
+BF16, FP16 = torch.bfloat16, torch.float16
+CASES = {
+    "1d": ((512,), 2, 2, 128, 128, BF16, {"kernel_size": 100}),
+    "1d-causal": ((512,), 2, 2, 128, 128, BF16, {"kernel_size": 100, "is_causal": True}),
+    "2d": ((64, 64), 2, 2, 128, 128, BF16, {"kernel_size": 13}),
+    "2d-stride": ((64, 64), 2, 2, 128, 128, BF16, {"kernel_size": 16, "stride": 16}),
+    "3d": ((8, 16, 16), 4, 2, 128, 128, BF16, {"kernel_size": (5, 9, 9)}),
+    "3d-stride": ((8, 16, 16), 2, 2, 128, 128, BF16, {"kernel_size": (4, 8, 8), "stride": (1, 2, 4)}),
+    "d32": ((64, 64), 2, 2, 32, 32, FP16, {"kernel_size": 13}),
+    "d64": ((64, 64), 2, 2, 64, 64, BF16, {"kernel_size": 13}),
+    "d96": ((64, 64), 2, 2, 96, 96, BF16, {"kernel_size": 13}),
+    "d192": ((64, 64), 2, 2, 192, 192, BF16, {"kernel_size": 13}),
+    "d192-128": ((64, 64), 2, 2, 192, 128, BF16, {"kernel_size": 13}),
+    "d256": ((64, 64), 2, 2, 256, 256, BF16, {"kernel_size": 13}),
+}
+
+
+def problem_of(case: str) -> Problem:
+    lengths, heads, kv_heads, head_dim, value_dim, dtype, arguments = CASES[case]
+    neighborhood = Neighborhood.of(len(lengths), **arguments)
+    query = torch.zeros(1, *lengths, heads, head_dim, dtype=dtype)
+    key = torch.zeros(1, *lengths, kv_heads, head_dim, dtype=dtype)
+    value = torch.zeros(1, *lengths, kv_heads, value_dim, dtype=dtype)
+    return Problem.of(Inputs(query, key, value), [neighborhood], head_dim**-0.5)
+
+
+def compile_forward(case: str):
+    problem = problem_of(case)
+    config = hopper.forward_configs(problem)[0]
+    (launch,) = launches(problem)
+    x = (problem.batch, *problem.lengths)
+    query = torch.zeros(*x, problem.heads, problem.head_dim, dtype=problem.dtype)
+    key = torch.zeros(*x, problem.kv_heads, problem.head_dim, dtype=problem.dtype)
+    value = torch.zeros(*x, problem.kv_heads, problem.value_dim, dtype=problem.dtype)
+    output = torch.zeros(*x, problem.heads, problem.value_dim, dtype=problem.dtype)
+    lse = torch.zeros(*x, problem.heads)
+    strides = (query.stride(), key.stride(), value.stride())
+    launcher = hopper.forward_launcher(problem, config, strides, launch)
+    return launcher.compile(query, key, value, output, lse, lse)
+
+
+def report(case: str, kernel) -> dict:
+    """What the compiler made: instructions of interest, shared memory, registers, spills, stack."""
+    ptx = kernel.asm["ptx"]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+        log = subprocess.run(
+            [ptxas, "-v", "-arch=sm_90a", source, "-o", Path(folder) / "kernel.cubin"],
+            capture_output=True, text=True, check=True,
+        ).stderr  # fmt: skip
+
+    def number(pattern: str) -> int:
+        return int(re.search(pattern, log)[1])
+
+    return {
+        "case": case,
+        "shared": kernel.metadata.shared,
+        "wgmma": ptx.count("wgmma.mma_async"),
+        "tma_loads": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared::cluster", ptx)),
+        "tma_stores": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),
+        "setmaxnreg": ptx.count("setmaxnreg"),
+        "registers": number(r"Used (\d+) registers"),
+        "stack": number(r"(\d+) bytes stack frame"),
+        "spill_stores": number(r"(\d+) bytes spill stores"),
+        "serialized": "wgmma.mma_async instructions are serialized" in log,
+    }
+
+
+if __name__ == "__main__":
+    triton.runtime.driver.set_active(CompileOnlyDriver())
+    for name in sys.argv[1:]:
+        direction, case = name.split(":")
+        kernel = {"forward": compile_forward}[direction](case)
+        if os.environ.get("PTX_TO"):
+            Path(os.environ["PTX_TO"], f"{direction}-{case}.ptx").write_text(kernel.asm["ptx"])
+        print(json.dumps(report(name, kernel)), flush=True)
