@@ -7,10 +7,32 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vicinal.dispatch import BACKENDS
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_call(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...], backend: str | None) -> None:
+    """That a call of `neighborhood_attention` is right.
+
+    Raises:
+        TypeError: an argument of the wrong type, or not of a supported float dtype, or dtypes that differ.
+        ValueError: shapes, devices or windows that do not fit, or an unknown backend.
+    """
+    for n in neighborhoods:
+        if not isinstance(n, Neighborhood):
+            raise TypeError(f"neighborhood must be a Neighborhood or a sequence of them, got {type(n).__name__}")
+    if not neighborhoods:
+        raise ValueError("neighborhood must not be an empty sequence")
+    rank = neighborhoods[0].rank
+    if any(n.rank != rank for n in neighborhoods):
+        raise ValueError(f"neighborhood must have one rank for all heads, got {[n.rank for n in neighborhoods]}")
+    check_inputs(inputs, rank)
+    check_neighborhoods(neighborhoods, inputs.rpb, inputs.query.shape[1:-2], inputs.query.shape[-2])
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
 
 
 def check_inputs(inputs: Inputs, rank: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,9 +16,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from vicinal import differentiable
-from vicinal.checks import check_attention_inputs, check_inputs, check_neighborhoods
-from vicinal.dispatch import BACKENDS
-from vicinal.geometry.neighborhood import Neighborhood, PerAxis, encode
+from vicinal.checks import check_attention_inputs, check_call
+from vicinal.geometry.neighborhood import Boundary, Neighborhood, PerAxis, encode, per_axis
 from vicinal.operators import attend
 from vicinal.problem import Inputs, lse_dtype
 
@@ -60,21 +60,10 @@ def neighborhood_attention(
         TypeError: an argument is of the wrong type or dtype.
         ValueError: shapes, devices or windows do not fit, or the backend cannot run the problem.
     """
-    neighborhoods = [neighborhood] if isinstance(neighborhood, Neighborhood) else list(neighborhood)
-    for n in neighborhoods:
-        if not isinstance(n, Neighborhood):
-            raise TypeError(f"neighborhood must be a Neighborhood or a sequence of them, got {type(n).__name__}")
-    if not neighborhoods:
-        raise ValueError("neighborhood must not be an empty sequence")
-    rank = neighborhoods[0].rank
-    if any(n.rank != rank for n in neighborhoods):
-        raise ValueError(f"neighborhood must have one rank for all heads, got {[n.rank for n in neighborhoods]}")
+    neighborhoods = (neighborhood,) if isinstance(neighborhood, Neighborhood) else tuple(neighborhood)
     inputs = _autocast(Inputs(query, key, value, additional_keys, additional_values, rpb))
-    check_inputs(inputs, rank)
-    check_neighborhoods(neighborhoods, rpb, query.shape[1:-2], query.shape[-2])
-    if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
-    if len(set(neighborhoods)) == 1:
+    _check(inputs, neighborhoods, backend)
+    if len(neighborhoods) > 1 and len(set(neighborhoods)) == 1:
         neighborhoods = neighborhoods[:1]
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if not torch.compiler.is_compiling() and _transformed(inputs):
@@ -221,7 +210,7 @@ def _na(rank: int) -> Callable[..., Output]:
         return_lse: bool = False,
         *,
         rpb: Tensor | None = None,
-        boundary: PerAxis[str] = "shift",
+        boundary: PerAxis[Boundary] = "shift",
     ) -> Output:
         _warn_ignored(
             attention_kwargs=attention_kwargs,
@@ -240,7 +229,7 @@ def _na(rank: int) -> Callable[..., Output]:
             query,
             key,
             value,
-            Neighborhood.of(rank, kernel_size, stride, dilation, causal, boundary),
+            _neighborhood(rank, kernel_size, stride, dilation, causal, boundary),
             scale=scale,
             additional_keys=additional_keys,
             additional_values=additional_values,
@@ -301,6 +290,39 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Ten
     return out.to(query.dtype), scores.logsumexp(-1)
 
 
+def _check(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...], backend: str | None) -> None:
+    """Checks a call, unless one like it has passed before: eager calls on small problems should not pay twice."""
+    if torch.compiler.is_compiling():
+        check_call(inputs, neighborhoods, backend)
+        return
+    try:
+        signature = (*((t.shape, t.dtype, t.device) if t is not None else None for t in inputs), neighborhoods, backend)
+        if signature in _passed:
+            return
+    except (AttributeError, TypeError):  # not a tensor, not a neighborhood, or traced sizes, which cannot be hashed
+        check_call(inputs, neighborhoods, backend)
+        return
+    check_call(inputs, neighborhoods, backend)
+    if len(_passed) >= MAX_PASSED:
+        _passed.clear()
+    _passed.add(signature)
+
+
+def _neighborhood(rank: int, *values: Any) -> Neighborhood:
+    """`Neighborhood.of(rank, *values)`, made once for the same values in eager calls."""
+    if torch.compiler.is_compiling():
+        return Neighborhood.of(rank, *values)
+    try:
+        return _known_neighborhood(rank, *(x for value in values for x in per_axis("", value, rank)))
+    except (TypeError, ValueError):
+        return Neighborhood.of(rank, *values)  # raises again, by the argument's name
+
+
+@lru_cache(maxsize=4096, typed=True)  # typed: 3.0 and True are not taken for 3 and 1
+def _known_neighborhood(rank: int, *flat: Any) -> Neighborhood:
+    return Neighborhood.of(rank, *(flat[i : i + rank] for i in range(0, len(flat), rank)))
+
+
 def _autocast(inputs: Inputs) -> Inputs:
     """The inputs in autocast's dtype where it is on, as torch's own attention does; float64 is left alone."""
     if not isinstance(inputs.query, Tensor):
@@ -333,6 +355,8 @@ def _transformed(inputs: Inputs) -> bool:
 
 
 _AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
+MAX_PASSED = 4096
+_passed: set[object] = set()
 _warned: set[str] = set()
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from vicinal.functional import neighborhood_attention
-from vicinal.geometry.neighborhood import Neighborhood, PerAxis
+from vicinal.geometry.neighborhood import Boundary, Neighborhood, PerAxis
 
 
 class NeighborhoodAttention(nn.Module):
@@ -42,7 +42,7 @@ class NeighborhoodAttention(nn.Module):
         qk_scale: float | None = None,
         proj_drop: float = 0.0,
         *,
-        boundary: PerAxis[str] = "shift",
+        boundary: PerAxis[Boundary] = "shift",
     ) -> None:
         super().__init__()
         if num_heads < 1 or embed_dim % num_heads != 0:

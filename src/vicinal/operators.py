@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from vicinal import differentiable
-from vicinal.dispatch import plan
+from vicinal.dispatch import Plan, plan
 from vicinal.geometry.neighborhood import decode
 from vicinal.geometry.work import backward_flops, forward_flops, useful_scores
 from vicinal.problem import Inputs, Problem, lse_dtype
@@ -46,12 +46,10 @@ attend_backward = torch.ops.vicinal.attend_backward.default
 @torch.library.impl("vicinal::attend", "default")
 def _attend(*args: Any) -> tuple[Tensor, Tensor]:
     inputs = Inputs(*args[:6])
-    code, scale, backend = args[6:]
-    problem = Problem.of(inputs, decode(code, inputs.query.ndim - 3), scale)
-    if problem.batch == 0:
+    if inputs.query.shape[0] == 0:
         return _attend_fake(*args)
-    chosen = plan(problem, backend)
-    return chosen.backend.forward(problem, chosen.forward, inputs)
+    chosen = _plan(inputs, *args[6:])
+    return chosen.backend.forward(chosen.problem, chosen.forward, inputs)
 
 
 @torch.library.impl("vicinal::attend_backward", "default")
@@ -59,13 +57,30 @@ def _attend_backward(
     grad_output: Tensor, grad_lse: Tensor | None, output: Tensor, lse: Tensor, *args: Any
 ) -> tuple[Tensor, ...]:
     inputs = Inputs(*args[:6])
-    code, scale, backend = args[6:]
-    problem = Problem.of(inputs, decode(code, inputs.query.ndim - 3), scale)
-    if problem.batch == 0:
+    if inputs.query.shape[0] == 0:
         return tuple(t.zero_() for t in _attend_backward_fake(grad_output, grad_lse, output, lse, *args))
-    chosen = plan(problem, backend)
-    grads = chosen.backend.backward(problem, chosen.backward, inputs, output, lse, grad_output, grad_lse)
+    chosen = _plan(inputs, *args[6:])
+    grads = chosen.backend.backward(chosen.problem, chosen.backward, inputs, output, lse, grad_output, grad_lse)
     return tuple(inputs.query.new_empty(0) if grad is None else grad for grad in grads)
+
+
+def _plan(inputs: Inputs, code: Sequence[int], scale: float, backend: str | None) -> Plan:
+    """The plan of a call: one look-up in the common case, where the call has been seen before."""
+    query, key, value, additional_keys, _, rpb = inputs
+    signature = (query.shape, query.dtype, query.device, key.shape[-2], value.shape[-1], rpb is None, *code, scale)
+    switches = (backend, torch.are_deterministic_algorithms_enabled())
+    full = (signature, None if additional_keys is None else additional_keys.shape[1], switches)
+    found = _plans.get(full)
+    if found is None:
+        problem = Problem.of(inputs, decode(code, query.ndim - 3), scale)
+        if len(_plans) >= MAX_PLANS:
+            _plans.clear()
+        found = _plans[full] = plan(problem, backend)
+    return found
+
+
+_plans: dict[Any, Plan] = {}
+MAX_PLANS = 4096
 
 
 @torch.library.register_fake("vicinal::attend")

@@ -7,10 +7,10 @@ of keys is in `vicinal.geometry.window`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 Boundary = Literal["shift", "clip"]
 BOUNDARIES: tuple[Boundary, ...] = ("shift", "clip")
@@ -99,7 +99,7 @@ class Neighborhood:
         stride: PerAxis[int] = 1,
         dilation: PerAxis[int] = 1,
         is_causal: PerAxis[bool] = False,
-        boundary: PerAxis[str] = "shift",
+        boundary: PerAxis[Boundary] = "shift",
     ) -> Neighborhood:
         """A neighborhood of `rank` axes from values given once for all axes, or one per axis.
 
@@ -107,13 +107,14 @@ class Neighborhood:
             ValueError: a sequence is not of length `rank`, or a value is out of range.
             TypeError: a value is of the wrong type.
         """
-        return _neighborhood(
+        values: Iterable[tuple[Any, ...]] = zip(
             per_axis("kernel_size", kernel_size, rank),
             per_axis("stride", stride, rank),
             per_axis("dilation", dilation, rank),
             per_axis("is_causal", is_causal, rank),
-            per_axis("boundary", boundary, rank),
+            per_axis("boundary", cast(Any, boundary), rank),
         )
+        return cls(tuple(Axis(*axis) for axis in values))
 
     @property
     def rank(self) -> int:
@@ -179,10 +180,6 @@ def per_axis(name: str, value: PerAxis[T], rank: int) -> tuple[T, ...]:
 def _require_int(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer on every axis, got {value!r} of type {type(value).__name__}")
-
-
-def _neighborhood(window, stride, dilation, causal, boundary) -> Neighborhood:  # type: ignore[no-untyped-def]
-    return Neighborhood(tuple(Axis(*values) for values in zip(window, stride, dilation, causal, boundary)))
 
 
 @lru_cache(maxsize=4096)
