@@ -18,9 +18,8 @@ BACKENDS: dict[str, str] = {  # name -> module; in order of preference, imported
     "triton": "vicinal.backends.triton",
     "cpu": "vicinal.backends.cpu",
     "unfused": "vicinal.backends.unfused",
-    "flex": "vicinal.backends.flex",
 }
-AUTOMATIC = ("hopper", "triton", "cpu")  # the others run only when named
+AUTOMATIC = ("hopper", "triton", "cpu")  # the unfused one runs only when named
 
 
 @dataclass(frozen=True)
