@@ -1,4 +1,4 @@
-"""The `vicinal` command: argument parsing only. Wrong arguments give one line on stderr that names the option, and exit 2."""
+"""The `vicinal` command: argument parsing only. A wrong argument gives one line that names the option, and exit 2."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -39,11 +39,11 @@ Causal = Annotated[str, typer.Option(help="Whether a query sees no later key: ye
 Boundary = Annotated[str, typer.Option(help="At a border: shift or clip; or per axis, as clip,shift.")]
 Batch = Annotated[int, typer.Option(help="Batch size.")]
 Heads = Annotated[int, typer.Option(help="Query heads.")]
-KVHeads = Annotated[Optional[int], typer.Option(help="Key and value heads; by default as many as query heads.")]
+KVHeads = Annotated[int | None, typer.Option(help="Key and value heads; by default as many as query heads.")]
 HeadDim = Annotated[int, typer.Option(help="Dimensions of a query or key head.")]
-ValueDim = Annotated[Optional[int], typer.Option(help="Dimensions of a value head; by default --head-dim.")]
+ValueDim = Annotated[int | None, typer.Option(help="Dimensions of a value head; by default --head-dim.")]
 DType = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
-Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, ...; by default cuda where there is one.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default cuda where there is one.")]
 
 
 @app.command()
@@ -60,14 +60,14 @@ def info() -> None:
 def show(
     lengths: Annotated[str, typer.Argument(help="Tokens along each axis: 64, 16x16, 4x8x8.")],
     window: Window,
-    query: Annotated[Optional[str], typer.Option(help="Position of the query, as 3,5; by default the middle.")] = None,
+    query: Annotated[str | None, typer.Option(help="Position of the query, as 3,5; by default the middle.")] = None,
     stride: Stride = "1",
     dilation: Dilation = "1",
     causal: Causal = "no",
     boundary: Boundary = "shift",
     tile: Annotated[str, typer.Option(help="Queries per tile, in units of the dilation: 4, or 2x8.")] = "4",
-    matrix: Annotated[bool, typer.Option("--matrix", help="1-D: a row for every query, a column for every key.")] = False,
-    png: Annotated[Optional[Path], typer.Option(help="Also draw into this file (.png, .pdf, .svg).")] = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help="1-D: a row per query, a column per key.")] = False,
+    png: Annotated[Path | None, typer.Option(help="Also draw into this file (.png, .pdf, .svg).")] = None,
 ) -> None:
     """Draw a neighborhood: a query, its keys, and the keys that its tile of queries reads."""
     from rich.console import Console
@@ -77,7 +77,7 @@ def show(
     sizes = _sizes("LENGTHS", lengths)
     rank = len(sizes)
     neighborhood = _neighborhood(sizes, window, stride, dilation, causal, boundary)
-    tiles = tuple(per_axis("tile", _one_or_each("--tile", tile, rank, _size), rank))
+    tiles = per_axis("tile", _one_or_each("--tile", tile, rank, _size), rank)
     at = tuple(n // 2 for n in sizes) if query is None else _sizes("--query", query, least=0)
     _check_image("--png", png)
     title = f"{lengths}, window {window}" + "".join(
@@ -134,10 +134,10 @@ def explain(
 @bench.callback()
 def run_bench(
     context: typer.Context,
-    suite: Annotated[Optional[str], typer.Option(help="A named suite instead of one problem: cpu or gpu.")] = None,
-    only: Annotated[Optional[str], typer.Option(help="Of the suite, the cases whose name contains this.")] = None,
-    lengths: Annotated[Optional[str], typer.Option(help="Tokens along each axis: 4096, 64x64, 8x32x32.")] = None,
-    window: Annotated[Optional[str], typer.Option(help="Keys per query: 7, or 3x7x7; `all` for an axis.")] = None,
+    suite: Annotated[str | None, typer.Option(help="A named suite instead of one problem: cpu or gpu.")] = None,
+    only: Annotated[str | None, typer.Option(help="Of the suite, the cases whose name contains this.")] = None,
+    lengths: Annotated[str | None, typer.Option(help="Tokens along each axis: 4096, 64x64, 8x32x32.")] = None,
+    window: Annotated[str | None, typer.Option(help="Keys per query: 7, or 3x7x7; `all` for an axis.")] = None,
     batch: Batch = 1,
     heads: Heads = 4,
     kv_heads: KVHeads = None,
@@ -151,14 +151,14 @@ def run_bench(
     device: Device = None,
     forward: Annotated[bool, typer.Option("--forward", help="Time the forward pass (default: all).")] = False,
     backward: Annotated[bool, typer.Option("--backward", help="Time backward, and forward+backward.")] = False,
-    backend: Annotated[Optional[list[str]], typer.Option(help="A backend of ours; can be repeated.")] = None,
+    backend: Annotated[list[str] | None, typer.Option(help="A backend of ours; can be repeated.")] = None,
     no_peers: Annotated[bool, typer.Option("--no-peers", help="Leave out SDPA and FlexAttention.")] = False,
     samples: Annotated[int, typer.Option(min=3, help="Timed samples per system.")] = 15,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for the samples of one system and pass.")] = 10.0,
-    threads: Annotated[Optional[int], typer.Option(min=1, help="CPU threads; a suite has its own default.")] = None,
-    json: Annotated[Optional[Path], typer.Option(help="Write the results to this file.")] = None,
-    plot: Annotated[Optional[Path], typer.Option(help="Draw the ratios into this file.")] = None,
-    roofline: Annotated[Optional[Path], typer.Option(help="Draw a roofline of the forward passes.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; a suite has its own default.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the ratios into this file.")] = None,
+    roofline: Annotated[Path | None, typer.Option(help="Draw a roofline of the forward passes.")] = None,
 ) -> None:
     """Time one problem, or a suite, across our backends and the peers; every result is checked first."""
     if context.invoked_subcommand is not None:
@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 # Typer raises click's errors, some releases from a copy of click inside Typer: BadParameter -> UsageError -> this one.
-_USAGE_ERRORS = typer.BadParameter.__mro__[2]
+_USAGE_ERRORS: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 def _one_line(error: BaseException) -> str:
@@ -273,14 +273,14 @@ def _yes(text: str) -> bool:
     return {"yes": True, "no": False, "1": True, "0": False, "true": True, "false": False}[text.lower()]
 
 
-def _each(option: str, text: str, parse) -> list:  # type: ignore[no-untyped-def,type-arg]
+def _each(option: str, text: str, parse: Callable[[str], T]) -> list[T]:
     try:
         return [parse(part) for part in _split(text)]
     except (ValueError, KeyError):
         raise _wrong(f"{option}: cannot read {text!r}; see --help for its form") from None
 
 
-def _one_or_each(option: str, text: str, rank: int, parse) -> object:  # type: ignore[no-untyped-def]
+def _one_or_each(option: str, text: str, rank: int, parse: Callable[[str], T]) -> T | tuple[T, ...]:
     values = _each(option, text, parse)
     if len(values) not in (1, rank):
         raise _wrong(f"{option}: give one value or {rank}, one per axis; got {text!r}")

@@ -1,1 +1,1 @@
-"""Benchmarks: problems (`cases`), what runs them (`peers`), checked timing (`measure`), limits (`roofline`), reports."""
+"""Benchmarks: problems (`cases`), what runs them (`peers`), checked timing (`measure`), limits (`roofline`)."""

@@ -56,7 +56,9 @@ def mask_mod(problem: Problem, padded: int) -> Callable[..., Tensor]:
         inner //= length
         at = positions // inner % length
         place, start, stop = (torch.tensor(t, dtype=torch.int32)[at.long()] for t in _places(axis, length))
-        tables.append(tuple(_pad(t, padded, fill).to(problem.device) for t, fill in ((place, -1), (start, 1), (stop, 0))))
+        tables.append(
+            tuple(_pad(t, padded, fill).to(problem.device) for t, fill in ((place, -1), (start, 1), (stop, 0)))
+        )
 
     def one(q: Tensor, k: Tensor, axis: int) -> Tensor:
         place, start, stop = tables[axis]
@@ -88,6 +90,6 @@ def _pad(table: Tensor, size: int, fill: int) -> Tensor:
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """FlexAttention's form of a `[rows, columns]` boolean: counts `[1, 1, rows]` and indices `[1, 1, rows, columns]`."""
+    """FlexAttention's form of a boolean `[rows, columns]`: counts `[1, 1, rows]`, indices `[1, 1, rows, columns]`."""
     indices = blocks.int().argsort(dim=1, descending=True, stable=True)
     return blocks.sum(1, dtype=torch.int32)[None, None], indices.int()[None, None].contiguous()

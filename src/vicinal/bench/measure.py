@@ -249,9 +249,7 @@ class _Ready:
 
     def _check(self, results: Mapping[str, Tensor], like: Tensor) -> None:
         if self.system.layout == "heads-first":
-            results = {
-                name: t.transpose(1, 2).unflatten(1, like.shape[1:-2]) for name, t in results.items()
-            }
+            results = {name: t.transpose(1, 2).unflatten(1, like.shape[1:-2]) for name, t in results.items()}
         errors = self.expected.errors(results)
         self.errors.update(errors)
         faults = self.expected.faults(errors)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -81,9 +81,8 @@ def peers(device: torch.device | str) -> list[System]:
 
 
 def _vicinal(backend: str, problem: Problem) -> Attend:
-    return partial(
-        neighborhood_attention, neighborhood=problem.neighborhood, scale=problem.scale, backend=backend
-    )
+    attend = partial(neighborhood_attention, neighborhood=problem.neighborhood, scale=problem.scale, backend=backend)
+    return cast(Attend, attend)  # a tensor, since no log-sum-exp is asked for
 
 
 def _self_sdpa(name: str, backend: SDPBackend | None) -> System:

@@ -69,30 +69,33 @@ def summarize(document: dict[str, Any]) -> list[Summary]:
 
 
 def print_case(console: Console, case: dict[str, Any]) -> None:
-    """One case's measurements, pass by pass."""
+    """One case's measurements, pass by pass; below the table, who has none and why."""
     measurements = measurements_of(case)
     kernels = any(m.kernel for m in measurements)
-    table = Table(title=case["name"], title_justify="left")
-    for name in ("pass", "system", *(["kernel", "quartiles"] if kernels else []), "eager", "quartiles"):
-        table.add_column(name, justify="left" if name in ("pass", "system") else "right")
-    table.add_column("GFLOP/s", justify="right")
-    table.add_column("its time / ours", justify="right")
-    table.add_column("", overflow="fold")
-    last = None
-    for m in measurements:
-        if last not in (None, m.passed):
-            table.add_section()
-        times = [*(_columns(m.kernel) if kernels else []), *_columns(m.eager)]
-        ours = our_result(measurements, m.passed)
-        found = None if ours is None else ratio(ours, m)
-        remark = m.reason or "" if m.status == "ok" else f"[red]{m.status}[/]: {m.reason}"
-        name = f"[bold]{m.system}[/]" if m.system.startswith("vicinal") else m.system
-        rate = f"{m.flops / m.best.median / 1e9:,.0f}" if m.best else "-"
-        table.add_row(
-            m.passed if m.passed != last else "", name, *times, rate, "-" if found is None else f"{found:.2f}", remark
-        )
-        last = m.passed
+    table = Table("system", title=case["name"], title_justify="left")
+    for name in (*(["kernel (quartiles)"] if kernels else []), "eager (quartiles)", "GFLOP/s", "time / ours"):
+        table.add_column(name, justify="right", no_wrap=True)
+    remarks: dict[str, list[str]] = {}
+    for passed in dict.fromkeys(m.passed for m in measurements):
+        ours = our_result(measurements, passed)
+        table.add_section()
+        table.add_row(f"[italic]{passed}[/]")
+        for m in (m for m in measurements if m.passed == passed):
+            if m.reason is not None:
+                remarks.setdefault(f"{m.system}: {m.status}, {m.reason}", []).append(passed)
+            if m.best is None:
+                continue
+            found = None if ours is None else ratio(ours, m)
+            table.add_row(
+                f"[bold]{m.system}[/]" if m.system.startswith("vicinal") else m.system,
+                *([_spread(m.kernel)] if kernels else []),
+                _spread(m.eager),
+                _rate(m.flops / m.best.median / 1e9),
+                "-" if found is None else f"{found:.2f}",
+            )
     console.print(table)
+    for remark, passes in remarks.items():
+        console.print(f"  {remark} ({', '.join(passes)})", highlight=False, markup=False)
 
 
 def print_summary(console: Console, document: dict[str, Any]) -> None:
@@ -113,7 +116,9 @@ def plot(document: dict[str, Any], path: Path) -> None:
     cases = [(case["name"], measurements_of(case)) for case in document["cases"]]
     passes = list(dict.fromkeys(m.passed for _, ms in cases for m in ms if m.best))
     systems = list(dict.fromkeys(m.system for _, ms in cases for m in ms if m.best))
-    figure = Figure(figsize=(3 + 4 * max(1, len(passes)), 1.5 + 0.14 * len(cases) * (len(systems) + 1)), layout="constrained")
+    figure = Figure(
+        figsize=(3 + 4 * max(1, len(passes)), 1.5 + 0.14 * len(cases) * (len(systems) + 1)), layout="constrained"
+    )
     panels = figure.subplots(1, max(1, len(passes)), sharey=True, squeeze=False)[0]
     for panel, passed in zip(panels, passes):
         for offset, system in enumerate(systems):
@@ -191,7 +196,9 @@ def _pass_table(document: dict[str, Any], passed: str) -> Iterator[str]:
         for name in dict.fromkeys(m.system for _, ms in cases for m in ms)
         if any(m.system == name and m is not ours[case["name"]] for case, ms in cases for m in ms)
     ]
-    yield f"| {passed} | ours | quartiles | eager | GFLOP/s | GB/s | " + " | ".join(f"{n} / ours" for n in others) + " |"
+    yield (
+        f"| {passed} | ours | quartiles | eager | GFLOP/s | GB/s | " + " | ".join(f"{n} / ours" for n in others) + " |"
+    )
     yield "|---|" + "--:|" * (5 + len(others))
     for case, measurements in cases:
         mine = ours[case["name"]]
@@ -203,9 +210,9 @@ def _pass_table(document: dict[str, Any], passed: str) -> Iterator[str]:
             best = mine.best
             row += [
                 _time(best.median),
-                f"{_time(best.lower)} - {_time(best.upper)}",
+                _quartiles(best),
                 _time(mine.eager.median) if mine.eager else "-",
-                f"{mine.flops / best.median / 1e9:,.0f}",
+                _rate(mine.flops / best.median / 1e9),
                 f"{case['least_bytes'][passed] / best.median / 1e9:,.3g}",
             ]
         by_name = {m.system: m for m in measurements}
@@ -234,14 +241,25 @@ def _documents(results: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield path.name, document
 
 
-def _columns(timing: Timing | None) -> tuple[str, str]:
+def _rate(giga: float) -> str:
+    return f"{giga:,.0f}" if giga >= 10 else f"{giga:.2g}"
+
+
+def _quartiles(timing: Timing) -> str:
+    return f"{_time(timing.lower)} - {_time(timing.upper)}"
+
+
+def _spread(timing: Timing | None) -> str:
     if timing is None:
-        return "-", "-"
-    return _time(timing.median), f"{_time(timing.lower)} - {_time(timing.upper)}"
+        return "-"
+    scale, unit = _unit(timing.median)
+    return f"{timing.median / scale:.3g} {unit} ({timing.lower / scale:.3g} - {timing.upper / scale:.3g})"
 
 
 def _time(seconds: float) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} us"
+    scale, unit = _unit(seconds)
+    return f"{seconds / scale:.3g} {unit}"
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    return next(((scale, unit) for scale, unit in ((1.0, "s"), (1e-3, "ms")) if seconds >= scale), (1e-6, "us"))

@@ -25,7 +25,7 @@ MATMUL_SIZE_CPU = 1024
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device was measured to do: `bandwidth` of a copy, bytes read and written per second; `flops` per second."""
+    """What a device was measured to do, per second: `bandwidth`, bytes read plus written by a copy; `flops`."""
 
     bandwidth: float
     flops: float

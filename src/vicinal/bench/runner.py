@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.status import Status
 
 from vicinal.bench import report
 from vicinal.bench.cases import Case
@@ -53,10 +55,8 @@ def execute(run: Run, console: Console) -> bool:
     try:
         for i, case in enumerate(run.cases, 1):
             with console.status("") as status:
-                prefix = f"[{i}/{len(run.cases)}] "
-                results = measure(
-                    case, _systems(run, case), run.device, run.effort, lambda words: status.update(prefix + words)
-                )
+                progress = partial(_tell, status, f"{i}/{len(run.cases)} ")
+                results = measure(case, _systems(run, case), run.device, run.effort, progress)
             record.add(case, results)
             right &= all(m.status != "wrong" for m in results)
             if run.json is not None:
@@ -69,6 +69,10 @@ def execute(run: Run, console: Console) -> bool:
         if record.document["cases"]:
             _conclude(run, record, measured, console)
     return right
+
+
+def _tell(status: Status, prefix: str, words: str) -> None:
+    status.update(prefix + words)
 
 
 def _systems(run: Run, case: Case) -> list[System]:

@@ -48,9 +48,7 @@ class Truth:
     def errors(self, results: Mapping[str, Tensor]) -> dict[str, float]:
         """The relative error (root mean square) of each heads-last result; NaN where any element is not finite."""
         return {
-            name: _error(t.flatten(0, -2)[self.rows[name]], self.values[name])
-            if t.isfinite().all()
-            else float("nan")
+            name: _error(t.flatten(0, -2)[self.rows[name]], self.values[name]) if t.isfinite().all() else float("nan")
             for name, t in results.items()
         }
 
@@ -249,9 +247,10 @@ def _key_row(
         for member in range(problem.group_size):
             head = kv_head * problem.group_size + member
             q, k, v, go = (t for t in _heads(problem, inputs, grad_output, batch, head))
+            tensors = (q[chunk], k[cols], v[cols], go[chunk])
             for into, block, cast in ((exact, _attend, torch.float64), (rough, _sdpa, problem.dtype)):
-                tensors = (t.to(cast) for t in (q[chunk], k[cols], v[cols], go[chunk]))
-                _, _, dk, dv = block(*tensors, mask, problem.scale)
+                qs, ks, vs, gs = (t.to(cast) for t in tensors)
+                _, _, dk, dv = block(qs, ks, vs, gs, mask, problem.scale)
                 into[0] = into[0] + dk[column].double()
                 into[1] = into[1] + dv[column].double()
     return {"dk": (exact[0], rough[0]), "dv": (exact[1], rough[1])}
@@ -277,6 +276,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, go: Tensor, mask: Tensor, scale: fl
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, go: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, ...]:
     """The same by torch's SDPA, in the dtype of the tensors."""
     leaves = [t[None, None].detach().requires_grad_() for t in (q, k, v)]
-    output = scaled_dot_product_attention(*leaves, attn_mask=mask[None, None], scale=scale)
+    query, key, value = leaves
+    output = scaled_dot_product_attention(query, key, value, attn_mask=mask[None, None], scale=scale)
     grads = torch.autograd.grad(output, leaves, go[None, None])
     return tuple(t.detach()[0, 0] for t in (output, *grads))
