@@ -1,9 +1,9 @@
 """The window rule of `vicinal.geometry.window` in Triton, and the tile bookkeeping that every kernel shares.
 
 All of it speaks of positions within one dilation group. Lengths, windows, strides, dilations and modes are
-run-time integers, so that neither a new window nor a new length compiles a new kernel; two constexprs keep the
-common case cheap: `STRIDED` (some stride exceeds 1) and `MODED` (some axis is not `SHIFT`). Arguments may be
-scalars or blocks. Integers are divided only where they are not negative: there Triton's truncation is a floor.
+run-time integers, so that neither a new window nor a new length compiles a new kernel; two constexprs keep
+the common case cheap: `STRIDED` (some stride exceeds 1) and `MODED` (some axis is not `SHIFT`). Arguments may be
+scalars or blocks. Integers are divided only where they are not negative: Triton's truncation is a floor there.
 """
 
 import triton
@@ -120,7 +120,7 @@ def tiles_along(length, dilation, TILE: tl.constexpr, DILATED: tl.constexpr):
 def box_start(start, stop, length, TILE: tl.constexpr):
     """Where tiles that cover `[start, stop)` begin: at `start`, or before it where they would pass the end.
 
-    So every tile lies within the axis, and needs no bounds check, unless the axis is shorter than all of them.
+    So every tile lies within the axis, and needs no bounds check, unless the axis is shorter than them all.
     """
     covered = (stop - start + TILE - 1) // TILE * TILE
     return tl.maximum(tl.minimum(start, length - covered), 0)
@@ -178,7 +178,62 @@ def linear(x0, x1, x2, s0, s1, s2, RANK: tl.constexpr):
     """`x0 * s0 + x1 * s1 + x2 * s2` over the last `RANK` axes; 64-bit where an operand is."""
     offset = x2 * s2
     if RANK >= 2:
-        offset += x1 * s1
+        offset = offset + x1 * s1
     if RANK == 3:
-        offset += x0 * s0
+        offset = offset + x0 * s0
     return offset
+
+
+@triton.jit
+def key_box(
+    first, length, window, stride, mode,
+    QUERY_TILE: tl.constexpr, KEY_TILE: tl.constexpr, STRIDED: tl.constexpr, MODED: tl.constexpr,
+):  # fmt: skip
+    """The key tiles of the query tile at `first`, along one axis.
+
+    Returns (begin, end) of the tiles laid, and (low, high), the keys that every query of the tile attends to.
+    """
+    last = tl.minimum(first + QUERY_TILE, length) - 1
+    start = window_start(first, length, window, stride, mode, STRIDED, MODED)
+    stop = window_stop(last, length, window, stride, mode, STRIDED, MODED)
+    low = window_start(last, length, window, stride, mode, STRIDED, MODED)
+    high = window_stop(first, length, window, stride, mode, STRIDED, MODED)
+    begin = box_start(start, stop, length, KEY_TILE)
+    return begin, begin + (stop - start + KEY_TILE - 1) // KEY_TILE * KEY_TILE, low, high
+
+
+@triton.jit
+def query_box(
+    first, length, window, stride, mode,
+    KEY_TILE: tl.constexpr, QUERY_TILE: tl.constexpr, STRIDED: tl.constexpr, MODED: tl.constexpr,
+):  # fmt: skip
+    """The query tiles that reach the key tile at `first`, along one axis; `begin == end` where none does.
+
+    Returns (begin, end) of the tiles laid, and (low, high), the queries that attend to every key of the tile.
+    """
+    last = tl.minimum(first + KEY_TILE, length) - 1
+    start = first_query_stopping_after(first, length, window, stride, mode, STRIDED, MODED)
+    stop = first_query_starting_at(last + 1, length, window, stride, mode, STRIDED, MODED)
+    low = first_query_stopping_after(last, length, window, stride, mode, STRIDED, MODED)
+    high = first_query_starting_at(first + 1, length, window, stride, mode, STRIDED, MODED)
+    stop = tl.maximum(start, stop)
+    begin = box_start(start, stop, length, QUERY_TILE)
+    return begin, begin + (stop - start + QUERY_TILE - 1) // QUERY_TILE * QUERY_TILE, low, high
+
+
+@triton.jit
+def next_tile(
+    c0, c1, c2, begin1, begin2, end1, end2,
+    TILE0: tl.constexpr, TILE1: tl.constexpr, TILE2: tl.constexpr, RANK: tl.constexpr,
+):  # fmt: skip
+    """The tile after the one at (c0, c1, c2), the last axis fastest."""
+    c2 += TILE2
+    if RANK >= 2:
+        wrap = c2 >= end2
+        c2 = tl.where(wrap, begin2, c2)
+        c1 = tl.where(wrap, c1 + TILE1, c1)
+    if RANK == 3:
+        wrap = c1 >= end1
+        c1 = tl.where(wrap, begin1, c1)
+        c0 = tl.where(wrap, c0 + TILE0, c0)
+    return c0, c1, c2

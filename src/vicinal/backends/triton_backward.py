@@ -1,0 +1,206 @@
+"""The backward pass of `vicinal.backends.triton`: its launches, in order, and their scratch."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from vicinal.backends.triton_launch import (
+    Launch,
+    Prepared,
+    aligned,
+    may_pass_end,
+    options_of,
+    precision_of,
+    tiles_of,
+)
+from vicinal.kernels.triton.additional import additional_gradient_kernel
+from vicinal.kernels.triton.backward import key_value_gradient_kernel, query_gradient_kernel
+from vicinal.kernels.triton.bias import bias_gradient_kernel
+from vicinal.problem import Inputs, Problem
+from vicinal.tuning.config import TileConfig
+
+BIAS_TILES = {1: (32,), 2: (4, 8), 3: (2, 4, 4)}  # of queries and of keys: what a sum along diagonals has room for
+BIAS_SCRATCH = 2**28  # bytes of partial bias gradients, at most (but one table per head)
+ENOUGH_PROGRAMS = 1024  # fill a GPU, where work is split to no other end
+ADDITIONAL_TILE = 32  # additional keys per program
+QUERIES_PER_STEP = 64
+
+
+class Backward:
+    """The backward pass of one problem, tiling and set of strides."""
+
+    def __init__(self, prepared: Prepared, config: TileConfig, has_grad_lse: bool) -> None:
+        problem = prepared.problem
+        # Heads with neighborhoods of their own have tiles of their own: no program can sum over a group of them.
+        self._per_query_head = problem.per_head and problem.group_size > 1
+        self._problem = problem
+        self._table = prepared.table
+        self._query = _query_launch(prepared, config, has_grad_lse)
+        self._key_value = _key_value_launch(prepared, config, self._per_query_head)
+        self._additional = _additional_launch(prepared) if problem.additional else None
+        self._bias = _bias_launch(prepared) if problem.has_rpb else None
+
+    def __call__(
+        self, inputs: Inputs, output: Tensor, lse: Tensor, grad_output: Tensor, grad_lse: Tensor | None
+    ) -> Inputs:
+        """All tensors but the inputs contiguous."""
+        ok = aligned(inputs) and (grad_output.data_ptr() | output.data_ptr() | lse.data_ptr()) & 15 == 0
+        ok = ok and (grad_lse is None or grad_lse.data_ptr() & 15 == 0)
+        query, key, value, extra_keys, extra_values, rpb = inputs
+        delta = torch.empty_like(lse)
+        grad_query = _like(query)
+        self._query(
+            (*inputs, self._table, output, lse, grad_output, grad_lse, delta, grad_query),
+            ok,
+        )
+        grad_key, grad_value = self._key_value_gradients(inputs, lse, grad_output, delta, ok)
+        grads = Inputs(grad_query, grad_key, grad_value)
+        if self._additional is not None:
+            assert extra_keys is not None and extra_values is not None
+            slices = self._additional.grid[1]
+            partial_keys = query.new_empty((slices, *extra_keys.shape), dtype=torch.float32)
+            partial_values = query.new_empty((slices, *extra_values.shape), dtype=torch.float32)
+            self._additional(
+                (query, extra_keys, extra_values, lse, grad_output, delta, partial_keys, partial_values), ok
+            )
+            grads = grads._replace(
+                additional_keys=partial_keys.sum(0).to(extra_keys.dtype),
+                additional_values=partial_values.sum(0).to(extra_values.dtype),
+            )
+        if self._bias is not None:
+            assert rpb is not None
+            partial = query.new_zeros((rpb.shape[0], self._bias.grid[0], *rpb.shape[1:]), dtype=torch.float32)
+            self._bias((query, key, value, rpb, self._table, lse, grad_output, delta, partial), ok)
+            grads = grads._replace(rpb=partial.sum(1).to(rpb.dtype))
+        return grads
+
+    def _key_value_gradients(
+        self, inputs: Inputs, lse: Tensor, grad_output: Tensor, delta: Tensor, ok: bool
+    ) -> tuple[Tensor, Tensor]:
+        query, key, value, _, _, rpb = inputs
+        tensors = (query, key, value, rpb, self._table, lse, grad_output, delta)
+        if not self._per_query_head:
+            grad_key, grad_value = _like(key), _like(value)
+            self._key_value((*tensors, grad_key, grad_value), ok)
+            return grad_key, grad_value
+        shape = query.shape[:-1]
+        grad_key = query.new_empty((*shape, key.shape[-1]), dtype=torch.float32)
+        grad_value = query.new_empty((*shape, value.shape[-1]), dtype=torch.float32)
+        self._key_value((*tensors, grad_key, grad_value), ok)
+        groups = (key.shape[-2], self._problem.group_size)
+        return (
+            grad_key.unflatten(-2, groups).sum(-2).to(key.dtype),
+            grad_value.unflatten(-2, groups).sum(-2).to(value.dtype),
+        )
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+def _query_launch(prepared: Prepared, config: TileConfig, has_grad_lse: bool) -> Launch:
+    problem, (tile, key_tile) = prepared.problem, (config.query_tile, config.key_tile)
+    programs = tiles_of(problem, tile)
+    arguments = (
+        prepared.scale,
+        problem.heads,
+        problem.group_size,
+        problem.additional,
+        programs,
+        *prepared.window_arguments(),
+        *prepared.stride_arguments(),
+        *prepared.additional_strides(),
+        *prepared.sizes(),
+        *prepared.layout(tile, key_tile),
+        *prepared.geometry.flags(),
+        may_pass_end(problem, tile, key_tile),
+        problem.has_rpb,
+        problem.additional > 0,
+        has_grad_lse,
+        precision_of(problem),
+    )
+    grid = (problem.batch * problem.heads * programs, 1, 1)
+    return Launch(query_gradient_kernel, grid, arguments, options_of(config))
+
+
+def _key_value_launch(prepared: Prepared, config: TileConfig, per_query_head: bool) -> Launch:
+    problem, (tile, query_tile) = prepared.problem, (config.query_tile, config.key_tile)
+    programs = tiles_of(problem, tile)
+    arguments = (
+        prepared.scale,
+        problem.heads,
+        problem.group_size,
+        programs,
+        *prepared.window_arguments(),
+        *prepared.stride_arguments(),
+        *prepared.sizes(),
+        *prepared.layout(tile, query_tile),
+        *prepared.geometry.flags(),
+        may_pass_end(problem, tile, query_tile),
+        problem.has_rpb,
+        per_query_head,
+        precision_of(problem),
+    )
+    heads = problem.heads if per_query_head else problem.kv_heads
+    grid = (problem.batch * heads * programs, 1, 1)
+    return Launch(key_value_gradient_kernel, grid, arguments, options_of(config))
+
+
+def _additional_launch(prepared: Prepared) -> Launch:
+    problem = prepared.problem
+    tokens = prod(problem.lengths)
+    tiles = -(-problem.additional // ADDITIONAL_TILE)
+    programs = problem.batch * problem.kv_heads * tiles
+    steps = -(-tokens // QUERIES_PER_STEP)
+    slices = min(steps, -(-ENOUGH_PROGRAMS // programs), 65535)
+    slice_size = -(-steps // slices) * QUERIES_PER_STEP
+    strides = (prepared.stride_arguments(1), prepared.additional_strides())
+    arguments = (
+        prepared.scale,
+        problem.heads,
+        problem.group_size,
+        problem.additional,
+        tiles,
+        slice_size,
+        *prepared.geometry.lengths,
+        *strides[0],
+        *strides[1],
+        *prepared.sizes(),
+        ADDITIONAL_TILE,
+        QUERIES_PER_STEP,
+        problem.rank,
+        prepared.vector,
+        precision_of(problem),
+    )
+    grid = (programs, -(-tokens // slice_size), 1)
+    return Launch(additional_gradient_kernel, grid, arguments, {"num_warps": 4, "num_stages": 2})
+
+
+def _bias_launch(prepared: Prepared) -> Launch:
+    problem = prepared.problem
+    tile = BIAS_TILES[problem.rank]
+    programs = tiles_of(problem, tile)
+    (window,) = {n.window for n in problem.neighborhoods}
+    table_bytes = 4 * problem.heads * prod(2 * k - 1 for k in window if k is not None)
+    shares = min(
+        programs * problem.batch,
+        max(1, BIAS_SCRATCH // table_bytes),
+        -(-ENOUGH_PROGRAMS // problem.heads),
+    )
+    arguments = (
+        prepared.scale,
+        problem.heads,
+        problem.group_size,
+        problem.batch,
+        programs,
+        *prepared.window_arguments(),
+        *prepared.stride_arguments(),
+        *prepared.sizes(),
+        *prepared.layout(tile, tile),
+        *prepared.geometry.flags(),
+        precision_of(problem),
+    )
+    return Launch(bias_gradient_kernel, (shares, problem.heads, 1), arguments, {"num_warps": 4, "num_stages": 1})
