@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vicinal.bench.cases import Case, Pass
 
 T = TypeVar("T")
+INTERRUPTED = 130
 IMAGES = (".png", ".pdf", ".svg")
 
 app = typer.Typer(
@@ -237,8 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vicinal: {_one_line(error)}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    if status == INTERRUPTED:  # also what typer makes of a KeyboardInterrupt
         print("vicinal: interrupted", file=sys.stderr)
-        return 130
     return status if isinstance(status, int) else 0
 
 

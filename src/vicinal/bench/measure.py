@@ -379,5 +379,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 def _words(error: Exception) -> str:
     """An error in one line."""
+    if isinstance(error, WrongResult):
+        return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

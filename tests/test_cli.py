@@ -1,0 +1,156 @@
+import json
+
+import pytest
+
+from vicinal.bench import cases
+from vicinal.bench.report import BEGIN, END
+from vicinal.cli import main
+
+BENCH = ["bench", "--lengths", "8x8", "--window", "3"]
+QUICK = ["--samples", "3", "--seconds", "0.01", "--heads", "1", "--head-dim", "8", "--no-peers"]
+
+WRONG = {  # arguments, what the one line must say
+    "no such command": (["fly"], "fly"),
+    "no such option": (["info", "--fly"], "--fly"),
+    "missing option": (["show", "8x8"], "--window"),
+    "lengths that are no numbers": (["show", "8by8", "--window", "3"], "LENGTHS"),
+    "four axes": (["show", "2x2x2x2", "--window", "1"], "LENGTHS: give 1 to 3 numbers"),
+    "length 0": (["explain", "0x8", "--window", "1"], "LENGTHS"),
+    "window too large": (["show", "8x8", "--window", "9"], "--window 9"),
+    "window below 1": (["show", "8x8", "--window", "0"], "--window must be at least 1"),
+    "window of another rank": (["show", "8x8", "--window", "3x3x3"], "--window: give one value or 2"),
+    "window that is no number": (["show", "8x8", "--window", "big"], "--window: cannot read 'big'"),
+    "stride over window": (["show", "8x8", "--window", "3", "--stride", "4"], "--stride must not exceed --window"),
+    "dilation below 1": (["show", "8x8", "--window", "3", "--dilation", "0"], "--dilation must be at least 1"),
+    "dilation too large": (["show", "8x8", "--window", "3", "--dilation", "3"], "--dilation 3"),
+    "causal that is no answer": (["show", "8x8", "--window", "3", "--causal", "maybe"], "--causal"),
+    "unknown boundary": (["show", "8x8", "--window", "3", "--boundary", "wrap"], "--boundary must be one of"),
+    "query outside": (["show", "8x8", "--window", "3", "--query", "8,0"], "--query must lie in [0, 8) on axis 0"),
+    "query of another rank": (["show", "8x8", "--window", "3", "--query", "1"], "--query must have 2 values"),
+    "tile of 0": (["show", "8x8", "--window", "3", "--tile", "0"], "--tile must be at least 1"),
+    "matrix of a plane": (["show", "8x8", "--window", "3", "--matrix"], "--matrix needs one axis"),
+    "picture in no folder": (["show", "8x8", "--window", "3", "--png", "/no/a.png"], "--png: cannot write '/no/a.png'"),
+    "picture of no known kind": (["show", "8x8", "--window", "3", "--png", "a.txt"], "--png: must end in"),
+    "heads that do not divide": (["explain", "8", "--window", "3", "--heads", "3", "--kv-heads", "2"], "--kv-heads"),
+    "no heads": (["explain", "8", "--window", "3", "--heads", "0"], "--heads: must be at least 1"),
+    "head_dim that is no number": (["explain", "8", "--window", "3", "--head-dim", "x"], "--head-dim"),
+    "unknown dtype": (["explain", "8", "--window", "3", "--dtype", "int8"], "--dtype"),
+    "unknown device": (["explain", "8", "--window", "3", "--device", "abacus"], "--device"),
+    "device that is not here": (["explain", "8", "--window", "3", "--device", "cuda:99"], "--device: there are"),
+    "neither suite nor problem": (["bench"], "--suite"),
+    "suite and problem": ([*BENCH, "--suite", "cpu"], "--suite"),
+    "unknown suite": (["bench", "--suite", "all"], "--suite: must be one of cpu, gpu"),
+    "no such case": (["bench", "--suite", "cpu", "--only", "nothing"], "--only"),
+    "only without suite": ([*BENCH, "--only", "x"], "--only needs --suite"),
+    "lengths without window": (["bench", "--lengths", "8x8"], "--window"),
+    "unknown backend": ([*BENCH, "--backend", "tpu"], "--backend: must be one of"),
+    "too few samples": ([*BENCH, "--samples", "1"], "--samples"),
+    "results in no folder": ([*BENCH, "--json", "/no/a.json"], "--json: cannot write '/no/a.json'"),
+    "results in a folder": ([*BENCH, "--json", "/tmp"], "--json: cannot write '/tmp': Is a directory"),
+    "plot in no folder": ([*BENCH, "--plot", "/no/a.png"], "--plot: cannot write"),
+    "roofline of no known kind": ([*BENCH, "--roofline", "a.txt"], "--roofline: must end in"),
+    "no results": (["bench", "report", "--results", "/no"], "--results: no folder /no"),
+    "no page": (["bench", "report", "--results", "/tmp", "--page", "/no/page.md"], "--page: no file"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), WRONG.values(), ids=WRONG)
+def test_wrong_arguments_give_one_line_and_exit_2(arguments, words, capsys):
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("vicinal: ")
+    assert printed.err.count("\n") == 1
+    assert words in printed.err
+
+
+def test_info_names_the_versions(capsys):
+    assert main(["info"]) == 0
+    assert "torch" in capsys.readouterr().out
+
+
+def test_show_draws_and_saves(tmp_path, capsys):
+    path = tmp_path / "a.png"
+    assert main(["show", "6x8", "--window", "3x5", "--query", "0,0", "--tile", "1", "--png", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["0", *"Q####···"]
+    assert path.stat().st_size > 0
+
+
+def test_show_takes_every_option(capsys):
+    arguments = ["show", "12", "--window", "all", "--stride", "2", "--causal", "yes", "--matrix"]
+    assert main(arguments) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 12
+
+
+def test_explain_tells_why(capsys):
+    assert main(["explain", "8x8", "--window", "3", "--dtype", "bfloat16", "--device", "cpu"]) == 0
+    assert "chosen" in capsys.readouterr().out
+
+
+def test_bench_checks_times_and_records(tmp_path, capsys):
+    path = tmp_path / "run.json"
+    arguments = [*BENCH, *QUICK, "--backend", "cpu", "--forward", "--device", "cpu", "--json", str(path)]
+    assert main(arguments) == 0
+    assert "vicinal cpu" in capsys.readouterr().out
+    document = json.loads(path.read_text())
+    (case,) = document["cases"]
+    (measured,) = case["measurements"]
+    assert document["complete"]
+    assert (measured["system"], measured["pass"], measured["status"]) == ("vicinal cpu", "forward", "ok")
+    assert measured["errors"]["output"] <= measured["tolerances"]["output"]
+    assert measured["eager"]["median"] > 0
+
+
+def test_bench_keeps_what_it_has_when_interrupted(tmp_path, monkeypatch, capsys):
+    from vicinal.bench import runner
+
+    done = []
+
+    def measure_once(*arguments, **options):
+        if done:
+            raise KeyboardInterrupt
+        done.append(arguments)
+        return []
+
+    monkeypatch.setattr(runner, "measure", measure_once)
+    monkeypatch.setattr(runner, "measure_limits", lambda *_: runner.Limits(1.0, 1.0))
+    path = tmp_path / "run.json"
+    assert main(["bench", "--suite", "cpu", "--threads", "1", "--no-peers", "--json", str(path)]) == 130
+    document = json.loads(path.read_text())
+    assert not document["complete"]
+    assert [case["name"] for case in document["cases"]] == [cases.SUITES["cpu"].cases[0].name]
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_wrong_result_is_an_exit_status(monkeypatch):
+    from vicinal.bench import runner
+    from vicinal.bench.measure import Measurement
+
+    wrong = Measurement("vicinal cpu", "neighborhood", "forward", "wrong", "output is off by 1 (allowed 0)")
+    monkeypatch.setattr(runner, "measure", lambda *_: [wrong])
+    monkeypatch.setattr(runner, "measure_limits", lambda *_: runner.Limits(1.0, 1.0))
+    assert main([*BENCH, "--no-peers"]) == 1
+
+
+def test_report_writes_the_page(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n{BEGIN}\n{END}\n")
+    path = tmp_path / "run.json"
+    assert main([*BENCH, *QUICK, "--backend", "cpu", "--forward", "--device", "cpu", "--json", str(path)]) == 0
+    arguments = ["bench", "report", "--results", str(tmp_path), "--page", str(page)]
+    assert main(arguments) == 0
+    assert "8x8 B1 H1 D8 float32 window 3x3" in page.read_text()
+
+
+def test_unreadable_results_are_one_line(tmp_path, capsys):
+    (tmp_path / "a.json").write_text("{")
+    (tmp_path / "page.md").write_text(f"{BEGIN}\n{END}\n")
+    arguments = ["bench", "report", "--results", str(tmp_path), "--page", str(tmp_path / "page.md")]
+    assert main(arguments) == 2
+    assert "a.json is not JSON" in capsys.readouterr().err
+
+
+def test_output_check_leaves_no_file(tmp_path):
+    path = tmp_path / "a.json"
+    assert main([*BENCH, "--json", str(path), "--backend", "tpu"]) == 2
+    assert not path.exists()

@@ -1,0 +1,129 @@
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.reference import neighbors
+from vicinal.show import Mark, matrix, picture, print_matrix, print_picture, save_matrix, save_picture
+
+KEYS = {Mark.KEY, Mark.TILE, Mark.QUERY}
+
+
+def text_of(draw, *args):
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    draw(console, *args)
+    return console.export_text()
+
+
+@st.composite
+def scenes(draw):
+    rank = draw(st.integers(1, 3))
+    lengths, axes = [], []
+    for _ in range(rank):
+        window, dilation = draw(st.integers(1, 5)), draw(st.integers(1, 3))
+        lengths.append(window * dilation + draw(st.integers(0, 4)))
+        axes.append(
+            (
+                window,
+                draw(st.integers(1, window)),
+                dilation,
+                draw(st.booleans()),
+                draw(st.sampled_from(["shift", "clip"])),
+            )
+        )
+    neighborhood = Neighborhood.of(rank, *(tuple(values) for values in zip(*axes, strict=True))).resolve(lengths)
+    query = tuple(draw(st.integers(0, n - 1)) for n in lengths)
+    tile = tuple(draw(st.integers(1, 4)) for _ in lengths)
+    return neighborhood, tuple(lengths), query, tile
+
+
+@given(scenes())
+def test_marked_keys_are_the_neighbors(scene):
+    neighborhood, lengths, query, tile = scene
+    shown = picture(neighborhood, lengths, query, tile)
+    expected = set(product(*map(neighbors, neighborhood.axes, lengths, query)))
+    assert {t for t in product(*map(range, lengths)) if shown.mark(t) in KEYS} == expected
+    assert shown.mark(query) is Mark.QUERY
+
+
+@given(scenes())
+def test_box_is_the_union_of_the_windows_of_the_tile_per_axis(scene):
+    neighborhood, lengths, query, tile = scene
+    shown = picture(neighborhood, lengths, query, tile)
+    lines = []
+    for axis, n, x, size in zip(neighborhood.axes, lengths, query, tile, strict=True):
+        group = range(x % axis.dilation, n, axis.dilation)
+        first = group.index(x) // size * size
+        lines.append(sorted({k for q in group[first : first + size] for k in neighbors(axis, n, q)}))
+    assert {t for t in product(*map(range, lengths)) if shown.mark(t) is not Mark.OTHER} == set(product(*lines))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "query", "tile", "words"),
+    [
+        ((8, 8), (8, 0), (4, 4), r"query must lie in \[0, 8\) on axis 0, got 8"),
+        ((8, 8), (0,), (4, 4), "query must have 2 values"),
+        ((8, 8), (0, 0), (4,), "tile must have 2 values"),
+        ((8, 8), (0, 0), (4, 0), "tile must be at least 1"),
+    ],
+)
+def test_bad_positions_are_errors(lengths, query, tile, words):
+    with pytest.raises(ValueError, match=words):
+        picture(Neighborhood.of(2, 3).resolve(lengths), lengths, query, tile)
+
+
+def test_terminal_draws_the_plane():
+    shown = picture(Neighborhood.of(2, 3).resolve((4, 5)), (4, 5), (0, 4), (1, 1))
+    lines = text_of(print_picture, shown).splitlines()
+    assert [line.split()[1:] for line in lines[:4]] == [list("··##Q"), list("··###"), list("··###"), list("·····")]
+
+
+def test_terminal_draws_slices_of_three_axes():
+    shown = picture(Neighborhood.of(3, (2, 3, 3)).resolve((6, 4, 4)), (6, 4, 4), (0, 1, 1), (1, 1, 1))
+    text = text_of(print_picture, shown)
+    assert "axis 0 at 0" in text
+    assert "axis 0 at 1" in text
+    assert "axis 0 at 2" not in text
+
+
+def test_long_axes_are_cropped_and_it_says_so():
+    shown = picture(Neighborhood.of(1, 5).resolve((1000,)), (1000,), (500,), (2,))
+    text = text_of(print_picture, shown)
+    assert "shown: axis 0: 495 to 506 of 1000" in text
+    assert text.splitlines()[0].split() == list("···##Qt#-···")
+
+
+def test_matrix_has_a_row_per_query():
+    neighborhood = Neighborhood.of(1, 3, is_causal=True).resolve((5,))
+    rows = [[key for key, mark in enumerate(row) if mark in KEYS] for row in matrix(neighborhood, 5)]
+    assert rows == [[0], [0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4]]
+    assert len(text_of(print_matrix, neighborhood, 5).splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("neighborhood", "length", "words"),
+    [(Neighborhood.of(2, 3), 5, "one axis"), (Neighborhood.of(1, 3), 65, "up to 64")],
+)
+def test_matrix_refuses_what_it_cannot_show(neighborhood, length, words):
+    with pytest.raises(ValueError, match=words):
+        matrix(neighborhood, length)
+
+
+@pytest.mark.parametrize("lengths", [(20,), (6, 8), (3, 6, 8)])
+def test_image_is_written_and_repeats_bit_by_bit(lengths, tmp_path):
+    rank = len(lengths)
+    shown = picture(Neighborhood.of(rank, 3).resolve(lengths), lengths, (1,) * rank, (2,) * rank)
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path in paths:
+        save_picture(shown, path, "title")
+    first, second = (path.read_bytes() for path in paths)
+    assert first.startswith(b"\x89PNG")
+    assert first == second
+
+
+def test_matrix_image_is_written(tmp_path):
+    save_matrix(Neighborhood.of(1, 3).resolve((9,)), 9, tmp_path / "a.png", "title")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
