@@ -228,6 +228,43 @@ def report_results(
     typer.echo(f"{page} {'written' if changed else 'is up to date'}")
 
 
+@app.command()
+def denoise(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="The image to denoise, grey or colour.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write it; the suffix chooses the format.")],
+    window: Annotated[int, typer.Option(help="Side of the search window in pixels, odd.")] = 21,
+    patch: Annotated[int, typer.Option(help="Side of the patches that are compared in pixels, odd.")] = 5,
+    strength: Annotated[float, typer.Option(help="How different patches may be, in units of the noise.")] = 0.8,
+    sigma: Annotated[float | None, typer.Option(help="Noise, where white is 1; by default estimated.")] = None,
+) -> None:
+    """Remove noise from an image file: non-local means, as neighborhood attention over patches."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from vicinal.image_file import denoise_file
+
+    console = Console()
+    try:
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("denoising", total=None)
+            done = denoise_file(
+                source,
+                target,
+                window=window,
+                patch=patch,
+                strength=strength,
+                sigma=sigma,
+                progress=lambda rows, of: progress.update(task, completed=rows, total=of),
+            )
+    except (OSError, ValueError) as error:
+        names = {"source": "IN", "target": "OUT"}
+        names |= {name: f"--{name}" for name in ("window", "patch", "strength", "sigma")}
+        message = re.sub(r"^(" + "|".join(names) + r")\b", lambda found: names[found.group()], str(error))
+        raise _wrong(message) from error
+    noise = f"{'estimated ' if sigma is None else ''}noise {done.sigma:.3f}"
+    console.print(f"{target}: {done.width}x{done.height}, {noise}, {done.seconds:.1f} s", soft_wrap=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     try:
