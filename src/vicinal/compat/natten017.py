@@ -1,0 +1,164 @@
+"""NATTEN 0.15 to 0.17: `na{1,2,3}d_qk`, `_qkrpb`, `_av` heads-first, fused `na{1,2,3}d` heads-last, modules.
+
+The fused functions have dilation as fifth argument (0.20 has stride there). Signatures are 0.17.5's, those of the
+`natten*` functions (deprecated then) 0.15's and 0.17.1's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from vicinal.compat import heads_first
+from vicinal.compat.modules import HeadsFirstAttention
+from vicinal.functional import neighborhood_attention
+from vicinal.geometry.neighborhood import Neighborhood, PerAxis
+
+FUNCTIONS = [
+    *(f"na{rank}d{kind}" for rank in (1, 2, 3) for kind in ("", "_qk", "_qkrpb", "_qk_with_bias", "_av")),
+    *(f"natten{rank}d{kind}" for rank in (1, 2, 3) for kind in ("qk", "qkrpb", "av")),
+]
+MODULES = ["NeighborhoodAttention1D", "NeighborhoodAttention2D", "NeighborhoodAttention3D"]
+__all__ = [*FUNCTIONS, *MODULES]
+
+
+def _fused(rank: int) -> Callable[..., Tensor]:
+    def na(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kernel_size: PerAxis[int],
+        dilation: PerAxis[int] = 1,
+        is_causal: PerAxis[bool] | None = False,
+        rpb: Tensor | None = None,
+        scale: float | None = None,
+        additional_keys: Tensor | None = None,
+        additional_values: Tensor | None = None,
+        xformers_kwargs: dict[str, Any] | None = None,
+    ) -> Tensor:
+        if query.is_nested or key.is_nested or value.is_nested:
+            raise NotImplementedError("fused neighborhood attention takes no nested tensors")
+        if xformers_kwargs:
+            warnings.warn("vicinal ignores xformers_kwargs: it does not use xFormers", stacklevel=2)
+        causal = False if is_causal is None else is_causal
+        output = neighborhood_attention(
+            query,
+            key,
+            value,
+            Neighborhood.of(rank, kernel_size, 1, dilation, causal),
+            scale=None if scale == 0 else scale,  # 0 meant the default
+            additional_keys=additional_keys,
+            additional_values=additional_values,
+            rpb=rpb,
+        )
+        assert isinstance(output, Tensor)
+        return output
+
+    return _named(na, f"na{rank}d", "Fused attention of `[B, *X, H, D]` tensors; scaled by `D ** -0.5` unless given.")
+
+
+def _qk(rank: int) -> Callable[..., Tensor]:
+    def qk(
+        query: Tensor,
+        key: Tensor,
+        kernel_size: PerAxis[int],
+        dilation: PerAxis[int] = 1,
+        additional_keys: Tensor | None = None,
+        is_causal: PerAxis[bool] | None = False,
+        rpb: Tensor | None = None,
+    ) -> Tensor:
+        return heads_first.qk(rank, query, key, kernel_size, dilation, additional_keys, is_causal, rpb)
+
+    return _named(qk, f"na{rank}d_qk", "Scores of `[B, H, *X, D]` tensors, not scaled; see `compat.heads_first.qk`.")
+
+
+def _qkrpb(rank: int, name: str) -> Callable[..., Tensor]:
+    def qkrpb(
+        query: Tensor,
+        key: Tensor,
+        rpb: Tensor | None,
+        kernel_size: PerAxis[int],
+        dilation: PerAxis[int] = 1,
+        additional_keys: Tensor | None = None,
+        is_causal: PerAxis[bool] | None = False,
+    ) -> Tensor:
+        return heads_first.qk(rank, query, key, kernel_size, dilation, additional_keys, is_causal, rpb)
+
+    return _named(qkrpb, f"na{rank}d_{name}", "Scores with the bias third; see `compat.heads_first.qk`.")
+
+
+def _av(rank: int) -> Callable[..., Tensor]:
+    def av(
+        attn: Tensor,
+        value: Tensor,
+        kernel_size: PerAxis[int],
+        dilation: PerAxis[int] = 1,
+        additional_values: Tensor | None = None,
+        is_causal: PerAxis[bool] | None = False,
+    ) -> Tensor:
+        return heads_first.av(rank, attn, value, kernel_size, dilation, additional_values, is_causal)
+
+    return _named(av, f"na{rank}d_av", "Weighted sums of `[B, H, *X, D]` values; see `compat.heads_first.av`.")
+
+
+def _named(function: Callable[..., Tensor], name: str, doc: str) -> Callable[..., Tensor]:
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = doc
+    return function
+
+
+na1d, na2d, na3d = _fused(1), _fused(2), _fused(3)
+na1d_qk, na2d_qk, na3d_qk = _qk(1), _qk(2), _qk(3)
+na1d_qkrpb, na2d_qkrpb, na3d_qkrpb = (_qkrpb(rank, "qkrpb") for rank in (1, 2, 3))
+na1d_qk_with_bias, na2d_qk_with_bias, na3d_qk_with_bias = (_qkrpb(rank, "qk_with_bias") for rank in (1, 2, 3))
+na1d_av, na2d_av, na3d_av = _av(1), _av(2), _av(3)
+
+
+def natten3dqkrpb(
+    query: Tensor,
+    key: Tensor,
+    rpb: Tensor | None,
+    kernel_size_d: int,
+    kernel_size: int,
+    dilation_d: int,
+    dilation: int,
+) -> Tensor:
+    """Scores with sizes of depth apart from those of the plane."""
+    sizes, dilations = (kernel_size_d, kernel_size, kernel_size), (dilation_d, dilation, dilation)
+    return heads_first.qk(3, query, key, sizes, dilations, rpb=rpb)
+
+
+def natten3dqk(
+    query: Tensor, key: Tensor, kernel_size_d: int, kernel_size: int, dilation_d: int, dilation: int
+) -> Tensor:
+    """Scores without a bias, with sizes of depth apart from those of the plane."""
+    return natten3dqkrpb(query, key, None, kernel_size_d, kernel_size, dilation_d, dilation)
+
+
+def natten3dav(
+    attn: Tensor, value: Tensor, kernel_size_d: int, kernel_size: int, dilation_d: int, dilation: int
+) -> Tensor:
+    """Weighted sums with sizes of depth apart from those of the plane."""
+    sizes, dilations = (kernel_size_d, kernel_size, kernel_size), (dilation_d, dilation, dilation)
+    return heads_first.av(3, attn, value, sizes, dilations)
+
+
+class NeighborhoodAttention1D(HeadsFirstAttention):
+    """0.17's module over `[B, X, dim]`; arguments as `HeadsFirstAttention`. Fused after `use_fused_na()`."""
+
+    rank = 1
+
+
+class NeighborhoodAttention2D(HeadsFirstAttention):
+    """0.17's module over `[B, X0, X1, dim]`; arguments as `HeadsFirstAttention`. Fused after `use_fused_na()`."""
+
+    rank = 2
+
+
+class NeighborhoodAttention3D(HeadsFirstAttention):
+    """0.17's module over `[B, X0, X1, X2, dim]`; arguments as `HeadsFirstAttention`. Fused after `use_fused_na()`."""
+
+    rank = 3
