@@ -29,6 +29,7 @@ PROBLEMS = {  # name: (batch, lengths, heads, head_dim, neighborhood's arguments
     "dense": (1, (128, 128), 24, 128, {"kernel_size": 128}),
     "2d-33": (4, (128, 128), 8, 64, {"kernel_size": 33}),
     "2d-13": (4, (128, 128), 8, 64, {"kernel_size": 13}),
+    "dense-64": (4, (128, 128), 8, 64, {"kernel_size": 128}),
     "ltx": (1, (33, 128, 224), 2, 64, {"kernel_size": (3, 7, 7)}),
 }
 SAMPLES = 48
@@ -88,7 +89,8 @@ def child(options: argparse.Namespace) -> None:
     direction = "backward" if options.backward else "forward"
     configs = list(BACKEND.configs(problem, direction)[: options.top])
     if not options.backward:
-        configs.append(replace(configs[0], variant=configs[0].variant + "p"))
+        configs += [replace(configs[0], variant=configs[0].variant[0] + suffix) for suffix in ("", "p", "t", "pt")]
+        configs = list(dict.fromkeys(configs))
     configs += extra(options.extra, len(lengths))
     grad = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
     for config in configs:

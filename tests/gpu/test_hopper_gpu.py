@@ -126,13 +126,13 @@ def check_forward(case: tuple, neighborhoods: list[Neighborhood] | None = None) 
     assert BACKEND.unsupported(problem) is None
     want, want_lse = reference(inputs, own, problem.scale)
     theirs = error(sdpa(problem, own, *inputs[:3]), want)
-    for config in BACKEND.configs(problem, "forward")[:2]:
+    for config in BACKEND.configs(problem, "forward")[:1]:
         out, lse = BACKEND.forward(problem, config, inputs)
         assert error(out, want) <= 1.2 * theirs + 1e-4, (config, error(out, want), theirs)
         torch.testing.assert_close(lse.double(), want_lse, atol=2e-3, rtol=1e-3)
 
 
-def check_backward(case: tuple) -> None:
+def check_backward(case: tuple, with_lse: bool = True) -> None:
     from vicinal.backends.hopper import BACKEND
 
     problem, own, inputs = make(case)
@@ -140,21 +140,16 @@ def check_backward(case: tuple) -> None:
     want_out, want_lse = reference(Inputs(*leaves), own, problem.scale)
     grad = torch.randn_like(want_out).to(problem.dtype)
     grad_lse = torch.randn_like(want_lse).float()
-    want = torch.autograd.grad((want_out, want_lse), leaves, (grad.double(), grad_lse.double()))
-    plain = torch.autograd.grad(reference(Inputs(*leaves), own, problem.scale)[0], leaves, grad.double())
+    loss = (want_out * grad.double()).sum() + (want_lse * grad_lse.double()).sum() * with_lse
+    want = torch.autograd.grad(loss, leaves)
     low = [t.detach().requires_grad_() for t in inputs[:3]]
-    theirs = torch.autograd.grad(sdpa(problem, own, *low), low, grad)
+    low_grads = torch.autograd.grad(sdpa(problem, own, *low), low, grad)
     out, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
-    for config in BACKEND.configs(problem, "backward")[:2]:
-        got = BACKEND.backward(problem, config, inputs, out, lse, grad, grad_lse)
-        for field, g, w, t, p in zip(("query", "key", "value"), got, want, theirs, plain):
-            size = float(w.norm() / p.norm().clamp_min(1e-30))  # the lse's gradient adds to what SDPA rounds
-            assert error(g, w) <= 1.3 * error(t, p) * max(1.0, 1.0 / max(size, 1e-3)) + 2e-3, (
-                config,
-                field,
-                error(g, w),
-                error(t, p),
-            )
+    for config in BACKEND.configs(problem, "backward")[:1]:
+        got = BACKEND.backward(problem, config, inputs, out, lse, grad, grad_lse if with_lse else None)
+        for field, ours, exact, theirs in zip(("query", "key", "value"), got, want, low_grads):
+            limit = 1.3 * (1e-2 if with_lse else error(theirs, exact)) + 3e-3  # SDPA has no gradient of the lse
+            assert error(ours, exact) <= limit, (config, field, error(ours, exact), limit)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -169,12 +164,48 @@ def test_forward_random(case):
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_backward(case):
-    check_backward(case)
+    check_backward(case, with_lse=False)
 
 
 @pytest.mark.parametrize("case", RANDOM.values(), ids=RANDOM)
 def test_backward_random(case):
-    check_backward(case)
+    check_backward(case, with_lse=False)
+
+
+@pytest.mark.parametrize("case", ["1d", "2d-ragged", "2d-gqa", "3d-dilated", "2d-dilated-ragged"])
+def test_backward_of_the_lse(case):
+    check_backward(CASES[case])
+
+
+def test_backward_repeats():
+    """The same bits every run: nothing is added in memory."""
+    from vicinal.backends.hopper import BACKEND
+
+    problem, _, inputs = make((1, (64, 64), 4, 2, 128, 128, BF16, {"kernel_size": 21}))
+    out, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
+    grad = torch.randn_like(out)
+    config = BACKEND.configs(problem, "backward")[0]
+    first = BACKEND.backward(problem, config, inputs, out, lse, grad, None)
+    for _ in range(10):
+        again = BACKEND.backward(problem, config, inputs, out, lse, grad, None)
+        for a, b in zip(first[:3], again[:3]):
+            assert torch.equal(a, b)
+
+
+def test_backward_per_head():
+    from vicinal.backends.hopper import BACKEND
+
+    _, _, inputs = make((1, (30, 34), 4, 2, 64, 64, BF16, {"kernel_size": 5}))
+    own = [Neighborhood.of(2, k, 1, 1, k == 9).resolve((30, 34)) for k in (3, 9, 30, 12)]
+    problem = Problem.of(inputs, own, 0.125)
+    leaves = [t.double().requires_grad_() for t in inputs[:3]]
+    want_out, _ = reference(Inputs(*leaves), own, 0.125)
+    grad = torch.randn_like(want_out).to(BF16)
+    want = torch.autograd.grad(want_out, leaves, grad.double())
+    out, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
+    got = BACKEND.backward(problem, BACKEND.configs(problem, "backward")[0], inputs, out, lse, grad, None)
+    for ours, exact in zip(got, want):
+        assert error(ours, exact) < 1e-2
 
 
 def test_forward_per_head():
@@ -183,15 +214,16 @@ def test_forward_per_head():
     check_forward(case, [Neighborhood.of(2, k, min(k, 2), 1, k == 9) for k in windows])
 
 
-def test_forward_persistent():
+@pytest.mark.parametrize("suffix", ["p", "t", "pt"])
+def test_forward_variants(suffix):
     from dataclasses import replace
 
     from vicinal.backends.hopper import BACKEND
 
     problem, own, inputs = make((2, (90, 100), 8, 8, 64, 64, BF16, {"kernel_size": 9}))
-    want, want_lse = reference(inputs._replace(), own, problem.scale)
+    want, want_lse = reference(inputs, own, problem.scale)
     config = BACKEND.configs(problem, "forward")[0]
-    out, lse = BACKEND.forward(problem, replace(config, variant=config.variant[0] + "p"), inputs)
+    out, lse = BACKEND.forward(problem, replace(config, variant=config.variant[0] + suffix), inputs)
     assert error(out, want) < 5e-3
     torch.testing.assert_close(lse.double(), want_lse, atol=2e-3, rtol=1e-3)
 

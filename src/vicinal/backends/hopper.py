@@ -13,17 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vicinal.backends import hopper_backward
+from vicinal.backends.hopper_arguments import axis_arguments, contiguous_strides, flags, head_table
 from vicinal.backends.hopper_launch import Launcher, Tile
 from vicinal.backends.hopper_layout import Launch, describable, describe, launches, three
-from vicinal.backends.hopper_tiles import SHARED_MEMORY, WARPGROUPS, forward_configs, forward_shared, piece
-from vicinal.backends.protocol import Direction
-from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.backends.hopper_tiles import (
+    SHARED_MEMORY,
+    WARPGROUPS,
+    backward_configs,
+    forward_configs,
+    forward_shared,
+    piece,
+)
+from vicinal.backends.protocol import Backend, Direction
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning.config import TileConfig
 
 HEAD_DIMS = (32, 64, 96, 128, 192, 256)
-MODES = {"shift": 0, "clip": 1}
-CAUSAL = 2
 LOG2E = 1.4426950408889634
 CAPABILITY = (9, 0)
 
@@ -49,7 +55,7 @@ class HopperBackend:
         lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
         strides = (query.stride(), key.stride(), value.stride())
         with _on(problem.device):
-            table = _head_table(problem)
+            table = head_table(problem)
             for launcher in _forward_launchers(problem, config, strides):
                 launcher(query, key, value, output, lse, table if table is not None else lse)
         return output, lse
@@ -64,12 +70,10 @@ class HopperBackend:
         grad_output: Tensor,
         grad_lse: Tensor | None,
     ) -> Inputs:
-        from vicinal.dispatch import backend
-
-        portable = backend("triton")
-        return portable.backward(
-            problem, portable.configs(problem, "backward")[0], inputs, output, lse, grad_output, grad_lse
-        )
+        if hopper_backward.unsupported(problem) is not None:
+            return _portable().backward(problem, config, inputs, output, lse, grad_output, grad_lse)
+        with _on(problem.device):
+            return hopper_backward.backward(problem, config, inputs, output, lse, grad_output, grad_lse)
 
 
 def unsupported_anywhere(problem: Problem) -> str | None:
@@ -104,7 +108,7 @@ def unsupported_anywhere(problem: Problem) -> str | None:
 def _forward_launchers(
     problem: Problem, config: TileConfig, strides: tuple[tuple[int, ...], ...]
 ) -> tuple[Launcher, ...]:
-    programs = _multiprocessors(problem.device) if config.variant.endswith("p") else None
+    programs = _multiprocessors(problem.device) if "p" in config.variant else None
     return tuple(forward_launcher(problem, config, strides, launch, programs) for launch in launches(problem))
 
 
@@ -125,20 +129,20 @@ def forward_launcher(
     shapes = [(*x, problem.heads, d), (*x, problem.kv_heads, d), (*x, problem.kv_heads, dv), (*x, problem.heads, dv)]
     lse_shape = (*x, problem.heads, 1)
     q, k, v, o = (
-        describe(problem, launch, shape, own) for shape, own in zip(shapes, (*strides, _contiguous(shapes[3])))
+        describe(problem, launch, shape, own) for shape, own in zip(shapes, (*strides, contiguous_strides(shapes[3])))
     )
-    lse = describe(problem, launch, lse_shape, _contiguous(lse_shape))
+    lse = describe(problem, launch, lse_shape, contiguous_strides(lse_shape))
     extent = [size * (WARPGROUPS if a == split else 1) for a, size in enumerate(t)]
     tiles = [-(-length // size) for length, size in zip(launch.lengths, extent)]
     items = prod(tiles) * problem.heads * launch.groups * launch.outer
     keys = prod(n)
     own_output = forward_shared(keys, d, dv, config.stages, True) <= SHARED_MEMORY
     scalars = (
-        *_axes(problem, launch), *tiles, problem.heads, problem.group_size, launch.groups, items,
+        *axis_arguments(problem, launch), *tiles, problem.heads, problem.group_size, launch.groups, items,
         q.group_columns, k.group_columns, v.group_columns, o.group_columns,
         *lse.strides[1:4], lse.strides[0], lse.group_columns, problem.scale * LOG2E,
     )  # fmt: skip
-    constants = (d, dv, *t, *n, split, config.stages, problem.rank, *_flags(problem), own_output)
+    constants = (d, dv, *t, *n, split, config.stages, problem.rank, *flags(problem), own_output, "t" in config.variant)
     return Launcher(
         forward,
         (
@@ -152,52 +156,9 @@ def forward_launcher(
         (0, 0, 0, 0, lse.offset, 0),
         scalars,
         constants,
-        items if programs is None else min(items, programs),
+        (items if programs is None else min(items, programs),),
         {"num_warps": 4, "maxnreg": 168},
     )
-
-
-def _axes(problem: Problem, launch: Launch) -> tuple[int, ...]:
-    """Lengths, windows, strides and modes of three axes, as the kernels take them (of the first head)."""
-    axes = _three_axes(problem.neighborhoods[0])
-    return (
-        *launch.lengths,
-        *(a.window or 1 for a in axes),
-        *(a.stride for a in axes),
-        *(_mode(a) for a in axes),
-    )
-
-
-def _flags(problem: Problem) -> tuple[bool, bool, bool]:
-    """Whether some stride exceeds 1, whether some axis is causal or clipped, whether heads differ."""
-    axes = [a for n in problem.neighborhoods for a in n.axes]
-    return any(a.stride > 1 for a in axes), any(_mode(a) for a in axes), problem.per_head
-
-
-def _three_axes(neighborhood: Neighborhood) -> tuple[Axis, Axis, Axis]:
-    padded = (Axis(1),) * (3 - neighborhood.rank) + neighborhood.axes
-    return padded[0], padded[1], padded[2]
-
-
-def _mode(axis: Axis) -> int:
-    return CAUSAL if axis.causal else MODES[axis.boundary]
-
-
-@lru_cache(maxsize=256)
-def _head_table(problem: Problem) -> Tensor | None:
-    """`[H, 9]` int32: windows, strides and modes of every head's three axes; None where all heads are alike."""
-    if not problem.per_head:
-        return None
-    rows = []
-    for neighborhood in problem.neighborhoods:
-        axes = _three_axes(neighborhood)
-        rows.append([*(a.window or 1 for a in axes), *(a.stride for a in axes), *(_mode(a) for a in axes)])
-    repeat = problem.heads // len(rows)
-    return torch.tensor(rows * repeat, dtype=torch.int32, device=problem.device)
-
-
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 # --- devices -----------------------------------------------------------------------------------------------
@@ -207,9 +168,16 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _configs(problem: Problem, direction: Direction) -> list[TileConfig]:
     if direction == "forward":
         return forward_configs(problem)
-    from vicinal.dispatch import backend
+    if hopper_backward.unsupported(problem) is not None:
+        return list(_portable().configs(problem, "backward"))
+    return backward_configs(problem)
 
-    return list(backend("triton").configs(problem, "backward"))
+
+def _portable() -> Backend:
+    """The backend that computes gradients of head dims that the Hopper backward does not take."""
+    from vicinal.backends.triton import BACKEND as portable
+
+    return portable
 
 
 @cache

@@ -33,7 +33,7 @@ class Launcher:
         tensors: per tensor its `Tile`, or None for a plain pointer.
         offsets: per tensor, the first element of a plain pointer's (a descriptor has its own).
         scalars, constants: the other run-time arguments, and the constexprs, in order.
-        programs: size of the grid.
+        grid: programs along one, two or three dimensions.
         options: compile options (`num_warps`, `maxnreg`).
     """
 
@@ -44,14 +44,14 @@ class Launcher:
         offsets: Sequence[int],
         scalars: Sequence[Any],
         constants: Sequence[Any],
-        programs: int,
+        grid: tuple[int, ...],
         options: dict[str, int],
     ) -> None:
         self.kernel = kernel
         self.tensors = tensors
         self.offsets = [o if t is None else t.description.offset for t, o in zip(tensors, offsets)]
         self.rest = (*scalars, *constants)
-        self.grid = (programs, 1, 1)
+        self.grid = (*grid, 1, 1)[:3]
         self.options = options
         self.run: Any = None
         self.templates: list[tuple[type, dict[str, Any]] | None] = []

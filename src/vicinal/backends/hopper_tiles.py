@@ -18,6 +18,7 @@ ROWS = 64  # queries of a warpgroup: the M of a wgmma
 WARPGROUPS = 2
 MASK_COST = 0.12  # of a masked tile, in unmasked ones
 STAGES = (2, 3, 4)
+BACKWARD_STAGES = 3
 KEPT = 8  # configs listed
 
 
@@ -34,7 +35,11 @@ def forward_shared(keys: int, head_dim: int, value_dim: int, stages: int, own_ou
 
 
 def forward_configs(problem: Problem) -> list[TileConfig]:
-    """Tilings of the forward, best guess first. `variant` is the axis along which warpgroups split ("0" to "2")."""
+    """Tilings of the forward, best guess first.
+
+    `variant` is the axis along which warpgroups split ("0" to "2"), then "p" for persistent programs and "t" for
+    warpgroups that take turns.
+    """
     d, dv = problem.head_dim, problem.value_dim
     keys = 128 if max(d, dv) <= 128 else 64
     stages = max(n for n in STAGES if n == 2 or forward_shared(keys, d, dv, n, True) <= SHARED_MEMORY)
@@ -46,6 +51,19 @@ def forward_configs(problem: Problem) -> list[TileConfig]:
     )
     skip = 3 - problem.rank
     return [TileConfig(q[skip:], k[skip:], 12, stages, str(split)) for _, q, k, split in ranked[:KEPT]]
+
+
+def backward_configs(problem: Problem) -> list[TileConfig]:
+    """Tilings of the backward, best guess first: tiles of 64 queries and of 64 keys, in both of its passes."""
+    ranked = sorted(
+        (_cost(problem, q, k, split, BACKWARD_STAGES), q, k, split)
+        for q in boxes_of(ROWS, problem.rank)
+        if q[2] >= 4  # TMA moves at least 16 bytes of the log-sum-exp along the last axis
+        for k in boxes_of(ROWS, problem.rank)
+        for split in range(3 - problem.rank, 3)
+    )
+    skip = 3 - problem.rank
+    return [TileConfig(q[skip:], k[skip:], 12, BACKWARD_STAGES, str(split)) for _, q, k, split in ranked[:KEPT]]
 
 
 def boxes_of(tokens: int, rank: int) -> Iterator[tuple[int, int, int]]:

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "0"
@@ -21,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-from vicinal.backends import hopper
+from vicinal.backends import hopper, hopper_backward
 from vicinal.backends.hopper_layout import launches
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
@@ -81,6 +82,7 @@ def problem_of(case: str) -> Problem:
 def compile_forward(case: str):
     problem = problem_of(case)
     config = hopper.forward_configs(problem)[0]
+    config = replace(config, variant=config.variant[0] + os.environ.get("VARIANT", config.variant[1:]))
     (launch,) = launches(problem)
     x = (problem.batch, *problem.lengths)
     query = torch.zeros(*x, problem.heads, problem.head_dim, dtype=problem.dtype)
@@ -91,6 +93,24 @@ def compile_forward(case: str):
     strides = (query.stride(), key.stride(), value.stride())
     launcher = hopper.forward_launcher(problem, config, strides, launch)
     return launcher.compile(query, key, value, output, lse, lse)
+
+
+def compile_backward(case: str, part: str):
+    problem = problem_of(case)
+    config = hopper.backward_configs(problem)[0]
+    (launch,) = launches(problem)
+    x = (problem.batch, *problem.lengths)
+    query = torch.zeros(*x, problem.heads, problem.head_dim, dtype=problem.dtype)
+    key = torch.zeros(*x, problem.kv_heads, problem.head_dim, dtype=problem.dtype)
+    lse = torch.zeros(*x, problem.heads)
+    strides = (query.stride(), key.stride(), key.stride())
+    size, prepare, keys, queries = hopper_backward.launchers(problem, config, strides, True, launch)
+    rows = torch.zeros(size)
+    if part == "prepare":
+        return prepare.compile(query, query, lse, lse, rows, rows)
+    if part == "keys":
+        return keys.compile(query, query, rows, rows, key, key, key, key, lse)
+    return queries.compile(query, query, rows, rows, key, key, query, lse)
 
 
 def report(case: str, kernel) -> dict:
@@ -126,7 +146,7 @@ if __name__ == "__main__":
     triton.runtime.driver.set_active(CompileOnlyDriver())
     for name in sys.argv[1:]:
         direction, case = name.split(":")
-        kernel = {"forward": compile_forward}[direction](case)
+        kernel = compile_forward(case) if direction == "forward" else compile_backward(case, direction)
         if os.environ.get("PTX_TO"):
             Path(os.environ["PTX_TO"], f"{direction}-{case}.ptx").write_text(kernel.asm["ptx"])
         print(json.dumps(report(name, kernel)), flush=True)

@@ -7,6 +7,7 @@ warpgroup passes over the tiles that only the other one needs (at most `STAGES -
 axis of the walk, so that while one passes over the end of a line the other passes over the start of the next.
 
 A warpgroup issues QK of its next tile, then PV of its last one, then does the softmax of the next while PV runs.
+With `TURNS` the two take turns to issue, so that one's softmax runs under the other's products ("ping-pong").
 Only tiles that are not wholly inside every window of the warpgroup are masked: one scalar test per tile.
 Source of the schedule: FlashAttention-3 (arXiv 2407.08608, section 3); of the walk: this project's design.
 
@@ -25,7 +26,7 @@ from vicinal.kernels.gluon.compat import (
     warpgroup_mma_wait,
 )
 from vicinal.kernels.gluon.softmax import inside_all, neighbors
-from vicinal.kernels.gluon.walk import bounds, box, head_axes, in_order, locate, row_position
+from vicinal.kernels.gluon.walk import head_axes, in_order, locate, own_line, rows_of, union
 
 LN2 = gl.constexpr(0.6931471805599453)
 
@@ -39,7 +40,7 @@ def forward(
     D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
-    OWN_OUTPUT: gl.constexpr,
+    OWN_OUTPUT: gl.constexpr, TURNS: gl.constexpr,
 ):  # fmt: skip
     """Output and log-sum-exp of work items `program, program + programs, ...` below `items`.
 
@@ -65,7 +66,9 @@ def forward(
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for w in gl.static_range(2):
+        mbarrier.init(turns.index(w), count=1)
         mbarrier.init(q_ready.index(w), count=1)
         mbarrier.init(q_empty.index(w), count=1)
     for i in gl.static_range(STAGES):
@@ -73,16 +76,18 @@ def forward(
         mbarrier.init(k_empty.index(i), count=2)
         mbarrier.init(v_ready.index(i), count=1)
         mbarrier.init(v_empty.index(i), count=2)
+    if TURNS:
+        mbarrier.arrive(turns.index(0), count=1)
     fence_async_shared()
-    bars = (q_ready, q_empty, k_ready, k_empty, v_ready, v_empty)
+    bars = (q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turns)
     work = (items, heads, group, groups)
     gl.warp_specialize([
         (_consumer, (o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
             D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, OWN_OUTPUT,
-            gl.constexpr(0))),
+            TURNS, gl.constexpr(0))),
         (_consumer, (o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
             D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, OWN_OUTPUT,
-            gl.constexpr(1))),
+            TURNS, gl.constexpr(1))),
         (_producer, (q_desc, k_desc, v_desc, q_s, k_s, v_s, bars, table, axes, tiles, work, columns,
             D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, STRIDED, MODED, PER_HEAD)),
     ], [4, 1], [240, 24])  # fmt: skip
@@ -95,7 +100,7 @@ def _producer(
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
 ):  # fmt: skip
-    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = bars
+    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turns = bars
     items, heads, group, groups = work
     OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
     INNER: gl.constexpr = 1 if SPLIT == 2 else 2
@@ -110,7 +115,7 @@ def _producer(
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         outer, g, head, tile = locate(item, tiles, heads, groups)
         own = head_axes(axes, table, head, PER_HEAD)
-        x0, x1, x2, sa, ea, sb, eb, sw, ew = _union(tile, own, T, SPLIT, OUTER, INNER, STRIDED, MODED)
+        x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, False, STRIDED, MODED)
         q_first = columns[0] * g + head * D
         for i in gl.static_range(2):
             mbarrier.wait(q_empty.index(i), (done & 1) ^ 1)
@@ -148,9 +153,9 @@ def _consumer(
     D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
-    OWN_OUTPUT: gl.constexpr, W: gl.constexpr,
+    OWN_OUTPUT: gl.constexpr, TURNS: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
-    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = bars
+    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turns = bars
     items, heads, group, groups = work
     OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
     INNER: gl.constexpr = 1 if SPLIT == 2 else 2
@@ -164,41 +169,25 @@ def _consumer(
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VD, 16])
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=o_layout, k_width=2)
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
-    row = gl.arange(0, BM, layout=row_layout)
     zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
 
     t = 0  # tiles that the ring has seen
+    turn = 0
     done = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         outer, g, head, tile = locate(item, tiles, heads, groups)
         own = head_axes(axes, table, head, PER_HEAD)
-        x0, x1, x2, sa, ea, sb, eb, sw, ew = _union(tile, own, T, SPLIT, OUTER, INNER, STRIDED, MODED)
+        x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, False, STRIDED, MODED)
         r0 = x0 + (W * T0 if SPLIT == 0 else 0)
         r1 = x1 + (W * T1 if SPLIT == 1 else 0)
         r2 = x2 + (W * T2 if SPLIT == 2 else 0)
-        _, _, lo0, hi0 = box(r0, T0, own, 0, False, STRIDED, MODED)
-        _, _, lo1, hi1 = box(r1, T1, own, 1, False, STRIDED, MODED)
-        _, _, lo2, hi2 = box(r2, T2, own, 2, False, STRIDED, MODED)
-        low = (lo0, lo1, lo2)
-        high = (hi0, hi1, hi2)
-        y0 = r0 + row_position(row, 0, T1, T2)
-        y1 = r1 + row_position(row, 1, T1, T2)
-        y2 = r2 + row_position(row, 2, T1, T2)
-        ws0, we0 = bounds(y0, own, 0, False, STRIDED, MODED)
-        ws1, we1 = bounds(y1, own, 1, False, STRIDED, MODED)
-        ws2, we2 = bounds(y2, own, 2, False, STRIDED, MODED)
-        starts = (ws0, ws1, ws2)
-        widths = (we0 - ws0, we1 - ws1, we2 - ws2)
-
+        y, starts, widths, low, high = rows_of((r0, r1, r2), own, T, False, STRIDED, MODED, row_layout)
         # of the walk's lines along SPLIT, the part [fw, lw) that this warpgroup needs
-        mine, mine_stop, _, _ = box((r0, r1, r2)[SPLIT], T[SPLIT], own, SPLIT, False, STRIDED, MODED)
-        line = gl.cdiv(ew - sw, N[SPLIT])
-        skip = line - gl.cdiv(mine_stop - sw, N[SPLIT]) if W == 0 else (mine - sw) // N[SPLIT]
-        skip = gl.minimum(skip, STAGES - 1)
-        before = 0 if W == 0 else skip
+        line, skip, before = own_line((r0, r1, r2)[SPLIT], sw, ew, T, N, own, SPLIT, W, STAGES, False, STRIDED, MODED)
         fw = sw + before * N[SPLIT]
         lw = fw + (line - skip) * N[SPLIT]
-        count = gl.cdiv(ea - sa, N[OUTER]) * gl.cdiv(eb - sb, N[INNER]) * (line - skip)
+        lines = gl.cdiv(ea - sa, N[OUTER]) * gl.cdiv(eb - sb, N[INNER])
+        count = lines * (line - skip)
 
         a = sa
         b = sb
@@ -232,15 +221,22 @@ def _consumer(
                     b = sb
                     a += N[OUTER]
             mbarrier.wait(k_ready.index(t % STAGES), (t // STAGES) & 1)
+            if TURNS:
+                mbarrier.wait(turns.index(W), turn & 1)
+                turn += 1
             scoring = _scores(q_s, k_s, W, t % STAGES, zero, D, BM, BN)
             mbarrier.wait(v_ready.index(last % STAGES), (last // STAGES) & 1)
             slot = (last % STAGES) * VP
             sum0 = warpgroup_mma(pb, v_s.index(slot).reshape([BN, VD]), acc0, is_async=True)
             if VP == 1:
+                if TURNS:
+                    mbarrier.arrive(turns.index(1 - W), count=1)
                 s = warpgroup_mma_wait(1, deps=[scoring])
             else:
                 sum1 = warpgroup_mma(pb, v_s.index(slot + 1).reshape([BN, VD]), acc1, is_async=True)
                 sum2 = warpgroup_mma(pb, v_s.index(slot + 2).reshape([BN, VD]), acc2, is_async=True)
+                if TURNS:
+                    mbarrier.arrive(turns.index(1 - W), count=1)
                 s = warpgroup_mma_wait(3, deps=[scoring])
             mbarrier.arrive(k_empty.index(t % STAGES), count=1)
             s = _mask(s, in_order(a, b, w, SPLIT), low, high, starts, widths, N0, N1, N2, RANK, s_layout)
@@ -264,6 +260,13 @@ def _consumer(
             pb = gl.convert_layout(p.to(o_desc.dtype), p_layout)
         if OWN_OUTPUT:
             mbarrier.arrive(q_empty.index(W), count=1)
+        if TURNS:  # the other warpgroup may have more tiles: take the turns that it waits for
+            other = (r0, r1, r2)[SPLIT] + (T[SPLIT] if W == 0 else -T[SPLIT])
+            _, less, _ = own_line(other, sw, ew, T, N, own, SPLIT, 1 - W, STAGES, False, STRIDED, MODED)
+            for passed in range(count, lines * (line - less)):
+                mbarrier.wait(turns.index(W), turn & 1)
+                mbarrier.arrive(turns.index(1 - W), count=1)
+                turn += 1
         mbarrier.wait(v_ready.index(t % STAGES), (t // STAGES) & 1)
         slot = (t % STAGES) * VP
         sum0 = warpgroup_mma(pb, v_s.index(slot).reshape([BN, VD]), acc0, is_async=True)
@@ -291,8 +294,8 @@ def _consumer(
             tma_store(o_desc, [outer, r0, r1, r2, o_first + piece * VD], o_s.index(W * VP + piece))
         lse = (m + gl.log2(l)) * LN2
         at = outer.to(gl.int64) * lse_strides[0] + g * lse_strides[1] + head
-        inside = (y0 < axes[0]) & (y1 < axes[1]) & (y2 < axes[2])
-        offset = y0.to(gl.int64) * lse_strides[2] + y1.to(gl.int64) * lse_strides[3] + y2.to(gl.int64) * lse_strides[4]
+        inside = (y[0] < axes[0]) & (y[1] < axes[1]) & (y[2] < axes[2])
+        offset = y[0].to(gl.int64) * lse_strides[2] + y[1].to(gl.int64) * lse_strides[3] + y[2] * lse_strides[4]
         gl.store(lse_ptr + at + offset, lse, mask=inside)
         if not OWN_OUTPUT:
             tma_store_wait(0)
@@ -302,25 +305,9 @@ def _consumer(
 
 
 @gluon.jit
-def _union(
-    tile, axes, T: gl.constexpr, SPLIT: gl.constexpr, OUTER: gl.constexpr, INNER: gl.constexpr,
-    STRIDED: gl.constexpr, MODED: gl.constexpr,
-):  # fmt: skip
-    """A program's first query along each axis, and the box of keys of both warpgroups, in walk order."""
-    x0 = tile[0] * (T[0] * 2 if SPLIT == 0 else T[0])
-    x1 = tile[1] * (T[1] * 2 if SPLIT == 1 else T[1])
-    x2 = tile[2] * (T[2] * 2 if SPLIT == 2 else T[2])
-    x = (x0, x1, x2)
-    sa, ea, _, _ = box(x[OUTER], T[OUTER], axes, OUTER, False, STRIDED, MODED)
-    sb, eb, _, _ = box(x[INNER], T[INNER], axes, INNER, False, STRIDED, MODED)
-    sw, ew, _, _ = box(x[SPLIT], 2 * T[SPLIT], axes, SPLIT, False, STRIDED, MODED)
-    return x0, x1, x2, sa, ea, sb, eb, sw, ew
-
-
-@gluon.jit
 def _pass_over(t, bars, STAGES: gl.constexpr):
     """Let tile `t` of the ring go unread. Waiting for it first keeps the phases in step."""
-    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = bars
+    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turns = bars
     slot = t % STAGES
     phase = (t // STAGES) & 1
     mbarrier.wait(k_ready.index(slot), phase)

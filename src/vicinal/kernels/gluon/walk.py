@@ -79,6 +79,59 @@ def locate(item, tiles, heads, groups):
 
 
 @gluon.jit
+def union(
+    tile, axes, T: gl.constexpr, SPLIT: gl.constexpr, INVERSE: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr
+):
+    """A program's first token along each axis, and the box that both its warpgroups need, in walk order."""
+    OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
+    INNER: gl.constexpr = 1 if SPLIT == 2 else 2
+    x0 = tile[0] * (T[0] * 2 if SPLIT == 0 else T[0])
+    x1 = tile[1] * (T[1] * 2 if SPLIT == 1 else T[1])
+    x2 = tile[2] * (T[2] * 2 if SPLIT == 2 else T[2])
+    x = (x0, x1, x2)
+    sa, ea, _, _ = box(x[OUTER], T[OUTER], axes, OUTER, INVERSE, STRIDED, MODED)
+    sb, eb, _, _ = box(x[INNER], T[INNER], axes, INNER, INVERSE, STRIDED, MODED)
+    sw, ew, _, _ = box(x[SPLIT], 2 * T[SPLIT], axes, SPLIT, INVERSE, STRIDED, MODED)
+    return x0, x1, x2, sa, ea, sb, eb, sw, ew
+
+
+@gluon.jit
+def own_line(
+    x, sw, ew, T: gl.constexpr, N: gl.constexpr, axes, SPLIT: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr,
+    INVERSE: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr,
+):  # fmt: skip
+    """Of a line of tiles along `SPLIT`: how many, how many warpgroup `W` passes over, and how many of those come first.
+
+    `x` is the warpgroup's first token along `SPLIT`. At most `STAGES - 1` are passed over, so that the ring, which
+    may hold one tile that the warpgroup still reads, never runs dry.
+    """
+    mine, mine_stop, _, _ = box(x, T[SPLIT], axes, SPLIT, INVERSE, STRIDED, MODED)
+    line = gl.cdiv(ew - sw, N[SPLIT])
+    skip = line - gl.cdiv(mine_stop - sw, N[SPLIT]) if W == 0 else (mine - sw) // N[SPLIT]
+    skip = gl.minimum(skip, STAGES - 1)
+    before = 0 if W == 0 else skip
+    return line, skip, before
+
+
+@gluon.jit
+def rows_of(
+    x, axes, T: gl.constexpr, INVERSE: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, layout: gl.constexpr
+):
+    """Of a warpgroup's tile at `x`: its rows' positions, the starts and widths of their intervals, and what is common."""
+    row = gl.arange(0, T[0] * T[1] * T[2], layout=layout)
+    y0 = x[0] + row_position(row, 0, T[1], T[2])
+    y1 = x[1] + row_position(row, 1, T[1], T[2])
+    y2 = x[2] + row_position(row, 2, T[1], T[2])
+    s0, e0 = bounds(y0, axes, 0, INVERSE, STRIDED, MODED)
+    s1, e1 = bounds(y1, axes, 1, INVERSE, STRIDED, MODED)
+    s2, e2 = bounds(y2, axes, 2, INVERSE, STRIDED, MODED)
+    _, _, lo0, hi0 = box(x[0], T[0], axes, 0, INVERSE, STRIDED, MODED)
+    _, _, lo1, hi1 = box(x[1], T[1], axes, 1, INVERSE, STRIDED, MODED)
+    _, _, lo2, hi2 = box(x[2], T[2], axes, 2, INVERSE, STRIDED, MODED)
+    return (y0, y1, y2), (s0, s1, s2), (e0 - s0, e1 - s1, e2 - s2), (lo0, lo1, lo2), (hi0, hi1, hi2)
+
+
+@gluon.jit
 def in_order(a, b, w, SPLIT: gl.constexpr):
     """Three values in walk order (outer axis, inner axis, the axis that is split) -> by axis."""
     if SPLIT == 0:

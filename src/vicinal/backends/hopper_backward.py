@@ -1,0 +1,138 @@
+"""Launchers of the Hopper backward: prepare, then dK and dV, then dQ (`vicinal.kernels.gluon.backward`)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+
+import torch
+from torch import Tensor
+
+from vicinal.backends.hopper_arguments import axis_arguments, contiguous_strides, flags, head_table
+from vicinal.backends.hopper_launch import Launcher, Tile
+from vicinal.backends.hopper_layout import Descriptor, Launch, describable, describe, launches, three
+from vicinal.backends.hopper_tiles import WARPGROUPS
+from vicinal.problem import Inputs, Problem
+from vicinal.tuning.config import TileConfig
+
+HEAD_DIMS = (32, 64, 128)
+TOKENS = 64  # per program of `prepare`
+Strides = tuple[tuple[int, ...], ...]
+
+
+def unsupported(problem: Problem) -> str | None:
+    """Why the backward is left to the portable kernels; None when it is not."""
+    if problem.head_dim != problem.value_dim or problem.head_dim not in HEAD_DIMS:
+        return f"the Hopper backward takes head dims {HEAD_DIMS}, got {problem.head_dim} and {problem.value_dim}"
+    return None
+
+
+def backward(
+    problem: Problem,
+    config: TileConfig,
+    inputs: Inputs,
+    output: Tensor,
+    lse: Tensor,
+    grad_output: Tensor,
+    grad_lse: Tensor | None,
+) -> Inputs:
+    """The gradients of query, key and value; see `vicinal.backends.protocol.Backend`."""
+    query, key, value = describable(inputs.query), describable(inputs.key), describable(inputs.value)
+    output, grad_output, lse = output.contiguous(), grad_output.contiguous(), lse.contiguous()
+    grad_lse = None if grad_lse is None else grad_lse.contiguous()
+    d_query = torch.empty_like(query, memory_format=torch.contiguous_format)
+    d_key = torch.empty_like(key, memory_format=torch.contiguous_format)
+    d_value = torch.empty_like(value, memory_format=torch.contiguous_format)
+    table = head_table(problem)
+    table = lse if table is None else table
+    strides = (query.stride(), key.stride(), value.stride())
+    parts = _launchers(problem, config, strides, grad_lse is not None)
+    for size, prepare, keys, queries in parts:
+        lse2, delta = query.new_empty((2, size), dtype=torch.float32).unbind()
+        prepare(output, grad_output, lse, lse if grad_lse is None else grad_lse, lse2, delta)
+        keys(query, grad_output, lse2, delta, key, value, d_key, d_value, table)
+        queries(query, grad_output, lse2, delta, key, value, d_query, table)
+    return Inputs(d_query, d_key, d_value)
+
+
+@lru_cache(maxsize=1024)
+def _launchers(
+    problem: Problem, config: TileConfig, strides: Strides, has_grad_lse: bool
+) -> list[tuple[int, Launcher, Launcher, Launcher]]:
+    return [launchers(problem, config, strides, has_grad_lse, launch) for launch in launches(problem)]
+
+
+def launchers(
+    problem: Problem, config: TileConfig, strides: Strides, has_grad_lse: bool, launch: Launch
+) -> tuple[int, Launcher, Launcher, Launcher]:
+    """For part of a problem: elements of each of `prepare`'s results, and the three launchers."""
+    from vicinal.kernels.gluon import backward as kernels
+
+    d, dv = problem.head_dim, problem.value_dim
+    x = (problem.batch, *problem.lengths)
+    q_shape, k_shape = (*x, problem.heads, d), (*x, problem.kv_heads, d)
+    v_shape, o_shape = (*x, problem.kv_heads, dv), (*x, problem.heads, dv)
+
+    def of(shape: tuple[int, ...], own: tuple[int, ...] | None = None) -> Descriptor:
+        return describe(problem, launch, shape, contiguous_strides(shape) if own is None else own)
+
+    q, k, v = of(q_shape, strides[0]), of(k_shape, strides[1]), of(v_shape, strides[2])
+    o, dq, dk, dvalue = of(o_shape), of(q_shape), of(k_shape), of(v_shape)
+    lse = of((*x, problem.heads, 1))
+    rows = launch.outer * launch.groups * problem.heads
+    n0, n1, n2 = launch.lengths
+    padded = -(-n2 // 4) * 4  # a stride in a descriptor is a multiple of 16 bytes
+    r_strides = (n0 * n1 * padded, n1 * padded, padded)
+    prepared = Descriptor((rows, n0, n1, n2), (*r_strides, 1), 0, 0)
+    tokens = prod(launch.lengths)
+    prepare = Launcher(
+        kernels.prepare,
+        (None,) * 6,
+        (o.offset, o.offset, lse.offset, lse.offset, 0, 0),
+        (*launch.lengths, problem.heads, launch.groups, o.strides[0], o.group_columns, *o.strides[1:4],
+         lse.strides[0], lse.group_columns, *lse.strides[1:4], *r_strides, tokens),
+        (dv, 1 << (dv - 1).bit_length(), TOKENS, has_grad_lse),
+        (-(-tokens // TOKENS), rows),
+        {"num_warps": 4},
+    )  # fmt: skip
+
+    split = int(config.variant[0])
+    queries_tile, keys_tile = three(config.query_tile, 1), three(config.key_tile, 1)
+    shape = (problem.rank, *flags(problem))
+    axes = axis_arguments(problem, launch)
+    tiles, programs = _grid(launch, keys_tile, split)
+    one_row = (1, *queries_tile)
+    keys = Launcher(
+        kernels.backward_keys,
+        (Tile(q, (1, *queries_tile, d)), Tile(o, (1, *queries_tile, dv)), Tile(prepared, one_row),
+         Tile(prepared, one_row), Tile(k, (1, *keys_tile, d)), Tile(v, (1, *keys_tile, dv)),
+         Tile(dk, (1, *keys_tile, d)), Tile(dvalue, (1, *keys_tile, dv)), None),
+        (0,) * 9,
+        (*axes, *tiles, problem.heads, problem.kv_heads, problem.group_size, launch.groups,
+         q.group_columns, o.group_columns, k.group_columns, v.group_columns, dk.group_columns, dvalue.group_columns,
+         problem.scale),
+        (d, dv, *keys_tile, *queries_tile, split, config.stages, *shape),
+        (programs * problem.kv_heads * launch.groups * launch.outer,),
+        {"num_warps": 4, "maxnreg": 168},
+    )  # fmt: skip
+    tiles, programs = _grid(launch, queries_tile, split)
+    queries = Launcher(
+        kernels.backward_queries,
+        (Tile(q, (1, *queries_tile, d)), Tile(o, (1, *queries_tile, dv)), None, None,
+         Tile(k, (1, *keys_tile, d)), Tile(v, (1, *keys_tile, dv)), Tile(dq, (1, *queries_tile, d)), None),
+        (0,) * 8,
+        (*axes, *tiles, problem.heads, problem.group_size, launch.groups,
+         q.group_columns, o.group_columns, k.group_columns, v.group_columns, dq.group_columns, *r_strides,
+         problem.scale),
+        (d, dv, *queries_tile, *keys_tile, split, config.stages, *shape),
+        (programs * problem.heads * launch.groups * launch.outer,),
+        {"num_warps": 4, "maxnreg": 168},
+    )  # fmt: skip
+    return rows * r_strides[0], prepare, keys, queries
+
+
+def _grid(launch: Launch, tile: tuple[int, ...], split: int) -> tuple[list[int], int]:
+    """Pairs of tiles along each axis, and their number."""
+    extent = [size * (WARPGROUPS if a == split else 1) for a, size in enumerate(tile)]
+    tiles = [-(-length // size) for length, size in zip(launch.lengths, extent)]
+    return tiles, prod(tiles)

@@ -1,0 +1,424 @@
+"""Backward pass for Hopper in two deterministic passes, after one that prepares: dK and dV, then dQ.
+
+`prepare` writes, per query head, the log-sum-exp in base 2 and `delta = sum(output * grad_output) - grad_lse`, both laid
+out `[rows, X0, X1, X2]` so that TMA can move tiles of them; a row is an (outer index, group, head).
+
+`backward_keys`: two consumer warpgroups of 64 keys each; a producer walks the box of queries that attend to them
+(the inverse window rule), through rings of Q, dO, log-sum-exp and delta. Scores are transposed, so that P^T and dS^T are
+already the register operands of dV += P^T dO and dK += dS^T Q. Query heads that share a key head are summed in registers.
+`backward_queries`: two consumer warpgroups of 64 queries; the forward's walk, with dQ += dS K.
+
+Nothing is added in memory, so the same inputs give the same bits. Seven matrix products per score instead of five.
+Source: FlashAttention-2 (arXiv 2307.08691, algorithm 2) for the mathematics; the schedule is this project's.
+"""
+
+from vicinal.kernels.gluon.compat import (
+    fence_async_shared,
+    gl,
+    gluon,
+    mbarrier,
+    tma_load,
+    tma_store,
+    tma_store_wait,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from vicinal.kernels.gluon.softmax import inside_all, neighbors
+from vicinal.kernels.gluon.walk import head_axes, in_order, locate, own_line, rows_of, union
+
+LOG2E = gl.constexpr(1.4426950408889634)
+
+
+@gluon.jit
+def prepare(
+    o_ptr, do_ptr, lse_ptr, grad_lse_ptr, lse_out, delta_out,
+    L0, L1, L2, heads, groups, o_outer, o_group, o0, o1, o2, l_outer, l_group, l0, l1, l2, r_row, r0, r1, tokens,
+    DV: gl.constexpr, WIDTH: gl.constexpr, BT: gl.constexpr, HAS_GRAD_LSE: gl.constexpr,
+):  # fmt: skip
+    """One program per `BT` tokens of a row. `o*` are the strides of both outputs, `l*` of both log-sum-exps, `r*` of
+    both results, in elements; a head is DV, 1 and `r_row` elements further on. `WIDTH` is DV rounded up to a power of two."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // (WIDTH // 8), WIDTH // 8], [4, 1], [1, 0])
+    row = gl.program_id(1)
+    head = row % heads
+    rest = row // heads
+    group = rest % groups
+    outer = rest // groups
+    t = gl.program_id(0) * BT + gl.arange(0, BT, layout=gl.SliceLayout(1, layout))
+    column = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, layout))
+    inside = t < tokens
+    x2 = t % L2
+    x1 = t // L2 % L1
+    x0 = t // L2 // L1
+    at = (outer.to(gl.int64) * o_outer + group * o_group + head * DV + x0.to(gl.int64) * o0 + x1.to(gl.int64) * o1
+          + x2.to(gl.int64) * o2)  # fmt: skip
+    mask = inside[:, None] & (column < DV)[None, :]
+    o = gl.load(o_ptr + at[:, None] + column[None, :], mask=mask, other=0.0).to(gl.float32)
+    do = gl.load(do_ptr + at[:, None] + column[None, :], mask=mask, other=0.0).to(gl.float32)
+    delta = gl.sum(o * do, 1)
+    at = (outer.to(gl.int64) * l_outer + group * l_group + head + x0.to(gl.int64) * l0 + x1.to(gl.int64) * l1
+          + x2.to(gl.int64) * l2)  # fmt: skip
+    lse = gl.load(lse_ptr + at, mask=inside, other=0.0)
+    if HAS_GRAD_LSE:
+        delta -= gl.load(grad_lse_ptr + at, mask=inside, other=0.0)
+    to = row.to(gl.int64) * r_row + x0 * r0 + x1 * r1 + x2
+    gl.store(lse_out + to, lse * LOG2E, mask=inside)
+    gl.store(delta_out + to, delta, mask=inside)
+
+
+# --- dK and dV ---------------------------------------------------------------------------------------------
+
+
+@gluon.jit
+def backward_keys(
+    q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, dk_desc, dv_desc, table,
+    L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2,
+    n0, n1, n2, heads, kv_heads, group, groups,
+    q_column, do_column, k_column, v_column, dk_column, dv_column, scale,
+    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
+    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
+):  # fmt: skip
+    """dK and dV of one pair of key tiles `[T0, T1, T2]`, over query tiles `[N0, N1, N2]`; `scale` is the natural one."""
+    BM: gl.constexpr = T0 * T1 * T2
+    BN: gl.constexpr = N0 * N1 * N2
+    axes = (L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2)
+    tiles = (n0, n1, n2)
+    columns = (q_column, do_column, k_column, v_column, dk_column, dv_column)
+    k_s = gl.allocate_shared_memory(k_desc.dtype, [2] + k_desc.block_shape, k_desc.layout)
+    v_s = gl.allocate_shared_memory(v_desc.dtype, [2] + v_desc.block_shape, v_desc.layout)
+    q_s = gl.allocate_shared_memory(q_desc.dtype, [STAGES] + q_desc.block_shape, q_desc.layout)
+    do_s = gl.allocate_shared_memory(do_desc.dtype, [STAGES] + do_desc.block_shape, do_desc.layout)
+    lse_s = gl.allocate_shared_memory(gl.float32, [STAGES] + lse_desc.block_shape, lse_desc.layout)
+    delta_s = gl.allocate_shared_memory(gl.float32, [STAGES] + delta_desc.block_shape, delta_desc.layout)
+    kv_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(2):
+        mbarrier.init(kv_ready.index(i), count=1)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(ready.index(i), count=1)
+        mbarrier.init(empty.index(i), count=2)
+    fence_async_shared()
+    bars = (kv_ready, ready, empty)
+    work = (heads, kv_heads, group, groups)
+    buffers = (q_s, do_s, lse_s, delta_s, k_s, v_s)
+    gl.warp_specialize([
+        (_keys_consumer, (dk_desc, dv_desc, buffers, bars, table, axes, tiles, work, columns, scale,
+            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, gl.constexpr(0))),
+        (_keys_consumer, (dk_desc, dv_desc, buffers, bars, table, axes, tiles, work, columns, scale,
+            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, gl.constexpr(1))),
+        (_keys_producer, (q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, buffers, bars, table, axes, tiles,
+            work, columns, D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, STRIDED, MODED, PER_HEAD)),
+    ], [4, 1], [240, 24])  # fmt: skip
+
+
+@gluon.jit
+def _keys_producer(
+    q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, buffers, bars, table, axes, tiles, work, columns,
+    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
+    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
+):  # fmt: skip
+    q_s, do_s, lse_s, delta_s, k_s, v_s = buffers
+    kv_ready, ready, empty = bars
+    heads, kv_heads, group, groups = work
+    OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
+    INNER: gl.constexpr = 1 if SPLIT == 2 else 2
+    T: gl.constexpr = (T0, T1, T2)
+    N: gl.constexpr = (N0, N1, N2)
+    BYTES: gl.constexpr = (
+        q_desc.block_type.nbytes + do_desc.block_type.nbytes + lse_desc.block_type.nbytes + delta_desc.block_type.nbytes
+    )
+    outer, g, kv_head, tile = locate(gl.program_id(0), tiles, kv_heads, groups)
+    t = 0
+    for member in range(group):
+        head = kv_head * group + member
+        own = head_axes(axes, table, head, PER_HEAD)
+        x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, True, STRIDED, MODED)
+        if member == 0:
+            for i in gl.static_range(2):
+                mbarrier.expect(kv_ready.index(i), k_desc.block_type.nbytes + v_desc.block_type.nbytes)
+                y0 = x0 + (i * T0 if SPLIT == 0 else 0)
+                y1 = x1 + (i * T1 if SPLIT == 1 else 0)
+                y2 = x2 + (i * T2 if SPLIT == 2 else 0)
+                tma_load(k_desc, [outer, y0, y1, y2, columns[2] * g + kv_head * D], kv_ready.index(i), k_s.index(i))
+                tma_load(v_desc, [outer, y0, y1, y2, columns[3] * g + kv_head * DV], kv_ready.index(i), v_s.index(i))
+        row = (outer * groups + g) * heads + head
+        for a in range(sa, ea, N[OUTER]):
+            for b in range(sb, eb, N[INNER]):
+                for w in range(sw, ew, N[SPLIT]):
+                    c = in_order(a, b, w, SPLIT)
+                    slot = t % STAGES
+                    mbarrier.wait(empty.index(slot), ((t // STAGES) & 1) ^ 1)
+                    bar = ready.index(slot)
+                    mbarrier.expect(bar, BYTES)
+                    tma_load(q_desc, [outer, c[0], c[1], c[2], columns[0] * g + head * D], bar, q_s.index(slot))
+                    tma_load(lse_desc, [row, c[0], c[1], c[2]], bar, lse_s.index(slot))
+                    tma_load(do_desc, [outer, c[0], c[1], c[2], columns[1] * g + head * DV], bar, do_s.index(slot))
+                    tma_load(delta_desc, [row, c[0], c[1], c[2]], bar, delta_s.index(slot))
+                    t += 1
+
+
+@gluon.jit
+def _keys_consumer(
+    dk_desc, dv_desc, buffers, bars, table, axes, tiles, work, columns, scale,
+    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
+    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    q_s, do_s, lse_s, delta_s, k_s, v_s = buffers
+    kv_ready, ready, empty = bars
+    heads, kv_heads, group, groups = work
+    OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
+    INNER: gl.constexpr = 1 if SPLIT == 2 else 2
+    T: gl.constexpr = (T0, T1, T2)
+    N: gl.constexpr = (N0, N1, N2)
+    BM: gl.constexpr = T0 * T1 * T2
+    BN: gl.constexpr = N0 * N1 * N2
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    dv_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DV, 16])
+    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=dv_layout, k_width=2)
+    ds_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=dk_layout, k_width=2)
+    row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
+    column_layout: gl.constexpr = gl.SliceLayout(0, s_layout)
+    zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
+    dk = gl.zeros([BM, D], gl.float32, layout=dk_layout)
+    dv = gl.zeros([BM, DV], gl.float32, layout=dv_layout)
+    outer, g, kv_head, tile = locate(gl.program_id(0), tiles, kv_heads, groups)
+    x0 = tile[0] * (T0 * 2 if SPLIT == 0 else T0) + (W * T0 if SPLIT == 0 else 0)
+    x1 = tile[1] * (T1 * 2 if SPLIT == 1 else T1) + (W * T1 if SPLIT == 1 else 0)
+    x2 = tile[2] * (T2 * 2 if SPLIT == 2 else T2) + (W * T2 if SPLIT == 2 else 0)
+    k = k_s.index(W).reshape([BM, D])
+    v = v_s.index(W).reshape([BM, DV])
+    mbarrier.wait(kv_ready.index(W), 0)
+    t = 0
+    for member in range(group):
+        own = head_axes(axes, table, kv_head * group + member, PER_HEAD)
+        _, _, _, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, True, STRIDED, MODED)
+        _, starts, widths, low, high = rows_of((x0, x1, x2), own, T, True, STRIDED, MODED, row_layout)
+        line, skip, before = own_line((x0, x1, x2)[SPLIT], sw, ew, T, N, own, SPLIT, W, STAGES, True, STRIDED, MODED)
+        fw = sw + before * N[SPLIT]
+        lw = fw + (line - skip) * N[SPLIT]
+        count = gl.cdiv(ea - sa, N[OUTER]) * gl.cdiv(eb - sb, N[INNER]) * (line - skip)
+        a = sa
+        b = sb
+        w = fw
+        for passed in range(before):
+            _pass_over(t, ready, empty, STAGES)
+            t += 1
+        for step in range(count):
+            if w >= lw:
+                w = fw
+                for passed in range(skip):
+                    _pass_over(t, ready, empty, STAGES)
+                    t += 1
+                b += N[INNER]
+                if b >= eb:
+                    b = sb
+                    a += N[OUTER]
+            slot = t % STAGES
+            mbarrier.wait(ready.index(slot), (t // STAGES) & 1)
+            q = q_s.index(slot).reshape([BN, D])
+            do = do_s.index(slot).reshape([BN, DV])
+            scoring = warpgroup_mma(k, q.permute((1, 0)), zero, use_acc=False, is_async=True)
+            rising = warpgroup_mma(v, do.permute((1, 0)), zero, use_acc=False, is_async=True)
+            lse = lse_s.index(slot).reshape([BN]).load(column_layout)
+            delta = delta_s.index(slot).reshape([BN]).load(column_layout)
+            s = warpgroup_mma_wait(1, deps=[scoring])
+            p = gl.exp2(s * (scale * LOG2E) - lse[None, :])
+            c = in_order(a, b, w, SPLIT)
+            if not inside_all(c, low, high, N0, N1, N2, RANK):
+                p = gl.where(neighbors(c, starts, widths, N0, N1, N2, RANK, s_layout), p, 0.0)
+            pb = gl.convert_layout(p.to(dv_desc.dtype), p_layout)
+            dv_sum = warpgroup_mma(pb, do, dv, is_async=True)
+            dp = warpgroup_mma_wait(1, deps=[rising])
+            ds = p * (dp - delta[None, :])
+            dsb = gl.convert_layout(ds.to(dk_desc.dtype), ds_layout)
+            dk_sum = warpgroup_mma(dsb, q, dk, is_async=True)
+            dv, dk, pb, dsb = warpgroup_mma_wait(0, deps=[dv_sum, dk_sum, pb, dsb])
+            mbarrier.arrive(empty.index(slot), count=1)
+            t += 1
+            w += N[SPLIT]
+        for passed in range(skip - before):
+            _pass_over(t, ready, empty, STAGES)
+            t += 1
+    k.store((dk * scale).to(dk_desc.dtype))
+    v.store(dv.to(dv_desc.dtype))
+    fence_async_shared()
+    tma_store(dk_desc, [outer, x0, x1, x2, columns[4] * g + kv_head * D], k_s.index(W))
+    tma_store(dv_desc, [outer, x0, x1, x2, columns[5] * g + kv_head * DV], v_s.index(W))
+    tma_store_wait(0)
+
+
+@gluon.jit
+def _pass_over(t, ready, empty, STAGES: gl.constexpr):
+    """Let tile `t` of the ring go unread."""
+    mbarrier.wait(ready.index(t % STAGES), (t // STAGES) & 1)
+    mbarrier.arrive(empty.index(t % STAGES), count=1)
+
+
+# --- dQ ----------------------------------------------------------------------------------------------------
+
+
+@gluon.jit
+def backward_queries(
+    q_desc, do_desc, lse_ptr, delta_ptr, k_desc, v_desc, dq_desc, table,
+    L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2,
+    n0, n1, n2, heads, group, groups,
+    q_column, do_column, k_column, v_column, dq_column, r_row, r0, r1, scale,
+    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
+    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
+):  # fmt: skip
+    """dQ of one pair of query tiles `[T0, T1, T2]`, over key tiles `[N0, N1, N2]`; `r*` are `prepare`'s strides."""
+    axes = (L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2)
+    tiles = (n0, n1, n2)
+    columns = (q_column, do_column, k_column, v_column, dq_column)
+    rows = (r_row, r0, r1)
+    q_s = gl.allocate_shared_memory(q_desc.dtype, [2] + q_desc.block_shape, q_desc.layout)
+    do_s = gl.allocate_shared_memory(do_desc.dtype, [2] + do_desc.block_shape, do_desc.layout)
+    k_s = gl.allocate_shared_memory(k_desc.dtype, [STAGES] + k_desc.block_shape, k_desc.layout)
+    v_s = gl.allocate_shared_memory(v_desc.dtype, [STAGES] + v_desc.block_shape, v_desc.layout)
+    q_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(2):
+        mbarrier.init(q_ready.index(i), count=1)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(ready.index(i), count=1)
+        mbarrier.init(empty.index(i), count=2)
+    fence_async_shared()
+    bars = (q_ready, ready, empty)
+    work = (heads, group, groups)
+    buffers = (q_s, do_s, k_s, v_s)
+    gl.warp_specialize([
+        (_queries_consumer, (dq_desc, lse_ptr, delta_ptr, rows, buffers, bars, table, axes, tiles, work, columns, scale,
+            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, gl.constexpr(0))),
+        (_queries_consumer, (dq_desc, lse_ptr, delta_ptr, rows, buffers, bars, table, axes, tiles, work, columns, scale,
+            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, gl.constexpr(1))),
+        (_queries_producer, (q_desc, do_desc, k_desc, v_desc, buffers, bars, table, axes, tiles, work, columns,
+            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, STRIDED, MODED, PER_HEAD)),
+    ], [4, 1], [240, 24])  # fmt: skip
+
+
+@gluon.jit
+def _queries_producer(
+    q_desc, do_desc, k_desc, v_desc, buffers, bars, table, axes, tiles, work, columns,
+    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
+    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
+):  # fmt: skip
+    q_s, do_s, k_s, v_s = buffers
+    q_ready, ready, empty = bars
+    heads, group, groups = work
+    OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
+    INNER: gl.constexpr = 1 if SPLIT == 2 else 2
+    T: gl.constexpr = (T0, T1, T2)
+    N: gl.constexpr = (N0, N1, N2)
+    outer, g, head, tile = locate(gl.program_id(0), tiles, heads, groups)
+    own = head_axes(axes, table, head, PER_HEAD)
+    x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, False, STRIDED, MODED)
+    for i in gl.static_range(2):
+        mbarrier.expect(q_ready.index(i), q_desc.block_type.nbytes + do_desc.block_type.nbytes)
+        y0 = x0 + (i * T0 if SPLIT == 0 else 0)
+        y1 = x1 + (i * T1 if SPLIT == 1 else 0)
+        y2 = x2 + (i * T2 if SPLIT == 2 else 0)
+        tma_load(q_desc, [outer, y0, y1, y2, columns[0] * g + head * D], q_ready.index(i), q_s.index(i))
+        tma_load(do_desc, [outer, y0, y1, y2, columns[1] * g + head * DV], q_ready.index(i), do_s.index(i))
+    k_first = columns[2] * g + (head // group) * D
+    v_first = columns[3] * g + (head // group) * DV
+    t = 0
+    for a in range(sa, ea, N[OUTER]):
+        for b in range(sb, eb, N[INNER]):
+            for w in range(sw, ew, N[SPLIT]):
+                c = in_order(a, b, w, SPLIT)
+                slot = t % STAGES
+                mbarrier.wait(empty.index(slot), ((t // STAGES) & 1) ^ 1)
+                bar = ready.index(slot)
+                mbarrier.expect(bar, k_desc.block_type.nbytes + v_desc.block_type.nbytes)
+                tma_load(k_desc, [outer, c[0], c[1], c[2], k_first], bar, k_s.index(slot))
+                tma_load(v_desc, [outer, c[0], c[1], c[2], v_first], bar, v_s.index(slot))
+                t += 1
+
+
+@gluon.jit
+def _queries_consumer(
+    dq_desc, lse_ptr, delta_ptr, rows, buffers, bars, table, axes, tiles, work, columns, scale,
+    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
+    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    q_s, do_s, k_s, v_s = buffers
+    q_ready, ready, empty = bars
+    heads, group, groups = work
+    OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
+    INNER: gl.constexpr = 1 if SPLIT == 2 else 2
+    T: gl.constexpr = (T0, T1, T2)
+    N: gl.constexpr = (N0, N1, N2)
+    BM: gl.constexpr = T0 * T1 * T2
+    BN: gl.constexpr = N0 * N1 * N2
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    dq_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    ds_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=dq_layout, k_width=2)
+    row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
+    zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
+    dq = gl.zeros([BM, D], gl.float32, layout=dq_layout)
+    outer, g, head, tile = locate(gl.program_id(0), tiles, heads, groups)
+    own = head_axes(axes, table, head, PER_HEAD)
+    x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, False, STRIDED, MODED)
+    x0 += W * T0 if SPLIT == 0 else 0
+    x1 += W * T1 if SPLIT == 1 else 0
+    x2 += W * T2 if SPLIT == 2 else 0
+    y, starts, widths, low, high = rows_of((x0, x1, x2), own, T, False, STRIDED, MODED, row_layout)
+    line, skip, before = own_line((x0, x1, x2)[SPLIT], sw, ew, T, N, own, SPLIT, W, STAGES, False, STRIDED, MODED)
+    fw = sw + before * N[SPLIT]
+    lw = fw + (line - skip) * N[SPLIT]
+    count = gl.cdiv(ea - sa, N[OUTER]) * gl.cdiv(eb - sb, N[INNER]) * (line - skip)
+    inside = (y[0] < axes[0]) & (y[1] < axes[1]) & (y[2] < axes[2])
+    at = ((outer * groups + g) * heads + head).to(gl.int64) * rows[0] + y[0] * rows[1] + y[1] * rows[2] + y[2]
+    lse = gl.load(lse_ptr + at, mask=inside, other=0.0)
+    delta = gl.load(delta_ptr + at, mask=inside, other=0.0)
+    q = q_s.index(W).reshape([BM, D])
+    do = do_s.index(W).reshape([BM, DV])
+    mbarrier.wait(q_ready.index(W), 0)
+    a = sa
+    b = sb
+    w = fw
+    t = 0
+    for passed in range(before):
+        _pass_over(t, ready, empty, STAGES)
+        t += 1
+    for step in range(count):
+        if w >= lw:
+            w = fw
+            for passed in range(skip):
+                _pass_over(t, ready, empty, STAGES)
+                t += 1
+            b += N[INNER]
+            if b >= eb:
+                b = sb
+                a += N[OUTER]
+        slot = t % STAGES
+        mbarrier.wait(ready.index(slot), (t // STAGES) & 1)
+        k = k_s.index(slot).reshape([BN, D])
+        v = v_s.index(slot).reshape([BN, DV])
+        scoring = warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
+        rising = warpgroup_mma(do, v.permute((1, 0)), zero, use_acc=False, is_async=True)
+        s = warpgroup_mma_wait(1, deps=[scoring])
+        p = gl.exp2(s * (scale * LOG2E) - lse[:, None])
+        c = in_order(a, b, w, SPLIT)
+        if not inside_all(c, low, high, N0, N1, N2, RANK):
+            p = gl.where(neighbors(c, starts, widths, N0, N1, N2, RANK, s_layout), p, 0.0)
+        dp = warpgroup_mma_wait(0, deps=[rising])
+        ds = p * (dp - delta[:, None])
+        dsb = gl.convert_layout(ds.to(dq_desc.dtype), ds_layout)
+        dq_sum = warpgroup_mma(dsb, k, dq, is_async=True)
+        dq, dsb = warpgroup_mma_wait(0, deps=[dq_sum, dsb])
+        mbarrier.arrive(empty.index(slot), count=1)
+        t += 1
+        w += N[SPLIT]
+    q.store((dq * scale).to(dq_desc.dtype))
+    fence_async_shared()
+    tma_store(dq_desc, [outer, x0, x1, x2, columns[4] * g + head * D], q_s.index(W))
+    tma_store_wait(0)
