@@ -87,6 +87,28 @@ def typical_problem(device: torch.device) -> Problem:
     )
 
 
+def in_words(problem: Problem) -> str:
+    """A problem in one line; what is usual is left out."""
+    words = [
+        "x".join(map(str, problem.lengths)),
+        f"B{problem.batch} H{problem.heads}" + (f"/{problem.kv_heads}" if problem.kv_heads != problem.heads else ""),
+        f"D{problem.head_dim}" + (f"/{problem.value_dim}" if problem.value_dim != problem.head_dim else ""),
+        dtype_name(problem.dtype),
+    ]
+    if not problem.per_head:
+        axes = problem.neighborhood
+        words.append("window " + "x".join(map(str, axes.window)))
+        if set(axes.stride) != {1}:
+            words.append("stride " + "x".join(map(str, axes.stride)))
+        if set(axes.dilation) != {1}:
+            words.append("dilation " + "x".join(map(str, axes.dilation)))
+        if any(axes.causal):
+            words.append("causal on axis " + ", ".join(str(i) for i, c in enumerate(axes.causal) if c))
+        if any(axis.boundary != "shift" for axis in axes.axes):
+            words.append("boundary " + ",".join(axis.boundary for axis in axes.axes))
+    return " ".join(words)
+
+
 def print_info(console: Console) -> None:
     """Versions, devices, and for each backend whether it can run a typical problem on each device."""
     from rich.table import Table
@@ -97,7 +119,7 @@ def print_info(console: Console) -> None:
         problem = typical_problem(device)
         table = Table(title=f"{device}: {device_name(device)}", title_justify="left")
         table.add_column("backend")
-        table.add_column(f"a typical problem here ({_in_words(problem)})", overflow="fold")
+        table.add_column(f"a typical problem here ({in_words(problem)})", overflow="fold")
         for name in dispatch.BACKENDS:
             reason = dispatch.unsupported(name, problem)
             automatic = "runs" if name in dispatch.AUTOMATIC else "runs, when named"
@@ -112,7 +134,7 @@ def print_explanation(console: Console, problem: Problem) -> None:
 
     from vicinal.bench.roofline import intensity, least_bytes
 
-    console.print(_in_words(problem), highlight=False)
+    console.print(in_words(problem), highlight=False)
     dense = problem.batch * problem.heads * _tokens(problem) ** 2
     console.print(
         f"useful scores {problem.useful_scores:,}, {dense / problem.useful_scores:.3g}x fewer than self attention",
@@ -158,27 +180,6 @@ def _tiling(problem: Problem, configs: Sequence[TileConfig]) -> tuple[str, str, 
         best.variant,
         f"{sum(each) / len(each):.3g}",
     )
-
-
-def _in_words(problem: Problem) -> str:
-    words = [
-        "x".join(map(str, problem.lengths)),
-        f"B{problem.batch} H{problem.heads}" + (f"/{problem.kv_heads}" if problem.kv_heads != problem.heads else ""),
-        f"D{problem.head_dim}" + (f"/{problem.value_dim}" if problem.value_dim != problem.head_dim else ""),
-        dtype_name(problem.dtype),
-    ]
-    if not problem.per_head:
-        axes = problem.neighborhood
-        words.append("window " + "x".join(map(str, axes.window)))
-        if set(axes.stride) != {1}:
-            words.append("stride " + "x".join(map(str, axes.stride)))
-        if set(axes.dilation) != {1}:
-            words.append("dilation " + "x".join(map(str, axes.dilation)))
-        if any(axes.causal):
-            words.append("causal on axis " + ", ".join(str(i) for i, c in enumerate(axes.causal) if c))
-        if any(axis.boundary != "shift" for axis in axes.axes):
-            words.append("boundary " + ",".join(axis.boundary for axis in axes.axes))
-    return " ".join(words)
 
 
 def _tokens(problem: Problem) -> int:

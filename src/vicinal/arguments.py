@@ -1,0 +1,213 @@
+"""Reading the command line's arguments: text to sizes, neighborhoods, cases and devices; files that can be written.
+
+Every function raises `typer.BadParameter` with one line that names the option, what was given and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import typer
+
+from vicinal.geometry.neighborhood import Neighborhood
+
+if TYPE_CHECKING:
+    import torch
+
+    from vicinal.bench.cases import Case, Pass
+
+T = TypeVar("T")
+IMAGES = (".png", ".pdf", ".svg")
+
+
+@dataclass(frozen=True)
+class Window:
+    """The options of a neighborhood, as typed."""
+
+    window: str
+    stride: str
+    dilation: str
+    causal: str
+    boundary: str
+
+    def read(self, lengths: tuple[int, ...]) -> Neighborhood:
+        """The neighborhood, resolved for tokens of `lengths`."""
+        rank = len(lengths)
+        values = (
+            one_or_each("--window", self.window, rank, _window),
+            one_or_each("--stride", self.stride, rank, int),
+            one_or_each("--dilation", self.dilation, rank, int),
+            one_or_each("--causal", self.causal, rank, _yes),
+            tuple(self.boundary.split(",")) if "," in self.boundary else self.boundary,
+        )
+        try:
+            return Neighborhood.of(rank, *values).resolve(lengths)  # type: ignore[arg-type]
+        except ValueError as error:
+            names = {"kernel_size": "window", "is_causal": "causal"}
+            raise wrong(in_options(str(error), ("stride", "dilation", "boundary"), names)) from error
+
+    def title(self) -> str:
+        """What was typed, without what is usual."""
+        usual = Window(self.window, "1", "1", "no", "shift")
+        parts = [(name, getattr(self, name)) for name in self.__dataclass_fields__]
+        return ", ".join(
+            f"{name} {value}" for name, value in parts if name == "window" or value != getattr(usual, name)
+        )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The options of a problem's sizes, as typed."""
+
+    batch: int
+    heads: int
+    kv_heads: int | None
+    head_dim: int
+    value_dim: int | None
+    dtype: str
+
+    def read(self, lengths: tuple[int, ...], neighborhood: Neighborhood) -> Case:
+        """The case, named after its problem."""
+        from vicinal.bench.cases import Case
+        from vicinal.info import DTYPES, in_words
+
+        for name in ("batch", "heads", "kv_heads", "head_dim", "value_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise wrong(f"--{name.replace('_', '-')}: must be at least 1, got {value}")
+        if self.kv_heads is not None and self.heads % self.kv_heads != 0:
+            raise wrong(f"--heads: must be a multiple of --kv-heads, got {self.heads} and {self.kv_heads}")
+        if self.dtype not in DTYPES:
+            raise wrong(f"--dtype: must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        case = Case(
+            "",
+            lengths,
+            neighborhood,
+            self.heads,
+            self.head_dim,
+            self.batch,
+            self.kv_heads,
+            self.value_dim,
+            DTYPES[self.dtype],
+        )
+        return replace(case, name=in_words(case.problem("cpu")))
+
+
+def wrong(message: str) -> typer.BadParameter:
+    """The error of a wrong argument, with nothing but `message`."""
+    error = typer.BadParameter(message)
+    error.format_message = lambda: message  # type: ignore[method-assign] # without click's "Invalid value: "
+    return error
+
+
+def in_options(message: str, arguments: Sequence[str], renamed: dict[str, str] | None = None) -> str:
+    """An error about `arguments` (and `renamed` ones) of a function, in the names of the options."""
+    names = {name: name for name in arguments} | (renamed or {})
+    return re.sub(r"\b(" + "|".join(names) + r")\b", lambda found: f"--{names[found.group()]}", message)
+
+
+def sizes(option: str, text: str, least: int = 1) -> tuple[int, ...]:
+    """One to three numbers, as `64x64`."""
+    values = tuple(_each(option, text, int))
+    if not 1 <= len(values) <= 3 or min(values) < least:
+        raise wrong(f"{option}: give 1 to 3 numbers of at least {least}, as 64x64; got {text!r}")
+    return values
+
+
+def one_or_each(option: str, text: str, rank: int, parse: Callable[[str], T]) -> T | tuple[T, ...]:
+    """One value for all axes, or one for each of `rank`."""
+    values = _each(option, text, parse)
+    if len(values) not in (1, rank):
+        raise wrong(f"{option}: give one value or {rank}, one per axis; got {text!r}")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def with_passes(case: Case, forward: bool, backward: bool) -> Case:
+    """The case with the passes asked for; with all where none is."""
+    from vicinal.bench.cases import PASSES
+
+    if not forward and not backward:
+        return case
+    passes: tuple[Pass, ...] = tuple(p for p in PASSES if (forward if p == "forward" else backward))
+    return replace(case, passes=passes)
+
+
+def suite(name: str, only: str | None, device: str | None) -> tuple[tuple[Case, ...], int | None, torch.device]:
+    """A suite's cases (those with `only` in their name), its threads, and the device to run on."""
+    from vicinal.bench.cases import SUITES
+
+    if name not in SUITES:
+        raise wrong(f"--suite: must be one of {', '.join(SUITES)}, got {name!r}")
+    found = SUITES[name]
+    cases = tuple(case for case in found.cases if only is None or only in case.name)
+    if not cases:
+        raise wrong(f"--only: no case of suite {name} has {only!r} in its name")
+    return cases, found.threads, device_of(device if device is not None else found.device)
+
+
+def device_of(name: str | None) -> torch.device:
+    """A device that is here; by default a CUDA device where there is one."""
+    import torch
+
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise wrong(f"--device: must be cpu, cuda or cuda:N, got {name!r}")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (0 if device.index is None else device.index) >= count:
+        raise wrong(f"--device: there are {count} CUDA devices here, got {name!r}")
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
+
+
+def check_backends(names: Sequence[str]) -> None:
+    """That backends of these names exist."""
+    from vicinal.dispatch import BACKENDS
+
+    for name in names:
+        if name not in BACKENDS:
+            raise wrong(f"--backend: must be one of {', '.join(BACKENDS)}, got {name!r}")
+
+
+def check_image(option: str, path: Path | None) -> None:
+    """That an image can be written there, before any long work."""
+    if path is not None and path.suffix not in IMAGES:
+        raise wrong(f"{option}: must end in {', '.join(IMAGES)}, got {str(path)!r}")
+    check_output(option, path)
+
+
+def check_output(option: str, path: Path | None) -> None:
+    """That a file can be written there, before any long work; leaves no trace."""
+    if path is None:
+        return
+    existed = path.exists()
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise wrong(f"{option}: cannot write {str(path)!r}: {os.strerror(error.errno or 0)}") from error
+    if not existed:
+        path.unlink()
+
+
+def _each(option: str, text: str, parse: Callable[[str], T]) -> list[T]:
+    try:
+        return [parse(part.strip()) for part in re.split(r"[x,]", text.strip())]
+    except (ValueError, KeyError):
+        raise wrong(f"{option}: cannot read {text!r}; see --help for its form") from None
+
+
+def _window(text: str) -> int | None:
+    return None if text == "all" else int(text)
+
+
+def _yes(text: str) -> bool:
+    return {"yes": True, "no": False}[text]
