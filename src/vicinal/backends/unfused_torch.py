@@ -119,48 +119,65 @@ def _weights(attn: Tensor, rows: slice, valid: Tensor, kv_heads: int) -> Tensor:
     return attn[:, rows].masked_fill(~valid[:, None], 0).unflatten(2, (kv_heads, -1))
 
 
+def neighbors(slots: Slots, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys of some queries, slot by slot.
+
+    Args:
+        slots: which key sits in which slot.
+        tokens: `[n]`, flat indices of queries.
+
+    Returns:
+        `[n, slots]` flat indices of their keys, 0 where a slot is absent; and which are present.
+    """
+    index = torch.zeros((len(tokens), 1), dtype=torch.int64, device=tokens.device)
+    valid = torch.ones((len(tokens), 1), dtype=torch.bool, device=tokens.device)
+    for a, (axis, length) in enumerate(zip(slots.neighborhood.axes, slots.lengths)):
+        position, keys, present = _along(slots, a, tokens)
+        keys = (keys * axis.dilation + (position % axis.dilation)[:, None]).masked_fill(~present, 0)
+        index = (index[..., None] * length + keys[:, None]).flatten(-2)
+        valid = (valid[..., None] & present[:, None]).flatten(-2)
+    return index, valid
+
+
 def _blocks(slots: Slots, gathered: Tensor, device: torch.device) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Blocks of queries: the rows, their keys `[n, slots]` as flat token indices (0 if absent), which are present."""
     each = max(1, gathered.shape[0] * slots.count * gathered.shape[-2] * gathered.shape[-1])
     size = max(1, BLOCK_ELEMENTS // each)
     for start in range(0, slots.tokens, size):
         rows = slice(start, min(start + size, slots.tokens))
-        tokens = torch.arange(rows.start, rows.stop, device=device)
-        index = torch.zeros((len(tokens), 1), dtype=torch.int64, device=device)
-        valid = torch.ones((len(tokens), 1), dtype=torch.bool, device=device)
-        for a, (axis, length) in enumerate(zip(slots.neighborhood.axes, slots.lengths)):
-            keys, present = (t.to(device) for t in _axis_tables(axis, length))
-            position = tokens // prod(slots.lengths[a + 1 :]) % length
-            index = (index[..., None] * length + keys[position][:, None]).flatten(-2)
-            valid = (valid[..., None] & present[position][:, None]).flatten(-2)
-        yield rows, index, valid
+        yield rows, *neighbors(slots, torch.arange(rows.start, rows.stop, device=device))
 
 
 def _bias_index(slots: Slots, rows: slice, device: torch.device) -> Tensor:
     """`[n, slots]`: where in the flattened bias table each slot's bias is (any index for an absent slot)."""
     tokens = torch.arange(rows.start, rows.stop, device=device)
     index = torch.zeros((len(tokens), 1), dtype=torch.int64, device=device)
-    for a, (axis, length) in enumerate(zip(slots.neighborhood.axes, slots.lengths)):
+    for a, axis in enumerate(slots.neighborhood.axes):
         assert axis.window is not None
-        keys, _present = (t.to(device) for t in _axis_tables(axis, length))
-        position = tokens // prod(slots.lengths[a + 1 :]) % length
-        offset = keys[position] // axis.dilation - position[:, None] // axis.dilation + axis.window - 1
+        position, keys, _present = _along(slots, a, tokens)
+        offset = keys - (position // axis.dilation)[:, None] + axis.window - 1
         size = 2 * axis.window - 1
         index = (index[..., None] * size + offset.clamp(0, size - 1)[:, None]).flatten(-2)
     return index
 
 
-@lru_cache(maxsize=64)
-def _axis_tables(axis: Axis, length: int) -> tuple[Tensor, Tensor]:
-    """Of one axis `[length, window]`: the key's position in each slot (0 if absent), and whether there is one."""
+def _along(slots: Slots, a: int, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Along one axis: the queries' positions `[n]`; their keys `[n, window]` within the dilation group; which exist."""
+    axis, length = slots.neighborhood.axes[a], slots.lengths[a]
     assert axis.window is not None
-    d = axis.dilation
+    position = tokens // prod(slots.lengths[a + 1 :]) % length
+    start, stop = (t.to(tokens.device)[position][:, None] for t in _axis_ends(axis, length))
+    keys = start + torch.arange(axis.window, device=tokens.device)
+    return position, keys, keys < stop
+
+
+@lru_cache(maxsize=256)
+def _axis_ends(axis: Axis, length: int) -> tuple[Tensor, Tensor]:
+    """First and one past the last key of every query of an axis `[length]`, as positions in its dilation group."""
     ends = []
     for p in range(length):
-        n = group_length(length, d, p % d)
-        ends.append((window_start(axis, n, p // d), window_stop(axis, n, p // d)))
+        n = group_length(length, axis.dilation, p % axis.dilation)
+        place = p // axis.dilation
+        ends.append((window_start(axis, n, place), window_stop(axis, n, place)))
     start, stop = torch.tensor(ends).unbind(1)
-    keys = start[:, None] + torch.arange(axis.window)
-    present = keys < stop[:, None]
-    keys = keys * d + (torch.arange(length) % d)[:, None]
-    return keys.where(present, torch.zeros_like(keys)), present
+    return start, stop

@@ -12,10 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from vicinal.compat import heads_first
+from vicinal.compat import heads_first, natten014
 from vicinal.compat.modules import HeadsFirstAttention
 from vicinal.functional import neighborhood_attention
 from vicinal.geometry.neighborhood import Neighborhood, PerAxis
+
+natten1dqk, natten1dqkrpb, natten1dav = natten014.natten1dqk, natten014.natten1dqkrpb, natten014.natten1dav
+natten2dqk, natten2dqkrpb, natten2dav = natten014.natten2dqk, natten014.natten2dqkrpb, natten014.natten2dav
 
 FUNCTIONS = [
     *(f"na{rank}d{kind}" for rank in (1, 2, 3) for kind in ("", "_qk", "_qkrpb", "_qk_with_bias", "_av")),
