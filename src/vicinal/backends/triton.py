@@ -55,6 +55,8 @@ class TritonBackend:
         if problem.device.type == "cpu":
             if not _interpreting:
                 return "tensors are on the CPU"
+            if problem.dtype == torch.bfloat16:
+                return "Triton's interpreter cannot multiply bfloat16"
         elif problem.device.type != "cuda":
             return f"tensors are on device {problem.device.type!r}, not on a CUDA or ROCm GPU"
         elif not torch.version.hip and torch.cuda.get_device_capability(problem.device) < (8, 0):

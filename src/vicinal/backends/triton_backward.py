@@ -19,8 +19,9 @@ from vicinal.backends.triton_launch import (
 from vicinal.kernels.triton.additional import additional_gradient_kernel
 from vicinal.kernels.triton.backward import key_value_gradient_kernel, query_gradient_kernel
 from vicinal.kernels.triton.bias import bias_gradient_kernel
-from vicinal.problem import Inputs, Problem
+from vicinal.problem import Inputs
 from vicinal.tuning.config import TileConfig
+from vicinal.tuning.cost import read
 
 BIAS_TILES = {1: (32,), 2: (4, 8), 3: (2, 4, 4)}  # of queries and of keys: what a sum along diagonals has room for
 BIAS_SCRATCH = 2**28  # bytes of partial bias gradients, at most (but one table per head)
@@ -39,7 +40,8 @@ class Backward:
         self._problem = problem
         self._table = prepared.table
         self._query = _query_launch(prepared, config, has_grad_lse)
-        self._key_value = _key_value_launch(prepared, config, self._per_query_head)
+        key_value = read(config.variant) if config.variant else config
+        self._key_value = _key_value_launch(prepared, key_value, self._per_query_head)
         self._additional = _additional_launch(prepared) if problem.additional else None
         self._bias = _bias_launch(prepared) if problem.has_rpb else None
 
@@ -59,7 +61,8 @@ class Backward:
         grad_key, grad_value = self._key_value_gradients(inputs, lse, grad_output, delta, ok)
         grads = Inputs(grad_query, grad_key, grad_value)
         if self._additional is not None:
-            assert extra_keys is not None and extra_values is not None
+            assert extra_keys is not None
+            assert extra_values is not None
             slices = self._additional.grid[1]
             partial_keys = query.new_empty((slices, *extra_keys.shape), dtype=torch.float32)
             partial_values = query.new_empty((slices, *extra_values.shape), dtype=torch.float32)
@@ -141,6 +144,7 @@ def _key_value_launch(prepared: Prepared, config: TileConfig, per_query_head: bo
         *prepared.geometry.flags(),
         may_pass_end(problem, tile, query_tile),
         problem.has_rpb,
+        problem.group_size > 1 and not per_query_head,
         per_query_head,
         precision_of(problem),
     )

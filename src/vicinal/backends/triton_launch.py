@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from math import gcd, prod
+from math import ceil, gcd, prod
 from typing import Any
 
 import torch
@@ -119,6 +119,7 @@ def lead(values: Sequence[int], filler: int) -> tuple[int, ...]:
 
 
 def mode_of(axis: Axis) -> int:
+    """The axis's mode, as `vicinal.kernels.triton.window` numbers them."""
     if axis.causal:
         return CAUSAL.value
     return CLIP.value if axis.boundary == "clip" else SHIFT.value
@@ -129,7 +130,7 @@ def tiles_of(problem: Problem, tile: Tile) -> int:
 
     def count(neighborhood: Neighborhood) -> int:
         return prod(
-            a.dilation * -(-(-(-length // a.dilation)) // size)
+            a.dilation * ceil(ceil(length / a.dilation) / size)
             for a, length, size in zip(neighborhood.axes, problem.lengths, tile)
         )
 
@@ -272,6 +273,7 @@ def device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def options_of(config: TileConfig) -> dict[str, int]:
+    """The tiling's launch options."""
     return {"num_warps": config.warps, "num_stages": config.stages}
 
 

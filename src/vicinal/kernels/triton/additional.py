@@ -10,9 +10,7 @@ from vicinal.kernels.triton.memory import load_rows, store_rows
 from vicinal.kernels.triton.softmax import LN2, LOG2E
 from vicinal.kernels.triton.window import linear
 
-RUN_TIME = (
-    "scale heads group_size additional tiles slice_size L0 L1 L2 qb q0 q1 q2 qh ekb ekm ekh evb evm evh".split()
-)
+RUN_TIME = "scale heads group_size additional tiles slice_size L0 L1 L2 qb q0 q1 q2 qh ekb ekm ekh evb evm evh".split()
 
 
 @triton.jit(do_not_specialize=RUN_TIME)

@@ -45,9 +45,7 @@ def query_gradient_kernel(
     kv_head = (h // group_size).to(tl.int64)
     if PER_HEAD:
         K0, K1, K2, S0, S1, S2, E0, E1, E2, M0, M1, M2 = neighborhood_of(table, h)
-    g0, g1, g2, f0, f1, f2 = decode_tile(
-        pid % programs, L0, L1, L2, E0, E1, E2, T0, T1, T2, RANK, DILATED
-    )
+    g0, g1, g2, f0, f1, f2 = decode_tile(pid % programs, L0, L1, L2, E0, E1, E2, T0, T1, T2, RANK, DILATED)
     G0 = group_length(L0, E0, g0, DILATED)
     G1 = group_length(L1, E1, g1, DILATED)
     G2 = group_length(L2, E2, g2, DILATED)
@@ -62,9 +60,7 @@ def query_gradient_kernel(
     inside, w0, w1, w2, n0, n1, n2 = intervals_of(
         f0 + t0, f1 + t1, f2 + t2, G0, G1, G2, K0, K1, K2, S0, S1, S2, M0, M1, M2, RANK, STRIDED, MODED, False
     )
-    rows = token_rows(
-        b, g0 + (f0 + t0) * E0, g1 + (f1 + t1) * E1, g2 + (f2 + t2) * E2, L0, L1, L2, heads, h, RANK
-    )
+    rows = token_rows(b, g0 + (f0 + t0) * E0, g1 + (f1 + t1) * E1, g2 + (f2 + t2) * E2, L0, L1, L2, heads, h, RANK)
     do = load_rows(grad_output, rows * DV, inside, DV, DVP, True)
     o = load_rows(output, rows * DV, inside, DV, DVP, True)
     difference = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
@@ -145,6 +141,7 @@ def key_value_gradient_kernel(
     RANK: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
     STRIDED: tl.constexpr, DILATED: tl.constexpr, MODED: tl.constexpr, PER_HEAD: tl.constexpr,
     CHECKED: tl.constexpr, HAS_RPB: tl.constexpr,
+    GROUPED: tl.constexpr,  # a program sums over the query heads of its key head
     PER_QUERY_HEAD: tl.constexpr,  # gradients have one entry per query head, to be summed over each group later
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -153,13 +150,11 @@ def key_value_gradient_kernel(
     out_head = pid // programs % out_heads
     b = (pid // programs // out_heads).to(tl.int64)
     first_head = out_head if PER_QUERY_HEAD else out_head * group_size
-    turns = 1 if PER_QUERY_HEAD else group_size
+    turns = group_size if GROUPED else 1
     kv_head = (first_head // group_size).to(tl.int64)
     if PER_HEAD:
         K0, K1, K2, S0, S1, S2, E0, E1, E2, M0, M1, M2 = neighborhood_of(table, first_head)
-    g0, g1, g2, f0, f1, f2 = decode_tile(
-        pid % programs, L0, L1, L2, E0, E1, E2, T0, T1, T2, RANK, DILATED
-    )
+    g0, g1, g2, f0, f1, f2 = decode_tile(pid % programs, L0, L1, L2, E0, E1, E2, T0, T1, T2, RANK, DILATED)
     G0 = group_length(L0, E0, g0, DILATED)
     G1 = group_length(L1, E1, g1, DILATED)
     G2 = group_length(L2, E2, g2, DILATED)
@@ -184,51 +179,59 @@ def key_value_gradient_kernel(
     j0, j1, j2 = tile_positions(N0, N1, N2)
     q_rows = rows_within(j0, j1, j2, E0, E1, E2, q0, q1, q2, VECTOR, RANK, WIDE)
     o_rows = rows_within(j0, j1, j2, E0, E1, E2, L1 * L2, L2, 1, 1, RANK, WIDE) * heads
-    query += b * qb * VECTOR
+    query += (b * qb + first_head.to(tl.int64) * qh) * VECTOR
     if HAS_RPB:
         r0, r1, middle, size = bias_strides(K0, K1, K2, RANK)
         key_part = linear(f0 + t0, f1 + t1, f2 + t2, r0, r1, 1, RANK) + middle
 
     dk = tl.zeros([T0 * T1 * T2, DP], tl.float32)
     dv = tl.zeros([T0 * T1 * T2, DVP], tl.float32)
-    for turn in range(turns):
-        h = first_head + turn
-        q_head = query + h.to(tl.int64) * qh * VECTOR
-        c0 = begin0
-        c1 = begin1
-        c2 = begin2
-        for _ in range(count):
-            x0 = g0 + c0 * E0
-            x1 = g1 + c1 * E1
-            x2 = g2 + c2 * E2
-            there, full = tile_coverage(
-                j0, j1, j2, c0, c1, c2, G0, G1, G2, low0, low1, low2, high0, high1, high2, N0, N1, N2, RANK
-            )
-            row = token_rows(b, x0, x1, x2, L0, L1, L2, heads, h, RANK)
-            q = load_rows(q_head + tile_at(x0, x1, x2, q0, q1, q2, VECTOR, RANK), q_rows, there, D, DP, CHECKED)
-            do = load_rows(grad_output + row * DV, o_rows * DV, there, DV, DVP, CHECKED)
-            if CHECKED:
-                log2_total = tl.load(lse + row + o_rows, mask=there, other=0.0) * LOG2E
-                difference = tl.load(delta + row + o_rows, mask=there, other=0.0)
-            else:
-                log2_total = tl.load(lse + row + o_rows) * LOG2E
-                difference = tl.load(delta + row + o_rows)
-            scores = tl.dot(k, q.T, input_precision=PRECISION)
-            if HAS_RPB:
-                mask = within(j0, j1, j2, w0 - c0, w1 - c1, w2 - c2, n0, n1, n2, RANK) & inside[:, None]
-                query_part = linear(c0 + j0, c1 + j1, c2 + j2, r0, r1, 1, RANK)
-                scores = biased(scores, mask, rpb + h * size, key_part[:, None], query_part[None, :], scale)
-                p = tl.exp2(scores - log2_total[None, :])
-            else:
-                p = tl.exp2(scores * scale - log2_total[None, :])
-                if not full:
-                    mask = within(j0, j1, j2, w0 - c0, w1 - c1, w2 - c2, n0, n1, n2, RANK)
-                    p = tl.where(mask, p, 0.0)
-            dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
-            weights_gradient = tl.dot(v, do.T, input_precision=PRECISION)
-            ds = p * (weights_gradient - difference[None, :])
-            dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
-            c0, c1, c2 = next_tile(c0, c1, c2, begin1, begin2, end1, end2, N0, N1, N2, RANK)
+    h = first_head
+    c0 = begin0
+    c1 = begin1
+    c2 = begin2
+    left = count
+    for _ in range(count * turns):
+        x0 = g0 + c0 * E0
+        x1 = g1 + c1 * E1
+        x2 = g2 + c2 * E2
+        there, full = tile_coverage(
+            j0, j1, j2, c0, c1, c2, G0, G1, G2, low0, low1, low2, high0, high1, high2, N0, N1, N2, RANK
+        )
+        row = token_rows(b, x0, x1, x2, L0, L1, L2, heads, h, RANK)
+        q = load_rows(query + tile_at(x0, x1, x2, q0, q1, q2, VECTOR, RANK), q_rows, there, D, DP, CHECKED)
+        do = load_rows(grad_output + row * DV, o_rows * DV, there, DV, DVP, CHECKED)
+        if CHECKED:
+            log2_total = tl.load(lse + row + o_rows, mask=there, other=0.0) * LOG2E
+            difference = tl.load(delta + row + o_rows, mask=there, other=0.0)
+        else:
+            log2_total = tl.load(lse + row + o_rows) * LOG2E
+            difference = tl.load(delta + row + o_rows)
+        scores = tl.dot(k, q.T, input_precision=PRECISION)
+        if HAS_RPB:
+            mask = within(j0, j1, j2, w0 - c0, w1 - c1, w2 - c2, n0, n1, n2, RANK) & inside[:, None]
+            query_part = linear(c0 + j0, c1 + j1, c2 + j2, r0, r1, 1, RANK)
+            scores = biased(scores, mask, rpb + h * size, key_part[:, None], query_part[None, :], scale)
+            p = tl.exp2(scores - log2_total[None, :])
+        else:
+            p = tl.exp2(scores * scale - log2_total[None, :])
+            if not full:
+                mask = within(j0, j1, j2, w0 - c0, w1 - c1, w2 - c2, n0, n1, n2, RANK)
+                p = tl.where(mask, p, 0.0)
+        dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
+        weights_gradient = tl.dot(v, do.T, input_precision=PRECISION)
+        ds = p * (weights_gradient - difference[None, :])
+        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+        c0, c1, c2 = next_tile(c0, c1, c2, begin1, begin2, end1, end2, N0, N1, N2, RANK)
+        if GROUPED:  # the group's next head, once the box is walked
+            left -= 1
+            walked = left == 0
+            left = tl.where(walked, count, left)
+            c0 = tl.where(walked, begin0, c0)
+            c1 = tl.where(walked, begin1, c1)
+            c2 = tl.where(walked, begin2, c2)
+            h = tl.where(walked, h + 1, h)
+            query += tl.where(walked, qh, 0).to(tl.int64) * VECTOR
 
     rows = token_rows(
         b, g0 + (f0 + t0) * E0, g1 + (f1 + t1) * E1, g2 + (f2 + t2) * E2, L0, L1, L2, out_heads, out_head, RANK

@@ -61,9 +61,7 @@ def bias_gradient_kernel(
 
     for item in range(share, programs * batch, shares):
         b = (item // programs).to(tl.int64)
-        g0, g1, g2, f0, f1, f2 = decode_tile(
-            item % programs, L0, L1, L2, E0, E1, E2, T0, T1, T2, RANK, DILATED
-        )
+        g0, g1, g2, f0, f1, f2 = decode_tile(item % programs, L0, L1, L2, E0, E1, E2, T0, T1, T2, RANK, DILATED)
         G0 = group_length(L0, E0, g0, DILATED)
         G1 = group_length(L1, E1, g1, DILATED)
         G2 = group_length(L2, E2, g2, DILATED)
@@ -77,9 +75,7 @@ def bias_gradient_kernel(
             f0 + t0, f1 + t1, f2 + t2, G0, G1, G2, K0, K1, K2, S0, S1, S2, M0, M1, M2,
             RANK, STRIDED, MODED, False,
         )  # fmt: skip
-        rows = token_rows(
-            b, g0 + (f0 + t0) * E0, g1 + (f1 + t1) * E1, g2 + (f2 + t2) * E2, L0, L1, L2, heads, h, RANK
-        )
+        rows = token_rows(b, g0 + (f0 + t0) * E0, g1 + (f1 + t1) * E1, g2 + (f2 + t2) * E2, L0, L1, L2, heads, h, RANK)
         do = load_rows(grad_output, rows * DV, inside, DV, DVP, True)
         difference = tl.load(delta + rows, mask=inside, other=0.0)
         log2_total = tl.load(lse + rows, mask=inside, other=0.0) * LOG2E
@@ -97,7 +93,7 @@ def bias_gradient_kernel(
             x0 = g0 + c0 * E0
             x1 = g1 + c1 * E1
             x2 = g2 + c2 * E2
-            there, full = tile_coverage(
+            there, _full = tile_coverage(
                 j0, j1, j2, c0, c1, c2, G0, G1, G2, low0, low1, low2, high0, high1, high2, N0, N1, N2, RANK
             )
             k = load_rows(k_batch + tile_at(x0, x1, x2, k0, k1, k2, VECTOR, RANK), k_rows, there, D, DP, True)

@@ -123,9 +123,7 @@ def _axis_box(
 
 
 @triton.jit
-def _axis_interval(
-    i, length, window, stride, mode, STRIDED: tl.constexpr, MODED: tl.constexpr, INVERSE: tl.constexpr
-):
+def _axis_interval(i, length, window, stride, mode, STRIDED: tl.constexpr, MODED: tl.constexpr, INVERSE: tl.constexpr):
     if INVERSE:
         start = first_query_stopping_after(i, length, window, stride, mode, STRIDED, MODED)
         stop = first_query_starting_at(i + 1, length, window, stride, mode, STRIDED, MODED)

@@ -45,9 +45,7 @@ def forward_kernel(
     kv_head = (h // group_size).to(tl.int64)
     if PER_HEAD:
         K0, K1, K2, S0, S1, S2, E0, E1, E2, M0, M1, M2 = neighborhood_of(table, h)
-    g0, g1, g2, f0, f1, f2 = decode_tile(
-        pid % programs, L0, L1, L2, E0, E1, E2, T0, T1, T2, RANK, DILATED
-    )
+    g0, g1, g2, f0, f1, f2 = decode_tile(pid % programs, L0, L1, L2, E0, E1, E2, T0, T1, T2, RANK, DILATED)
     G0 = group_length(L0, E0, g0, DILATED)
     G1 = group_length(L1, E1, g1, DILATED)
     G2 = group_length(L2, E2, g2, DILATED)
@@ -124,8 +122,6 @@ def forward_kernel(
             )
 
     accumulated = accumulated / total[:, None]
-    rows = token_rows(
-        b, g0 + (f0 + t0) * E0, g1 + (f1 + t1) * E1, g2 + (f2 + t2) * E2, L0, L1, L2, heads, h, RANK
-    )
+    rows = token_rows(b, g0 + (f0 + t0) * E0, g1 + (f1 + t1) * E1, g2 + (f2 + t2) * E2, L0, L1, L2, heads, h, RANK)
     store_rows(output, rows * DV, inside, accumulated, DV, DVP)
     tl.store(lse + rows, (maximum + tl.log2(total)) * LN2, mask=inside)

@@ -12,9 +12,7 @@ from vicinal.kernels.triton.window import linear
 
 
 @triton.jit
-def rows_within(
-    j0, j1, j2, e0, e1, e2, s0, s1, s2, VECTOR: tl.constexpr, RANK: tl.constexpr, WIDE: tl.constexpr
-):
+def rows_within(j0, j1, j2, e0, e1, e2, s0, s1, s2, VECTOR: tl.constexpr, RANK: tl.constexpr, WIDE: tl.constexpr):
     """The offsets, in elements, of a tile's tokens from its first one: positions times dilation times stride."""
     if WIDE:
         j2 = j2.to(tl.int64)
@@ -37,9 +35,7 @@ def tile_at(x0, x1, x2, s0, s1, s2, VECTOR: tl.constexpr, RANK: tl.constexpr):
 
 
 @triton.jit
-def load_rows(
-    pointer, rows, inside, SIZE: tl.constexpr, PADDED: tl.constexpr, CHECKED: tl.constexpr
-):
+def load_rows(pointer, rows, inside, SIZE: tl.constexpr, PADDED: tl.constexpr, CHECKED: tl.constexpr):
     """A `[rows, PADDED]` tile: rows at `pointer + rows`, zeros past `SIZE` and, if `CHECKED`, where not `inside`."""
     d = tl.arange(0, PADDED)
     pointers = pointer + rows[:, None] + d[None, :]

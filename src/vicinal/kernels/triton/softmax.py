@@ -40,7 +40,7 @@ def biased(scores, mask, rpb, key_part, query_part, scale):
 
 @triton.jit
 def bias_strides(K0, K1, K2, RANK: tl.constexpr):
-    """A head's bias table `[2*K0-1, 2*K1-1, 2*K2-1]`: the strides of its first two axes, the offset 0's place, its size."""
+    """Of a head's bias table `[2*K0-1, 2*K1-1, 2*K2-1]`: two strides, the place of offset 0, and its size."""
     R2 = 2 * K2 - 1
     stride0 = R2
     stride1 = R2

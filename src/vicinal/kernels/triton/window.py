@@ -20,9 +20,7 @@ CAUSAL = tl.constexpr(2)  # the window ends at the query
 @triton.jit
 def window_start(query, length, window, stride, mode, STRIDED: tl.constexpr, MODED: tl.constexpr):
     """The first key of `query`."""
-    start = tl.maximum(
-        _leader(query, length, stride, mode, STRIDED, MODED) - _left_reach(window, mode, MODED), 0
-    )
+    start = tl.maximum(_leader(query, length, stride, mode, STRIDED, MODED) - _left_reach(window, mode, MODED), 0)
     inward = tl.minimum(start, length - window)
     if MODED:
         start = tl.where(mode == SHIFT, inward, start)
@@ -45,9 +43,7 @@ def window_stop(query, length, window, stride, mode, STRIDED: tl.constexpr, MODE
 @triton.jit
 def first_query_starting_at(key, length, window, stride, mode, STRIDED: tl.constexpr, MODED: tl.constexpr):
     """The first query whose window starts at `key` or later; `length` if none does."""
-    first = _first_query_led_from(
-        key + _left_reach(window, mode, MODED), length, stride, mode, STRIDED, MODED
-    )
+    first = _first_query_led_from(key + _left_reach(window, mode, MODED), length, stride, mode, STRIDED, MODED)
     beyond = key > length - window
     if MODED:
         beyond = beyond & (mode == SHIFT)

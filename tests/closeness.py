@@ -1,0 +1,86 @@
+"""How close a backend must be to the oracle: about as close as torch's own attention on the same masked problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.problem import Inputs
+from vicinal.reference import bias_of, neighborhood_mask, reference
+
+Run = Callable[[Inputs], tuple[Tensor, Tensor]]
+FACTOR = 3.0  # of torch's error
+FLOOR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float64: 1e-14}  # its best luck
+
+
+def torch_attention(inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: float) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp by torch's attention under a dense mask, in the inputs' dtype. Differentiable."""
+    query, key, value, extra_keys, extra_values, rpb = inputs
+    batch, *lengths, heads, _ = query.shape
+    repeat = heads // key.shape[-2]
+    q = query.flatten(1, -3).transpose(1, 2)
+    k = key.flatten(1, -3).transpose(1, 2).repeat_interleave(repeat, 1)
+    v = value.flatten(1, -3).transpose(1, 2).repeat_interleave(repeat, 1)
+    per_head = list(neighborhoods) * (heads // len(neighborhoods))
+    mask = torch.stack([neighborhood_mask(n, lengths) for n in per_head]).to(query.device)
+    bias = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
+    if rpb is not None:
+        bias = torch.stack([bias_of(rpb[h : h + 1], n, lengths)[0] for h, n in enumerate(per_head)])
+    bias = bias.masked_fill(~mask, float("-inf"))
+    if extra_keys is not None and extra_values is not None:
+        k = torch.cat([extra_keys.transpose(1, 2).repeat_interleave(repeat, 1), k], 2)
+        v = torch.cat([extra_values.transpose(1, 2).repeat_interleave(repeat, 1), v], 2)
+        bias = torch.nn.functional.pad(bias, (extra_keys.shape[1], 0))
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, bias[None].expand(batch, -1, -1, -1), scale=scale)
+    lse = (scale * (q.float() @ k.float().transpose(-1, -2)) + bias.float()).logsumexp(-1)
+    shape = query.shape[:-1]
+    return out.transpose(1, 2).reshape(*shape, value.shape[-1]), lse.transpose(1, 2).reshape(shape)
+
+
+def gradients(run: Run, inputs: Inputs, grad_output: Tensor, grad_lse: Tensor | None) -> list[Tensor]:
+    """Output, log-sum-exp and the gradients of all inputs, by autograd through `run`."""
+    leaves = Inputs(*(None if t is None else t.detach().requires_grad_() for t in inputs))
+    out, lse = run(leaves)
+    outs, grads = [out], [grad_output.to(out.dtype)]
+    if grad_lse is not None:
+        outs, grads = [out, lse], [*grads, grad_lse.to(lse.dtype)]
+    found = torch.autograd.grad(outs, [t for t in leaves if t is not None], grads)
+    return [out.detach(), lse.detach(), *found]
+
+
+def error(result: Tensor, truth: Tensor) -> float:
+    """The largest difference, in units of the largest true value (or 1: inputs are about 1)."""
+    assert result.shape == truth.shape
+    if truth.numel() == 0:
+        return 0.0
+    difference = (result.double() - truth.double()).abs().max() / truth.abs().max().clamp(min=1.0)
+    return float(difference) if not difference.isnan() else float("inf")
+
+
+def assert_as_close_as_torch(
+    results: Sequence[Tensor],
+    inputs: Inputs,
+    neighborhoods: Sequence[Neighborhood],
+    scale: float,
+    grad_output: Tensor | None = None,
+    grad_lse: Tensor | None = None,
+) -> None:
+    """`results`: output and log-sum-exp; if `grad_output` is given, the gradients of all inputs that are not None."""
+    dtype = inputs.query.dtype
+    double = Inputs(*(None if t is None else t.double() for t in inputs))
+    if grad_output is None:
+        truth: Sequence[Tensor] = reference(double, neighborhoods, scale)
+        torchs: Sequence[Tensor] = torch_attention(inputs, neighborhoods, scale)
+    else:
+        truth = gradients(lambda i: reference(i, neighborhoods, scale), double, grad_output, grad_lse)
+        torchs = gradients(lambda i: torch_attention(i, neighborhoods, scale), inputs, grad_output, grad_lse)
+    given = [name for name, t in zip(Inputs._fields, inputs, strict=True) if t is not None]
+    names = ["output", "log-sum-exp", *(f"gradient of {n}" for n in given)][: len(truth)]
+    assert len(results) == len(truth)
+    for name, ours, theirs, true in zip(names, results, torchs, truth, strict=True):
+        floor = FLOOR[torch.float32 if name == "log-sum-exp" else dtype]
+        allowed = FACTOR * error(theirs, true) + floor
+        assert error(ours, true) <= allowed, f"{name}: error {error(ours, true):.2e}, allowed {allowed:.2e}"
