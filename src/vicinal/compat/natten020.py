@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import vicinal.functional as functional
+from vicinal import functional, nn
 
 HAS_LIBNATTEN = True  # "are there compiled kernels": code that asks falls back to something slower when told no
 FUNCTIONS = ["attention", "merge_attentions", "na1d", "na2d", "na3d"]
@@ -47,3 +47,6 @@ na2d = _translated(functional.na2d)
 na3d = _translated(functional.na3d)
 attention = _translated(functional.attention)
 merge_attentions = functional.merge_attentions
+NeighborhoodAttention1D = nn.NeighborhoodAttention1D
+NeighborhoodAttention2D = nn.NeighborhoodAttention2D
+NeighborhoodAttention3D = nn.NeighborhoodAttention3D
