@@ -44,6 +44,8 @@ WRONG = {  # arguments, what the one line must say
     "only without suite": ([*BENCH, "--only", "x"], "--only needs --suite"),
     "lengths without window": (["bench", "--lengths", "8x8"], "--window"),
     "unknown backend": ([*BENCH, "--backend", "tpu"], "--backend: must be one of"),
+    "unknown peer": ([*BENCH, "--device", "cpu", "--peer", "tpu"], "--peer: none of SDPA with a mask"),
+    "peers and none": ([*BENCH, "--peer", "SDPA", "--no-peers"], "--peer and --no-peers"),
     "too few samples": ([*BENCH, "--samples", "1"], "--samples"),
     "results in no folder": ([*BENCH, "--json", "/no/a.json"], "--json: cannot write '/no/a.json'"),
     "results in a folder": ([*BENCH, "--json", "/tmp"], "--json: cannot write '/tmp': Is a directory"),

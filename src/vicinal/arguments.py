@@ -177,6 +177,21 @@ def check_backends(names: Sequence[str]) -> None:
             raise wrong(f"--backend: must be one of {', '.join(BACKENDS)}, got {name!r}")
 
 
+def peers(parts: Sequence[str] | None, none: bool, device: torch.device) -> tuple[str, ...] | None:
+    """Parts of the names of the peers to run: none, those given, or (None) all."""
+    from vicinal.bench.peers import peers
+
+    if none and parts:
+        raise wrong("--peer and --no-peers exclude each other")
+    if none or not parts:
+        return () if none else None
+    names = [peer.name for peer in peers(device)]
+    for part in parts:
+        if not any(part in name for name in names):
+            raise wrong(f"--peer: none of {', '.join(names)} has {part!r} in its name")
+    return tuple(parts)
+
+
 def check_image(option: str, path: Path | None) -> None:
     """That an image can be written there, before any long work."""
     if path is not None and path.suffix not in IMAGES:

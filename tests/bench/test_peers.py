@@ -3,6 +3,7 @@ import torch
 
 from vicinal import dispatch
 from vicinal.bench import peers as module
+from vicinal.bench import runner
 from vicinal.bench.cases import Case, random_inputs
 from vicinal.bench.measure import Effort, measure
 from vicinal.bench.peers import peers, vicinal_system, vicinal_systems
@@ -45,6 +46,12 @@ def test_masks_that_would_not_fit_are_refused():
     problem = Case("", (256, 256), Neighborhood.of(2, 7), 1, 8).problem("cpu")
     assert "20 GiB" in (masked.unsupported(problem) or "")
     assert masked.unsupported(Case("", (64, 64), Neighborhood.of(2, 7), 1, 8).problem("cpu")) is None
+
+
+def test_named_peers_only(small_case):
+    run = runner.Run([small_case], torch.device("cpu"), QUICK, "", backends=("cpu",), peers=("mask", "Flex"))
+    names = [s.name for s in runner.systems(run, small_case)]
+    assert names == ["vicinal cpu", "SDPA with a mask", "FlexAttention"]
 
 
 def test_cuda_has_every_sdpa_backend():

@@ -27,7 +27,7 @@ class Run:
     Attributes:
         cases: the problems; `suite` is their name, if they have one.
         backends: vicinal's backends by name; empty for the automatic ones that can run each case.
-        with_peers: whether peers run too.
+        peers: parts of the names of the peers that run too; empty for none, None for all.
         command: as typed, for the record.
         json, plot, roofline: files to write; None writes none.
     """
@@ -38,7 +38,7 @@ class Run:
     command: str
     suite: str | None = None
     backends: tuple[str, ...] = ()
-    with_peers: bool = True
+    peers: tuple[str, ...] | None = None
     json: Path | None = None
     plot: Path | None = None
     roofline: Path | None = None
@@ -56,7 +56,7 @@ def execute(run: Run, console: Console) -> bool:
         for i, case in enumerate(run.cases, 1):
             with console.status("") as status:
                 progress = partial(_tell, status, f"{i}/{len(run.cases)} ")
-                results = measure(case, _systems(run, case), run.device, run.effort, progress)
+                results = measure(case, systems(run, case), run.device, run.effort, progress)
             record.add(case, results)
             right &= all(m.status != "wrong" for m in results)
             if run.json is not None:
@@ -75,10 +75,14 @@ def _tell(status: Status, prefix: str, words: str) -> None:
     status.update(prefix + words)
 
 
-def _systems(run: Run, case: Case) -> list[System]:
+def systems(run: Run, case: Case) -> list[System]:
+    """What runs on a case, ours first."""
     problem = case.problem(run.device)
     ours = [vicinal_system(name) for name in run.backends] or vicinal_systems(problem)
-    return ours + (peers(run.device) if run.with_peers else [])
+    others = peers(run.device)
+    if run.peers is not None:
+        others = [peer for peer in others if any(part in peer.name for part in run.peers)]
+    return ours + others
 
 
 def _conclude(run: Run, record: Record, measured: dict[torch.dtype, Limits], console: Console) -> None:

@@ -13,6 +13,7 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from vicinal.bench.masks import dense_mask
@@ -90,9 +91,8 @@ def _whole(problem: Problem, inputs: Inputs, grad_output: Tensor) -> Truth:
 
     own = [t.detach().requires_grad_() for t in inputs[:3]]
     q, k, v = (t.flatten(1, -3).transpose(1, 2) for t in own)
-    yard = scaled_dot_product_attention(
-        q, k, v, attn_mask=dense_mask(problem), scale=problem.scale, enable_gqa=problem.group_size > 1
-    )
+    k, v = (t.repeat_interleave(problem.group_size, 1) for t in (k, v))
+    yard = _masked_sdpa(q, k, v, dense_mask(problem), problem.scale)
     yard = yard.transpose(1, 2).reshape(grad_output.shape)
     yards = (yard.detach(), *torch.autograd.grad(yard, own, grad_output))
     tolerances = {name: _tolerance(t.flatten(0, -2), values[name]) for name, t in zip(NAMES, yards)}
@@ -273,6 +273,12 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, go: Tensor, mask: Tensor, scale: floa
     """The same by torch's SDPA, in the dtype of the tensors."""
     leaves = [t[None, None].detach().requires_grad_() for t in (q, k, v)]
     query, key, value = leaves
-    output = scaled_dot_product_attention(query, key, value, attn_mask=mask[None, None], scale=scale)
+    output = _masked_sdpa(query, key, value, mask[None, None], scale)
     grads = torch.autograd.grad(output, leaves, go[None, None])
     return tuple(t.detach()[0, 0] for t in (output, *grads))
+
+
+def _masked_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """SDPA by a fused kernel that takes masks of any size, on a GPU too; by plain matrix products where none can."""
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
