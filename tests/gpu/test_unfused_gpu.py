@@ -16,9 +16,11 @@ pytestmark = [
 
 CASES = {  # name: batch, lengths, heads, kv_heads, head_dim, value_dim, geometry, rpb
     "1-D": (2, (1000,), 3, 3, 64, 64, {"kernel_size": 63}, False),
-    "1-D causal dilated, grouped queries": (1, (777,), 4, 2, 32, 48, {"kernel_size": 31, "dilation": 5, "is_causal": True}, True),
+    "1-D causal dilated, grouped queries":
+        (1, (777,), 4, 2, 32, 48, {"kernel_size": 31, "dilation": 5, "is_causal": True}, True),
     "2-D": (2, (40, 36), 2, 2, 32, 32, {"kernel_size": 13}, True),
-    "2-D mixed, dim 128": (1, (33, 50), 2, 1, 128, 128, {"kernel_size": (9, 5), "dilation": (2, 3), "is_causal": (False, True)}, False),
+    "2-D mixed, dim 128":
+        (1, (33, 50), 2, 1, 128, 128, {"kernel_size": (9, 5), "dilation": (2, 3), "is_causal": (False, True)}, False),
     "2-D strided, dim beyond a block": (1, (24, 24), 1, 1, 160, 80, {"kernel_size": 8, "stride": (4, 3)}, False),
     "3-D": (1, (10, 14, 12), 2, 2, 64, 64, {"kernel_size": (3, 7, 5)}, True),
     "3-D clip": (1, (6, 9, 11), 2, 2, 16, 16, {"kernel_size": (7, 3, 5), "boundary": "clip"}, False),

@@ -239,8 +239,8 @@ def _block(dim: int, least: int) -> int:
 
 
 def _block_s(block_d: int) -> int:
-    """Slots at a time, for one warp: 1024 elements of a gathered block are 32 registers a thread."""
-    return min(max(1024 // block_d, 4), 64)
+    """Slots at a time, for one warp: 512 elements of a gathered block are 16 registers a thread."""
+    return min(max(512 // block_d, 4), 64)
 
 
 def _accumulator(tensor: Tensor) -> Any:

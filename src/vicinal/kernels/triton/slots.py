@@ -10,7 +10,9 @@ import triton.language as tl
 from vicinal.kernels.triton.window import group_length, window_start, window_stop
 
 # Run-time integers that must not be specialised on: else every window, length or count of heads compiles anew.
+# Strides of attention weights are among them, as they follow from the window.
 GEOMETRY = [f"{name}{axis}" for name in "LWSEM" for axis in range(3)] + ["heads", "group", "tokens"]
+GEOMETRY += ["a_b", "a_n", "a_h", "q_b", "k_b", "v_b", "o_b"]
 
 
 @triton.jit
@@ -75,7 +77,7 @@ def unmixed(number, W1, W2, RANK: tl.constexpr):
     return s0, s1, s2
 
 
-@triton.jit(do_not_specialize=[*GEOMETRY, "chunk"])
+@triton.jit(do_not_specialize=[*GEOMETRY, "g_b", "g_n", "g_h", "batch_tokens", "chunk", "bias_size"])
 def bias_sum(
     G, Out, g_b, g_n, g_h, heads, tokens, batch_tokens, chunk, bias_size,
     L0, L1, L2, W0, W1, W2, S0, S1, S2, E0, E1, E2, M0, M1, M2,
