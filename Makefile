@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/python demo/denoise_photo.py
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python demo/denoise_photo.py   # spinning threads stall each other on a busy machine
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --timeout $(TEST_TIMEOUT) tests
