@@ -1,18 +1,40 @@
-"""The CPU backend: torch operations only, no compiler. Runs every problem whose tensors are on a CPU."""
+"""The CPU backend: torch operations only, no compiler. Runs every problem whose tensors are on a CPU.
+
+Query tiles attend to their boxes of keys by torch's fused attention for CPUs, many tiles a call, with an additive
+mask only where needed (`cpu_strips`, `cpu_slabs`); tilings are chosen by counting (`cpu_cost`). Half precision is
+computed in float32. Every result is deterministic.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from vicinal.backends import cpu_slabs, cpu_strips
+from vicinal.backends.cpu_cost import Choice, Shape, choices, choose
+from vicinal.backends.cpu_plan import strip_plan
+from vicinal.backends.cpu_strips import Results, Tokens, attention, attention_backward
 from vicinal.backends.protocol import Direction
-from vicinal.differentiable import QUERIES_PER_TILE, attend
-from vicinal.problem import Inputs, Problem
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.problem import Inputs, Problem, lse_dtype
 from vicinal.tuning.config import TileConfig
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LISTED = 8  # configs
+
+
+@dataclass(frozen=True)
+class HeadSet:
+    """Query heads that share a neighborhood, with the key head of each."""
+
+    neighborhood: Neighborhood
+    heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
 
 
 class CpuBackend:
@@ -29,15 +51,16 @@ class CpuBackend:
         return None
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
-        """One tiling."""
-        tile = QUERIES_PER_TILE[problem.rank]
-        return [TileConfig(tile, tile, variant="tiles")]
+        """The tilings by estimated time; where heads differ, one that leaves each set of heads its own best."""
+        width = max(problem.head_dim, problem.value_dim)
+        first = choices(_shape(problem, head_sets(problem)[0], width), direction)
+        listed = [_config(c) for c in first[: 1 if len(head_sets(problem)) > 1 else LISTED]]
+        return list(dict.fromkeys(listed))
 
     def forward(self, problem: Problem, config: TileConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp."""
         with torch.no_grad():
-            output, lse = attend(inputs, problem.neighborhoods, problem.scale)
-        return output.contiguous(), lse.contiguous()
+            return _forward(problem, config, inputs)
 
     def backward(
         self,
@@ -50,13 +73,202 @@ class CpuBackend:
         grad_lse: Tensor | None,
     ) -> Inputs:
         """Gradients of all inputs."""
-        with torch.enable_grad():
-            own = Inputs(*(None if t is None else t.detach().requires_grad_() for t in inputs))  # type: ignore[arg-type]
-            results = attend(own, problem.neighborhoods, problem.scale)
-            tensors = [t for t in own if t is not None]
-            count = 1 if grad_lse is None else 2
-            grads = iter(torch.autograd.grad(results[:count], tensors, [grad_output, grad_lse][:count]))
-        return Inputs(*(None if t is None else next(grads).contiguous() for t in own))  # type: ignore[arg-type]
+        with torch.no_grad():
+            return _backward(problem, config, inputs, output, lse, grad_output, grad_lse)
+
+
+@lru_cache(maxsize=1024)
+def head_sets(problem: Problem) -> tuple[HeadSet, ...]:
+    """The heads by their neighborhoods."""
+    every = tuple(range(problem.heads))
+    kv = tuple(h // problem.group_size for h in every)
+    if len(set(problem.neighborhoods)) == 1:
+        return (HeadSet(problem.neighborhoods[0], every, kv),)
+    sets = []
+    for neighborhood in dict.fromkeys(problem.neighborhoods):
+        heads = tuple(h for h in every if problem.neighborhoods[h] == neighborhood)
+        sets.append(HeadSet(neighborhood, heads, tuple(kv[h] for h in heads)))
+    return tuple(sets)
+
+
+def _forward(problem: Problem, config: TileConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    width = max(problem.head_dim, problem.value_dim)
+    wide = _widen(inputs, width)
+    sets = head_sets(problem)
+    if problem.batch == 0:
+        output = wide.query.new_empty(wide.query.shape)
+        lse = output.new_empty(output.shape[:-1])
+    elif len(sets) == 1:
+        output, lse = _forward_set(problem, sets[0], config, wide, width)
+    else:
+        output, lse = torch.empty_like(wide.query), wide.query.new_empty(wide.query.shape[:-1])
+        for own in sets:
+            heads = torch.tensor(own.heads)
+            out, sums = _forward_set(problem, own, config, _pick(wide, own), width)
+            output.index_copy_(-2, heads, out)
+            lse.index_copy_(-1, heads, sums)
+    if wide.additional_keys is not None and problem.batch:
+        output, lse = _with_additional(problem, wide, output, lse)
+    return output[..., : problem.value_dim].to(problem.dtype).contiguous(), lse
+
+
+def _forward_set(problem: Problem, own: HeadSet, config: TileConfig, wide: Inputs, width: int) -> tuple[Tensor, Tensor]:
+    choice = _choice(problem, own, config, width, "forward")
+    run = cpu_slabs.forward if choice.slabs else cpu_strips.forward
+    return run(strip_plan(choice.key), Tokens(wide.query, wide.key, wide.value, wide.rpb, problem.scale))
+
+
+def _with_additional(problem: Problem, wide: Inputs, output: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Merge the attention to the window with that to the additional keys, by their log-sum-exps."""
+    key, value = _repeated(wide, problem.group_size)
+    out, sums = attention(_flat(wide.query), key, value, 0.0, False, scale=problem.scale)
+    out, sums = out.transpose(1, 2).reshape(output.shape), sums.transpose(1, 2).reshape(lse.shape)
+    total = torch.logaddexp(lse, sums)
+    output = output * (lse - total).exp_().unsqueeze(-1)
+    return output.addcmul_(out, (sums - total).exp_().unsqueeze(-1)), total
+
+
+def _backward(
+    problem: Problem,
+    config: TileConfig,
+    inputs: Inputs,
+    output: Tensor,
+    lse: Tensor,
+    grad_output: Tensor,
+    grad_lse: Tensor | None,
+) -> Inputs:
+    if problem.batch == 0:
+        return Inputs(*(None if t is None else torch.zeros_like(t).contiguous() for t in inputs))  # type: ignore[arg-type]
+    width = max(problem.head_dim, problem.value_dim) + (grad_lse is not None)
+    wide = _widen(inputs, width)
+    output, above = _wide(output, width), _wide(grad_output, width)
+    if grad_lse is not None:
+        # The kernel computes delta = rowsum(dO * O); a channel of its own makes it rowsum(dO * O) - grad_lse.
+        above = above.clone() if above.data_ptr() == grad_output.data_ptr() else above
+        above[..., -1] = 1
+        output[..., -1] = -grad_lse.to(output.dtype)
+    results = Results(output, lse.contiguous(), above)
+    sets = head_sets(problem)
+    if len(sets) == 1:
+        grads = _backward_set(problem, sets[0], config, wide, results, width)
+    else:
+        grads = Tokens(
+            torch.empty_like(wide.query),
+            torch.zeros_like(wide.key),
+            torch.zeros_like(wide.value),
+            None if wide.rpb is None else torch.empty_like(wide.rpb),
+            problem.scale,
+        )
+        for own in sets:
+            heads, kv = torch.tensor(own.heads), torch.tensor(own.kv_heads)
+            part = Results(
+                results.output.index_select(-2, heads),
+                results.lse.index_select(-1, heads),
+                results.grad_output.index_select(-2, heads),
+            )
+            found = _backward_set(problem, own, config, _pick(wide, own), part, width)
+            grads.query.index_copy_(-2, heads, found.query)
+            grads.key.index_add_(-2, kv, found.key)
+            grads.value.index_add_(-2, kv, found.value)
+            if grads.rpb is not None and found.rpb is not None:
+                grads.rpb.index_copy_(0, heads, found.rpb)
+    extra: tuple[Tensor | None, Tensor | None] = (None, None)
+    if wide.additional_keys is not None:
+        key, value = _repeated(wide, problem.group_size)
+        dq, dk, dv = attention_backward(
+            _flat(above), _flat(wide.query), key, value, _flat(output), _flat(results.lse.unsqueeze(-1))[..., 0],
+            0.0, False, scale=problem.scale,
+        )  # fmt: skip
+        grads.query.add_(dq.transpose(1, 2).reshape(wide.query.shape))
+        split = (problem.kv_heads, problem.group_size)
+        extra = tuple(g.transpose(1, 2).unflatten(2, split).sum(3) for g in (dk, dv))  # type: ignore[assignment]
+    return Inputs(*_narrow((grads.query, grads.key, grads.value, *extra, grads.rpb), inputs))  # type: ignore[arg-type]
+
+
+def _backward_set(
+    problem: Problem, own: HeadSet, config: TileConfig, wide: Inputs, results: Results, width: int
+) -> Tokens:
+    choice = _choice(problem, own, config, width, "backward")
+    run = cpu_slabs.backward if choice.slabs else cpu_strips.backward
+    tokens = Tokens(wide.query, wide.key, wide.value, wide.rpb, problem.scale)
+    return run(strip_plan(choice.key), tokens, results)
+
+
+def _shape(problem: Problem, own: HeadSet, width: int) -> Shape:
+    whole = len(own.heads) == problem.heads
+    return Shape(
+        batch=problem.batch,
+        lengths=problem.lengths,
+        kv_heads=problem.kv_heads if whole else len(own.heads),
+        group=problem.group_size if whole else 1,
+        width=width,
+        neighborhood=own.neighborhood,
+        has_rpb=problem.has_rpb,
+        itemsize=8 if problem.dtype == torch.float64 else 4,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _config(choice: Choice) -> TileConfig:
+    variant = "slabs" if choice.slabs else f"strips along axis {choice.key.row_axis}"
+    return TileConfig(choice.key.tile, choice.key.tile, 1, 1, variant)
+
+
+@lru_cache(maxsize=1024)
+def _choice(problem: Problem, own: HeadSet, config: TileConfig, width: int, direction: Direction) -> Choice:
+    shape = _shape(problem, own, width)
+    if problem.per_head and len(head_sets(problem)) > 1:
+        return choices(shape, direction)[0]
+    slabs = config.variant == "slabs"
+    row_axis = 0 if slabs else int(config.variant.rsplit(" ", 1)[1])
+    return choose(shape, direction, config.query_tile, row_axis, slabs)
+
+
+def _widen(inputs: Inputs, width: int) -> Inputs:
+    """Contiguous, in the dtype of the computation, query, keys and values of one width (zeros added)."""
+    *tokens, rpb = inputs
+    wide = None if rpb is None else rpb.to(lse_dtype(rpb.dtype)).contiguous()
+    return Inputs(*(None if t is None else _wide(t, width) for t in tokens), wide)  # type: ignore[arg-type]
+
+
+def _wide(tensor: Tensor, width: int) -> Tensor:
+    tensor = tensor.to(lse_dtype(tensor.dtype))
+    missing = width - tensor.shape[-1]
+    return pad(tensor, (0, missing)) if missing else tensor.contiguous()
+
+
+def _narrow(grads: Sequence[Tensor | None], inputs: Inputs) -> list[Tensor | None]:
+    """Back to the shapes and dtypes of the inputs."""
+    out: list[Tensor | None] = []
+    for i, (grad, like) in enumerate(zip(grads, inputs)):
+        if grad is None or like is None:
+            out.append(None)
+        else:
+            own = grad if i == len(inputs) - 1 else grad[..., : like.shape[-1]]
+            out.append(own.to(like.dtype).contiguous())
+    return out
+
+
+def _pick(wide: Inputs, own: HeadSet) -> Inputs:
+    heads, kv = torch.tensor(own.heads), torch.tensor(own.kv_heads)
+    return Inputs(
+        wide.query.index_select(-2, heads),
+        wide.key.index_select(-2, kv),
+        wide.value.index_select(-2, kv),
+        rpb=None if wide.rpb is None else wide.rpb.index_select(0, heads),
+    )
+
+
+def _flat(tokens: Tensor) -> Tensor:
+    """`[B, *X, H, width]` as `[B, H, N, width]`."""
+    return tokens.flatten(1, -3).transpose(1, 2)
+
+
+def _repeated(wide: Inputs, group: int) -> tuple[Tensor, Tensor]:
+    """Additional keys and values for every query head, `[B, H, M, width]`."""
+    assert wide.additional_keys is not None and wide.additional_values is not None
+    key, value = wide.additional_keys, wide.additional_values
+    return key.repeat_interleave(group, 2).transpose(1, 2), value.repeat_interleave(group, 2).transpose(1, 2)
 
 
 BACKEND = CpuBackend()

@@ -1,0 +1,169 @@
+"""Which tiling: a count of scores, copied bytes and calls, weighed with what they cost on one core.
+
+The weights were measured on one core of an AMD EPYC (Zen 4) at float32; only their ratios matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from math import ceil, prod
+
+from vicinal.backends.cpu_plan import StripKey, inner_axis, row_runs, shares
+from vicinal.backends.protocol import Direction
+from vicinal.geometry.neighborhood import Axis, Neighborhood
+
+SIZES = {
+    1: (8, 16, 32, 48, 64, 96, 128, 192, 256, 512),
+    2: (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
+    3: (1, 2, 3, 4, 6, 8, 16),
+}
+CHUNK_BYTES = 8 << 20  # of strips at a time: they should stay in the last-level cache
+MASK_BYTES = 4 << 20  # of masks that differ from tile to tile
+MASK_PAIRS = 1 << 22  # of one masked tile
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a choice is made for: one set of heads with one neighborhood; `itemsize` in bytes."""
+
+    batch: int
+    lengths: tuple[int, ...]
+    kv_heads: int
+    group: int
+    width: int
+    neighborhood: Neighborhood
+    has_rpb: bool
+    itemsize: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to run a shape, and its estimated time in nanoseconds."""
+
+    cost: float
+    key: StripKey
+    slabs: bool
+
+
+@lru_cache(maxsize=1024)
+def choices(shape: Shape, direction: Direction) -> tuple[Choice, ...]:
+    """All ways considered, the cheapest first."""
+    rank = len(shape.lengths)
+    first = [shares(a, n)[0].length for a, n in zip(shape.neighborhood.axes, shape.lengths)]
+    sizes = [_sizes(a, n, rank) for a, n in zip(shape.neighborhood.axes, first)]
+    found = [
+        choice
+        for tile in product(*sizes)
+        for row_axis in range(rank)
+        for slabs in (False, True)
+        if (choice := _choice(shape, direction, tile, row_axis, slabs)) is not None
+    ]
+    return tuple(sorted(found, key=lambda c: c.cost))
+
+
+def choose(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis: int, slabs: bool) -> Choice:
+    """The choice with that tile, whatever it costs."""
+    choice = _choice(shape, direction, tile, row_axis, slabs)
+    if choice is None:
+        raise ValueError(f"the CPU backend cannot run tile {tile}, row axis {row_axis}, slabs {slabs}")
+    return choice
+
+
+def _sizes(axis: Axis, length: int, rank: int) -> list[int]:
+    """Tile sizes to consider: such that the tiles of an axis are about equal, and multiples of the stride."""
+    even = {ceil(length / ceil(length / size)) for size in SIZES[rank]}
+    blocks = {axis.stride * n for n in (1, 2, 4, 8)} if axis.stride > 1 else set()
+    return sorted({n for n in even | blocks if n <= length} | {length})
+
+
+def _choice(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis: int, slabs: bool) -> Choice | None:
+    order = (row_axis, *(a for a in range(len(tile)) if a != row_axis))
+    axes = [shape.neighborhood.axes[a] for a in order]
+    sorts = [shares(a, shape.lengths[o]) for a, o in zip(axes, order)]
+    lengths = [s[0].length for s in sorts]
+    groups = prod(sum(s.groups for s in sort) for sort in sorts)
+    rows, keys, runs, row_tiles = _row_work(axes[0], lengths[0], min(tile[row_axis], lengths[0]))
+    inner = [inner_axis(a, n, min(tile[o], n)) for a, n, o in zip(axes[1:], lengths[1:], order[1:])]
+    if slabs and (
+        row_axis != 0
+        or shape.group > 1
+        or shape.has_rpb
+        or any(a.dilation > 1 for a in axes)
+        or any(len(a.tiles) > 1 for a in inner)
+    ):
+        return None
+    tiles = prod(len(a.tiles) for a in inner)
+    slots, box = prod(a.size for a in inner), prod(a.box for a in inner)
+    queries, columns = shape.group * rows * slots, keys * box
+    masked = not all(_is_full(a, n) for a, n in zip(axes, lengths))
+    if masked and queries * columns > MASK_PAIRS:
+        return None
+
+    units = shape.kv_heads * max(shape.batch, 1) * groups
+    scores = units * tiles * row_tiles * queries * columns
+    unit_bytes = groups * tiles * lengths[0] * box * shape.width * 2 * shape.itemsize
+    chunk = _chunk(shape, CHUNK_BYTES // max(unit_bytes, 1))
+    in_chunk = chunk[0] * chunk[1] * groups * tiles
+    split = tiles > 1 and in_chunk * queries * columns * runs * shape.itemsize > MASK_BYTES
+    parts = prod(len(s) for s in sorts)
+    chunks = parts * (shape.kv_heads // chunk[0]) * max(1, max(shape.batch, 1) // chunk[1])
+    patterns = prod(_patterns(a) for a in inner) if split else 1
+
+    strips = units * tiles * lengths[0] * box * shape.width
+    tokens = units * shape.group * lengths[0] * tiles * slots * shape.width
+    pieces = prod(_pieces(a) for a in inner)
+    if direction == "forward":
+        product_ns = 0.043 * shape.width * (1 + 4 / queries) + 0.75 + 50 / columns
+        copied, calls, gathers = 2 * strips + 2 * tokens, runs, 2 * pieces + 3 * runs
+    else:
+        product_ns = 0.09 * shape.width * (1 + 25 / queries) + 50 / columns
+        copied = 4 * strips + 4 * tokens + 2 * units * tiles * row_tiles * columns * shape.width
+        calls, gathers = 4 * row_tiles, 6 * pieces + 6 * runs
+    if slabs:
+        copied, gathers, calls = (0 if row_tiles == 1 else tokens), 2, row_tiles
+        if direction == "backward":
+            product_ns *= 1.2  # rows of the gradients are far apart
+            copied = 0 if row_tiles == 1 else tokens + 2 * units * row_tiles * columns * shape.width
+    busy = min(shape.threads, max(1, in_chunk if not slabs else units))
+    cost = (scores * product_ns + 0.5 * copied) / busy + chunks * patterns * (20e3 * calls + 8e3 * gathers)
+    key = StripKey(
+        shape.batch, shape.lengths, shape.kv_heads, shape.group, shape.width, shape.neighborhood, tile, row_axis,
+        chunk, split,
+    )  # fmt: skip
+    return Choice(cost, key, slabs)
+
+
+def _chunk(shape: Shape, units: int) -> tuple[int, int]:
+    """Key heads and batch elements per chunk: divisors, so that all chunks are alike."""
+    heads = 1 if shape.has_rpb else _divisor(shape.kv_heads, units)
+    return heads, _divisor(max(shape.batch, 1), units // heads)
+
+
+def _divisor(number: int, most: int) -> int:
+    return max(d for d in range(1, number + 1) if number % d == 0 and d <= max(most, 1))
+
+
+@lru_cache(maxsize=4096)
+def _row_work(axis: Axis, length: int, size: int) -> tuple[float, float, int, int]:
+    """Of the row axis: mean rows and keys of a tile, runs, tiles."""
+    runs = row_runs(axis, length, size)
+    tiles = sum(r.tiles for r in runs)
+    rows = length / tiles
+    return rows, sum(r.tiles * r.rows * r.keys for r in runs) / length, len(runs), tiles
+
+
+@lru_cache(maxsize=4096)
+def _is_full(axis: Axis, length: int) -> bool:
+    return not axis.causal and axis.window == length and axis.boundary == "shift"
+
+
+def _patterns(axis: object) -> int:
+    looks = [t.looks for t in axis.tiles]  # type: ignore[attr-defined]
+    return 1 + sum(a != b for a, b in zip(looks, looks[1:]))
+
+
+def _pieces(axis: object) -> int:
+    return min(3, len(axis.tiles))  # type: ignore[attr-defined]
