@@ -130,3 +130,30 @@ def test_only_the_passes_of_the_case(small_case, passed):
 
     (result,) = run(replace(small_case, passes=(passed,)), system(oracle))
     assert (result.passed, result.status) == (passed, "ok")
+
+
+def test_missing_truth_is_a_failure_of_that_case_only(small_case, monkeypatch):
+    def broken(*arguments):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr("vicinal.bench.measure.truth", broken)
+    results = run(small_case, system(oracle))
+    assert {(m.status, m.reason) for m in results} == {("failed", "no expected values: MemoryError: too large")}
+
+
+def test_pass_that_stops_working_is_reported(small_case):
+    def prepare(problem):
+        right, calls = oracle(problem), []
+
+        def attend(*tensors):
+            calls.append(tensors)
+            if len(calls) > 2:  # the checks went well
+                raise RuntimeError("out of memory")
+            return right(*tensors)
+
+        return attend
+
+    forward, backward, both = run(small_case, system(prepare))
+    assert (forward.status, forward.reason) == ("failed", "RuntimeError: out of memory")
+    assert backward.status == "ok"
+    assert both.status == "failed"

@@ -78,3 +78,12 @@ def test_one_value_that_is_not_finite_is_found_anywhere(small_case, sampled, nam
     results[name].view(-1)[7] = float("nan")
     (fault,) = made.faults(made.errors(results))
     assert fault.startswith(name)
+
+
+def test_sample_without_gradients_leaves_out_keys(small_case, sampled):
+    problem = small_case.problem("cpu")
+    inputs, grad = tensors(problem)
+    made = truth(problem, inputs, grad, gradients=False)
+    assert set(made.values) == {"output", "dq"}
+    output = results_of(problem, inputs, grad)["output"]
+    assert made.faults(made.errors({"output": output})) == []

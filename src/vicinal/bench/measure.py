@@ -110,7 +110,7 @@ def measure(
         generator = torch.Generator(problem.device).manual_seed(1)
         shape = (*inputs.query.shape[:-1], problem.value_dim)
         grad = torch.randn(shape, generator=generator, device=problem.device).to(problem.dtype)
-        truths: dict[str, Truth] = {}
+        truths: dict[str, Truth | str] = {}
         ready: list[_Ready] = []
         finished: list[Measurement] = []
         for system in systems:
@@ -121,9 +121,14 @@ def measure(
                 continue
             if system.computes not in truths:
                 progress(f"{case.name}: expected values ({system.computes})")
-                truths[system.computes] = truth(target, inputs, grad)
+                truths[system.computes] = _truth_or_why(target, inputs, grad, case.passes != ("forward",))
+            expected = truths[system.computes]
+            if isinstance(expected, str):
+                why = f"no expected values: {expected}"
+                finished += [Measurement(system.name, system.computes, p, "failed", why) for p in case.passes]
+                continue
             progress(f"{case.name}: {system.name}")
-            run = _Ready(system, target, truths[system.computes])
+            run = _Ready(system, target, expected)
             run.prepare(case, problem, inputs, grad, effort)
             ready.append(run)
         timed = _time_all(case, ready, problem.device, effort, progress)
@@ -221,6 +226,17 @@ class _Ready:
         except Exception as error:
             self._give_up(backward_passes, error)
 
+    def works(self, p: Pass) -> bool:
+        """Whether the pass runs; if it turns out not to (memory may be short by now), `outcome` says so."""
+        if p not in self.calls:
+            return False
+        try:
+            self.calls[p]()
+        except Exception as error:
+            self._give_up([p], error)
+            return False
+        return True
+
     def measurements(self, case: Case, timed: Mapping[tuple[str, Pass], _Timed]) -> list[Measurement]:
         work = {"forward": self.target.forward_flops, "backward": self.target.backward_flops}
         work["forward+backward"] = sum(work.values())
@@ -287,8 +303,8 @@ def _time_all(
 ) -> dict[tuple[str, Pass], _Timed]:
     timed: dict[tuple[str, Pass], _Timed] = {}
     for p in case.passes:
-        calls = {run.system.name: run.calls[p] for run in ready if p in run.calls}
         progress(f"{case.name}: timing {p}")
+        calls = {run.system.name: run.calls[p] for run in ready if run.works(p)}
         eager = time_calls(calls, device, effort)
         short = {name: call for name, call in calls.items() if eager[name].median < HOST_BOUND_SECONDS}
         kernels = time_kernels(short, device, effort) if device.type == "cuda" else {}
@@ -299,6 +315,13 @@ def _time_all(
             else:
                 timed[name, p] = _Timed(eager[name], kernel)
     return timed
+
+
+def _truth_or_why(problem: Problem, inputs: Inputs, grad: Tensor, gradients: bool) -> Truth | str:
+    try:
+        return truth(problem, inputs, grad, gradients)
+    except Exception as error:
+        return _words(error)
 
 
 def _heads_first(t: Tensor) -> Tensor:

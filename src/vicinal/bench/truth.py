@@ -62,12 +62,15 @@ class Truth:
         ]
 
 
-def truth(problem: Problem, inputs: Inputs, grad_output: Tensor, seed: int = 0) -> Truth:
-    """The expected output and gradients of `problem` (one neighborhood, no extras) for these heads-last tensors."""
+def truth(problem: Problem, inputs: Inputs, grad_output: Tensor, gradients: bool = True, seed: int = 0) -> Truth:
+    """The expected output and gradients of `problem` (one neighborhood, no extras) for these heads-last tensors.
+
+    Without `gradients`, the sample leaves out keys, which take the most time.
+    """
     scores = problem.batch * problem.heads * prod(problem.lengths) ** 2
     if scores <= ORACLE_SCORES:
         return _whole(problem, inputs, grad_output)
-    return _sample(problem, inputs, grad_output, seed)
+    return _sample(problem, inputs, grad_output, gradients, seed)
 
 
 NAMES = ("output", "dq", "dk", "dv")
@@ -100,7 +103,7 @@ def _whole(problem: Problem, inputs: Inputs, grad_output: Tensor) -> Truth:
     return Truth(rows, values, tolerances, sampled=False)
 
 
-def _sample(problem: Problem, inputs: Inputs, grad_output: Tensor, seed: int) -> Truth:
+def _sample(problem: Problem, inputs: Inputs, grad_output: Tensor, gradients: bool, seed: int) -> Truth:
     generator = torch.Generator().manual_seed(seed)
 
     def somewhere() -> tuple[int, ...]:
@@ -112,8 +115,9 @@ def _sample(problem: Problem, inputs: Inputs, grad_output: Tensor, seed: int) ->
 
     corners = list(product(*((0, n - 1) for n in problem.lengths)))
     queries = corners + [somewhere() for _ in range(SAMPLED_QUERIES)]
-    keys = [corners[-1]] + [somewhere() for _ in range(15)]
-    found: dict[str, list[tuple[int, Tensor, Tensor]]] = {name: [] for name in NAMES}
+    keys = [corners[-1]] + [somewhere() for _ in range(15)] if gradients else []
+    names = NAMES if gradients else NAMES[:2]
+    found: dict[str, list[tuple[int, Tensor, Tensor]]] = {name: [] for name in names}
     for at in queries:
         batch, head = pick(problem.heads)
         row = (batch * prod(problem.lengths) + _flat(at, problem.lengths)) * problem.heads + head
@@ -130,10 +134,10 @@ def _sample(problem: Problem, inputs: Inputs, grad_output: Tensor, seed: int) ->
         for name, result in _key_row(problem, inputs, grad_output, batch, head, at).items():
             found[name].append((row, *result))
     device = inputs.query.device
-    rows = {name: torch.tensor([r for r, _, _ in found[name]], device=device) for name in NAMES}
-    values = {name: torch.stack([t for _, t, _ in found[name]]) for name in NAMES}
-    yards = {name: torch.stack([t for _, _, t in found[name]]) for name in NAMES}
-    tolerances = {name: _tolerance(yards[name], values[name]) for name in NAMES}
+    rows = {name: torch.tensor([r for r, _, _ in found[name]], device=device) for name in names}
+    values = {name: torch.stack([t for _, t, _ in found[name]]) for name in names}
+    yards = {name: torch.stack([t for _, _, t in found[name]]) for name in names}
+    tolerances = {name: _tolerance(yards[name], values[name]) for name in names}
     return Truth(rows, values, tolerances, sampled=True)
 
 
