@@ -11,7 +11,7 @@ TEST_TIMEOUT ?= 300
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test gpu-test lint format types docs check clean
+.PHONY: help setup demo test gpu-test lint format types docs pictures check clean
 
 help:
 	@echo "make demo      denoise a photo, next to scikit-image (pictures and figures in demo-output/)"
@@ -54,6 +54,10 @@ types: $(READY)
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The pictures of docs/concepts.md, by the commands that stand below them.
+pictures: $(READY)
+	$(BIN)/python docs/pictures.py > /dev/null
 
 check: test lint types docs
 
