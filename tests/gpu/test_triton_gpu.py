@@ -1,0 +1,278 @@
+"""The Triton backend on a GPU: random problems against the oracle, large tensors, graphs, streams, determinism."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import strategies
+from closeness import assert_as_close_as_torch
+from vicinal.backends.triton import BACKEND
+from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.window import window_start
+from vicinal.problem import Inputs, Problem
+from vicinal.tuning.config import TileConfig
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+of = Neighborhood.of
+MAX_LENGTH = {1: 200, 2: 20, 3: 9}
+TILES = {1: ((64,), (32,)), 2: ((8, 8), (4, 8)), 3: ((2, 4, 8), (2, 4, 4))}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What compiles one set of kernels: random problems of a kind differ in all else."""
+
+    rank: int
+    general: bool  # strides, dilations, causal and clipped axes
+    per_head: bool
+    extras: bool  # bias table (forward and backward) and additional keys
+    dtype: torch.dtype
+    head_dim: int = 32
+    value_dim: int = 32
+
+
+HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
+KINDS = [
+    Kind(1, False, False, False, HALF, 64, 64),
+    Kind(1, True, False, True, BRAIN),
+    Kind(1, True, True, True, FULL, 12, 20),
+    Kind(2, False, False, False, BRAIN, 64, 64),
+    Kind(2, False, False, True, HALF),
+    Kind(2, True, False, False, BRAIN, 128, 128),
+    Kind(2, True, True, True, HALF, 16, 48),
+    Kind(2, True, True, False, FULL),
+    Kind(3, False, False, False, HALF),
+    Kind(3, True, False, False, BRAIN, 64, 64),
+    Kind(3, True, False, True, FULL, 8, 8),
+    Kind(3, True, True, True, BRAIN, 96, 40),
+]
+
+
+def draw_axis(rng: random.Random, general: bool, longest: int) -> tuple[Axis, int]:
+    length = rng.randint(1, longest)
+    if not general:
+        return Axis(rng.randint(1, length)), length
+    causal, boundary = rng.random() < 0.4, rng.choice(["shift", "clip"])
+    dilation = rng.randint(1, min(4, length))
+    window = rng.randint(1, length + 3 if boundary == "clip" and not causal else length // dilation)
+    return Axis(window, rng.randint(1, window), dilation, causal, boundary), length
+
+
+def draw(kind: Kind, seed: int) -> strategies.Call:
+    rng = random.Random(seed)
+    pairs = [draw_axis(rng, kind.general, MAX_LENGTH[kind.rank]) for _ in range(kind.rank)]
+    lengths = tuple(n for _, n in pairs)
+    kv_heads = rng.randint(1, 2)
+    heads = kv_heads * rng.randint(1, 3)
+    one = Neighborhood(tuple(a for a, _ in pairs))
+    every = (one,)
+    if kind.per_head and heads > 1:
+        every = tuple(
+            Neighborhood(
+                tuple(Axis(a.window, rng.randint(1, a.window), 1, rng.random() < 0.5, "clip") for a in one.axes)
+                if any(a.window > n for a, n in pairs)
+                else tuple(
+                    Axis(a.window, rng.randint(1, a.window), rng.randint(1, n // a.window), rng.random() < 0.3)
+                    for a, n in pairs
+                )
+            )
+            for _ in range(heads)
+        )
+        if any(a.causal and a.window > n for e in every for a, n in zip(e.axes, lengths, strict=True)):
+            every = (one,)
+    return strategies.Call(
+        every, lengths, rng.randint(1, 3), heads, kv_heads, kind.head_dim, kind.value_dim,
+        rng.choice([1, 7, 40]) if kind.extras else 0, kind.extras, seed,
+    )  # fmt: skip
+
+
+def run_both(drawn, dtype, tiles=None, grad_lse=True):
+    inputs = drawn.inputs(dtype, "cuda")
+    problem = Problem.of(inputs, drawn.neighborhoods, drawn.scale)
+    assert BACKEND.unsupported(problem) is None
+    forward, backward = (
+        (TileConfig(*tiles), TileConfig(*tiles))
+        if tiles
+        else (BACKEND.configs(problem, "forward")[0], BACKEND.configs(problem, "backward")[0])
+    )
+    output, lse = BACKEND.forward(problem, forward, inputs)
+    generator = torch.Generator().manual_seed(drawn.seed)
+    grad_output = torch.randn(output.shape, generator=generator).to(output)
+    grad_lse = torch.randn(lse.shape, generator=generator).to(lse) if grad_lse else None
+    grads = BACKEND.backward(problem, backward, inputs, output, lse, grad_output, grad_lse)
+    return inputs, [output, lse, *(g for g in grads if g is not None)], grad_output, grad_lse
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: f"{k.rank}d-{k.head_dim}-{k.dtype}".replace("torch.", ""))
+@pytest.mark.parametrize("part", range(3))
+def test_random_problems(kind, part):
+    for seed in range(part * 8, part * 8 + 8):  # one compiled kernel serves them all
+        drawn = draw(kind, seed)
+        inputs, results, grad_output, grad_lse = run_both(drawn, kind.dtype, TILES[kind.rank])
+        assert_as_close_as_torch(results, inputs, drawn.neighborhoods, drawn.scale, grad_output, grad_lse)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "neighborhood", "head_dim"),
+    [
+        pytest.param((30, 30), of(2, 7), 32, id="nat"),
+        pytest.param((40, 40), of(2, 13), 64, id="2d"),
+        pytest.param((9, 16, 18), of(3, (3, 7, 7)), 64, id="ltx"),
+        pytest.param((8, 22, 20), of(3, (8, 4, 4), 1, (1, 5, 5)), 128, id="cosmos"),
+        pytest.param((1200,), of(1, 300), 256, id="1d-256"),
+        pytest.param((24, 24), of(2, 24), 128, id="whole"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [BRAIN, FULL])
+def test_tilings_that_the_backend_chooses(lengths, neighborhood, head_dim, dtype):
+    drawn = strategies.Call((neighborhood.resolve(lengths),), lengths, 2, 4, 2, head_dim, head_dim, 0, False, 3)
+    inputs, results, grad_output, grad_lse = run_both(drawn, dtype, grad_lse=False)
+    assert_as_close_as_torch(results, inputs, drawn.neighborhoods, drawn.scale, grad_output, grad_lse)
+
+
+def test_more_than_two_to_the_31_elements():
+    """A tensor of 2.2e9 elements: every batch entry agrees with the same tokens computed alone."""
+    batch, length, heads, head_dim = 33, 16384, 32, 128
+    neighborhood = of(1, 64).resolve((length,))
+    query = torch.empty(batch, length, heads, head_dim, dtype=BRAIN, device="cuda").normal_()
+    assert query.numel() > 2**31
+    inputs = Inputs(query, query, query)
+    problem = Problem.of(inputs, [neighborhood], 0.1)
+    config = BACKEND.configs(problem, "forward")[0]
+    output, lse = BACKEND.forward(problem, config, inputs)
+    last = query[-1:].clone()
+    one = Inputs(last, last, last)
+    alone, lse_alone = BACKEND.forward(Problem.of(one, [neighborhood], 0.1), config, one)
+    assert torch.equal(output[-1:], alone)
+    assert torch.equal(lse[-1:], lse_alone)
+    assert not output.isnan().any()
+
+
+def test_more_than_two_to_the_31_elements_in_one_batch_entry():
+    """Rows far apart in memory: a view whose tokens are 2^26 elements apart, and a tile spans more than 2^31."""
+    length, apart = 64, 2**26
+    storage = torch.empty(length * apart, dtype=HALF, device="cuda")
+    query = storage.as_strided((1, length, 1, 32), (0, apart, 32, 1))
+    query.normal_()
+    neighborhood = of(1, 33).resolve((length,))
+    near = query.contiguous()
+    config = TileConfig((64,), (64,))
+    results = []
+    for tensor in (query, near):
+        inputs = Inputs(tensor, tensor, tensor)
+        problem = Problem.of(inputs, [neighborhood], 0.2)
+        output, lse = BACKEND.forward(problem, config, inputs)
+        grads = BACKEND.backward(problem, config, inputs, output, lse, near, None)
+        results.append([output, lse, *grads[:3]])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def problem_and_inputs(seed: int = 0, dtype: torch.dtype = HALF) -> tuple[Problem, Inputs]:
+    drawn = strategies.Call((of(2, 7).resolve((28, 28)),), (28, 28), 2, 4, 2, 32, 32, 5, True, seed)
+    inputs = drawn.inputs(dtype, "cuda")
+    return Problem.of(inputs, drawn.neighborhoods, drawn.scale), inputs
+
+
+def everything(problem: Problem, inputs: Inputs) -> list[torch.Tensor]:
+    output, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
+    grads = BACKEND.backward(problem, BACKEND.configs(problem, "backward")[0], inputs, output, lse, output, lse)
+    return [output, lse, *(g for g in grads if g is not None)]
+
+
+def test_graph_capture():
+    problem, inputs = problem_and_inputs()
+    everything(problem, inputs)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = everything(problem, inputs)
+    _, other = problem_and_inputs(seed=1)
+    for t, o in zip(inputs, other, strict=True):
+        t.copy_(o)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(captured, everything(problem, other), strict=True))
+
+
+def test_another_stream():
+    problem, inputs = problem_and_inputs()
+    expected = everything(problem, inputs)
+    stream = torch.cuda.Stream()
+    late = Inputs(*(torch.zeros_like(t) for t in inputs))
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # the inputs arrive late, on this stream
+        for t, s in zip(late, inputs, strict=True):
+            t.copy_(s)
+        results = everything(problem, late)
+    stream.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+def test_backward_has_the_same_bits_every_run():
+    problem, inputs = problem_and_inputs()
+    first = everything(problem, inputs)
+    for _ in range(10):
+        assert all(torch.equal(a, b) for a, b in zip(first, everything(problem, inputs), strict=True))
+
+
+def test_no_synchronisation_and_no_new_kernel_for_new_windows():
+    problem, inputs = problem_and_inputs()
+    everything(problem, inputs)
+    config = TileConfig((8, 8), (8, 8))
+    plain = Inputs(*inputs[:3])
+    for window in (9, 11):  # the first compiles, the second must not
+        own = Problem.of(plain, [of(2, window).resolve((28, 28))], 0.2)
+        if window == 11:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            output, lse = BACKEND.forward(own, config, plain)
+            BACKEND.backward(own, config, plain, output, lse, output, None)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_allocates_only_results():
+    problem, inputs = problem_and_inputs()
+    config = BACKEND.configs(problem, "forward")[0]
+    BACKEND.forward(problem, config, inputs)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    output, lse = BACKEND.forward(problem, config, inputs)
+    results = torch.cuda.memory_allocated() - before
+    assert torch.cuda.max_memory_allocated() - before == results
+    assert results <= output.nbytes + lse.nbytes + 1024
+
+
+def test_tf32_follows_torch():
+    drawn = strategies.Call((of(1, 50).resolve((300,)),), (300,), 1, 2, 2, 64, 64, 0, False, 0)
+    inputs = drawn.inputs(FULL, "cuda")
+    problem = Problem.of(inputs, drawn.neighborhoods, drawn.scale)
+    config = BACKEND.configs(problem, "forward")[0]
+    exact, _ = BACKEND.forward(problem, config, inputs)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        rough, _ = BACKEND.forward(problem, config, inputs)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    difference = float((exact - rough).abs().max() / exact.abs().max())
+    assert 1e-6 < difference < 1e-2
+
+
+def test_windows_start_where_the_geometry_says():
+    """Values that encode their position: with one key per window the output is the window's start."""
+    length = 50
+    axis = Axis(1)
+    value = torch.arange(length, device="cuda", dtype=FULL).reshape(1, length, 1, 1).expand(-1, -1, -1, 16)
+    inputs = Inputs(torch.randn_like(value), torch.randn_like(value), value)
+    problem = Problem.of(inputs, [Neighborhood((axis,))], 1.0)
+    output, _ = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
+    assert output[0, :, 0, 0].tolist() == [window_start(axis, length, i) for i in range(length)]
