@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +18,11 @@ from vicinal import arguments
 from vicinal.arguments import wrong
 from vicinal.geometry.neighborhood import per_axis
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 INTERRUPTED = 130
+WIDTH = 120  # of what is not printed to a terminal
 
 app = typer.Typer(
     help="Neighborhood attention in one, two and three dimensions.",
@@ -48,11 +52,9 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by def
 @app.command()
 def info() -> None:
     """Versions, devices, and which backends can run here, or why not."""
-    from rich.console import Console
-
     from vicinal.info import print_info
 
-    print_info(Console())
+    print_info(_console())
 
 
 @app.command()
@@ -69,8 +71,6 @@ def show(
     png: Annotated[Path | None, typer.Option(help="Also draw into this file (.png, .pdf, .svg).")] = None,
 ) -> None:
     """Draw a neighborhood: a query, its keys, and the keys that its tile of queries reads."""
-    from rich.console import Console
-
     from vicinal import show as drawing
 
     sizes = arguments.sizes("LENGTHS", lengths)
@@ -80,7 +80,7 @@ def show(
     at = tuple(n // 2 for n in sizes) if query is None else arguments.sizes("--query", query, least=0)
     arguments.check_image("--png", png)
     title = f"{lengths}, {typed.title()}"
-    console = Console()
+    console = _console()
     try:
         if matrix:
             drawing.print_matrix(console, neighborhood, sizes[0])
@@ -112,14 +112,12 @@ def explain(
     device: Device = None,
 ) -> None:
     """Why a problem runs on which backend and with which tiling."""
-    from rich.console import Console
-
     from vicinal.info import print_explanation
 
     sizes = arguments.sizes("LENGTHS", lengths)
     neighborhood = arguments.Window(window, stride, dilation, causal, boundary).read(sizes)
     case = arguments.Sizes(batch, heads, kv_heads, head_dim, value_dim, dtype).read(sizes, neighborhood)
-    print_explanation(Console(), case.problem(arguments.device_of(device)))
+    print_explanation(_console(), case.problem(arguments.device_of(device)))
 
 
 @bench.callback()
@@ -156,7 +154,6 @@ def run_bench(
     if context.invoked_subcommand is not None:
         return
     import torch
-    from rich.console import Console
 
     from vicinal.bench.measure import Effort
     from vicinal.bench.runner import Run, execute
@@ -193,7 +190,7 @@ def run_bench(
         plot=plot,
         roofline=roofline,
     )
-    if not execute(run, Console()):
+    if not execute(run, _console()):
         raise typer.Exit(1)
 
 
@@ -229,12 +226,11 @@ def denoise(
     sigma: Annotated[float | None, typer.Option(help="Noise, where white is 1; by default estimated.")] = None,
 ) -> None:
     """Remove noise from an image file: non-local means, as neighborhood attention over patches."""
-    from rich.console import Console
     from rich.progress import Progress
 
     from vicinal.image_file import denoise_file
 
-    console = Console()
+    console = _console()
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("denoising", total=None)
@@ -271,6 +267,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if status == INTERRUPTED:  # also what typer makes of a KeyboardInterrupt
         print("vicinal: interrupted", file=sys.stderr)
     return status if isinstance(status, int) else 0
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
 # Typer raises click's errors, some releases from a copy of click inside Typer: BadParameter -> UsageError -> this one.

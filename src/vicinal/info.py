@@ -45,13 +45,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine(device: torch.device) -> dict[str, str | int]:
-    """The device and the host, for records of measurements."""
+def machine(device: torch.device) -> dict[str, str | int | float]:
+    """The device and the host, for records of measurements; `load` is the average of the last minute."""
     return {
         "device": device_name(device),
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
         "platform": platform.platform(),
     }
 

@@ -26,6 +26,7 @@ from vicinal.dispatch import plan
 from vicinal.problem import Inputs, Problem
 
 HOST_BOUND_SECONDS = 0.05  # calls that take longer hide their host time: eager time is kernel time
+IDLE_SECONDS = 0.005  # before a CPU sample: idle threads of the last system's thread pool spin for some milliseconds
 
 Status = Literal["ok", "skipped", "failed", "wrong"]
 Calls = Mapping[str, Callable[[], object]]
@@ -339,6 +340,7 @@ def _both(attend: Attend, leaves: Sequence[Tensor], grad: Tensor) -> tuple[Tenso
 
 
 def _sample_cpu(call: Callable[[], object], count: int) -> float:
+    time.sleep(IDLE_SECONDS)
     start = time.perf_counter()
     for _ in range(count):
         call()

@@ -2,7 +2,7 @@
 
 Schema 1, one object:
     kind: "vicinal bench"; schema: 1; date (UTC, ISO 8601); command; complete (false while running or interrupted);
-    suite: its name or null; machine: device, cpu, cores, threads, platform; versions: of vicinal, torch, triton,
+    suite: its name or null; machine: device, cpu, cores, threads, load, platform; versions: of vicinal, torch, triton,
     python, and the commit; effort: see `measure.Effort`;
     limits: by dtype, measured: bandwidth in bytes/s, flops in FLOP/s; see `roofline.Limits`;
     cases: a list of objects, sizes as in `cases.Case` (window, stride, dilation, causal, boundary per axis), and

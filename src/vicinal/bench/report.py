@@ -167,7 +167,7 @@ def markdown(document: dict[str, Any], source: str) -> str:
         "",
         f"{document['date'][:10]}, `{document['command']}`, "
         + ", ".join(f"{name} {version}" for name, version in made.items())
-        + f"; {machine['cpu']}, {machine['threads']} threads"
+        + f"; {machine['cpu']}, {machine['threads']} threads, load average before {machine['load']:.1f}"
         + f" (`{source}`)"
         + ("" if document["complete"] else "; **interrupted: not all cases are there**"),
         "",
