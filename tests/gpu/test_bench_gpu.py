@@ -1,0 +1,52 @@
+"""Benchmarks on a GPU: every system gives right results, eager times and times replayed from a CUDA graph."""
+
+import pytest
+import torch
+
+from vicinal.bench.cases import Case
+from vicinal.bench.measure import Effort, measure
+from vicinal.bench.peers import peers, vicinal_systems
+from vicinal.bench.roofline import measure_limits
+from vicinal.geometry.neighborhood import Neighborhood
+
+pytestmark = pytest.mark.gpu
+QUICK = Effort(samples=3, seconds=0.05, sample_seconds=0.001)
+
+
+def case(kv_heads=None, lengths=(32, 48)):
+    neighborhood = Neighborhood.of(2, (5, 9)).resolve(lengths)
+    return Case("2-D", lengths, neighborhood, 4, 64, batch=2, kv_heads=kv_heads, dtype=torch.bfloat16)
+
+
+def check(results):
+    for m in results:
+        assert m.status == "ok", f"{m.system}, {m.passed}: {m.reason}"
+        assert m.kernel is not None, f"{m.system}, {m.passed}: {m.reason}"
+        assert 0 < m.kernel.median
+        assert 0 < m.eager.median
+
+
+@pytest.mark.parametrize("index", range(5), ids=[p.name for p in peers("cuda")])
+def test_peer_is_right_and_timed(index):
+    check(measure(case(), [peers("cuda")[index]], "cuda", QUICK))
+
+
+@pytest.mark.parametrize("kv_heads", [None, 2])
+def test_our_backends_are_right_and_timed(kv_heads):
+    made = case(kv_heads)
+    systems = vicinal_systems(made.problem("cuda"))
+    assert systems
+    check(measure(made, systems, "cuda", QUICK))
+
+
+def test_large_problem_is_sampled():
+    made = case(lengths=(128, 128))
+    results = measure(made, vicinal_systems(made.problem("cuda"))[:1], "cuda", QUICK)
+    check(results)
+    assert all(m.sampled for m in results)
+
+
+def test_limits_are_plausible():
+    limits = measure_limits("cuda", torch.bfloat16)
+    assert 5e10 < limits.bandwidth < 2e13
+    assert 1e12 < limits.flops < 1e16
