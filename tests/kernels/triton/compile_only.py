@@ -159,6 +159,8 @@ def main(name: str, only: list[str]) -> None:
     target, shared = TARGETS[name]
     triton.runtime.driver.set_active(CompileOnlyDriver(target))
     cost._shared_memory = lambda problem: shared
+    if target.backend == "hip":
+        torch.version.hip = "compile-only"
     for variant in VARIANTS:
         if only and variant.name not in only:
             continue
