@@ -5,6 +5,7 @@ from rich.console import Console
 from vicinal import dispatch, info
 from vicinal.bench.cases import Case
 from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.work import waste
 
 
 @pytest.fixture
@@ -37,7 +38,9 @@ def test_explanation_names_the_choice_and_its_waste(console):
     assert f"useful scores {problem.useful_scores:,}" in text
     (chosen,) = (line for line in text.splitlines() if "chosen" in line)
     assert dispatch.plan(problem).backend.name in chosen
-    assert "scores computed / useful" in text
+    first = dispatch.plan(problem).forward
+    ratio = f"{waste(neighborhood, (16, 16), first.query_tile, first.key_tile):.3g}"
+    assert any("forward" in line and "1 of " in line and ratio in line for line in text.splitlines())
 
 
 @pytest.mark.parametrize("name", info.DTYPES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from vicinal.tuning.config import TileConfig
 if TYPE_CHECKING:
     from rich.console import Console
 
+TILINGS_SHOWN = 3  # of the chosen backend
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -164,21 +164,28 @@ def print_explanation(console: Console, problem: Problem) -> None:
         table.add_row(verdict.name, words)
     console.print(table)
 
-    table = Table("backend", "pass", "query tile", "key tile", "variant", "scores computed / useful", "tilings")
+    table = Table("backend", "pass", "tiling", "query tile", "key tile", "warps, stages", "variant", "waste")
     for verdict in verdicts:
+        shown = TILINGS_SHOWN if verdict.name == chosen else 1
         for direction, configs in verdict.configs.items():
-            table.add_row(verdict.name, direction, *_tiling(problem, configs), str(len(configs)))
+            table.add_section()
+            for place, config in enumerate(configs[:shown], 1):
+                of = f"{place} of {len(configs)}"
+                table.add_row(verdict.name, direction, of, *_tiling(problem, config))
     if table.row_count:
         console.print(table)
+        console.print(
+            "Tilings are in the backend's order; the first is used. Waste: scores of whole tiles over useful ones."
+        )
 
 
-def _tiling(problem: Problem, configs: Sequence[TileConfig]) -> tuple[str, str, str, str]:
-    best = configs[0]
-    each = [waste(n, problem.lengths, best.query_tile, best.key_tile) for n in problem.neighborhoods]
+def _tiling(problem: Problem, config: TileConfig) -> tuple[str, str, str, str, str]:
+    each = [waste(n, problem.lengths, config.query_tile, config.key_tile) for n in problem.neighborhoods]
     return (
-        "x".join(map(str, best.query_tile)),
-        "x".join(map(str, best.key_tile)),
-        best.variant,
+        "x".join(map(str, config.query_tile)),
+        "x".join(map(str, config.key_tile)),
+        f"{config.warps}, {config.stages}" if problem.device.type == "cuda" else "-",
+        config.variant,
         f"{sum(each) / len(each):.3g}",
     )
 
