@@ -86,14 +86,14 @@ def test_it_is_no_worse_than_scikit_image():
     assert psnr(denoise(noisy, sigma=0.1), clean) >= psnr(torch.from_numpy(peer), clean)
 
 
-def test_bands_change_nothing(monkeypatch):
+def test_blocks_change_nothing(monkeypatch):
     _, noisy = noisy_picture(0.1)
     whole = denoise(noisy, window=5)
     calls = []
-    monkeypatch.setattr(module, "BAND_PIXELS", 6 * noisy.shape[1])
-    bands = denoise(noisy, window=5, progress=lambda done, rows: calls.append((done, rows)))
-    torch.testing.assert_close(bands, whole, rtol=0, atol=1e-12)
-    assert calls == [(6, 24), (12, 24), (18, 24), (24, 24)]
+    monkeypatch.setattr(module, "BLOCK", 10)
+    blocks = denoise(noisy, window=5, progress=lambda done, pixels: calls.append((done, pixels)))
+    torch.testing.assert_close(blocks, whole, rtol=0, atol=1e-12)
+    assert calls == [(80 * i, 720) for i in range(1, 10)]
 
 
 def test_grey_is_one_channel():

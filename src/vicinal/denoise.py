@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise, product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch.nn import functional as F
 
 from vicinal.functional import na2d
 
-BAND_PIXELS = 1 << 18  # pixels attended at once: bounds memory, and the share of halo rows computed twice
+BLOCK = 384  # side of the blocks that are attended at once: bounds memory, and how much of the halos is computed twice
 LEAST_OWN_WEIGHT = 1e-3  # below this, float32 cannot tell a pixel's corrected weight from rounding
 
 
@@ -54,7 +56,7 @@ def denoise(
         strength: `h / sigma`, above 0: how different, in units of the noise, patches may be and still count as alike.
         sigma: standard deviation of the noise in the image's units, above 0. `None` estimates it (`estimate_noise`).
         debias: whether to correct the weights for the noise in them.
-        progress: called with `(rows done, rows in all)` after each band of rows.
+        progress: called with `(pixels done, pixels in all)` after each block of them.
 
     Returns:
         The denoised image, of the image's shape, dtype and device.
@@ -76,20 +78,20 @@ def denoise(
     scale = weight.sqrt() / (strength * sigma)
     centred = pixels - pixels.mean(dim=(0, 1))  # distances stay; squared norms shrink, and with them the rounding
     padded = F.pad(centred.movedim(-1, 0), (patch // 2,) * 4, mode="reflect").movedim(0, -1)
-    reach = window // 2
-    rows = max(BAND_PIXELS // width, 2 * reach, 1)
     result = torch.empty_like(pixels)
-    for first in range(0, height, rows):
-        last = min(first + rows, height)
-        low, high = max(first - reach, 0), min(last + reach, height)
-        patches = padded[low : high + patch - 1].unfold(0, patch, 1).unfold(1, patch, 1)
-        features = (patches * scale).flatten(2)
-        means, others = _attend(features, pixels[low:high], window)
+    done = 0
+    for rows, columns in product(_spans(height, window), _spans(width, window)):
+        box = pixels[rows.low : rows.high, columns.low : columns.high]
+        border = padded[rows.low : rows.high + patch - 1, columns.low : columns.high + patch - 1]
+        patches = border.unfold(0, patch, 1).unfold(1, patch, 1)
+        means, others = _attend((patches * scale).flatten(2), box, window)
         if debias:
-            means = _debias(means, others, pixels[low:high], window, strength, float(weight.max()))
-        result[first:last] = means[first - low : last - low]
+            means = _debias(means, others, box, window, strength, float(weight.max()))
+        inner = means[rows.first - rows.low : rows.last - rows.low, columns.first - columns.low :]
+        result[rows.first : rows.last, columns.first : columns.last] = inner[:, : columns.last - columns.first]
+        done += (rows.last - rows.first) * (columns.last - columns.first)
         if progress is not None:
-            progress(last, height)
+            progress(done, height * width)
     return result.reshape(image.shape).to(image.dtype)
 
 
@@ -109,6 +111,23 @@ def estimate_noise(image: Tensor) -> float:
     blocks = image[:height, :width].reshape(height // 2, 2, width // 2, 2, -1)
     detail = (blocks[:, 0, :, 0] - blocks[:, 0, :, 1] - blocks[:, 1, :, 0] + blocks[:, 1, :, 1]) / 2
     return float(detail.abs().flatten(0, 1).median(dim=0).values.mean() / 0.6745)
+
+
+class _Span(NamedTuple):
+    """Pixels `first` to `last` of one axis, and `low` to `high`, those that their windows reach."""
+
+    first: int
+    last: int
+    low: int
+    high: int
+
+
+def _spans(length: int, window: int) -> list[_Span]:
+    """An axis cut into equal parts of about `BLOCK` pixels, more where the window is large."""
+    reach = window // 2
+    parts = -(-length // max(BLOCK, 4 * reach))
+    cuts = [length * i // parts for i in range(parts + 1)]
+    return [_Span(a, b, max(a - reach, 0), min(b + reach, length)) for a, b in pairwise(cuts)]
 
 
 def _attend(features: Tensor, pixels: Tensor, window: int) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ def denoise_file(
         strength: how different patches may be, in units of the noise.
         sigma: standard deviation of the noise, where black is 0 and white is 1; `None` estimates it.
         debias: whether to correct the weights for the noise in them.
-        progress: called with `(rows done, rows in all)`.
+        progress: called with `(pixels done, pixels in all)`.
 
     Raises:
         FileNotFoundError: there is no file at `source`, or no folder for `target`.
