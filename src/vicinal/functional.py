@@ -1,4 +1,4 @@
-"""The public functions: check arguments once, say what the neighborhood is, call the operator.
+"""The public functions: what they take and return, and the neighborhood that they speak of.
 
 `na1d`, `na2d` and `na3d` take the arguments of NATTEN 0.21 in its order; what is new here is keyword-only.
 `neighborhood_attention` is the same for any rank, from `Neighborhood` objects, also one per head.
@@ -13,13 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from vicinal import differentiable
-from vicinal.checks import check_attention_inputs, check_call
-from vicinal.geometry.neighborhood import Boundary, Neighborhood, PerAxis, encode, per_axis
-from vicinal.operators import attend
+from vicinal.checks import check_attention_inputs
+from vicinal.geometry.neighborhood import Boundary, Neighborhood, PerAxis, per_axis
 from vicinal.problem import Inputs, lse_dtype
+from vicinal.routing import route
 
 Output = Tensor | tuple[Tensor, Tensor]
 
@@ -62,14 +60,7 @@ def neighborhood_attention(
     """
     neighborhoods = (neighborhood,) if isinstance(neighborhood, Neighborhood) else tuple(neighborhood)
     inputs = _autocast(Inputs(query, key, value, additional_keys, additional_values, rpb))
-    _check(inputs, neighborhoods, backend)
-    if len(neighborhoods) > 1 and len(set(neighborhoods)) == 1:
-        neighborhoods = neighborhoods[:1]
-    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    if not torch.compiler.is_compiling() and _transformed(inputs):
-        output, lse = differentiable.attend(inputs, [n.resolve(query.shape[1:-2]) for n in neighborhoods], scale)
-    else:
-        output, lse = attend(*inputs, encode(neighborhoods), scale, backend)
+    output, lse = route(inputs, neighborhoods, scale, backend)
     return (output, lse) if return_lse else output
 
 
@@ -110,15 +101,15 @@ def attention(
         TypeError, ValueError: as `neighborhood_attention`.
     """
     _warn_ignored(
-        q_tile_size=q_tile_size,
-        kv_tile_size=kv_tile_size,
-        backward_q_tile_size=backward_q_tile_size,
-        backward_kv_tile_size=backward_kv_tile_size,
-        backward_kv_splits=backward_kv_splits,
-        backward_use_pt_reduction=backward_use_pt_reduction or None,
-        run_persistent_kernel=None if run_persistent_kernel else False,
-        kernel_schedule=kernel_schedule,
-        torch_compile=torch_compile or None,
+        q_tile_size=(q_tile_size, None),
+        kv_tile_size=(kv_tile_size, None),
+        backward_q_tile_size=(backward_q_tile_size, None),
+        backward_kv_tile_size=(backward_kv_tile_size, None),
+        backward_kv_splits=(backward_kv_splits, None),
+        backward_use_pt_reduction=(backward_use_pt_reduction, False),
+        run_persistent_kernel=(run_persistent_kernel, True),
+        kernel_schedule=(kernel_schedule, None),
+        torch_compile=(torch_compile, False),
     )
     query, key, value, *_ = _autocast(Inputs(query, key, value))
     check_attention_inputs(query, key, value)
@@ -213,16 +204,16 @@ def _na(rank: int) -> Callable[..., Output]:
         boundary: PerAxis[Boundary] = "shift",
     ) -> Output:
         _warn_ignored(
-            attention_kwargs=attention_kwargs,
-            q_tile_shape=q_tile_shape,
-            kv_tile_shape=kv_tile_shape,
-            backward_q_tile_shape=backward_q_tile_shape,
-            backward_kv_tile_shape=backward_kv_tile_shape,
-            backward_kv_splits=backward_kv_splits,
-            backward_use_pt_reduction=backward_use_pt_reduction or None,
-            run_persistent_kernel=None if run_persistent_kernel else False,
-            kernel_schedule=kernel_schedule,
-            torch_compile=torch_compile or None,
+            attention_kwargs=(attention_kwargs, None),
+            q_tile_shape=(q_tile_shape, None),
+            kv_tile_shape=(kv_tile_shape, None),
+            backward_q_tile_shape=(backward_q_tile_shape, None),
+            backward_kv_tile_shape=(backward_kv_tile_shape, None),
+            backward_kv_splits=(backward_kv_splits, None),
+            backward_use_pt_reduction=(backward_use_pt_reduction, False),
+            run_persistent_kernel=(run_persistent_kernel, True),
+            kernel_schedule=(kernel_schedule, None),
+            torch_compile=(torch_compile, False),
         )
         causal = False if is_causal is None else is_causal
         return neighborhood_attention(
@@ -290,24 +281,6 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Ten
     return out.to(query.dtype), scores.logsumexp(-1)
 
 
-def _check(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...], backend: str | None) -> None:
-    """Checks a call, unless one like it has passed before: eager calls on small problems should not pay twice."""
-    if torch.compiler.is_compiling():
-        check_call(inputs, neighborhoods, backend)
-        return
-    try:
-        signature = (*((t.shape, t.dtype, t.device) if t is not None else None for t in inputs), neighborhoods, backend)
-        if signature in _passed:
-            return
-    except (AttributeError, TypeError):  # not a tensor, not a neighborhood, or traced sizes, which cannot be hashed
-        check_call(inputs, neighborhoods, backend)
-        return
-    check_call(inputs, neighborhoods, backend)
-    if len(_passed) >= MAX_PASSED:
-        _passed.clear()
-    _passed.add(signature)
-
-
 def _neighborhood(rank: int, *values: Any) -> Neighborhood:
     """`Neighborhood.of(rank, *values)`, made once for the same values in eager calls."""
     if torch.compiler.is_compiling():
@@ -335,34 +308,13 @@ def _autocast(inputs: Inputs) -> Inputs:
     return Inputs(*cast)  # type: ignore[arg-type]
 
 
-def _transformed(inputs: Inputs) -> bool:
-    """Whether derivatives are taken that the operators cannot give: forward mode, or `torch.func.grad` around us.
-
-    Torch's library operators know no forward mode, and cannot be differentiated below another `torch.func` transform;
-    the formulas can. Plain autograd and plain vmap use the operators.
-    """
-    if forward_ad._current_level >= 0:
-        return True
-    functorch = torch._C._functorch
-    if functorch.peek_interpreter_stack() is None:
-        return False
-    for t in inputs:
-        while t is not None and functorch.is_functorch_wrapped_tensor(t):
-            if functorch.is_gradtrackingtensor(t):
-                return True
-            t = functorch.get_unwrapped(t)
-    return False
-
-
 _AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
-MAX_PASSED = 4096
-_passed: set[object] = set()
 _warned: set[str] = set()
 
 
-def _warn_ignored(**knobs: object) -> None:
-    """One warning, per set of knobs, that performance knobs of NATTEN have no meaning here."""
-    given = ", ".join(name for name, value in knobs.items() if value is not None)
-    if given and given not in _warned:
-        _warned.add(given)
-        warnings.warn(f"vicinal ignores {given}: it chooses tiles by itself (see `vicinal explain`)", stacklevel=3)
+def _warn_ignored(**knobs: tuple[object, object]) -> None:
+    """One warning, per set of knobs (value and default), that performance knobs of NATTEN have no meaning here."""
+    given = [name for name, (value, default) in knobs.items() if value is not default]
+    if given and (names := ", ".join(given)) not in _warned:
+        _warned.add(names)
+        warnings.warn(f"vicinal ignores {names}: it chooses tiles by itself (see `vicinal explain`)", stacklevel=3)

@@ -46,9 +46,13 @@ attend_backward = torch.ops.vicinal.attend_backward.default
 @torch.library.impl("vicinal::attend", "default")
 def _attend(*args: Any) -> tuple[Tensor, Tensor]:
     inputs = Inputs(*args[:6])
+    return run(inputs, plan_of(inputs, *args[6:]))
+
+
+def run(inputs: Inputs, chosen: Plan) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp, by a plan for such inputs; without gradients."""
     if inputs.query.shape[0] == 0:
-        return _attend_fake(*args)
-    chosen = _plan(inputs, *args[6:])
+        return _attend_fake(*inputs)
     return chosen.backend.forward(chosen.problem, chosen.forward, inputs)
 
 
@@ -59,12 +63,12 @@ def _attend_backward(
     inputs = Inputs(*args[:6])
     if inputs.query.shape[0] == 0:
         return tuple(t.zero_() for t in _attend_backward_fake(grad_output, grad_lse, output, lse, *args))
-    chosen = _plan(inputs, *args[6:])
+    chosen = plan_of(inputs, *args[6:])
     grads = chosen.backend.backward(chosen.problem, chosen.backward, inputs, output, lse, grad_output, grad_lse)
     return tuple(inputs.query.new_empty(0) if grad is None else grad for grad in grads)
 
 
-def _plan(inputs: Inputs, code: Sequence[int], scale: float, backend: str | None) -> Plan:
+def plan_of(inputs: Inputs, code: Sequence[int], scale: float, backend: str | None) -> Plan:
     """The plan of a call: one look-up in the common case, where the call has been seen before."""
     query, key, value, additional_keys, _, rpb = inputs
     signature = (query.shape, query.dtype, query.device, key.shape[-2], value.shape[-1], rpb is None, *code, scale)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 Boundary = Literal["shift", "clip"]
@@ -90,6 +90,13 @@ class Neighborhood:
     def __post_init__(self) -> None:
         if not 1 <= len(self.axes) <= MAX_RANK:
             raise ValueError(f"a neighborhood has 1 to {MAX_RANK} axes, got {len(self.axes)}")
+
+    def __hash__(self) -> int:  # looked up on every call: hash the axes once
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.axes)
 
     @classmethod
     def of(
