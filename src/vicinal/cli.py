@@ -216,6 +216,62 @@ def report_results(
     typer.echo(f"{page} {'written' if changed else 'is up to date'}")
 
 
+@bench.command("paper")
+def run_paper(
+    results: Annotated[Path, typer.Option(help="File of JSON lines; a rerun goes on where it ended.")] = Path(
+        "paper.jsonl"
+    ),
+    sample: Annotated[int | None, typer.Option(min=1, help="Problems per dimension and dtype; by default all.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    rank: Annotated[list[int] | None, typer.Option(min=1, max=3, help="1, 2 or 3; can be repeated.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="float16 (default) or float32; can be repeated.")] = None,
+    compiled: Annotated[
+        int, typer.Option(min=0, help="On so many of each dimension also FlexAttention and compiled plain attention.")
+    ] = 0,
+    device: Device = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="Stop before the next problem after so long.")] = None,
+    compilers: Annotated[int, typer.Option(min=0, help="Processes that compile kernels ahead, on CUDA.")] = 8,
+    retry: Annotated[bool, typer.Option("--retry", help="Also run problems again that have no result.")] = False,
+    tables: Annotated[Path | None, typer.Option(help="Write the paper's tables to this Markdown file.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Draw the figures into this folder.")] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing; tables and figures only.")] = False,
+) -> None:
+    """The paper's sweep: naive, GEMM and fused neighborhood attention against self attention, on many problems."""
+    from vicinal.bench.paper_command import report, run_with_progress
+    from vicinal.info import DTYPES
+
+    names = dtype or ["float16"]
+    if any(name not in ("float16", "float32") for name in names):
+        raise wrong(f"--dtype: must be float16 or float32, got {', '.join(map(repr, names))}")
+    for option, path in (("--results", results), ("--tables", tables)):
+        arguments.check_output(option, path)
+    console = _console()
+    right = True
+    if not report_only:
+        from vicinal.bench.paper import Sweep
+
+        sweep = Sweep(
+            results=results,
+            device=arguments.device_of(device),
+            ranks=tuple(dict.fromkeys(rank or (1, 2, 3))),
+            dtypes=tuple(DTYPES[name] for name in dict.fromkeys(names)),
+            sample=sample,
+            seed=seed,
+            compiled=compiled,
+            seconds=seconds,
+            compilers=compilers,
+            retry=retry,
+            command=shlex.join(["vicinal", *sys.argv[1:]]),
+        )
+        right = run_with_progress(sweep, console)
+    try:
+        report(results, tables, plots, console)
+    except ValueError as error:
+        raise wrong(f"--results: {error}") from error
+    if not right:
+        raise typer.Exit(1)
+
+
 @app.command()
 def denoise(
     source: Annotated[Path, typer.Argument(metavar="IN", help="The image to denoise, grey or colour.")],
@@ -241,7 +297,7 @@ def denoise(
                 patch=patch,
                 strength=strength,
                 sigma=sigma,
-                progress=lambda rows, of: progress.update(task, completed=rows, total=of),
+                progress=lambda done, of: progress.update(task, completed=done, total=of),
             )
     except (OSError, ValueError) as error:
         names = {"source": "IN", "target": "OUT"}

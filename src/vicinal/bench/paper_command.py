@@ -1,0 +1,63 @@
+"""What `vicinal bench paper` shows: progress with the time left, a summary, tables and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vicinal.bench.paper import Outcome, Sweep, run
+from vicinal.bench.paper_plots import draw
+from vicinal.bench.paper_tables import document
+
+
+def run_with_progress(sweep: Sweep, console: Console) -> bool:
+    """Run a sweep with a progress bar; whether no system gave a wrong result."""
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def progress(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
+        outcome = run(sweep, progress)
+    _summary(outcome, sweep.results, console)
+    return not outcome.wrong
+
+
+def report(results: Path, tables: Path | None, plots: Path | None, console: Console) -> None:
+    """Write the tables and figures asked for; with neither, print the tables.
+
+    Raises:
+        ValueError: the file has no results.
+    """
+    text = document(results)
+    if tables is None and plots is None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if tables is not None:
+        tables.write_text(text)
+        console.print(f"wrote {tables}", highlight=False)
+    if plots is not None:
+        for path in draw(results, plots):
+            console.print(f"wrote {path}", highlight=False)
+
+
+def _summary(outcome: Outcome, results: Path, console: Console) -> None:
+    words = [f"{outcome.measured} problems measured"]
+    if outcome.present:
+        words.append(f"{outcome.present} were there already")
+    if outcome.failed:
+        words.append(f"{outcome.failed} without a result")
+    if not outcome.complete:
+        words.append("out of time, run again to go on")
+    console.print(f"{', '.join(words)}; results in {results}", highlight=False)
+    for wrong in outcome.wrong:
+        console.print(f"wrong result: {wrong}", highlight=False)

@@ -1,0 +1,133 @@
+"""The sweep on tiny CPU problems: results, resuming, and problems that go wrong."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vicinal.bench import paper
+from vicinal.bench.cases import Case
+from vicinal.bench.paper import Sweep, headers, measure_problem, read, run
+from vicinal.bench.paper_problems import problems
+from vicinal.bench.paper_systems import FUSED, GEMM, NAIVE, PLAIN, systems
+from vicinal.bench.peers import System
+from vicinal.cli import main
+from vicinal.geometry.neighborhood import Neighborhood
+
+CPU = torch.device("cpu")
+TINY = Case("tiny", (16,), Neighborhood.of(1, 5), 1, 8, dtype=torch.float16, passes=("forward", "forward+backward"))
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Three tiny problems instead of the list."""
+    cases = tuple(replace(TINY, name=f"tiny {i}", lengths=(16 + i,)) for i in range(3))
+    monkeypatch.setattr(paper, "problems", lambda rank, dtype: tuple(replace(c, dtype=dtype) for c in cases))
+    return cases
+
+
+def test_a_problem_is_measured_on_every_system():
+    line = measure_problem(TINY, False, CPU)
+    assert line["error"] is None
+    assert line["fused"] == "cpu"
+    assert set(line["systems"]) == {PLAIN, FUSED, "SDPA (self attention)"}
+    for result in line["systems"].values():
+        assert result["status"] == "ok"
+        assert set(result["eager"]) == {"forward", "forward+backward"}
+        assert min(result["eager"].values()) > 0
+    json.dumps(line)
+
+
+def test_on_a_gpu_the_papers_systems_are_there():
+    names = [s.name for s in systems(torch.device("cuda"), compiled=True)]
+    assert names[:3] == [NAIVE, GEMM, FUSED]
+    assert {"SDPA flash", "SDPA efficient", "SDPA cuDNN", "FlexAttention"} <= {n.split(" (")[0] for n in names}
+    assert len(systems(torch.device("cuda"))) == len(names) - 2
+
+
+def broken(attend) -> System:
+    return System("broken", "neighborhood", "heads-last", lambda problem: None, lambda problem: attend)
+
+
+@pytest.mark.parametrize(
+    ("attend", "status"),
+    [
+        (lambda q, k, v: q + k + v, "wrong"),
+        (lambda q, k, v: (q + k + v) * torch.nan, "wrong"),
+        (lambda q, k, v: q @ v, "failed"),
+    ],
+)
+def test_what_is_wrong_or_fails_is_not_timed_and_does_not_stop_the_others(monkeypatch, attend, status):
+    monkeypatch.setattr(paper, "systems", lambda device, compiled: [broken(attend), *systems(device)])
+    line = measure_problem(TINY, False, CPU)
+    assert line["systems"]["broken"]["status"] == status
+    assert line["systems"]["broken"]["reason"]
+    assert line["systems"]["broken"]["eager"] == {}
+    assert line["systems"][FUSED]["status"] == "ok"
+
+
+def test_a_run_goes_on_where_it_was_interrupted(few, tmp_path):
+    file = tmp_path / "results.jsonl"
+    sweep = Sweep(file, CPU, ranks=(1,), sample=2, command="a command")
+    assert run(sweep).measured == 2
+    assert [line["name"] for line in read(file)] == [c.name for c, _ in sweep.cases()]
+    text = file.read_text()
+    file.write_text(text + '{"kind": "problem", "name": "cut o')  # an interruption in the middle of a line
+    seen = []
+    outcome = run(replace(sweep, sample=3), lambda done, total, what: seen.append((done, total)))
+    assert (outcome.measured, outcome.present, outcome.complete) == (1, 2, True)
+    assert len(read(file)) == 3
+    assert file.read_text().startswith(text)
+    assert seen == [(2, 3), (3, 3)]
+    assert [h["command"] for h in headers(file)] == ["a command"] * 2
+    assert {"device", "cpu"} <= set(headers(file)[0]["machine"])
+    assert headers(file)[0]["limits"]["float16"]["bandwidth"] > 0
+
+
+def test_time_limit_of_a_run(few, tmp_path):
+    outcome = run(Sweep(tmp_path / "r.jsonl", CPU, ranks=(1,), seconds=0.0))
+    assert (outcome.measured, outcome.complete) == (0, False)
+
+
+def test_a_process_that_dies_or_hangs_is_recorded_and_replaced():
+    with paper._Worker(CPU, (torch.float16,)) as worker:
+        assert worker.measure(TINY, False, 60.0)["error"] is None
+        os.kill(worker.process.pid, signal.SIGKILL)
+        worker.process.join()
+        assert "died" in worker.measure(TINY, False, 60.0)["error"]
+        assert worker.measure(TINY, False, 1e-6)["error"].startswith("took longer")
+        line = worker.measure(replace(TINY, name="another"), False, 60.0)
+        assert (line["name"], line["error"]) == ("another", None)
+
+
+def test_problems_with_an_error_are_retried_only_when_asked(few, tmp_path):
+    file = tmp_path / "results.jsonl"
+    sweep = Sweep(file, CPU, ranks=(1,), sample=1)
+    case = sweep.cases()[0][0]
+    file.write_text(json.dumps({**paper._line(case, case.problem("cpu")), "error": "was broken"}) + "\n")
+    assert run(sweep).present == 1
+    assert run(replace(sweep, retry=True)).measured == 1
+    assert [line["error"] for line in read(file)] == [None]
+
+
+def test_dimensions_take_turns():
+    sweep = Sweep(tmp := __file__, CPU, sample=2, dtypes=(torch.float16, torch.float32), compiled=1)  # type: ignore[arg-type]
+    assert tmp
+    cases = sweep.cases()
+    assert [len(c.lengths) for c, _ in cases] == [1, 1, 2, 2, 3, 3] * 2
+    assert [compiled for _, compiled in cases] == [True] * 6 + [False] * 6
+    assert all(case in problems(len(case.lengths), case.dtype) for case, _ in cases)
+
+
+def test_the_command_runs_and_reports(few, tmp_path, capsys):
+    file, tables = tmp_path / "r.jsonl", tmp_path / "tables.md"
+    arguments = ["bench", "paper", "--results", str(file), "--rank", "1", "--device", "cpu", "--tables", str(tables)]
+    assert main([*arguments, "--sample", "1"]) == 0
+    assert "1 problems measured" in capsys.readouterr().out
+    assert "Table 1" in tables.read_text()
+    assert main([*arguments, "--report-only"]) == 0
+    assert main(["bench", "paper", "--results", str(file), "--dtype", "int8"]) == 2
+    assert "--dtype" in capsys.readouterr().err
