@@ -12,6 +12,7 @@ import time
 
 
 def main() -> None:
+    """Collect, deal out, wait, sum up."""
     shards, seconds = int(sys.argv[1]), float(sys.argv[2])
     wanted = ["-k", sys.argv[3]] if len(sys.argv) > 3 else []
     base = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "--tb=line"]

@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -32,10 +31,11 @@ PROBLEMS = {  # name: (batch, lengths, heads, head_dim, neighborhood's arguments
     "dense-64": (4, (128, 128), 8, 64, {"kernel_size": 128}),
     "ltx": (1, (33, 128, 224), 2, 64, {"kernel_size": (3, 7, 7)}),
 }
-SAMPLES = 48
+SAMPLES = 16
 
 
 def main() -> None:
+    """Run every problem in a child process; print and keep what they report."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--child", action="store_true")
     parser.add_argument("--backward", action="store_true")
@@ -66,13 +66,19 @@ def main() -> None:
 
 
 def child(options: argparse.Namespace) -> None:
+    """Check and time the problems of one process."""
+    for name in options.problems:
+        run(name, options)
+
+
+def run(name: str, options: argparse.Namespace) -> None:
+    """Check and time one problem."""
     import torch
 
     from vicinal.backends.hopper import BACKEND
     from vicinal.geometry.neighborhood import Neighborhood
     from vicinal.problem import Inputs, Problem
 
-    (name,) = options.problems
     batch, lengths, heads, head_dim, arguments = PROBLEMS[name]
     torch.manual_seed(0)
     shape = (batch, *lengths, heads, head_dim)
@@ -89,7 +95,6 @@ def child(options: argparse.Namespace) -> None:
     direction = "backward" if options.backward else "forward"
     configs = list(BACKEND.configs(problem, direction)[: options.top])
     if not options.backward:
-        configs += [replace(configs[0], variant=configs[0].variant[0] + suffix) for suffix in ("", "p", "t", "pt")]
         configs = list(dict.fromkeys(configs))
     configs += extra(options.extra, len(lengths))
     grad = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
@@ -120,13 +125,15 @@ def child(options: argparse.Namespace) -> None:
         if "ms" in row:
             tile = f"{config.query_tile}/{config.key_tile}/{config.variant}/{config.stages}".replace(" ", "")
             print(
-                f"  {name:10s} {tile:34s} {row['ms']:8.3f} ms  eager {row['eager_ms']:8.3f}  host {row['host_us']:5.0f} us"
+                f"  {name:10s} {tile:34s} {row['ms']:8.3f} ms  eager {row['eager_ms']:8.3f}  host"
+                f" {row['host_us']:5.0f} us"
                 f"  eff {100 * row['efficiency']:5.1f}%  err {row['error']:.1e}  cudnn {dense:.2f}",
                 flush=True,
             )
 
 
 def extra(text: str, rank: int) -> list:
+    """The tilings named on the command line that have this rank."""
     from vicinal.tuning.config import TileConfig
 
     configs = []
@@ -142,6 +149,7 @@ def extra(text: str, rank: int) -> list:
 
 
 def axis_keys(axis, length: int, i: int) -> list[int]:
+    """The keys of query `i`, by the oracle's definition."""
     from vicinal.reference import neighbors
 
     return neighbors(axis, length, i)
@@ -239,6 +247,7 @@ def graph_time(call) -> float:
 
 
 def eager_time(call) -> float:
+    """Time of one eager call on the device's clock, ms."""
     call()
     return _median(call)
 

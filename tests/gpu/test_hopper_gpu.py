@@ -1,4 +1,4 @@
-"""The `hopper` backend on a Hopper GPU, against the float64 oracle and the error that SDPA makes on the same problem."""
+"""The `hopper` backend on a Hopper GPU, against the float64 oracle and the error that SDPA makes on each problem."""
 
 from __future__ import annotations
 
@@ -214,16 +214,23 @@ def test_forward_per_head():
     check_forward(case, [Neighborhood.of(2, k, min(k, 2), 1, k == 9) for k in windows])
 
 
-@pytest.mark.parametrize("suffix", ["p", "t", "pt"])
-def test_forward_variants(suffix):
-    from dataclasses import replace
-
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(
+    "tiling",
+    [((8, 8), (8, 16), "1"), ((8, 8), (8, 16), "2p"), ((8, 8), (8, 8), "1c"), ((4, 16), (4, 16), "2cp"),
+     ((4, 16), (2, 32), "1c")],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("window", [(9, 20), (37, 14)], ids=str)
+def test_forward_variants(window, tiling, head_dim):
+    """Persistent programs and key tiles of two chunks, with more tiles than a wave and ragged edges."""
     from vicinal.backends.hopper import BACKEND
+    from vicinal.tuning.config import TileConfig
 
-    problem, own, inputs = make((2, (90, 100), 8, 8, 64, 64, BF16, {"kernel_size": 9}))
+    arguments = {"kernel_size": window, "is_causal": (False, window[1] == 14)}
+    problem, own, inputs = make((2, (70, 75), 4, 4, head_dim, head_dim, BF16, arguments))
     want, want_lse = reference(inputs, own, problem.scale)
-    config = BACKEND.configs(problem, "forward")[0]
-    out, lse = BACKEND.forward(problem, replace(config, variant=config.variant[0] + suffix), inputs)
+    out, lse = BACKEND.forward(problem, TileConfig(tiling[0], tiling[1], 12, 2, tiling[2]), inputs)
     assert error(out, want) < 5e-3
     torch.testing.assert_close(lse.double(), want_lse, atol=2e-3, rtol=1e-3)
 

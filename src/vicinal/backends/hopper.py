@@ -135,20 +135,22 @@ def forward_launcher(
     extent = [size * (WARPGROUPS if a == split else 1) for a, size in enumerate(t)]
     tiles = [-(-length // size) for length, size in zip(launch.lengths, extent)]
     items = prod(tiles) * problem.heads * launch.groups * launch.outer
-    keys = prod(n)
+    paired = "c" in config.variant
+    keys = prod(n) * (2 if paired else 1)
+    wide = min(d, 64) if paired else piece(d)  # a chunk is loaded in columns of 128 bytes
     own_output = forward_shared(keys, d, dv, config.stages, True) <= SHARED_MEMORY
     scalars = (
         *axis_arguments(problem, launch), *tiles, problem.heads, problem.group_size, launch.groups, items,
         q.group_columns, k.group_columns, v.group_columns, o.group_columns,
         *lse.strides[1:4], lse.strides[0], lse.group_columns, problem.scale * LOG2E,
     )  # fmt: skip
-    constants = (d, dv, *t, *n, split, config.stages, problem.rank, *flags(problem), own_output, "t" in config.variant)
+    constants = (d, dv, *t, *n, split, config.stages, problem.rank, *flags(problem), own_output, paired)
     return Launcher(
         forward,
         (
             Tile(q, (1, *t, piece(d))),
-            Tile(k, (1, *n, piece(d))),
-            Tile(v, (1, *n, piece(dv))),
+            Tile(k, (1, *n, wide)),
+            Tile(v, (1, *n, wide if paired else piece(dv))),
             Tile(o, (1, *t, piece(dv))),
             None,
             None,

@@ -56,4 +56,5 @@ def head_table(problem: Problem) -> Tensor | None:
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides, in elements, of a contiguous tensor."""
     return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from vicinal.backends.hopper_layout import Descriptor
 
+KNOWN_ADDRESSES = 64  # descriptors kept per argument: the caching allocator hands out the same addresses again
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -54,21 +56,25 @@ class Launcher:
         self.grid = (*grid, 1, 1)[:3]
         self.options = options
         self.run: Any = None
-        self.templates: list[tuple[type, dict[str, Any]] | None] = []
+        self.templates: list[tuple[dict[int, Any], type, dict[str, Any]] | None] = []
 
     def __call__(self, *tensors: Tensor) -> None:
         if self.run is None:
             self.run = self.compile(*tensors)[self.grid]
         arguments: list[Any] = []
         for tensor, offset, template in zip(tensors, self.offsets, self.templates):
-            base = tensor if offset == 0 else torch.as_strided(tensor, (1,), (1,), tensor.storage_offset() + offset)
-            if template is not None:
-                kind, fields = template
-                descriptor = object.__new__(kind)  # checked when the template was made
-                descriptor.__dict__.update(fields)
-                descriptor.base = base
-                base = descriptor
-            arguments.append(base)
+            if template is None:
+                arguments.append(tensor if offset == 0 else _from(tensor, offset))
+                continue
+            address = tensor.data_ptr() + tensor.element_size() * offset if offset else tensor.data_ptr()
+            known, kind, fields = template
+            descriptor = known.get(address)
+            if descriptor is None:
+                if len(known) == KNOWN_ADDRESSES:
+                    known.clear()
+                descriptor = known[address] = object.__new__(kind)  # checked when the template was made
+                descriptor.__dict__.update(fields, base=_Address(address))
+            arguments.append(descriptor)
         self.run(*arguments, *self.rest)
 
     def compile(self, *tensors: Tensor) -> Any:
@@ -81,17 +87,30 @@ class Launcher:
                 arguments.append(tensor)
             else:
                 descriptor = tensor_descriptor(tensor, tile)
-                self.templates.append((type(descriptor), dict(descriptor.__dict__)))
+                fields = {name: value for name, value in descriptor.__dict__.items() if name != "base"}
+                self.templates.append(({}, type(descriptor), fields))
                 arguments.append(descriptor)
         return self.kernel.warmup(*arguments, *self.rest, grid=self.grid, **self.options)
 
 
+class _Address:
+    """What a descriptor needs of a tensor: without holding its memory."""
+
+    __slots__ = ("address",)
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+def _from(tensor: Tensor, offset: int) -> Tensor:
+    return torch.as_strided(tensor, (1,), (1,), tensor.storage_offset() + offset)
+
+
 def tensor_descriptor(tensor: Tensor, tile: Tile) -> Any:
     """Triton's host-side descriptor of `tensor` as `tile` says."""
-    from triton.experimental.gluon import language as gl
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+    from vicinal.kernels.gluon import compat
 
-    dtype = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}[tensor.dtype]
-    layout = gl.NVMMASharedLayout.get_default_for(list(tile.block), dtype)
-    shape, strides = list(tile.description.shape), list(tile.description.strides)
-    return TensorDescriptor(tensor, shape, strides, list(tile.block), layout)
+    return compat.tensor_descriptor(tensor, tile.description.shape, tile.description.strides, tile.block)

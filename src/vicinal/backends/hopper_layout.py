@@ -11,10 +11,12 @@ fewer than three. A dilation group of an axis is every `d`-th token: lengths div
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 from torch import Tensor
 
+from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.tiles import groups
 from vicinal.problem import Problem
 
@@ -65,22 +67,26 @@ def launches(problem: Problem) -> list[Launch]:
         else [(g.offset, g.length) for g in groups(_axis(problem, a), lengths[a])]
         for a in range(RANK)
     ]
-    batches = [0] if outer_axis == -1 else range(problem.batch)
+    batches = range(1 if outer_axis == -1 else problem.batch)
     outer = problem.batch if outer_axis == -1 else dilation[outer_axis]
     return [
         Launch((x0[1], x1[1], x2[1]), outer, outer_axis, dilation[2] if folds[2] else 1, b, (x0[0], x1[0], x2[0]))
-        for b, x0, x1, x2 in product(batches, *per_axis)
+        for b in batches
+        for x0, x1, x2 in product(*per_axis)
     ]
 
 
 def describable(tensor: Tensor) -> Tensor:
     """`tensor`, or a contiguous copy where its strides or its address do not suit a descriptor."""
-    columns = tensor.shape[-1]
-    packed = tensor.stride(-1) == 1 and (tensor.stride(-2) == columns or tensor.shape[-2] == 1)
-    aligned = all(s % ALIGNMENT == 0 and s > 0 for s, n in zip(tensor.stride()[:-2], tensor.shape) if n > 1)
-    if packed and aligned and tensor.data_ptr() % 16 == 0:
+    if _suits(tensor.shape, tensor.stride()) and tensor.data_ptr() % 16 == 0:
         return tensor
     return tensor.contiguous()
+
+
+@lru_cache(maxsize=1024)
+def _suits(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    packed = strides[-1] == 1 and (strides[-2] == shape[-1] or shape[-2] == 1)
+    return packed and all(s % ALIGNMENT == 0 and s > 0 for s, n in zip(strides[:-2], shape) if n > 1)
 
 
 @dataclass(frozen=True)
@@ -120,8 +126,6 @@ def describe(problem: Problem, launch: Launch, shape: tuple[int, ...], strides: 
     )
 
 
-def _axis(problem: Problem, a: int):  # type: ignore[no-untyped-def]
-    from vicinal.geometry.neighborhood import Axis
-
+def _axis(problem: Problem, a: int) -> Axis:
     missing = RANK - problem.rank
     return Axis(1) if a < missing else problem.neighborhoods[0].axes[a - missing]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from math import prod
 
 from vicinal.backends.hopper_layout import three
 from vicinal.geometry.neighborhood import Axis
@@ -18,6 +20,10 @@ ROWS = 64  # queries of a warpgroup: the M of a wgmma
 WARPGROUPS = 2
 MASK_COST = 0.12  # of a masked tile, in unmasked ones
 STAGES = (2, 3, 4)
+CHUNK = 64  # keys of a chunk: half a key tile
+CHUNKS_LOST = 1.0  # per warpgroup's query tile, by rounding up to pairs
+CHUNK_COST = 1.03  # of a tile of two chunks, in tiles of one
+PERSISTENT_TILES = 32  # key tiles per query tile, up to which persistent programs were seen to win
 BACKWARD_STAGES = 3
 KEPT = 8  # configs listed
 
@@ -37,26 +43,33 @@ def forward_shared(keys: int, head_dim: int, value_dim: int, stages: int, own_ou
 def forward_configs(problem: Problem) -> list[TileConfig]:
     """Tilings of the forward, best guess first.
 
-    `variant` is the axis along which warpgroups split ("0" to "2"), then "p" for persistent programs and "t" for
-    warpgroups that take turns.
+    `variant` is the axis along which warpgroups split ("0" to "2"), then "c" for key tiles of two chunks, each of the
+    config's `key_tile`, and "p" for persistent programs.
     """
     d, dv = problem.head_dim, problem.value_dim
     keys = 128 if max(d, dv) <= 128 else 64
     stages = max(n for n in STAGES if n == 2 or forward_shared(keys, d, dv, n, True) <= SHARED_MEMORY)
+    chunks = (False, True) if d == dv == piece(d) and keys == 2 * CHUNK else (False,)
     ranked = sorted(
-        (_cost(problem, q, k, split, stages), q, k, split)
+        (_cost(problem, _Walk(q, k, split, stages, chunked)), q, k, split, chunked)
+        for chunked in chunks
         for q in boxes_of(ROWS, problem.rank)
-        for k in boxes_of(keys, problem.rank)
+        for k in boxes_of(CHUNK if chunked else keys, problem.rank)
         for split in range(3 - problem.rank, 3)
     )
     skip = 3 - problem.rank
-    return [TileConfig(q[skip:], k[skip:], 12, stages, str(split)) for _, q, k, split in ranked[:KEPT]]
+    configs = []
+    for cost, q, k, split, chunked in ranked[:KEPT]:
+        tiles_each = cost / (ROWS * keys) / _warpgroup_tiles(problem, q, split)
+        variant = f"{split}{'c' * chunked}{'p' * (tiles_each <= PERSISTENT_TILES)}"
+        configs.append(TileConfig(q[skip:], k[skip:], 12, stages, variant))
+    return configs
 
 
 def backward_configs(problem: Problem) -> list[TileConfig]:
     """Tilings of the backward, best guess first: tiles of 64 queries and of 64 keys, in both of its passes."""
     ranked = sorted(
-        (_cost(problem, q, k, split, BACKWARD_STAGES), q, k, split)
+        (_cost(problem, _Walk(q, k, split, BACKWARD_STAGES)), q, k, split)
         for q in boxes_of(ROWS, problem.rank)
         if q[2] >= 4  # TMA moves at least 16 bytes of the log-sum-exp along the last axis
         for k in boxes_of(ROWS, problem.rank)
@@ -77,39 +90,74 @@ def boxes_of(tokens: int, rank: int) -> Iterator[tuple[int, int, int]]:
             yield three((*x, rest), 1)
 
 
-def _cost(problem: Problem, query_tile: tuple[int, ...], key_tile: tuple[int, ...], split: int, stages: int) -> float:
-    """Scores computed by the heads' average, plus what masking them costs, in scores."""
+@dataclass(frozen=True)
+class _Walk:
+    """How pairs of warpgroups walk: their query tiles, side by side along `split`, and the key tiles (or chunks)."""
+
+    query_tile: tuple[int, int, int]
+    key_tile: tuple[int, int, int]
+    split: int
+    stages: int
+    chunked: bool = False
+
+
+def _cost(problem: Problem, walk: _Walk) -> float:
+    """Scores computed, all heads of one neighborhood each, plus what masking them costs, in scores."""
     total = 0.0
     lengths = three(problem.lengths, 1)
-    skip = 3 - problem.rank
     for neighborhood in set(problem.neighborhoods):
-        axes = (Axis(1),) * skip + neighborhood.axes
+        axes = (Axis(1),) * (3 - problem.rank) + neighborhood.axes
         walked = full = 1
         for a in range(3):
-            n, f = _axis_tiles(axes[a], lengths[a], query_tile[a], key_tile[a], WARPGROUPS if a == split else 1, stages)
+            passes = 0 if a != walk.split else CHUNK if walk.chunked else walk.stages - 1
+            n, f = _axis_tiles(axes[a], lengths[a], walk.query_tile[a], walk.key_tile[a], a == walk.split, passes)
             walked *= n
             full *= f
         total += walked + MASK_COST * (walked - full)
-    return total * ROWS * key_tile[0] * key_tile[1] * key_tile[2]
+    total /= len(set(problem.neighborhoods))
+    if walk.chunked:  # each of a warpgroup's two lists of chunks is rounded up to pairs
+        total = CHUNK_COST * (total + CHUNKS_LOST * _warpgroup_tiles(problem, walk.query_tile, walk.split))
+    return total * ROWS * prod(walk.key_tile)
+
+
+def _warpgroup_tiles(problem: Problem, query_tile: tuple[int, int, int], split: int) -> int:
+    """Query tiles of all dilation groups of one head, in pairs along `split`."""
+    lengths = three(problem.lengths, 1)
+    axes = (Axis(1),) * (3 - problem.rank) + problem.neighborhoods[0].axes
+    count = WARPGROUPS
+    for a in range(3):
+        extent = query_tile[a] * (WARPGROUPS if a == split else 1)
+        count *= sum(-(-g.length // extent) for g in groups(axes[a], lengths[a]))
+    return count
 
 
 @lru_cache(maxsize=65536)
-def _axis_tiles(
-    axis: Axis, length: int, query_tile: int, key_tile: int, warpgroups: int, stages: int
-) -> tuple[int, int]:
-    """Over an axis: (query tile, key tile) pairs that warpgroups walk, and those of them that need no mask."""
+def _axis_tiles(axis: Axis, length: int, query_tile: int, key_tile: int, split: bool, passes: int) -> tuple[int, int]:
+    """Along an axis: (query tile, key tile) pairs that are walked, and those of them that need no mask.
+
+    With `split`, both query tiles of a pair of warpgroups are counted. `passes` is how many key tiles in a row a
+    warpgroup may pass over; `CHUNK` stands for as many as the other one passes over too.
+    """
     walked = full = 0
+    warpgroups = WARPGROUPS if split else 1
     lengths = [g.length for g in groups(axis, length)]
     for n in set(lengths):
         for start, stop in tiles(n, query_tile * warpgroups):
             first, last = key_interval(axis, n, (start, stop))
             line = -(-(last - first) // key_tile)
-            for w in range(warpgroups):
-                mine = (min(start + w * query_tile, n - 1), max(min(start + (w + 1) * query_tile, n), start + 1))
-                mine = (mine[0], max(mine[1], mine[0] + 1))
-                low, high = key_interval(axis, n, mine)
-                skipped = line - -(-(high - first) // key_tile) if w == 0 else (low - first) // key_tile
+            own = [
+                (min(start + w * query_tile, n - 1), min(start + (w + 1) * query_tile, n)) for w in range(warpgroups)
+            ]
+            own = [(x, max(y, x + 1)) for x, y in own]
+            skipped = [0]
+            if split:
+                skipped = [
+                    line - -(-(key_interval(axis, n, own[0])[1] - first) // key_tile),
+                    (key_interval(axis, n, own[1])[0] - first) // key_tile,
+                ]
+                skipped = [min(skipped)] * 2 if passes == CHUNK else [min(x, passes) for x in skipped]
+            for mine, passed in zip(own, skipped):
                 low, high = common_interval(axis, n, mine)
-                walked += lengths.count(n) * (line - min(skipped, stages - 1 if warpgroups > 1 else 0))
+                walked += lengths.count(n) * (line - passed)
                 full += lengths.count(n) * max((high - first) // key_tile - -(-(low - first) // key_tile), 0)
     return walked, full

@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "0"
@@ -21,11 +20,13 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
+from triton.backends.nvidia.compiler import get_ptxas
 
 from vicinal.backends import hopper, hopper_backward
 from vicinal.backends.hopper_layout import launches
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
+from vicinal.tuning.config import TileConfig
 
 
 class CompileOnlyDriver(DriverBase):
@@ -79,10 +80,9 @@ def problem_of(case: str) -> Problem:
     return Problem.of(Inputs(query, key, value), [neighborhood], head_dim**-0.5)
 
 
-def compile_forward(case: str):
+def compile_forward(case: str, config: TileConfig | None = None):
     problem = problem_of(case)
-    config = hopper.forward_configs(problem)[0]
-    config = replace(config, variant=config.variant[0] + os.environ.get("VARIANT", config.variant[1:]))
+    config = config or hopper.forward_configs(problem)[0]
     (launch,) = launches(problem)
     x = (problem.batch, *problem.lengths)
     query = torch.zeros(*x, problem.heads, problem.head_dim, dtype=problem.dtype)
@@ -119,9 +119,8 @@ def report(case: str, kernel) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
-        ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
         log = subprocess.run(
-            [ptxas, "-v", "-arch=sm_90a", source, "-o", Path(folder) / "kernel.cubin"],
+            [get_ptxas(90).path, "-v", "-arch=sm_90a", source, "-o", Path(folder) / "kernel.cubin"],
             capture_output=True, text=True, check=True,
         ).stderr  # fmt: skip
 
@@ -132,7 +131,7 @@ def report(case: str, kernel) -> dict:
         "case": case,
         "shared": kernel.metadata.shared,
         "wgmma": ptx.count("wgmma.mma_async"),
-        "tma_loads": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared::cluster", ptx)),
+        "tma_loads": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
         "tma_stores": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),
         "setmaxnreg": ptx.count("setmaxnreg"),
         "registers": number(r"Used (\d+) registers"),
@@ -146,7 +145,10 @@ if __name__ == "__main__":
     triton.runtime.driver.set_active(CompileOnlyDriver())
     for name in sys.argv[1:]:
         direction, case = name.split(":")
-        kernel = compile_forward(case) if direction == "forward" else compile_backward(case, direction)
+        if direction == "paired":
+            kernel = compile_forward(case, TileConfig((8, 8), (8, 8), 12, 2, "1c"))
+        else:
+            kernel = compile_forward(case) if direction == "forward" else compile_backward(case, direction)
         if os.environ.get("PTX_TO"):
             Path(os.environ["PTX_TO"], f"{direction}-{case}.ptx").write_text(kernel.asm["ptx"])
         print(json.dumps(report(name, kernel)), flush=True)

@@ -1,16 +1,19 @@
 """Backward pass for Hopper in two deterministic passes, after one that prepares: dK and dV, then dQ.
 
-`prepare` writes, per query head, the log-sum-exp in base 2 and `delta = sum(output * grad_output) - grad_lse`, both laid
-out `[rows, X0, X1, X2]` so that TMA can move tiles of them; a row is an (outer index, group, head).
+`prepare` writes, per query head, the log-sum-exp in base 2 and `delta = sum(output * grad_output) - grad_lse`,
+both laid out `[rows, X0, X1, X2]` so that TMA can move tiles of them; a row is an (outer index, group, head).
 
 `backward_keys`: two consumer warpgroups of 64 keys each; a producer walks the box of queries that attend to them
-(the inverse window rule), through rings of Q, dO, log-sum-exp and delta. Scores are transposed, so that P^T and dS^T are
-already the register operands of dV += P^T dO and dK += dS^T Q. Query heads that share a key head are summed in registers.
+(the inverse window rule), through rings of Q, dO, log-sum-exp and delta. Scores are transposed, so that P^T and dS^T
+are already the register operands of dV += P^T dO and dK += dS^T Q. Query heads that share a key head are summed in
+registers.
 `backward_queries`: two consumer warpgroups of 64 queries; the forward's walk, with dQ += dS K.
 
 Nothing is added in memory, so the same inputs give the same bits. Seven matrix products per score instead of five.
 Source: FlashAttention-2 (arXiv 2307.08691, algorithm 2) for the mathematics; the schedule is this project's.
 """
+
+# ruff: noqa: B007, RUF005, RUF059 (Gluon compiles this: it takes no starred lists, and tuples come whole)
 
 from vicinal.kernels.gluon.compat import (
     fence_async_shared,
@@ -36,7 +39,8 @@ def prepare(
     DV: gl.constexpr, WIDTH: gl.constexpr, BT: gl.constexpr, HAS_GRAD_LSE: gl.constexpr,
 ):  # fmt: skip
     """One program per `BT` tokens of a row. `o*` are the strides of both outputs, `l*` of both log-sum-exps, `r*` of
-    both results, in elements; a head is DV, 1 and `r_row` elements further on. `WIDTH` is DV rounded up to a power of two."""
+    both results, in elements; a head is DV, 1 and `r_row` elements further on. `WIDTH` is DV rounded up to a power of
+    two."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // (WIDTH // 8), WIDTH // 8], [4, 1], [1, 0])
     row = gl.program_id(1)
     head = row % heads
@@ -78,9 +82,7 @@ def backward_keys(
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
 ):  # fmt: skip
-    """dK and dV of one pair of key tiles `[T0, T1, T2]`, over query tiles `[N0, N1, N2]`; `scale` is the natural one."""
-    BM: gl.constexpr = T0 * T1 * T2
-    BN: gl.constexpr = N0 * N1 * N2
+    """dK and dV of one pair of key tiles `[T0, T1, T2]`, over query tiles `[N0, N1, N2]`; `scale` is natural."""
     axes = (L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2)
     tiles = (n0, n1, n2)
     columns = (q_column, do_column, k_column, v_column, dk_column, dv_column)

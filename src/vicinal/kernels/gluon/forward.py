@@ -7,26 +7,32 @@ warpgroup passes over the tiles that only the other one needs (at most `STAGES -
 axis of the walk, so that while one passes over the end of a line the other passes over the start of the next.
 
 A warpgroup issues QK of its next tile, then PV of its last one, then does the softmax of the next while PV runs.
-With `TURNS` the two take turns to issue, so that one's softmax runs under the other's products ("ping-pong").
 Only tiles that are not wholly inside every window of the warpgroup are masked: one scalar test per tile.
 Source of the schedule: FlashAttention-3 (arXiv 2407.08608, section 3); of the walk: this project's design.
 
+With `PAIRED`, a key tile is two chunks `[N0, N1, N2]` of 64 keys that need not touch: the walk is over chunks, so that
+its waste is a chunk's. The chunks that one warpgroup needs alone come first, a tile of the one and a tile of the other
+in turn, then those that both need.
+
 Head dims that are no power of two are `DP` columns wide pieces: a descriptor, a buffer and a wgmma each.
 """
+
+# ruff: noqa: B007, RUF005, RUF059 (Gluon compiles this: it takes no starred lists, and tuples come whole)
 
 from vicinal.kernels.gluon.compat import (
     fence_async_shared,
     gl,
     gluon,
     mbarrier,
+    reinterpret,
     tma_load,
     tma_store,
     tma_store_wait,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from vicinal.kernels.gluon.softmax import inside_all, neighbors
-from vicinal.kernels.gluon.walk import head_axes, in_order, locate, own_line, rows_of, union
+from vicinal.kernels.gluon.softmax import inside_all, neighbors, paired_neighbors
+from vicinal.kernels.gluon.walk import head_axes, in_order, locate, next_chunk, own_line, paired_counts, rows_of, union
 
 LN2 = gl.constexpr(0.6931471805599453)
 
@@ -40,7 +46,7 @@ def forward(
     D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
-    OWN_OUTPUT: gl.constexpr, TURNS: gl.constexpr,
+    OWN_OUTPUT: gl.constexpr, PAIRED: gl.constexpr,
 ):  # fmt: skip
     """Output and log-sum-exp of work items `program, program + programs, ...` below `items`.
 
@@ -52,10 +58,15 @@ def forward(
     columns = (q_column, k_column, v_column, o_column)
     lse_strides = (e_outer, e_group, e0, e1, e2)
     QP: gl.constexpr = D // q_desc.block_shape[4]  # pieces of a query or key tile
-    VP: gl.constexpr = DV // v_desc.block_shape[4]
+    VP: gl.constexpr = DV // o_desc.block_shape[4]
     q_s = gl.allocate_shared_memory(q_desc.dtype, [2 * QP] + q_desc.block_shape, q_desc.layout)
-    k_s = gl.allocate_shared_memory(k_desc.dtype, [STAGES * QP] + k_desc.block_shape, k_desc.layout)
-    v_s = gl.allocate_shared_memory(v_desc.dtype, [STAGES * VP] + v_desc.block_shape, v_desc.layout)
+    if PAIRED:
+        whole: gl.constexpr = gl.NVMMASharedLayout.get_default_for([2 * N0 * N1 * N2, D], k_desc.dtype)
+        k_s = gl.allocate_shared_memory(k_desc.dtype, [STAGES, 2 * N0 * N1 * N2, D], whole)
+        v_s = gl.allocate_shared_memory(v_desc.dtype, [STAGES, 2 * N0 * N1 * N2, D], whole)
+    else:
+        k_s = gl.allocate_shared_memory(k_desc.dtype, [STAGES * QP] + k_desc.block_shape, k_desc.layout)
+        v_s = gl.allocate_shared_memory(v_desc.dtype, [STAGES * VP] + v_desc.block_shape, v_desc.layout)
     if OWN_OUTPUT:
         o_s = gl.allocate_shared_memory(o_desc.dtype, [2 * VP] + o_desc.block_shape, o_desc.layout)
     else:
@@ -66,9 +77,7 @@ def forward(
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for w in gl.static_range(2):
-        mbarrier.init(turns.index(w), count=1)
         mbarrier.init(q_ready.index(w), count=1)
         mbarrier.init(q_empty.index(w), count=1)
     for i in gl.static_range(STAGES):
@@ -76,20 +85,18 @@ def forward(
         mbarrier.init(k_empty.index(i), count=2)
         mbarrier.init(v_ready.index(i), count=1)
         mbarrier.init(v_empty.index(i), count=2)
-    if TURNS:
-        mbarrier.arrive(turns.index(0), count=1)
     fence_async_shared()
-    bars = (q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turns)
+    bars = (q_ready, q_empty, k_ready, k_empty, v_ready, v_empty)
     work = (items, heads, group, groups)
     gl.warp_specialize([
         (_consumer, (o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
             D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, OWN_OUTPUT,
-            TURNS, gl.constexpr(0))),
+            PAIRED, gl.constexpr(0))),
         (_consumer, (o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
             D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, OWN_OUTPUT,
-            TURNS, gl.constexpr(1))),
+            PAIRED, gl.constexpr(1))),
         (_producer, (q_desc, k_desc, v_desc, q_s, k_s, v_s, bars, table, axes, tiles, work, columns,
-            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, STRIDED, MODED, PER_HEAD)),
+            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, STRIDED, MODED, PER_HEAD, PAIRED)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 
@@ -98,9 +105,9 @@ def _producer(
     q_desc, k_desc, v_desc, q_s, k_s, v_s, bars, table, axes, tiles, work, columns,
     D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
-    STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
+    STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, PAIRED: gl.constexpr,
 ):  # fmt: skip
-    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turns = bars
+    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = bars
     items, heads, group, groups = work
     OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
     INNER: gl.constexpr = 1 if SPLIT == 2 else 2
@@ -127,23 +134,57 @@ def _producer(
                 tma_load(q_desc, [outer, y0, y1, y2, q_first + j * QD], q_ready.index(i), q_s.index(i * QP + j))
         k_first = columns[1] * g + (head // group) * D
         v_first = columns[2] * g + (head // group) * DV
-        for a in range(sa, ea, N[OUTER]):
-            for b in range(sb, eb, N[INNER]):
-                for w in range(sw, ew, N[SPLIT]):
-                    c = in_order(a, b, w, SPLIT)
-                    slot = t % STAGES
-                    phase = ((t // STAGES) & 1) ^ 1
-                    mbarrier.wait(k_empty.index(slot), phase)
-                    mbarrier.expect(k_ready.index(slot), k_desc.block_type.nbytes * QP)
-                    for j in gl.static_range(QP):
-                        tma_load(k_desc, [outer, c[0], c[1], c[2], k_first + j * QD],
-                                 k_ready.index(slot), k_s.index(slot * QP + j))  # fmt: skip
-                    mbarrier.wait(v_empty.index(slot), phase)
-                    mbarrier.expect(v_ready.index(slot), v_desc.block_type.nbytes * VP)
-                    for j in gl.static_range(VP):
-                        tma_load(v_desc, [outer, c[0], c[1], c[2], v_first + j * VD],
-                                 v_ready.index(slot), v_s.index(slot * VP + j))  # fmt: skip
-                    t += 1
+        if PAIRED:
+            x = (x0, x1, x2)[SPLIT]
+            line, alone, turns, common = paired_counts(x, sa, ea, sb, eb, sw, ew, T, N, own, SPLIT, STRIDED, MODED)
+            a = sa
+            b = sb
+            w = sw
+            first = sw
+            stop = sw + alone * N[SPLIT]
+            for i in range(2 * turns + common):
+                if i == 2 * turns:  # from here on, both warpgroups
+                    a = sa
+                    b = sb
+                    first = sw + alone * N[SPLIT]
+                    stop = sw + (line - alone) * N[SPLIT]
+                    w = first
+                its_end = (i >= 2 * turns) | (i % 2 == 1)
+                shift = gl.where((i < 2 * turns) & (i % 2 == 1), (line - alone) * N[SPLIT], 0)
+                a1, b1, w1 = next_chunk(a, b, w, sb, eb, first, stop, N[OUTER], N[INNER], N[SPLIT])
+                c = in_order(a, b, w + shift, SPLIT)
+                d = in_order(a1, b1, w1 + shift, SPLIT)
+                slot = t % STAGES
+                phase = ((t // STAGES) & 1) ^ 1
+                mbarrier.wait(k_empty.index(slot), phase)
+                mbarrier.expect(k_ready.index(slot), k_desc.block_type.nbytes * (2 * D // k_desc.block_shape[4]))
+                _load_pair(k_desc, outer, c, d, k_first, k_ready.index(slot), k_s, slot, STAGES, D)
+                mbarrier.wait(v_empty.index(slot), phase)
+                mbarrier.expect(v_ready.index(slot), v_desc.block_type.nbytes * (2 * D // v_desc.block_shape[4]))
+                _load_pair(v_desc, outer, c, d, v_first, v_ready.index(slot), v_s, slot, STAGES, D)
+                t += 1
+                a2, b2, w2 = next_chunk(a1, b1, w1, sb, eb, first, stop, N[OUTER], N[INNER], N[SPLIT])
+                a = gl.where(its_end, a2, a)
+                b = gl.where(its_end, b2, b)
+                w = gl.where(its_end, w2, w)
+        else:
+            for a in range(sa, ea, N[OUTER]):
+                for b in range(sb, eb, N[INNER]):
+                    for w in range(sw, ew, N[SPLIT]):
+                        c = in_order(a, b, w, SPLIT)
+                        slot = t % STAGES
+                        phase = ((t // STAGES) & 1) ^ 1
+                        mbarrier.wait(k_empty.index(slot), phase)
+                        mbarrier.expect(k_ready.index(slot), k_desc.block_type.nbytes * QP)
+                        for j in gl.static_range(QP):
+                            tma_load(k_desc, [outer, c[0], c[1], c[2], k_first + j * QD],
+                                     k_ready.index(slot), k_s.index(slot * QP + j))  # fmt: skip
+                        mbarrier.wait(v_empty.index(slot), phase)
+                        mbarrier.expect(v_ready.index(slot), v_desc.block_type.nbytes * VP)
+                        for j in gl.static_range(VP):
+                            tma_load(v_desc, [outer, c[0], c[1], c[2], v_first + j * VD],
+                                     v_ready.index(slot), v_s.index(slot * VP + j))  # fmt: skip
+                        t += 1
         done += 1
 
 
@@ -153,16 +194,16 @@ def _consumer(
     D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
-    OWN_OUTPUT: gl.constexpr, TURNS: gl.constexpr, W: gl.constexpr,
+    OWN_OUTPUT: gl.constexpr, PAIRED: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
-    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turns = bars
+    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = bars
     items, heads, group, groups = work
     OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
     INNER: gl.constexpr = 1 if SPLIT == 2 else 2
     T: gl.constexpr = (T0, T1, T2)
     N: gl.constexpr = (N0, N1, N2)
     BM: gl.constexpr = T0 * T1 * T2
-    BN: gl.constexpr = N0 * N1 * N2
+    BN: gl.constexpr = N0 * N1 * N2 * (2 if PAIRED else 1)
     VD: gl.constexpr = o_desc.block_shape[4]
     VP: gl.constexpr = DV // VD
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
@@ -172,7 +213,6 @@ def _consumer(
     zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
 
     t = 0  # tiles that the ring has seen
-    turn = 0
     done = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         outer, g, head, tile = locate(item, tiles, heads, groups)
@@ -182,12 +222,25 @@ def _consumer(
         r1 = x1 + (W * T1 if SPLIT == 1 else 0)
         r2 = x2 + (W * T2 if SPLIT == 2 else 0)
         y, starts, widths, low, high = rows_of((r0, r1, r2), own, T, False, STRIDED, MODED, row_layout)
-        # of the walk's lines along SPLIT, the part [fw, lw) that this warpgroup needs
-        line, skip, before = own_line((r0, r1, r2)[SPLIT], sw, ew, T, N, own, SPLIT, W, STAGES, False, STRIDED, MODED)
-        fw = sw + before * N[SPLIT]
-        lw = fw + (line - skip) * N[SPLIT]
-        lines = gl.cdiv(ea - sa, N[OUTER]) * gl.cdiv(eb - sb, N[INNER])
-        count = lines * (line - skip)
+        if PAIRED:
+            x = (x0, x1, x2)[SPLIT]
+            line, alone, turns, common = paired_counts(x, sa, ea, sb, eb, sw, ew, T, N, own, SPLIT, STRIDED, MODED)
+            count = turns + common
+            before = gl.minimum(turns, 1) if W == 1 else 0
+            after = 1 if (W == 0) & (common == 0) else 0
+            fw = sw + ((line - alone) * N[SPLIT] if W == 1 else 0)
+            lw = fw + alone * N[SPLIT]
+            if turns == 0:
+                fw = sw
+                lw = sw + line * N[SPLIT]
+        else:
+            # of the walk's lines along SPLIT, the part [fw, lw) that this warpgroup needs
+            first = (r0, r1, r2)[SPLIT]
+            line, skip, before = own_line(first, sw, ew, T, N, own, SPLIT, W, STAGES, False, STRIDED, MODED)
+            fw = sw + before * N[SPLIT]
+            lw = fw + (line - skip) * N[SPLIT]
+            count = gl.cdiv(ea - sa, N[OUTER]) * gl.cdiv(eb - sb, N[INNER]) * (line - skip)
+            after = skip - before
 
         a = sa
         b = sb
@@ -199,7 +252,14 @@ def _consumer(
         mbarrier.wait(k_ready.index(t % STAGES), (t // STAGES) & 1)
         s = warpgroup_mma_wait(0, deps=[_scores(q_s, k_s, W, t % STAGES, zero, D, BM, BN)])
         mbarrier.arrive(k_empty.index(t % STAGES), count=1)
-        s = _mask(s, in_order(a, b, w, SPLIT), low, high, starts, widths, N0, N1, N2, RANK, s_layout)
+        a1 = a
+        b1 = b
+        w1 = w
+        if PAIRED:
+            a1, b1, w1 = next_chunk(a, b, w, sb, eb, fw, lw, N[OUTER], N[INNER], N[SPLIT])
+        c = in_order(a, b, w, SPLIT)
+        d = in_order(a1, b1, w1, SPLIT)
+        s = _mask(s, c, d, low, high, starts, widths, N0, N1, N2, RANK, PAIRED, s_layout)
         m = gl.max(s, 1) * scale
         p = gl.exp2(s * scale - _finite(m)[:, None])
         l = gl.sum(p, 1)
@@ -210,36 +270,48 @@ def _consumer(
         for step in range(1, count):
             last = t
             t += 1
-            w += N[SPLIT]
-            if w >= lw:
-                w = fw
-                for passed in range(skip):
-                    _pass_over(t, bars, STAGES)
-                    t += 1
-                b += N[INNER]
-                if b >= eb:
+            if PAIRED:
+                if step == turns:  # from here on, both warpgroups
+                    if W == 0:
+                        _pass_over(t, bars, STAGES)
+                        t += 1
+                    a = sa
                     b = sb
-                    a += N[OUTER]
+                    fw = sw + alone * N[SPLIT]
+                    lw = sw + (line - alone) * N[SPLIT]
+                    w = fw
+                else:
+                    if step < turns:
+                        _pass_over(t, bars, STAGES)
+                        t += 1
+                    a, b, w = next_chunk(a1, b1, w1, sb, eb, fw, lw, N[OUTER], N[INNER], N[SPLIT])
+                a1, b1, w1 = next_chunk(a, b, w, sb, eb, fw, lw, N[OUTER], N[INNER], N[SPLIT])
+            else:
+                w += N[SPLIT]
+                if w >= lw:
+                    w = fw
+                    for passed in range(skip):
+                        _pass_over(t, bars, STAGES)
+                        t += 1
+                    b += N[INNER]
+                    if b >= eb:
+                        b = sb
+                        a += N[OUTER]
             mbarrier.wait(k_ready.index(t % STAGES), (t // STAGES) & 1)
-            if TURNS:
-                mbarrier.wait(turns.index(W), turn & 1)
-                turn += 1
             scoring = _scores(q_s, k_s, W, t % STAGES, zero, D, BM, BN)
             mbarrier.wait(v_ready.index(last % STAGES), (last // STAGES) & 1)
             slot = (last % STAGES) * VP
             sum0 = warpgroup_mma(pb, v_s.index(slot).reshape([BN, VD]), acc0, is_async=True)
             if VP == 1:
-                if TURNS:
-                    mbarrier.arrive(turns.index(1 - W), count=1)
                 s = warpgroup_mma_wait(1, deps=[scoring])
             else:
                 sum1 = warpgroup_mma(pb, v_s.index(slot + 1).reshape([BN, VD]), acc1, is_async=True)
                 sum2 = warpgroup_mma(pb, v_s.index(slot + 2).reshape([BN, VD]), acc2, is_async=True)
-                if TURNS:
-                    mbarrier.arrive(turns.index(1 - W), count=1)
                 s = warpgroup_mma_wait(3, deps=[scoring])
             mbarrier.arrive(k_empty.index(t % STAGES), count=1)
-            s = _mask(s, in_order(a, b, w, SPLIT), low, high, starts, widths, N0, N1, N2, RANK, s_layout)
+            c = in_order(a, b, w, SPLIT)
+            d = in_order(a1, b1, w1, SPLIT)
+            s = _mask(s, c, d, low, high, starts, widths, N0, N1, N2, RANK, PAIRED, s_layout)
             m_new = gl.maximum(m, gl.max(s, 1) * scale)
             finite = _finite(m_new)
             alpha = gl.exp2(m - finite)
@@ -260,13 +332,6 @@ def _consumer(
             pb = gl.convert_layout(p.to(o_desc.dtype), p_layout)
         if OWN_OUTPUT:
             mbarrier.arrive(q_empty.index(W), count=1)
-        if TURNS:  # the other warpgroup may have more tiles: take the turns that it waits for
-            other = (r0, r1, r2)[SPLIT] + (T[SPLIT] if W == 0 else -T[SPLIT])
-            _, less, _ = own_line(other, sw, ew, T, N, own, SPLIT, 1 - W, STAGES, False, STRIDED, MODED)
-            for passed in range(count, lines * (line - less)):
-                mbarrier.wait(turns.index(W), turn & 1)
-                mbarrier.arrive(turns.index(1 - W), count=1)
-                turn += 1
         mbarrier.wait(v_ready.index(t % STAGES), (t // STAGES) & 1)
         slot = (t % STAGES) * VP
         sum0 = warpgroup_mma(pb, v_s.index(slot).reshape([BN, VD]), acc0, is_async=True)
@@ -278,7 +343,7 @@ def _consumer(
             acc0, acc1, acc2 = warpgroup_mma_wait(0, deps=[sum0, sum1, sum2])
         mbarrier.arrive(v_empty.index(t % STAGES), count=1)
         t += 1
-        for passed in range(skip - before):
+        for passed in range(after):
             _pass_over(t, bars, STAGES)
             t += 1
 
@@ -305,9 +370,21 @@ def _consumer(
 
 
 @gluon.jit
+def _load_pair(desc, outer, c, d, column, bar, buffer, slot, STAGES: gl.constexpr, D: gl.constexpr):
+    """Load the chunks at `c` and `d` as the two halves of a tile: rows of at most 128 bytes lie densely in it."""
+    WIDE: gl.constexpr = desc.block_shape[4]
+    PIECES: gl.constexpr = D // WIDE
+    view = reinterpret(buffer, [STAGES * PIECES * 2] + desc.block_shape, desc.layout)
+    for j in gl.static_range(PIECES):
+        at = (slot * PIECES + j) * 2
+        tma_load(desc, [outer, c[0], c[1], c[2], column + j * WIDE], bar, view.index(at))
+        tma_load(desc, [outer, d[0], d[1], d[2], column + j * WIDE], bar, view.index(at + 1))
+
+
+@gluon.jit
 def _pass_over(t, bars, STAGES: gl.constexpr):
     """Let tile `t` of the ring go unread. Waiting for it first keeps the phases in step."""
-    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turns = bars
+    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = bars
     slot = t % STAGES
     phase = (t // STAGES) & 1
     mbarrier.wait(k_ready.index(slot), phase)
@@ -333,11 +410,17 @@ def _scores(q_s, k_s, W: gl.constexpr, slot, zero, D: gl.constexpr, BM: gl.const
 
 @gluon.jit
 def _mask(
-    s, c, low, high, starts, widths, N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, RANK: gl.constexpr,
-    layout: gl.constexpr,
+    s, c, d, low, high, starts, widths, N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, RANK: gl.constexpr,
+    PAIRED: gl.constexpr, layout: gl.constexpr,
 ):  # fmt: skip
-    if not inside_all(c, low, high, N0, N1, N2, RANK):
-        s = gl.where(neighbors(c, starts, widths, N0, N1, N2, RANK, layout), s, float("-inf"))
+    full = inside_all(c, low, high, N0, N1, N2, RANK)
+    if PAIRED:
+        if not (full & inside_all(d, low, high, N0, N1, N2, RANK)):
+            mask = paired_neighbors(c, d, starts, widths, N0, N1, N2, RANK, layout)
+            s = gl.where(mask, s, float("-inf"))
+    else:
+        if not full:
+            s = gl.where(neighbors(c, starts, widths, N0, N1, N2, RANK, layout), s, float("-inf"))
     return s
 
 

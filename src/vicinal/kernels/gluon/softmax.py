@@ -33,6 +33,22 @@ def neighbors(
 
 
 @gluon.jit
+def paired_neighbors(
+    c, d, starts, widths, N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, RANK: gl.constexpr, layout: gl.constexpr
+):
+    """`neighbors` of a tile whose first half is the chunk at `c` and whose second half is the chunk at `d`."""
+    column = gl.arange(0, 2 * N0 * N1 * N2, layout=gl.SliceLayout(0, layout))
+    second = column >= N0 * N1 * N2
+    token = column % (N0 * N1 * N2)
+    mask = _within(-starts[2], widths[2], gl.where(second, d[2], c[2]) + row_position(token, 2, N1, N2))
+    if RANK >= 2:
+        mask = mask & _within(-starts[1], widths[1], gl.where(second, d[1], c[1]) + row_position(token, 1, N1, N2))
+    if RANK == 3:
+        mask = mask & _within(-starts[0], widths[0], gl.where(second, d[0], c[0]) + row_position(token, 0, N1, N2))
+    return mask
+
+
+@gluon.jit
 def _within(offset, width, position):
     distance = offset[:, None] + position[None, :]
     return distance.to(gl.uint32) < width.to(gl.uint32)[:, None]

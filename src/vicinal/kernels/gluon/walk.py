@@ -92,6 +92,11 @@ def union(
     sa, ea, _, _ = box(x[OUTER], T[OUTER], axes, OUTER, INVERSE, STRIDED, MODED)
     sb, eb, _, _ = box(x[INNER], T[INNER], axes, INNER, INVERSE, STRIDED, MODED)
     sw, ew, _, _ = box(x[SPLIT], 2 * T[SPLIT], axes, SPLIT, INVERSE, STRIDED, MODED)
+    if INVERSE:  # TMA takes the log-sum-exp along the last axis from multiples of 16 bytes only
+        if SPLIT == 2:
+            sw = sw // 4 * 4
+        else:
+            sb = sb // 4 * 4
     return x0, x1, x2, sa, ea, sb, eb, sw, ew
 
 
@@ -117,7 +122,7 @@ def own_line(
 def rows_of(
     x, axes, T: gl.constexpr, INVERSE: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, layout: gl.constexpr
 ):
-    """Of a warpgroup's tile at `x`: its rows' positions, the starts and widths of their intervals, and what is common."""
+    """Of a warpgroup's tile at `x`: its rows' positions, their intervals' starts and widths, and what is common."""
     row = gl.arange(0, T[0] * T[1] * T[2], layout=layout)
     y0 = x[0] + row_position(row, 0, T[1], T[2])
     y1 = x[1] + row_position(row, 1, T[1], T[2])
@@ -129,6 +134,41 @@ def rows_of(
     _, _, lo1, hi1 = box(x[1], T[1], axes, 1, INVERSE, STRIDED, MODED)
     _, _, lo2, hi2 = box(x[2], T[2], axes, 2, INVERSE, STRIDED, MODED)
     return (y0, y1, y2), (s0, s1, s2), (e0 - s0, e1 - s1, e2 - s2), (lo0, lo1, lo2), (hi0, hi1, hi2)
+
+
+@gluon.jit
+def next_chunk(
+    a, b, w, sb, eb, w_first, w_stop, OUTER_STEP: gl.constexpr, INNER_STEP: gl.constexpr, STEP: gl.constexpr
+):
+    """The chunk after `(a, b, w)` in walk order, of lines `[w_first, w_stop)`; after the last, `a` leaves the box."""
+    w += STEP
+    wrap = w >= w_stop
+    w = gl.where(wrap, w_first, w)
+    b += gl.where(wrap, INNER_STEP, 0)
+    wrap = b >= eb
+    b = gl.where(wrap, sb, b)
+    a += gl.where(wrap, OUTER_STEP, 0)
+    return a, b, w
+
+
+@gluon.jit
+def paired_counts(
+    x, sa, ea, sb, eb, sw, ew, T: gl.constexpr, N: gl.constexpr, axes, SPLIT: gl.constexpr, STRIDED: gl.constexpr,
+    MODED: gl.constexpr,
+):  # fmt: skip
+    """A walk in pairs of chunks: lines along `SPLIT` in all, lines of one warpgroup only, and tiles of either kind.
+
+    The first `alone` lines are the first warpgroup's only, the last `alone` the second's; both walk the rest. `x` is
+    the program's first query along `SPLIT`.
+    """
+    OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
+    INNER: gl.constexpr = 1 if SPLIT == 2 else 2
+    _, stop, _, _ = box(x, T[SPLIT], axes, SPLIT, False, STRIDED, MODED)
+    start, _, _, _ = box(x + T[SPLIT], T[SPLIT], axes, SPLIT, False, STRIDED, MODED)
+    line = gl.cdiv(ew - sw, N[SPLIT])
+    alone = gl.minimum((start - sw) // N[SPLIT], line - gl.cdiv(stop - sw, N[SPLIT]))
+    lines = gl.cdiv(ea - sa, N[OUTER]) * gl.cdiv(eb - sb, N[INNER])
+    return line, alone, gl.cdiv(alone * lines, 2), gl.cdiv((line - 2 * alone) * lines, 2)
 
 
 @gluon.jit

@@ -1,0 +1,70 @@
+"""The Hopper kernels compile for sm_90a without a GPU, use what they are for, and keep their loops out of local memory.
+
+With the installed Triton, and with the one that VICINAL_OTHER_TRITON (a folder to put on the path) holds: run it with the
+newest release when Gluon may have changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton.experimental.gluon")
+
+SCRIPT = Path(__file__).with_name("compile_only.py")
+SOURCE = Path(__file__).parents[3] / "src"
+STACK = 256  # bytes: scalars of the walk may wait in local memory, tiles may not (a row of scores is 256 bytes a thread)
+
+# kernel:case -> wgmma instructions: one per 16 of the inner dimension, two consumer copies of each
+EXPECTED = {
+    "forward:1d-causal": 2 * (2 * 8 + 2 * 8),
+    "forward:3d-stride": 2 * (2 * 8 + 2 * 8),
+    "forward:d64": 2 * (2 * 4 + 2 * 8),
+    "forward:d96": 2 * (2 * 6 + 2 * 3 * 8),
+    "forward:d256": 2 * (2 * 16 + 2 * 4),
+    "paired:2d": 2 * (2 * 8 + 2 * 8),
+    "keys:2d": 2 * (8 + 8 + 4 + 4),
+    "queries:2d": 2 * (8 + 8 + 4),
+}
+
+
+def compile_all(names: list[str], first_on_path: str | None = None) -> dict[str, dict]:
+    path = [first_on_path] if first_on_path else []
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([*path, str(SOURCE)]))
+    done = subprocess.run([sys.executable, SCRIPT, *names], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {row["case"]: row for row in rows}
+
+
+def check(name: str, row: dict) -> None:
+    assert row["wgmma"] == EXPECTED[name]
+    assert row["tma_loads"] >= 3  # queries, keys, values
+    assert row["tma_stores"] >= 2  # one per consumer
+    assert row["setmaxnreg"] > 0  # registers move from the producer to the consumers
+    assert row["shared"] <= 227 * 1024
+    assert row["stack"] <= STACK
+    assert not row["serialized"]
+
+
+@pytest.fixture(scope="module")
+def installed() -> dict[str, dict]:
+    return compile_all(list(EXPECTED))
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_compiles(name, installed):
+    check(name, installed[name])
+
+
+@pytest.mark.parametrize("name", ["forward:1d-causal", "keys:2d", "queries:2d", "paired:2d"])
+def test_compiles_with_another_triton(name):
+    other = os.environ.get("VICINAL_OTHER_TRITON")
+    if other is None:
+        pytest.skip("VICINAL_OTHER_TRITON names no other Triton")
+    check(name, compile_all([name], other)[name])
