@@ -1,8 +1,8 @@
 """The paper's sweep: every system on many problems, resumable, no single problem ends it.
 
 Results are appended to a file of JSON lines, one object each:
-    {"kind": "vicinal paper", schema, date (UTC), command, machine, versions, limits by dtype}: once per run, see
-        `vicinal.bench.record` for the fields;
+    {"kind": "vicinal paper", schema, date (UTC), command, machine, versions, limits by dtype (on CUDA)}: once per run,
+        see `vicinal.bench.record` for the fields;
     {"kind": "problem", name, rank, dtype, lengths, window, dilation, batch, heads, head_dim, fused (its backend),
         seconds (the problem's own, over all systems, compilation included), error (null, or why there are no results),
         systems: {name: {status, reason, errors, peak_bytes, eager and kernel: seconds per call by pass, medians}}}.
@@ -395,6 +395,7 @@ def _serve(connection: Connection, device: torch.device, dtypes: tuple[torch.dty
     """The measuring process: a header first, then a line for every case it is sent."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    limited = dtypes if device.type == "cuda" else ()  # a CPU's would take longer than its problems
     connection.send(
         {
             "kind": KIND,
@@ -403,7 +404,7 @@ def _serve(connection: Connection, device: torch.device, dtypes: tuple[torch.dty
             "machine": info.machine(device),
             "versions": info.versions(),
             "effort": asdict(EFFORT),
-            "limits": {info.dtype_name(dtype): asdict(measure_limits(device, dtype)) for dtype in dtypes},
+            "limits": {info.dtype_name(dtype): asdict(measure_limits(device, dtype)) for dtype in limited},
         }
     )
     while True:
