@@ -39,6 +39,8 @@ def make(case: str) -> tuple[Inputs, Neighborhood]:
 @pytest.mark.parametrize("variant", ["torch", "naive", "gemm"])
 @pytest.mark.parametrize("case", CASES)
 def test_forward_and_backward(case, variant, with_grad_lse):
+    if variant == "naive" and not with_grad_lse:
+        pytest.skip("interpreted slowly; grad_lse is handled before the kernels, the same for all variants")
     inputs, neighborhood = make(case)
     problem = Problem.of(inputs, (neighborhood,), 0.4)
     config = next(c for c in BACKEND.configs(problem, "forward") if c.variant == variant)

@@ -236,7 +236,10 @@ def _prepare(
         made["forward+backward"] = partial(_both, attend, leaves, upstream)
     if first:
         found = {name: t.transpose(1, 2).unflatten(1, problem.lengths) for name, t in found.items()}
-    peak = torch.cuda.max_memory_allocated() - before if cuda else None
+    peak = None
+    if cuda:
+        torch.cuda.synchronize()  # an error of this system's kernels shows here, not at the next one's
+        peak = torch.cuda.max_memory_allocated() - before
     return made, {name: t.detach() for name, t in found.items()}, peak
 
 

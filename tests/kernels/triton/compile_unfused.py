@@ -1,0 +1,109 @@
+"""Compiles the unfused kernels for sm_90a on a machine without a GPU; one JSON line per kernel.
+
+Run by `test_compile_unfused.py` in a process of its own: a stand-in driver names the target, and must not meet the
+interpreter that the other tests turn on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.backends.nvidia.compiler import get_ptxas
+
+from vicinal.backends import unfused_launch as launch
+from vicinal.backends.slots import Slots
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.kernels.triton import gemm, naive
+from vicinal.kernels.triton import slots as shared
+
+KERNELS = {"naive": (naive.pn, naive.nn, naive.inverse), "gemm": (gemm.pn, gemm.nn, gemm.inverse)}
+WINDOWS = [  # lengths, geometry: the first compiles, the others must find it compiled
+    ((32, 32), {"kernel_size": 7}),
+    ((33, 40), {"kernel_size": (16, 3)}),
+    ((64, 17), {"kernel_size": (5, 17)}),
+]
+
+
+class CompileOnlyDriver(DriverBase):
+    """Names a GPU target and launches nothing."""
+
+    def __init__(self) -> None:
+        self.get_current_stream = lambda device: 0
+        self.get_current_device = lambda: 0
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return True
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return "int"
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_benchmarker(self):
+        return None
+
+
+def run(lengths: tuple[int, ...], geometry: dict, dtype: torch.dtype, variant: str, heads: int) -> None:
+    slots = Slots(Neighborhood.of(len(lengths), **geometry).resolve(lengths), lengths)
+    x = torch.zeros(1, *lengths, heads, 64, dtype=dtype)
+    attn = torch.zeros(1, *lengths, heads, slots.count, dtype=dtype)
+    rpb = torch.zeros(heads, *slots.bias_shape, dtype=dtype)
+    launch.pn(x, x, rpb, slots, 1.0, 0.0, variant)
+    launch.nn(attn, x, slots, 1.0, variant)
+    launch.inverse(attn, x, heads, slots, 1.0, variant)
+    launch.bias_sum(attn, slots, variant)
+
+
+def ptxas(kernel) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.ptx")
+        file.write_text(kernel.asm["ptx"])
+        tool = getattr(get_ptxas(90), "path", get_ptxas(90))
+        done = subprocess.run([tool, "-v", "-arch=sm_90a", file, "-o", "/dev/null"], capture_output=True, text=True)
+    spills = re.search(r"(\d+) bytes spill stores", done.stderr)
+    registers = re.search(r"Used (\d+) registers", done.stderr)
+    assert spills is not None, done.stderr
+    assert registers is not None, done.stderr
+    return {"spills": int(spills[1]), "registers": int(registers[1])}
+
+
+if __name__ == "__main__":
+    triton.runtime.driver.set_active(CompileOnlyDriver())
+    launch._interpreted = lambda: True  # lets CPU tensors reach the kernels
+    compiled: list = []
+    kernel_type = type(naive.pn)
+    kernel_type.__getitem__ = lambda self, grid: (
+        lambda *a, **kw: compiled.append((self, self.warmup(*a, grid=grid, **kw)))
+    )
+    for variant, kernels in KERNELS.items():
+        compiled.clear()
+        for i, (lengths, geometry) in enumerate(WINDOWS):
+            run(lengths, geometry, torch.float16, variant, heads=1 + i)
+        for function in (*kernels, shared.bias_sum):
+            own = [kernel for f, kernel in compiled if f is function]
+            ptx = own[0].asm["ptx"]
+            row = {
+                "kernel": f"{variant}.{function.__name__.rpartition('.')[2]}",
+                "calls": len(own),
+                "compilations": len({id(kernel) for kernel in own}),
+                "tensor cores": ptx.count("wgmma.mma_async") + ptx.count("mma.sync"),
+                "atomics": len(re.findall(r"\b(?:atom|red)\.", ptx)),
+                "shared": own[0].metadata.shared,
+            }
+            print(json.dumps(row | ptxas(own[0])))
