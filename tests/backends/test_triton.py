@@ -176,6 +176,26 @@ def test_inputs_are_read_in_place(monkeypatch):
     assert_as_close_as_torch([output, lse], inputs, drawn.neighborhoods, 0.3)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "neighborhood", "tiles"),
+    [
+        ((85,), of(1, 35), ((32,), (16,))),  # near a border a key has more queries than a query has keys
+        ((21,), of(1, 5), ((16,), (16,))),
+        ((9, 7), of(2, 7), ((4, 4), (4, 8))),
+        ((11,), of(1, 4, dilation=2), ((16,), (16,))),
+    ],
+)
+def test_nothing_beyond_the_tokens_is_read(lengths, neighborhood, tiles):
+    """The tensors lie amid NaN: a row read from outside would spoil sums even where its weight is 0."""
+    drawn = call(lengths, neighborhood)
+    amid = []
+    for tensor in drawn.inputs(torch.float32, device)[:3]:
+        room = torch.full([1, *(n + 2 * max(lengths) for n in lengths), 1, 8], float("nan"), device=device)
+        inner = room[(slice(None), *(slice(max(lengths), max(lengths) + n) for n in lengths))]
+        amid.append(inner.copy_(tensor))
+    check(drawn, tiles=tiles, inputs=Inputs(*amid))
+
+
 def test_last_dimension_not_contiguous():
     drawn = call((5, 6), of(2, 3))
     inputs = Inputs(*(torch.randn(8, 1, 5, 6, 1, device=device).movedim(0, -1) for _ in range(3)))

@@ -12,7 +12,6 @@ import strategies
 from closeness import assert_as_close_as_torch
 from vicinal.backends.triton import BACKEND
 from vicinal.geometry.neighborhood import Axis, Neighborhood
-from vicinal.geometry.window import window_start
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning.config import TileConfig
 
@@ -265,14 +264,3 @@ def test_tf32_follows_torch():
         torch.set_float32_matmul_precision(before)
     difference = float((exact - rough).abs().max() / exact.abs().max())
     assert 1e-6 < difference < 1e-2
-
-
-def test_windows_start_where_the_geometry_says():
-    """Values that encode their position: with one key per window the output is the window's start."""
-    length = 50
-    axis = Axis(1)
-    value = torch.arange(length, device="cuda", dtype=FULL).reshape(1, length, 1, 1).expand(-1, -1, -1, 16)
-    inputs = Inputs(torch.randn_like(value), torch.randn_like(value), value)
-    problem = Problem.of(inputs, [Neighborhood((axis,))], 1.0)
-    output, _ = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
-    assert output[0, :, 0, 0].tolist() == [window_start(axis, length, i) for i in range(length)]

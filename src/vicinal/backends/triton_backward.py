@@ -142,7 +142,7 @@ def _key_value_launch(prepared: Prepared, config: TileConfig, per_query_head: bo
         *prepared.sizes(),
         *prepared.layout(tile, query_tile),
         *prepared.geometry.flags(),
-        may_pass_end(problem, tile, query_tile),
+        may_pass_end(problem, tile, query_tile, inverse=True),
         problem.has_rpb,
         problem.group_size > 1 and not per_query_head,
         per_query_head,

@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 
 from vicinal.geometry.neighborhood import MAX_RANK, Axis, Neighborhood
+from vicinal.geometry.tiles import groups, key_interval, query_interval, tiles
 from vicinal.kernels.triton.forward import forward_kernel
 from vicinal.kernels.triton.softmax import LOG2E
 from vicinal.kernels.triton.window import CAUSAL, CLIP, SHIFT
@@ -137,15 +138,19 @@ def tiles_of(problem: Problem, tile: Tile) -> int:
     return max(count(n) for n in set(problem.neighborhoods))
 
 
-def may_pass_end(problem: Problem, tile: Tile, box_tile: Tile) -> bool:
-    """Whether the tiles laid over some box may pass the end of an axis: then they need bounds checks."""
-    for neighborhood in problem.neighborhoods:
+def may_pass_end(problem: Problem, tile: Tile, box_tile: Tile, inverse: bool = False) -> bool:
+    """Whether the tiles laid over some box may pass the end of an axis: then they need bounds checks.
+
+    Boxes of keys for tiles of queries; if `inverse`, boxes of queries for tiles of keys.
+    """
+    interval = query_interval if inverse else key_interval
+    for neighborhood in set(problem.neighborhoods):
         for axis, length, size, step in zip(neighborhood.axes, problem.lengths, tile, box_tile):
-            assert axis.window is not None
-            shortest, longest = length // axis.dilation, -(-length // axis.dilation)
-            span = min(longest, axis.window + size + axis.stride - 2)
-            if -(-span // step) * step > shortest:
-                return True
+            for group_size in {g.length for g in groups(axis, length)}:
+                for own in tiles(group_size, size):
+                    start, stop = interval(axis, group_size, own)
+                    if ceil((stop - start) / step) * step > group_size:
+                        return True
     return False
 
 

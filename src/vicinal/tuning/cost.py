@@ -1,10 +1,11 @@
 """Tilings of the Triton kernels, ranked by an estimate of their time: arithmetic, no table, no device work.
 
 A tiling costs what it computes (`vicinal.geometry.work`: whole tiles, not only useful scores) and moves. Per step (one
-query tile against one key tile) a multiprocessor spends cycles on matrix products, on the softmax and mask, and on
-reading the key tile through L2; resident programs overlap them, as many as registers and shared memory let in.
-Constants are those of an H100/H200 (132 multiprocessors); only ratios between tilings matter. The register estimates
-are fits to what ptxas 12.8 reports for the kernels (`tests/kernels/triton/test_compile.py` guards them).
+query tile against one key tile) a multiprocessor spends cycles on issuing instructions, on exponentials, on matrix
+products and on reading the key tile through L2; resident programs, as many as registers and shared memory let in,
+overlap them and fill each other's latencies. The constants are fits to 428 timings on an H200 (16 problems, 3 kernels;
+`docs/performance.md`): only ratios between tilings matter. The register estimates are fits to what ptxas 12.8 reports,
+and `tests/kernels/triton/test_compile.py` guards them.
 """
 
 from __future__ import annotations
@@ -26,21 +27,61 @@ from vicinal.tuning.config import TileConfig
 Tile = tuple[int, ...]
 Pass = Literal["forward", "query", "key_value"]  # the kernels that take tilings
 
-QUERY_TILES = (16, 32, 64, 128)
+WARPS = {16: (1,), 32: (1, 2, 4), 64: (2, 4, 8), 128: (4, 8)}  # by rows of the query tile
 KEY_TILES = (16, 32, 64, 128)
 LISTED = 24  # tilings returned, at most
 
-PROCESSORS = 132
 REGISTERS = 65536  # per multiprocessor
-MOST_REGISTERS = 250  # per thread, estimated, before spills
+MOST_REGISTERS = 255  # per thread, estimated, before spills
 THREADS = 2048  # per multiprocessor
-FLOPS = 2800.0  # matrix FLOPs per cycle reached with 16-bit operands
-SOFTMAX = 0.125  # cycles per score: 8 operations on 128 lanes, and one exponential on 16
-L2_BYTES = 32.0  # per cycle
-STEP_LATENCY = 250.0  # cycles of a step that other programs may fill
-PROGRAM_LATENCY = 2500.0  # likewise, of a program's start and end
+PROGRAMS = 32  # likewise
+ISSUES = 4.0  # instructions per cycle
+EXPONENTIALS = 16.0  # per cycle
+L2_BYTES = 95.0  # per cycle and multiprocessor, and L1 helps
+WARPGROUP_FLOPS = 3900.0  # matrix FLOPs per cycle reached with 16-bit operands, by a warpgroup's instructions
+WARP_FLOPS = 1850.0  # likewise, by a single warp's
+SPLIT = 3.8  # products take so much longer where warpgroups share 64 rows
+OVERLAP = 0.44  # of what is not the bottleneck, what remains beside it in a lone program
+STEP_INSTRUCTIONS = 43.0  # per warp and step, besides those per score
+PROGRAM_INSTRUCTIONS = 540.0  # per warp and program
+MASK_INSTRUCTIONS = 5.0  # per score of a partial tile
+STEP_LATENCY = 530.0  # cycles of a step that other programs may fill
+PROGRAM_LATENCY = 3800.0  # likewise, of a program's start and end
 
-PRODUCTS: dict[Pass, tuple[int, int]] = {"forward": (1, 1), "query": (2, 1), "key_value": (2, 2)}  # (of D, of Dv)
+
+@dataclass(frozen=True)
+class Kernel:
+    """What one kernel does with a tile.
+
+    Attributes:
+        products: matrix products of width head_dim and value_dim per step.
+        instructions: per score.
+        registers: fits of registers per thread (per accumulator, per score, fixed), with warpgroup instructions.
+        registers_without: the same without them (before Hopper).
+        latency: of a step, by number of stages, relative to the forward's with two.
+    """
+
+    products: tuple[int, int]
+    instructions: float
+    registers: tuple[float, float, float]
+    registers_without: tuple[float, float, float]
+    latency: dict[int, float]
+
+
+KERNELS: dict[Pass, Kernel] = {
+    "forward": Kernel((1, 1), 8.0, (1.4, 1.5, 52), (1.4, 1.5, 52), {1: 1.45, 2: 1.0, 3: 0.98}),
+    "query": Kernel((2, 1), 11.3, (1.8, 2.1, 26), (1.8, 3.0, 70), {1: 1.45, 2: 1.0, 3: 0.98}),
+    "key_value": Kernel((2, 2), 14.0, (1.2, 4.2, 38), (2.0, 6.5, 24), {1: 2.5, 2: 1.74, 3: 1.25}),
+}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What of a GPU bounds a tiling: bytes of shared memory per program; whether warpgroups multiply (Hopper on)."""
+
+    shared: int
+    warpgroups: bool
+    processors: int
 
 
 def tilings(problem: Problem, direction: Literal["forward", "backward"]) -> list[TileConfig]:
@@ -83,58 +124,73 @@ class Estimate:
 
 def estimate(problem: Problem, kernel: Pass, config: TileConfig) -> Estimate:
     """The estimate for one kernel. For `key_value` tiles, `query_tile` is the program's tile of keys."""
+    gpu, what = gpu_of(problem), KERNELS[kernel]
     rows, columns, threads = prod(config.query_tile), prod(config.key_tile), 32 * config.warps
     d, dv, size = _padded(problem.head_dim), _padded(problem.value_dim), problem.dtype.itemsize
     scores = rows * columns / threads
     width = {"forward": dv, "query": d, "key_value": d + dv}[kernel]
     accumulators = rows * width / threads
-    wide = 1.0 if size == 2 else 1.7  # 32-bit operands take twice the registers
-    a, b, c = {"forward": (1.4, 1.5, 52), "query": (1.8, 2.1, 26), "key_value": (1.2, 4.2, 38)}[kernel]
-    registers = a * accumulators + b * wide * scores + c
+    per_accumulator, per_score, fixed = what.registers if gpu.warpgroups else what.registers_without
+    registers = per_accumulator * accumulators + per_score * scores + fixed
     resident = rows * (d if kernel == "forward" else d + dv) * size
     shared = resident + config.stages * columns * ((d + dv) * size + (8 if kernel == "key_value" else 0))
+    if size == 4:  # operands are split into parts of TF32, in registers and in shared memory
+        registers += 0.7 * per_score * scores + (2.0 * rows + 1.5 * columns) * (d + dv) / threads
+        shared = int(1.8 * shared)
 
-    at_once = min(REGISTERS / (max(registers, 32) * threads), _shared_memory(problem) / shared, THREADS / threads)
-    at_once = max(1, min(int(at_once), 16))
-    of_d, of_dv = PRODUCTS[kernel]
-    products = 2 * rows * columns * (of_d * d + of_dv * dv) / (FLOPS * (1 if size == 2 else 0.2))
-    if rows < 64:
-        products *= 64 / rows * 0.75  # too few rows for the widest instruction
-    softmax = rows * columns * SOFTMAX * (1 if kernel == "forward" else 1.3)
-    reading = columns * (d + dv) * size / L2_BYTES
-    most = max(products, softmax, reading)
-    step = most + 0.4 * (products + softmax + reading - most) + STEP_LATENCY / at_once
+    at_once = min(REGISTERS / (min(max(registers, 32), 255) * threads), gpu.shared / shared, THREADS / threads)
+    at_once = max(1, min(int(at_once), PROGRAMS))
+    together = gpu.warpgroups and rows >= 64 and config.warps >= 4
+    flops = (WARPGROUP_FLOPS if together else WARP_FLOPS) * (1.0 if size == 2 else 0.15)
+    products = 2 * rows * columns * (what.products[0] * d + what.products[1] * dv) / flops
+    per_score = what.instructions + MASK_INSTRUCTIONS * (1 - _full_fraction(problem, config))
+    rescaled = accumulators if kernel == "forward" else 0
+    issue = config.warps * (scores * per_score + rescaled + STEP_INSTRUCTIONS) / ISSUES
+    if rows < 16 * config.warps:
+        products, issue = products * SPLIT, issue * SPLIT**0.5
+    parts = [products, issue, rows * columns / EXPONENTIALS, columns * (d + dv) * size / L2_BYTES]
+    busy = max(parts) + OVERLAP * (sum(parts) - max(parts)) / at_once**0.9
+    latency = STEP_LATENCY * what.latency[config.stages] * (1.3 if config.warps == 8 else 1.0)
+    step = busy + latency / at_once
+    ends = PROGRAM_LATENCY / at_once + config.warps * PROGRAM_INSTRUCTIONS / ISSUES
 
     cycles = 0.0
     for neighborhood, heads in _sampled(problem):
         tiles = _tiles(neighborhood, problem.lengths, config.query_tile)
         computed = computed_scores(neighborhood, problem.lengths, config.query_tile, config.key_tile)
-        programs = problem.batch * heads * tiles
         steps = computed / (rows * columns * tiles) + ceil(problem.additional / columns)
-        ends = PROGRAM_LATENCY / at_once + rows * (d + dv) * size / L2_BYTES
-        each = steps * step + ends
-        waves = programs / (PROCESSORS * at_once)
-        cycles += ceil(waves) * PROCESSORS * at_once * each
-    return Estimate(registers, int(shared), cycles)
+        slots = gpu.processors * at_once
+        cycles += ceil(problem.batch * heads * tiles / slots) * slots * (steps * step + ends)
+    return Estimate(registers, shared, cycles)
+
+
+def gpu_of(problem: Problem) -> Gpu:
+    """The GPU of the problem; an H200 where tensors are not on one."""
+    if problem.device.type != "cuda":
+        return Gpu(227 * 1024, True, 132)
+    properties = torch.cuda.get_device_properties(problem.device)
+    shared = int(getattr(properties, "shared_memory_per_block_optin", 0)) or 64 * 1024
+    warpgroups = torch.version.hip is None and properties.major in (9, 10)
+    return Gpu(shared, warpgroups, properties.multi_processor_count)
 
 
 def _ranked(problem: Problem, kernel: Pass) -> list[TileConfig]:
     """Tilings that fit, the cheapest first; if none is expected to fit, the one with the fewest registers."""
     costed = [(estimate(problem, kernel, c), c) for c in _candidates(problem)]
-    shared = _shared_memory(problem)
+    shared = gpu_of(problem).shared
     fitting = [(e.cycles, c) for e, c in costed if e.registers <= MOST_REGISTERS and e.shared <= shared]
     if not fitting:
-        return [min(((e.shared > shared, e.registers, e.cycles), c) for e, c in costed)[1]]
+        return [min(costed, key=lambda item: (item[0].shared > shared, item[0].registers))[1]]
     fitting.sort(key=lambda item: item[0])
     return [c for _, c in fitting[:LISTED]]
 
 
 def _candidates(problem: Problem) -> Iterator[TileConfig]:
-    for rows in QUERY_TILES:
+    for rows, allowed_warps in WARPS.items():
         for query_tile in _best_shapes(problem, rows, None):
             for columns in KEY_TILES:
                 for key_tile in _best_shapes(problem, columns, query_tile):
-                    for warps in (4, 8) if rows >= 64 else (4,):
+                    for warps in allowed_warps:
                         for stages in (2, 3):
                             yield TileConfig(query_tile, key_tile, warps, stages)
 
@@ -177,6 +233,21 @@ def _sampled(problem: Problem) -> list[tuple[Neighborhood, int]]:
     return [(n, ceil(problem.heads / len(few))) for n in few]
 
 
+def _full_fraction(problem: Problem, config: TileConfig) -> float:
+    """About how much of a tile's box needs no mask, away from borders."""
+    neighborhood, _ = _sampled(problem)[0]
+    fraction = 1.0
+    for axis, length, size, step in zip(neighborhood.axes, problem.lengths, config.query_tile, config.key_tile):
+        assert axis.window is not None
+        group = max(1, length // axis.dilation)
+        if axis.window >= group and not axis.causal:
+            continue  # every query sees the whole axis
+        moved = 0 if axis.stride >= size and axis.stride % size == 0 else size - 1
+        laid = ceil(min(group, axis.window + moved) / step)
+        fraction *= max(0, axis.window - moved) // step / laid
+    return fraction
+
+
 def _tiles(neighborhood: Neighborhood, lengths: tuple[int, ...], tile: Tile) -> int:
     return prod(
         a.dilation * ceil(ceil(length / a.dilation) / t) for a, length, t in zip(neighborhood.axes, lengths, tile)
@@ -189,11 +260,3 @@ def _with_variant(config: TileConfig, variant: str) -> TileConfig:
 
 def _padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
-
-
-def _shared_memory(problem: Problem) -> int:
-    """Bytes of shared memory that one program may have."""
-    if problem.device.type != "cuda":
-        return 227 * 1024
-    properties = torch.cuda.get_device_properties(problem.device)
-    return int(getattr(properties, "shared_memory_per_block_optin", 0)) or 64 * 1024

@@ -158,7 +158,7 @@ def spills(compiled, target: GPUTarget) -> int:
 def main(name: str, only: list[str]) -> None:
     target, shared = TARGETS[name]
     triton.runtime.driver.set_active(CompileOnlyDriver(target))
-    cost._shared_memory = lambda problem: shared
+    cost.gpu_of = lambda problem: cost.Gpu(shared, name in ("sm_90", "sm_100"), 132)
     if target.backend == "hip":
         torch.version.hip = "compile-only"
     for variant in VARIANTS:
