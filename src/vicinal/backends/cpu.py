@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from vicinal.backends import cpu_slabs, cpu_strips
 from vicinal.backends.cpu_cost import Choice, Shape, choices, choose
-from vicinal.backends.cpu_plan import strip_plan
+from vicinal.backends.cpu_plan import StripPlan, strip_plan
 from vicinal.backends.cpu_strips import Results, Tokens, attention, attention_backward
 from vicinal.backends.protocol import Direction
 from vicinal.geometry.neighborhood import Neighborhood
@@ -35,6 +35,23 @@ class HeadSet:
     neighborhood: Neighborhood
     heads: tuple[int, ...]
     kv_heads: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """How a set of heads is run."""
+
+    heads: HeadSet
+    plan: StripPlan
+    slabs: bool
+
+    def forward(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Output and log-sum-exp, of the width of the tokens."""
+        return (cpu_slabs.forward if self.slabs else cpu_strips.forward)(self.plan, tokens)
+
+    def backward(self, tokens: Tokens, results: Results) -> Tokens:
+        """Gradients of the tokens."""
+        return (cpu_slabs.backward if self.slabs else cpu_strips.backward)(self.plan, tokens, results)
 
 
 class CpuBackend:
@@ -94,28 +111,24 @@ def head_sets(problem: Problem) -> tuple[HeadSet, ...]:
 def _forward(problem: Problem, config: TileConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
     width = max(problem.head_dim, problem.value_dim)
     wide = _widen(inputs, width)
-    sets = head_sets(problem)
+    programs = _programs(problem, config, width, "forward")
     if problem.batch == 0:
         output = wide.query.new_empty(wide.query.shape)
         lse = output.new_empty(output.shape[:-1])
-    elif len(sets) == 1:
-        output, lse = _forward_set(problem, sets[0], config, wide, width)
+    elif len(programs) == 1:
+        output, lse = programs[0].forward(_tokens(wide, problem))
     else:
         output, lse = torch.empty_like(wide.query), wide.query.new_empty(wide.query.shape[:-1])
-        for own in sets:
-            heads = torch.tensor(own.heads)
-            out, sums = _forward_set(problem, own, config, _pick(wide, own), width)
+        for program in programs:
+            heads = torch.tensor(program.heads.heads)
+            out, sums = program.forward(_tokens(_pick(wide, program.heads), problem))
             output.index_copy_(-2, heads, out)
             lse.index_copy_(-1, heads, sums)
     if wide.additional_keys is not None and problem.batch:
         output, lse = _with_additional(problem, wide, output, lse)
-    return output[..., : problem.value_dim].to(problem.dtype).contiguous(), lse
-
-
-def _forward_set(problem: Problem, own: HeadSet, config: TileConfig, wide: Inputs, width: int) -> tuple[Tensor, Tensor]:
-    choice = _choice(problem, own, config, width, "forward")
-    run = cpu_slabs.forward if choice.slabs else cpu_strips.forward
-    return run(strip_plan(choice.key), Tokens(wide.query, wide.key, wide.value, wide.rpb, problem.scale))
+    if width != problem.value_dim:
+        output = output[..., : problem.value_dim]
+    return output.to(problem.dtype).contiguous(), lse
 
 
 def _with_additional(problem: Problem, wide: Inputs, output: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,7 +151,7 @@ def _backward(
     grad_lse: Tensor | None,
 ) -> Inputs:
     if problem.batch == 0:
-        return Inputs(*(None if t is None else torch.zeros_like(t).contiguous() for t in inputs))  # type: ignore[arg-type]
+        return Inputs(*(None if t is None else t.new_zeros(t.shape) for t in inputs))  # type: ignore[arg-type]
     width = max(problem.head_dim, problem.value_dim) + (grad_lse is not None)
     wide = _widen(inputs, width)
     output, above = _wide(output, width), _wide(grad_output, width)
@@ -148,9 +161,9 @@ def _backward(
         above[..., -1] = 1
         output[..., -1] = -grad_lse.to(output.dtype)
     results = Results(output, lse.contiguous(), above)
-    sets = head_sets(problem)
-    if len(sets) == 1:
-        grads = _backward_set(problem, sets[0], config, wide, results, width)
+    programs = _programs(problem, config, width, "backward")
+    if len(programs) == 1:
+        grads = programs[0].backward(_tokens(wide, problem), results)
     else:
         grads = Tokens(
             torch.empty_like(wide.query),
@@ -159,20 +172,21 @@ def _backward(
             None if wide.rpb is None else torch.empty_like(wide.rpb),
             problem.scale,
         )
-        for own in sets:
+        for program in programs:
+            own = program.heads
             heads, kv = torch.tensor(own.heads), torch.tensor(own.kv_heads)
             part = Results(
                 results.output.index_select(-2, heads),
                 results.lse.index_select(-1, heads),
                 results.grad_output.index_select(-2, heads),
             )
-            found = _backward_set(problem, own, config, _pick(wide, own), part, width)
-            grads.query.index_copy_(-2, heads, found.query)
-            grads.key.index_add_(-2, kv, found.key)
-            grads.value.index_add_(-2, kv, found.value)
-            if grads.rpb is not None and found.rpb is not None:
-                grads.rpb.index_copy_(0, heads, found.rpb)
-    extra: tuple[Tensor | None, Tensor | None] = (None, None)
+            own_grads = program.backward(_tokens(_pick(wide, own), problem), part)
+            grads.query.index_copy_(-2, heads, own_grads.query)
+            grads.key.index_add_(-2, kv, own_grads.key)
+            grads.value.index_add_(-2, kv, own_grads.value)
+            if grads.rpb is not None and own_grads.rpb is not None:
+                grads.rpb.index_copy_(0, heads, own_grads.rpb)
+    extra: list[Tensor | None] = [None, None]
     if wide.additional_keys is not None:
         key, value = _repeated(wide, problem.group_size)
         dq, dk, dv = attention_backward(
@@ -181,17 +195,9 @@ def _backward(
         )  # fmt: skip
         grads.query.add_(dq.transpose(1, 2).reshape(wide.query.shape))
         split = (problem.kv_heads, problem.group_size)
-        extra = tuple(g.transpose(1, 2).unflatten(2, split).sum(3) for g in (dk, dv))  # type: ignore[assignment]
-    return Inputs(*_narrow((grads.query, grads.key, grads.value, *extra, grads.rpb), inputs))  # type: ignore[arg-type]
-
-
-def _backward_set(
-    problem: Problem, own: HeadSet, config: TileConfig, wide: Inputs, results: Results, width: int
-) -> Tokens:
-    choice = _choice(problem, own, config, width, "backward")
-    run = cpu_slabs.backward if choice.slabs else cpu_strips.backward
-    tokens = Tokens(wide.query, wide.key, wide.value, wide.rpb, problem.scale)
-    return run(strip_plan(choice.key), tokens, results)
+        extra = [g.transpose(1, 2).unflatten(2, split).sum(3) for g in (dk, dv)]
+    found = (grads.query, grads.key, grads.value, *extra, grads.rpb)
+    return Inputs(*(_narrow(grad, like) for grad, like in zip(found, inputs)))  # type: ignore[arg-type]
 
 
 def _shape(problem: Problem, own: HeadSet, width: int) -> Shape:
@@ -215,38 +221,51 @@ def _config(choice: Choice) -> TileConfig:
 
 
 @lru_cache(maxsize=1024)
-def _choice(problem: Problem, own: HeadSet, config: TileConfig, width: int, direction: Direction) -> Choice:
-    shape = _shape(problem, own, width)
-    if problem.per_head and len(head_sets(problem)) > 1:
-        return choices(shape, direction)[0]
-    slabs = config.variant == "slabs"
-    row_axis = 0 if slabs else int(config.variant.rsplit(" ", 1)[1])
-    return choose(shape, direction, config.query_tile, row_axis, slabs)
+def _programs(problem: Problem, config: TileConfig, width: int, direction: Direction) -> tuple[Program, ...]:
+    """What runs each set of heads; looked up once per call."""
+    sets = head_sets(problem)
+    found = []
+    for own in sets:
+        shape = _shape(problem, own, width)
+        if len(sets) > 1:
+            choice = choices(shape, direction)[0]
+        else:
+            slabs = config.variant == "slabs"
+            row_axis = 0 if slabs else int(config.variant.rsplit(" ", 1)[1])
+            choice = choose(shape, direction, config.query_tile, row_axis, slabs)
+        found.append(Program(own, strip_plan(choice.key), choice.slabs))
+    return tuple(found)
+
+
+def _tokens(wide: Inputs, problem: Problem) -> Tokens:
+    return Tokens(wide.query, wide.key, wide.value, wide.rpb, problem.scale)
 
 
 def _widen(inputs: Inputs, width: int) -> Inputs:
     """Contiguous, in the dtype of the computation, query, keys and values of one width (zeros added)."""
-    *tokens, rpb = inputs
-    wide = None if rpb is None else rpb.to(lse_dtype(rpb.dtype)).contiguous()
-    return Inputs(*(None if t is None else _wide(t, width) for t in tokens), wide)  # type: ignore[arg-type]
+    query, key, value, extra_key, extra_value, rpb = inputs
+    return Inputs(
+        _wide(query, width),
+        _wide(key, width),
+        _wide(value, width),
+        None if extra_key is None else _wide(extra_key, width),
+        None if extra_value is None else _wide(extra_value, width),
+        None if rpb is None else rpb.to(lse_dtype(rpb.dtype)).contiguous(),
+    )
 
 
 def _wide(tensor: Tensor, width: int) -> Tensor:
-    tensor = tensor.to(lse_dtype(tensor.dtype))
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
     missing = width - tensor.shape[-1]
     return pad(tensor, (0, missing)) if missing else tensor.contiguous()
 
 
-def _narrow(grads: Sequence[Tensor | None], inputs: Inputs) -> list[Tensor | None]:
-    """Back to the shapes and dtypes of the inputs."""
-    out: list[Tensor | None] = []
-    for i, (grad, like) in enumerate(zip(grads, inputs)):
-        if grad is None or like is None:
-            out.append(None)
-        else:
-            own = grad if i == len(inputs) - 1 else grad[..., : like.shape[-1]]
-            out.append(own.to(like.dtype).contiguous())
-    return out
+def _narrow(grad: Tensor | None, like: Tensor | None) -> Tensor | None:
+    """A gradient in the shape and dtype of its input."""
+    if grad is None or like is None:
+        return None
+    return grad[tuple(slice(n) for n in like.shape)].to(like.dtype).contiguous()
 
 
 def _pick(wide: Inputs, own: HeadSet) -> Inputs:
@@ -266,7 +285,8 @@ def _flat(tokens: Tensor) -> Tensor:
 
 def _repeated(wide: Inputs, group: int) -> tuple[Tensor, Tensor]:
     """Additional keys and values for every query head, `[B, H, M, width]`."""
-    assert wide.additional_keys is not None and wide.additional_values is not None
+    assert wide.additional_keys is not None
+    assert wide.additional_values is not None
     key, value = wide.additional_keys, wide.additional_values
     return key.repeat_interleave(group, 2).transpose(1, 2), value.repeat_interleave(group, 2).transpose(1, 2)
 

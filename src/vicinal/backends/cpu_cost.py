@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 from math import ceil, prod
 
-from vicinal.backends.cpu_plan import StripKey, inner_axis, row_runs, shares
+from vicinal.backends.cpu_plan import InnerAxis, StripKey, inner_axis, row_runs, shares
 from vicinal.backends.protocol import Direction
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 
@@ -19,9 +19,10 @@ SIZES = {
     2: (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
     3: (1, 2, 3, 4, 6, 8, 16),
 }
-CHUNK_BYTES = 8 << 20  # of strips at a time: they should stay in the last-level cache
+CHUNK_BYTES = 4 << 20  # of strips at a time: they should stay in the last-level cache
 MASK_BYTES = 4 << 20  # of masks that differ from tile to tile
 MASK_PAIRS = 1 << 22  # of one masked tile
+CALL_NS, COPY_NS = 20e3, 8e3  # before anything is computed or copied
 
 
 @dataclass(frozen=True)
@@ -106,32 +107,39 @@ def _choice(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis:
     scores = units * tiles * row_tiles * queries * columns
     unit_bytes = groups * tiles * lengths[0] * box * shape.width * 2 * shape.itemsize
     chunk = _chunk(shape, CHUNK_BYTES // max(unit_bytes, 1))
-    in_chunk = chunk[0] * chunk[1] * groups * tiles
+    first_tiles = len(inner[0].tiles) if inner else 1
+    most_tiles = max(1, first_tiles * CHUNK_BYTES // unit_bytes) if unit_bytes > CHUNK_BYTES else first_tiles
+    cuts = ceil(first_tiles / most_tiles)
+    most_tiles = ceil(first_tiles / cuts)
+    in_chunk = chunk[0] * chunk[1] * groups * tiles // cuts
     split = tiles > 1 and in_chunk * queries * columns * runs * shape.itemsize > MASK_BYTES
     parts = prod(len(s) for s in sorts)
-    chunks = parts * (shape.kv_heads // chunk[0]) * max(1, max(shape.batch, 1) // chunk[1])
+    chunks = parts * (shape.kv_heads // chunk[0]) * max(1, max(shape.batch, 1) // chunk[1]) * cuts
     patterns = prod(_patterns(a) for a in inner) if split else 1
 
     strips = units * tiles * lengths[0] * box * shape.width
     tokens = units * shape.group * lengths[0] * tiles * slots * shape.width
     pieces = prod(_pieces(a) for a in inner)
+    narrow = shape.width / queries
+    width = shape.width * ceil(queries / 8) * 8 / queries
+    tail_ns = 40 / columns + 5 * (columns % 16) / columns
     if direction == "forward":
-        product_ns = 0.043 * shape.width * (1 + 4 / queries) + 0.75 + 50 / columns
-        copied, calls, gathers = 2 * strips + 2 * tokens, runs, 2 * pieces + 3 * runs
+        score_ns = 0.7 + 0.044 * width * (1 + 1.4 * narrow / queries) + tail_ns
+        copied_ns, calls, copies = 0.2 * strips + 0.8 * tokens, runs, 2 * pieces + 3 * runs
     else:
-        product_ns = 0.09 * shape.width * (1 + 25 / queries) + 50 / columns
-        copied = 4 * strips + 4 * tokens + 2 * units * tiles * row_tiles * columns * shape.width
-        calls, gathers = 4 * row_tiles, 6 * pieces + 6 * runs
+        score_ns = 1.0 + 0.106 * width * (1 + 0.033 * narrow**2) + tail_ns
+        copied_ns = 1.0 * strips + 1.6 * tokens + 0.4 * units * tiles * row_tiles * columns * shape.width
+        calls, copies = 4 * row_tiles, 6 * pieces + 6 * runs
     if slabs:
-        copied, gathers, calls = (0 if row_tiles == 1 else tokens), 2, row_tiles
+        calls, copies, copied_ns = row_tiles, 2, 0.0 if row_tiles == 1 else 0.2 * tokens
         if direction == "backward":
-            product_ns *= 1.2  # rows of the gradients are far apart
-            copied = 0 if row_tiles == 1 else tokens + 2 * units * row_tiles * columns * shape.width
+            score_ns *= 1.2  # rows of the gradients are far apart
+            copied_ns = 0.0 if row_tiles == 1 else 0.2 * tokens + 0.4 * units * row_tiles * columns * shape.width
     busy = min(shape.threads, max(1, in_chunk if not slabs else units))
-    cost = (scores * product_ns + 0.5 * copied) / busy + chunks * patterns * (20e3 * calls + 8e3 * gathers)
+    cost = (scores * score_ns + copied_ns) / busy + chunks * patterns * (CALL_NS * calls + COPY_NS * copies)
     key = StripKey(
         shape.batch, shape.lengths, shape.kv_heads, shape.group, shape.width, shape.neighborhood, tile, row_axis,
-        chunk, split,
+        chunk, most_tiles, split,
     )  # fmt: skip
     return Choice(cost, key, slabs)
 
@@ -160,10 +168,10 @@ def _is_full(axis: Axis, length: int) -> bool:
     return not axis.causal and axis.window == length and axis.boundary == "shift"
 
 
-def _patterns(axis: object) -> int:
-    looks = [t.looks for t in axis.tiles]  # type: ignore[attr-defined]
-    return 1 + sum(a != b for a, b in zip(looks, looks[1:]))
+def _patterns(axis: InnerAxis) -> int:
+    looks = [t.looks for t in axis.tiles]
+    return 1 + sum(a != b for a, b in pairwise(looks))
 
 
-def _pieces(axis: object) -> int:
-    return min(3, len(axis.tiles))  # type: ignore[attr-defined]
+def _pieces(axis: InnerAxis) -> int:
+    return min(3, len(axis.tiles))

@@ -73,8 +73,8 @@ def bias_index(part: Part, group: InnerGroup, work: Work, window: tuple[int, ...
         shifts.append(torch.stack([_offsets(shift, queries, axis.box) for shift, _ in looks]))
     sizes = [2 * k - 1 for k in window]
     index = None
-    for position, axis in enumerate(part.order):
-        own = (shifts[position] + window[axis] - 1).clamp_(0, sizes[axis] - 1) * prod(sizes[axis + 1 :])
+    for position, which in enumerate(part.order):
+        own = (shifts[position] + window[which] - 1).clamp_(0, sizes[which] - 1) * prod(sizes[which + 1 :])
         spread = _spread(own, position, len(part.order))
         index = spread if index is None else index + spread
     assert index is not None

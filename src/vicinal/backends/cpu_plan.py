@@ -132,6 +132,7 @@ class StripKey:
         group: query heads per key head.
         width: channels of query, key, value and output alike.
         chunk: key heads and batch elements treated at a time.
+        most_tiles: tiles of the first inner axis treated at a time.
         split: whether inner tiles that look different are treated apart (their masks are then small).
     """
 
@@ -144,6 +145,7 @@ class StripKey:
     tile: tuple[int, ...]
     row_axis: int
     chunk: tuple[int, int]
+    most_tiles: int
     split: bool
 
 
@@ -244,6 +246,7 @@ def _part(key: StripKey, order: tuple[int, ...], chosen: tuple[Share, ...]) -> P
     runs = row_runs(axes[0], chosen[0].length, sizes[0])
     inner = [inner_axis(a, s.length, t) for a, s, t in zip(axes[1:], chosen[1:], sizes[1:])]
     choices = [_split(a) if key.split else [a] for a in inner]
+    choices[:1] = [_cut(axis, key.most_tiles) for axis in choices[:1]]
     inner_groups = tuple(_inner_group(key, order, chosen, runs, pick) for pick in product(*choices))
     return Part(chosen, order, prod(key.chunk) * prod(s.groups for s in chosen), inner_groups)
 
@@ -257,6 +260,11 @@ def _split(axis: InnerAxis) -> list[InnerAxis]:
         else:
             out.append([tile])
     return [InnerAxis(axis.size, axis.box, tuple(part)) for part in out]
+
+
+def _cut(parts: list[InnerAxis], most: int) -> list[InnerAxis]:
+    """The parts cut so that none has more than `most` tiles."""
+    return [InnerAxis(a.size, a.box, a.tiles[i : i + most]) for a in parts for i in range(0, len(a.tiles), most)]
 
 
 class _Strides:

@@ -18,7 +18,12 @@ Slab = tuple[slice, slice, Tensor | None]  # tokens of the queries, of the keys,
 
 def forward(plan: StripPlan, tokens: Tokens) -> tuple[Tensor, Tensor]:
     """Output `[B, *X, H, width]` and log-sum-exp `[B, *X, H]`."""
-    query, key, value = (_flat(t) for t in (tokens.query, tokens.key, tokens.value))
+    query, key, value = _flat(tokens.query), _flat(tokens.key), _flat(tokens.value)
+    shape = tokens.query.shape
+    if _is_single(plan):
+        mask = next(_slabs(plan, query.dtype))[2]
+        out, lse = attention(query, key, value, 0.0, False, attn_mask=mask, scale=tokens.scale)
+        return out.transpose(1, 2).view(shape), lse.transpose(1, 2).view(shape[:-1])
     outputs, sums = [], []
     for queries, keys, mask in _slabs(plan, query.dtype):
         out, lse = attention(
@@ -26,34 +31,45 @@ def forward(plan: StripPlan, tokens: Tokens) -> tuple[Tensor, Tensor]:
         )  # fmt: skip
         outputs.append(out.transpose(1, 2))
         sums.append(lse.transpose(1, 2))
-    shape = tokens.query.shape
-    return _whole(outputs).reshape(shape), _whole(sums).reshape(shape[:-1])
+    return torch.cat(outputs, 1).view(shape), torch.cat(sums, 1).view(shape[:-1])
 
 
 def backward(plan: StripPlan, tokens: Tokens, results: Results) -> Tokens:
     """Gradients of `tokens`."""
-    query, key, value = (_flat(t) for t in (tokens.query, tokens.key, tokens.value))
+    query, key, value = _flat(tokens.query), _flat(tokens.key), _flat(tokens.value)
     output, above = _flat(results.output), _flat(results.grad_output)
     lse = results.lse.flatten(1, -2).transpose(1, 2)
-    slabs = list(_slabs(plan, query.dtype))
-    parts = []
-    grad_key = grad_value = None
-    if len(slabs) > 1:
-        grad_key, grad_value = _flat(torch.zeros_like(tokens.key)), _flat(torch.zeros_like(tokens.value))
-    for queries, keys, mask in slabs:
-        dq, dk, dv = attention_backward(
-            above[:, :, queries], query[:, :, queries], key[:, :, keys], value[:, :, keys], output[:, :, queries],
-            lse[:, :, queries], 0.0, False, attn_mask=mask, scale=tokens.scale,
-        )  # fmt: skip
-        parts.append(dq.transpose(1, 2))
-        if grad_key is None or grad_value is None:
-            grad_key, grad_value = dk, dv
-        else:
-            grad_key[:, :, keys].add_(dk)
-            grad_value[:, :, keys].add_(dv)
-    assert grad_key is not None and grad_value is not None
-    back = [t.transpose(1, 2).reshape(tokens.key.shape) for t in (grad_key, grad_value)]
-    return Tokens(_whole(parts).reshape(tokens.query.shape), back[0], back[1], None, tokens.scale)
+    if _is_single(plan):
+        mask = next(_slabs(plan, query.dtype))[2]
+        grads = attention_backward(
+            above, query, key, value, output, lse, 0.0, False, attn_mask=mask, scale=tokens.scale
+        )
+        grad_query, grad_key, grad_value = (g.transpose(1, 2) for g in grads)
+    else:
+        parts = []
+        grad_key, grad_value = torch.zeros_like(tokens.key), torch.zeros_like(tokens.value)
+        into_key, into_value = _flat(grad_key), _flat(grad_value)
+        for queries, keys, mask in _slabs(plan, query.dtype):
+            dq, dk, dv = attention_backward(
+                above[:, :, queries], query[:, :, queries], key[:, :, keys], value[:, :, keys],
+                output[:, :, queries], lse[:, :, queries], 0.0, False, attn_mask=mask, scale=tokens.scale,
+            )  # fmt: skip
+            parts.append(dq.transpose(1, 2))
+            into_key[:, :, keys].add_(dk)
+            into_value[:, :, keys].add_(dv)
+        grad_query = torch.cat(parts, 1)
+    return Tokens(
+        grad_query.reshape(tokens.query.shape),
+        grad_key.reshape(tokens.key.shape),
+        grad_value.reshape(tokens.key.shape),
+        None,
+        tokens.scale,
+    )
+
+
+def _is_single(plan: StripPlan) -> bool:
+    works = plan.parts[0].groups[0].works
+    return len(works) == 1 and works[0].run.tiles == 1
 
 
 def _slabs(plan: StripPlan, dtype: torch.dtype) -> Iterator[Slab]:
@@ -71,7 +87,3 @@ def _slabs(plan: StripPlan, dtype: torch.dtype) -> Iterator[Slab]:
 def _flat(tokens: Tensor) -> Tensor:
     """`[B, *X, H, width]` as `[B, H, N, width]`."""
     return tokens.flatten(1, -3).transpose(1, 2)
-
-
-def _whole(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
-from vicinal.backends.cpu_masks import MaskCache, biased, bias_index
+from vicinal.backends.cpu_masks import MaskCache, bias_index, biased
 from vicinal.backends.cpu_plan import Copy, InnerGroup, Part, StripPlan, Work
 
 attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -35,16 +36,32 @@ class Results:
     grad_output: Tensor
 
 
+class Scratch:
+    """Buffers that the chunks of one call reuse: fresh memory costs more, page by page, than copying into it."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """An uninitialised tensor of `shape`; the last one of that `name` is lost."""
+        size = prod(shape)
+        if name not in self._buffers or self._buffers[name].numel() < size:
+            self._buffers[name] = like.new_empty(size)
+        return self._buffers[name][:size].view(shape)
+
+
 def forward(plan: StripPlan, tokens: Tokens) -> tuple[Tensor, Tensor]:
     """Output `[B, *X, H, width]` and log-sum-exp `[B, *X, H]`."""
     output, lse = torch.empty_like(tokens.query), tokens.query.new_empty(tokens.query.shape[:-1])
+    scratch = Scratch()
     for part in plan.parts:
         for head, query_at, key_at, lse_at in plan.chunks:
             for group in part.groups:
-                key = _boxes(plan, part, group, tokens.key, key_at)
-                value = _boxes(plan, part, group, tokens.value, key_at)
+                boxes = _box_shape(plan, part, group)
+                key = _get(tokens.key, group.gather, key_at, scratch.take("key", tokens.key, boxes))
+                value = _get(tokens.value, group.gather, key_at, scratch.take("value", tokens.key, boxes))
                 for work in group.works:
-                    query = _tiles(plan, part, group, work, tokens.query, query_at)
+                    query = _tiles(plan, part, group, work, tokens.query, query_at, scratch, "query")
                     out, sums = attention(
                         query,
                         _row_boxes(key, part, group, work),
@@ -69,10 +86,11 @@ def backward(plan: StripPlan, tokens: Tokens, results: Results) -> Tokens:
         None if tokens.rpb is None else torch.zeros_like(tokens.rpb),
         tokens.scale,
     )
+    scratch = Scratch()
     for part in plan.parts:
         for chunk in plan.chunks:
             for group in part.groups:
-                _backward_group(plan, part, group, chunk, tokens, results, grads)
+                _backward_group(plan, part, group, chunk, tokens, results, grads, scratch)
     return grads
 
 
@@ -89,19 +107,21 @@ def _backward_group(
     tokens: Tokens,
     results: Results,
     grads: Tokens,
+    scratch: Scratch,
 ) -> None:
     head, query_at, key_at, lse_at = chunk
-    key = _boxes(plan, part, group, tokens.key, key_at)
-    value = _boxes(plan, part, group, tokens.value, key_at)
+    boxes = _box_shape(plan, part, group)
+    key = _get(tokens.key, group.gather, key_at, scratch.take("key", tokens.key, boxes))
+    value = _get(tokens.value, group.gather, key_at, scratch.take("value", tokens.key, boxes))
     # One tile: its gradients are the strip's.
     single = len(group.works) == 1 and group.works[0].run.tiles == 1 and group.works[0].run.keys == part.rows
-    grad_key = None if single else torch.zeros_like(key)
-    grad_value = None if single else torch.zeros_like(value)
+    grad_key = None if single else scratch.take("grad_key", tokens.key, boxes).zero_()
+    grad_value = None if single else scratch.take("grad_value", tokens.key, boxes).zero_()
     for work in group.works:
         run = work.run
-        query = _tiles(plan, part, group, work, tokens.query, query_at)
-        above = _tiles(plan, part, group, work, results.grad_output, query_at)
-        output = _tiles(plan, part, group, work, results.output, query_at)
+        query = _tiles(plan, part, group, work, tokens.query, query_at, scratch, "query")
+        above = _tiles(plan, part, group, work, results.grad_output, query_at, scratch, "above")
+        output = _tiles(plan, part, group, work, results.output, query_at, scratch, "output")
         sums = _lse_tiles(part, group, work, results.lse, lse_at)
         mask = _mask(plan, part, group, work, tokens, head)
         bias_grad = None
@@ -131,7 +151,8 @@ def _backward_group(
         _put(dq, work.tiles, grads.query, query_at)
         if bias_grad is not None and tokens.rpb is not None and grads.rpb is not None:
             _add_bias_grad(plan, part, group, work, bias_grad, tokens.rpb, grads.rpb, head)
-    assert grad_key is not None and grad_value is not None
+    assert grad_key is not None
+    assert grad_value is not None
     store = _put if exclusive(plan) else _add
     store(grad_key, group.scatter, grads.key, key_at)
     store(grad_value, group.scatter, grads.value, key_at)
@@ -186,12 +207,9 @@ def _window(plan: StripPlan) -> tuple[int, ...]:
     return tuple(k for k in plan.key.neighborhood.window if k is not None)
 
 
-def _boxes(plan: StripPlan, part: Part, group: InnerGroup, tokens: Tensor, at: int) -> Tensor:
+def _box_shape(plan: StripPlan, part: Part, group: InnerGroup) -> tuple[int, ...]:
     """The boxes of a group's inner tiles: `[batch, rows * box, width]`."""
-    width = plan.key.width
-    strip = tokens.new_empty((part.batch * group.tiles, part.rows * group.box, width))
-    _get(tokens, group.gather, at, strip)
-    return strip
+    return part.batch * group.tiles, part.rows * group.box, plan.key.width
 
 
 def _row_boxes(strip: Tensor, part: Part, group: InnerGroup, work: Work) -> Tensor:
@@ -205,25 +223,32 @@ def _row_boxes(strip: Tensor, part: Part, group: InnerGroup, work: Work) -> Tens
     )
 
 
-def _tiles(plan: StripPlan, part: Part, group: InnerGroup, work: Work, tokens: Tensor, at: int) -> Tensor:
+def _tiles(
+    plan: StripPlan,
+    part: Part,
+    group: InnerGroup,
+    work: Work,
+    tokens: Tensor,
+    at: int,
+    scratch: Scratch,
+    name: str,
+) -> Tensor:
     """The queries of a run, `[batch, tiles, queries, width]`; zero where padded."""
     shape = (part.batch * group.tiles, work.run.tiles, work.size, plan.key.width)
-    strip = tokens.new_zeros(shape) if work.padded else tokens.new_empty(shape)
-    _get(tokens, work.tiles, at, strip)
-    return strip
+    strip = scratch.take(name, tokens, shape)
+    return _get(tokens, work.tiles, at, strip.zero_() if work.padded else strip)
 
 
 def _lse_tiles(part: Part, group: InnerGroup, work: Work, lse: Tensor, at: int) -> Tensor:
     shape = (part.batch * group.tiles, work.run.tiles, work.size)
     # Where padded, infinity: the weights exp(score - lse) are zero.
-    strip = lse.new_full(shape, float("inf")) if work.padded else lse.new_empty(shape)
-    _get(lse, work.lse_tiles, at, strip)
-    return strip
+    return _get(lse, work.lse_tiles, at, lse.new_full(shape, float("inf")) if work.padded else lse.new_empty(shape))
 
 
-def _get(tokens: Tensor, copies: tuple[Copy, ...], at: int, strip: Tensor) -> None:
+def _get(tokens: Tensor, copies: tuple[Copy, ...], at: int, strip: Tensor) -> Tensor:
     for copy in copies:
         _strip_side(strip, copy).copy_(_token_side(tokens, copy, at))
+    return strip
 
 
 def _put(strip: Tensor, copies: tuple[Copy, ...], tokens: Tensor, at: int) -> None:
