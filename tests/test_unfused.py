@@ -236,3 +236,51 @@ def test_flops_are_counted():
     with FlopCounterMode(display=False) as counter:
         unfused.na2d_av(unfused.na2d_qk(x, x, 3).softmax(-1), x, 3)
     assert counter.get_total_flops() == 2 * 2 * (2 * 64 * 3) * 9 * 4
+
+
+def small_call(x, rpb):
+    geometry = {"kernel_size": 3, "is_causal": True}
+    scores = unfused.na1d_qk(x, 2 * x, rpb=rpb, **geometry)
+    return unfused.na1d_av(scores.softmax(-1), x.sin(), **geometry)
+
+
+def small_inputs():
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((1, 5, 2, 3), (2, 5)))
+
+
+def test_forward_mode_is_the_finite_difference():
+    """Library operators alone would give a tangent of zeros."""
+    inputs = tuple(t.requires_grad_() for t in small_inputs())
+    assert torch.autograd.gradcheck(small_call, inputs, check_forward_ad=True, check_backward_ad=False)
+
+
+@pytest.mark.parametrize("transform", ["grad", "hessian", "reverse over reverse"])
+def test_transforms_of_torch_func(transform):
+    x, rpb = small_inputs()
+
+    def loss(x):
+        return small_call(x, rpb).square().sum()
+
+    if transform == "grad":
+        leaf = x.clone().requires_grad_()
+        got, want = torch.func.grad(loss)(x), torch.autograd.grad(loss(leaf), leaf)[0]
+    else:
+        want = torch.autograd.functional.hessian(loss, x)
+        got = (torch.func.hessian(loss) if transform == "hessian" else torch.func.jacrev(torch.func.grad(loss)))(x)
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("batched_bias", [False, True])
+def test_vmap_is_a_loop(batched_bias):
+    x, rpb = torch.randn(3, 1, 6, 2, 4), torch.randn(3, 2, 5)
+    in_dims = (0, 0 if batched_bias else None)
+    got = torch.vmap(small_call, in_dims=in_dims)(x, rpb if batched_bias else rpb[0])
+    want = torch.stack([small_call(x[i], rpb[i if batched_bias else 0]) for i in range(3)])
+    torch.testing.assert_close(got, want)
+
+
+def test_compiled_whole():
+    x, rpb = (t.float() for t in small_inputs())
+    compiled = torch.compile(small_call, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, rpb), small_call(x, rpb))

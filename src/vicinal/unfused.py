@@ -14,22 +14,21 @@ Argument names and order are those of NATTEN 0.17's unfused operators; the layou
 `vicinal.compat` has that), and `stride`, `scale` and `boundary` are new. Scores are not scaled unless `scale` is given.
 
 On CUDA the Triton kernels run (`variant="gemm"`: tensor cores; `variant="naive"`: one thread group per query), on CPU
-plain torch (`variant="torch"`). All are differentiable any number of times, except the bias once.
+plain torch (`variant="torch"`). They work under `torch.compile`, autograd of any order, forward mode, and `torch.func`
+(only gradients of the bias's gradient are not there).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from vicinal.backends import unfused_launch as launch
 from vicinal.backends.slots import Slots
-from vicinal.geometry.neighborhood import Neighborhood, PerAxis, decode
-from vicinal.geometry.work import useful_scores
+from vicinal.geometry.neighborhood import Neighborhood, PerAxis
+from vicinal.unfused_operators import nn, pn
 
 __all__ = [
     "na1d_av",
@@ -89,7 +88,7 @@ def neighborhood_qk(
             raise ValueError(f"rpb must have shape [heads, 2*kernel_size-1, ...] = {expected}, got {tuple(rpb.shape)}")
         rpb = rpb.to(query.dtype)
     name = launch.choose(query, variant)
-    scores = _pn(query, key, rpb, slots.neighborhood.encode(), scale, float("-inf"), name)
+    scores = pn(query, key, rpb, slots.neighborhood.encode(), scale, float("-inf"), name)
     if additional_keys is None:
         return scores
     _check_additional("additional_keys", additional_keys, key)
@@ -136,7 +135,7 @@ def neighborhood_av(
         raise ValueError(f"attn must be floating point on {value.device}, got {attn.dtype} on {attn.device}")
     attn = attn.to(value.dtype)
     name = launch.choose(value, variant)
-    output = _nn(attn[..., : slots.count], value, slots.neighborhood.encode(), 1.0, name)
+    output = nn(attn[..., : slots.count], value, slots.neighborhood.encode(), 1.0, name)
     if additional_values is None:
         return output
     _check_additional("additional_values", additional_values, value)
@@ -261,132 +260,7 @@ na1d_qkrpb, na2d_qkrpb, na3d_qkrpb = _qkrpb(1), _qkrpb(2), _qkrpb(3)
 na1d_av, na2d_av, na3d_av = _av(1), _av(2), _av(3)
 
 
-# Operators: PN, NN and IN are closed under differentiation, each is the others' gradient --------------------------
-
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
-_GEOMETRY = "int[] neighborhood, float scale"
-torch.library.define(
-    "vicinal::pn",
-    f"(Tensor query, Tensor key, Tensor? rpb, {_GEOMETRY}, float fill, str variant) -> Tensor",
-    tags=_TAGS,
-)
-torch.library.define("vicinal::nn", f"(Tensor attn, Tensor value, {_GEOMETRY}, str variant) -> Tensor", tags=_TAGS)
-torch.library.define(
-    "vicinal::inverse", f"(Tensor attn, Tensor query, int kv_heads, {_GEOMETRY}, str variant) -> Tensor", tags=_TAGS
-)
-torch.library.define("vicinal::bias_sum", "(Tensor grad, int[] neighborhood, str variant) -> Tensor", tags=_TAGS)
-_pn = torch.ops.vicinal.pn.default
-_nn = torch.ops.vicinal.nn.default
-_inverse = torch.ops.vicinal.inverse.default
-_bias_sum = torch.ops.vicinal.bias_sum.default
-
-
-@torch.library.impl("vicinal::pn", "default")
-def _pn_run(query, key, rpb, code, scale, fill, variant):  # type: ignore[no-untyped-def]
-    return launch.pn(query, key, rpb, _decode(code, query), scale, fill, variant)
-
-
-@torch.library.impl("vicinal::nn", "default")
-def _nn_run(attn, value, code, scale, variant):  # type: ignore[no-untyped-def]
-    return launch.nn(attn, value, _decode(code, value), scale, variant)
-
-
-@torch.library.impl("vicinal::inverse", "default")
-def _inverse_run(attn, query, kv_heads, code, scale, variant):  # type: ignore[no-untyped-def]
-    return launch.inverse(attn, query, kv_heads, _decode(code, query), scale, variant)
-
-
-@torch.library.impl("vicinal::bias_sum", "default")
-def _bias_sum_run(grad, code, variant):  # type: ignore[no-untyped-def]
-    return launch.bias_sum(grad, _decode(code, grad), variant)
-
-
-@torch.library.register_fake("vicinal::pn")
-def _pn_fake(query, key, rpb, code, scale, fill, variant):  # type: ignore[no-untyped-def]
-    return query.new_empty((*query.shape[:-1], _decode(code, query).count))
-
-
-@torch.library.register_fake("vicinal::nn")
-def _nn_fake(attn, value, code, scale, variant):  # type: ignore[no-untyped-def]
-    return value.new_empty((*attn.shape[:-1], value.shape[-1]))
-
-
-@torch.library.register_fake("vicinal::inverse")
-def _inverse_fake(attn, query, kv_heads, code, scale, variant):  # type: ignore[no-untyped-def]
-    return query.new_empty((*query.shape[:-2], kv_heads, query.shape[-1]))
-
-
-@torch.library.register_fake("vicinal::bias_sum")
-def _bias_sum_fake(grad, code, variant):  # type: ignore[no-untyped-def]
-    return grad.new_empty((grad.shape[-2], *_decode(code, grad).bias_shape))
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*(t for t in inputs[:2] if isinstance(t, Tensor)))
-    ctx.settings = inputs
-
-
-def _pn_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    query, key = ctx.saved_tensors
-    code, scale, _fill, variant = ctx.settings[3:]
-    need = ctx.needs_input_grad
-    d_query = _nn(grad, key, code, scale, variant) if need[0] else None
-    d_key = _inverse(grad, query, key.shape[-2], code, scale, variant) if need[1] else None
-    d_rpb = _bias_sum(grad, code, variant) if need[2] else None
-    return d_query, d_key, d_rpb, None, None, None, None
-
-
-def _nn_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    attn, value = ctx.saved_tensors
-    code, scale, variant = ctx.settings[2:]
-    need = ctx.needs_input_grad
-    d_attn = _pn(grad, value, None, code, scale, 0.0, variant) if need[0] else None
-    d_value = _inverse(attn, grad, value.shape[-2], code, scale, variant) if need[1] else None
-    return d_attn, d_value, None, None, None
-
-
-def _inverse_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    attn, query = ctx.saved_tensors
-    code, scale, variant = ctx.settings[3:]
-    need = ctx.needs_input_grad
-    d_attn = _pn(query, grad, None, code, scale, 0.0, variant) if need[0] else None
-    d_query = _nn(attn, grad, code, scale, variant) if need[1] else None
-    return d_attn, d_query, None, None, None, None
-
-
-torch.library.register_autograd("vicinal::pn", _pn_backward, setup_context=_save)
-torch.library.register_autograd("vicinal::nn", _nn_backward, setup_context=_save)
-torch.library.register_autograd("vicinal::inverse", _inverse_backward, setup_context=_save)
-
-
-@register_flop_formula(torch.ops.vicinal.pn)
-def _pn_flops(query: Any, key: Any, rpb: Any, code: list[int], *_: Any, **__: Any) -> int:
-    return _flops(query[:-1], query[-1], code)
-
-
-@register_flop_formula(torch.ops.vicinal.nn)
-def _nn_flops(attn: Any, value: Any, code: list[int], *_: Any, **__: Any) -> int:
-    return _flops(attn[:-1], value[-1], code)
-
-
-@register_flop_formula(torch.ops.vicinal.inverse)
-def _inverse_flops(attn: Any, query: Any, kv_heads: int, code: list[int], *_: Any, **__: Any) -> int:
-    return _flops(query[:-1], query[-1], code)
-
-
 # Checks -----------------------------------------------------------------------------------------------------------
-
-
-def _flops(shape: Any, dim: int, code: list[int]) -> int:
-    batch, *lengths, heads = shape
-    (neighborhood,) = decode(code, len(lengths))
-    return 2 * batch * heads * dim * useful_scores(neighborhood, tuple(lengths))
-
-
-def _decode(code: list[int], tensor: Tensor) -> Slots:
-    lengths = tuple(tensor.shape[1:-2])
-    (neighborhood,) = decode(code, len(lengths))
-    return Slots(neighborhood, lengths)
 
 
 def _slots(tensor: Tensor, kernel_size, stride, dilation, is_causal, boundary) -> Slots:  # type: ignore[no-untyped-def]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vicinal.bench.paper import Outcome, Sweep, run
 from vicinal.bench.paper_plots import draw
 from vicinal.bench.paper_tables import document
+
+PLAIN_SECONDS = 15.0  # where there is no terminal for a bar: a line so often
 
 
 def run_with_progress(sweep: Sweep, console: Console) -> bool:
@@ -25,8 +28,14 @@ def run_with_progress(sweep: Sweep, console: Console) -> bool:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
 
+        said = time.monotonic()
+
         def progress(done: int, total: int, what: str) -> None:
+            nonlocal said
             bar.update(task, completed=done, total=total, description=what)
+            if not console.is_terminal and time.monotonic() - said > PLAIN_SECONDS:
+                said = time.monotonic()
+                console.print(f"{done}/{total} {what}", highlight=False)
 
         outcome = run(sweep, progress)
     _summary(outcome, sweep.results, console)
