@@ -41,7 +41,10 @@ def test_the_old_names_are_there_and_the_new_are_not():
     from natten.context import use_fused_na as from_context
     from natten.functional import na2d_qk, na3d_av, natten2dqkrpb  # noqa: F401
     from natten.na2d import NeighborhoodAttention2D
+    from natten.types import CausalArg2DTypeOrDed  # noqa: F401
+    from natten.utils import check_all_args
 
+    assert check_all_args(2, 7, (1, 2), None) == ((7, 7), (1, 2), (False, False))
     assert natten.use_fused_na is from_context
     assert natten.NeighborhoodAttention2D is NeighborhoodAttention2D
     assert not hasattr(natten, "attention")

@@ -63,7 +63,7 @@ def uninstall_natten() -> None:
 
 def _modules(generation: str) -> dict[str, ModuleType]:
     """The modules of a generation by the name under which they are imported."""
-    from vicinal.compat import context, flops, natten014, natten017, natten020
+    from vicinal.compat import context, flops, natten014, natten017, natten020, utils
 
     if generation == "0.14":
         functional = _module("natten.functional", natten014, natten014.FUNCTIONS)
@@ -75,6 +75,8 @@ def _modules(generation: str) -> dict[str, ModuleType]:
             "natten": _module("natten", natten017, natten017.MODULES),
             "natten.functional": _module("natten.functional", natten017, natten017.FUNCTIONS),
             "natten.context": _module("natten.context", context, context.OLD),
+            "natten.types": _module("natten.types", utils, utils.TYPES),
+            "natten.utils": _module("natten.utils", utils, ["check_all_args"]),
         }
         for name in context.OLD:
             setattr(modules["natten"], name, getattr(context, name))
