@@ -144,7 +144,19 @@ def forward_launcher(
         q.group_columns, k.group_columns, v.group_columns, o.group_columns,
         *lse.strides[1:4], lse.strides[0], lse.group_columns, problem.scale * LOG2E,
     )  # fmt: skip
-    constants = (d, dv, *t, *n, split, config.stages, problem.rank, *flags(problem), own_output, paired)
+    constants = (
+        d,
+        dv,
+        *t,
+        *n,
+        split,
+        config.stages,
+        problem.rank,
+        *flags(problem),
+        own_output,
+        paired,
+        "a" in config.variant,
+    )
     return Launcher(
         forward,
         (

@@ -20,6 +20,8 @@ ROWS = 64  # queries of a warpgroup: the M of a wgmma
 WARPGROUPS = 2
 MASK_COST = 0.12  # of a masked tile, in unmasked ones
 STAGES = (2, 3, 4)
+CHUNKED = False  # whether tilings of chunks are listed
+ADDED_MASKS = False  # whether masks are added rather than selected
 CHUNK = 64  # keys of a chunk: half a key tile
 CHUNKS_LOST = 1.0  # per warpgroup's query tile, by rounding up to pairs
 CHUNK_COST = 1.03  # of a tile of two chunks, in tiles of one
@@ -44,12 +46,12 @@ def forward_configs(problem: Problem) -> list[TileConfig]:
     """Tilings of the forward, best guess first.
 
     `variant` is the axis along which warpgroups split ("0" to "2"), then "c" for key tiles of two chunks, each of the
-    config's `key_tile`, and "p" for persistent programs.
+    config's `key_tile`, "a" for masks that are added, and "p" for persistent programs.
     """
     d, dv = problem.head_dim, problem.value_dim
     keys = 128 if max(d, dv) <= 128 else 64
     stages = max(n for n in STAGES if n == 2 or forward_shared(keys, d, dv, n, True) <= SHARED_MEMORY)
-    chunks = (False, True) if d == dv == piece(d) and keys == 2 * CHUNK else (False,)
+    chunks = (False, True) if CHUNKED and d == dv == piece(d) and keys == 2 * CHUNK else (False,)
     ranked = sorted(
         (_cost(problem, _Walk(q, k, split, stages, chunked)), q, k, split, chunked)
         for chunked in chunks
@@ -61,7 +63,7 @@ def forward_configs(problem: Problem) -> list[TileConfig]:
     configs = []
     for cost, q, k, split, chunked in ranked[:KEPT]:
         tiles_each = cost / (ROWS * keys) / _warpgroup_tiles(problem, q, split)
-        variant = f"{split}{'c' * chunked}{'p' * (tiles_each <= PERSISTENT_TILES)}"
+        variant = f"{split}{'c' * chunked}{'a' * ADDED_MASKS}{'p' * (tiles_each <= PERSISTENT_TILES)}"
         configs.append(TileConfig(q[skip:], k[skip:], 12, stages, variant))
     return configs
 

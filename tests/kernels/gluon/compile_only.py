@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "0"
@@ -147,6 +148,8 @@ if __name__ == "__main__":
         direction, case = name.split(":")
         if direction == "paired":
             kernel = compile_forward(case, TileConfig((8, 8), (8, 8), 12, 2, "1c"))
+        elif direction == "added":
+            kernel = compile_forward(case, replace(hopper.forward_configs(problem_of(case))[0], variant="1a"))
         else:
             kernel = compile_forward(case) if direction == "forward" else compile_backward(case, direction)
         if os.environ.get("PTX_TO"):

@@ -18,7 +18,9 @@ pytest.importorskip("triton.experimental.gluon")
 
 SCRIPT = Path(__file__).with_name("compile_only.py")
 SOURCE = Path(__file__).parents[3] / "src"
-STACK = 256  # bytes: scalars of the walk may wait in local memory, tiles may not (a row of scores is 256 bytes a thread)
+STACK = (
+    256  # bytes: scalars of the walk may wait in local memory, tiles may not (a row of scores is 256 bytes a thread)
+)
 
 # kernel:case -> wgmma instructions: one per 16 of the inner dimension, two consumer copies of each
 EXPECTED = {
@@ -28,6 +30,7 @@ EXPECTED = {
     "forward:d96": 2 * (2 * 6 + 2 * 3 * 8),
     "forward:d256": 2 * (2 * 16 + 2 * 4),
     "paired:2d": 2 * (2 * 8 + 2 * 8),
+    "added:2d": 2 * (2 * 8 + 2 * 8),
     "keys:2d": 2 * (8 + 8 + 4 + 4),
     "queries:2d": 2 * (8 + 8 + 4),
 }

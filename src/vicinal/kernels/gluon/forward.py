@@ -14,6 +14,8 @@ With `PAIRED`, a key tile is two chunks `[N0, N1, N2]` of 64 keys that need not 
 its waste is a chunk's. The chunks that one warpgroup needs alone come first, a tile of the one and a tile of the other
 in turn, then those that both need.
 
+Masks select scores, or with `ADDED` (always with `PAIRED`) add minus infinity to them.
+
 Head dims that are no power of two are `DP` columns wide pieces: a descriptor, a buffer and a wgmma each.
 """
 
@@ -31,7 +33,7 @@ from vicinal.kernels.gluon.compat import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from vicinal.kernels.gluon.softmax import inside_all, neighbors, paired_neighbors
+from vicinal.kernels.gluon.softmax import bias, inside_all, neighbors
 from vicinal.kernels.gluon.walk import head_axes, in_order, locate, next_chunk, own_line, paired_counts, rows_of, union
 
 LN2 = gl.constexpr(0.6931471805599453)
@@ -46,7 +48,7 @@ def forward(
     D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
-    OWN_OUTPUT: gl.constexpr, PAIRED: gl.constexpr,
+    OWN_OUTPUT: gl.constexpr, PAIRED: gl.constexpr, ADDED: gl.constexpr,
 ):  # fmt: skip
     """Output and log-sum-exp of work items `program, program + programs, ...` below `items`.
 
@@ -91,10 +93,10 @@ def forward(
     gl.warp_specialize([
         (_consumer, (o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
             D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, OWN_OUTPUT,
-            PAIRED, gl.constexpr(0))),
+            PAIRED, ADDED, gl.constexpr(0))),
         (_consumer, (o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
             D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, OWN_OUTPUT,
-            PAIRED, gl.constexpr(1))),
+            PAIRED, ADDED, gl.constexpr(1))),
         (_producer, (q_desc, k_desc, v_desc, q_s, k_s, v_s, bars, table, axes, tiles, work, columns,
             D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, STRIDED, MODED, PER_HEAD, PAIRED)),
     ], [4, 1], [240, 24])  # fmt: skip
@@ -151,7 +153,7 @@ def _producer(
                     w = first
                 its_end = (i >= 2 * turns) | (i % 2 == 1)
                 shift = gl.where((i < 2 * turns) & (i % 2 == 1), (line - alone) * N[SPLIT], 0)
-                a1, b1, w1 = next_chunk(a, b, w, sb, eb, first, stop, N[OUTER], N[INNER], N[SPLIT])
+                a1, b1, w1 = next_chunk((a, b, w), ea, sb, eb, ew, first, stop, N[OUTER], N[INNER], N[SPLIT])
                 c = in_order(a, b, w + shift, SPLIT)
                 d = in_order(a1, b1, w1 + shift, SPLIT)
                 slot = t % STAGES
@@ -163,7 +165,7 @@ def _producer(
                 mbarrier.expect(v_ready.index(slot), v_desc.block_type.nbytes * (2 * D // v_desc.block_shape[4]))
                 _load_pair(v_desc, outer, c, d, v_first, v_ready.index(slot), v_s, slot, STAGES, D)
                 t += 1
-                a2, b2, w2 = next_chunk(a1, b1, w1, sb, eb, first, stop, N[OUTER], N[INNER], N[SPLIT])
+                a2, b2, w2 = next_chunk((a1, b1, w1), ea, sb, eb, ew, first, stop, N[OUTER], N[INNER], N[SPLIT])
                 a = gl.where(its_end, a2, a)
                 b = gl.where(its_end, b2, b)
                 w = gl.where(its_end, w2, w)
@@ -194,7 +196,7 @@ def _consumer(
     D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
-    OWN_OUTPUT: gl.constexpr, PAIRED: gl.constexpr, W: gl.constexpr,
+    OWN_OUTPUT: gl.constexpr, PAIRED: gl.constexpr, ADDED: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
     q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = bars
     items, heads, group, groups = work
@@ -256,10 +258,10 @@ def _consumer(
         b1 = b
         w1 = w
         if PAIRED:
-            a1, b1, w1 = next_chunk(a, b, w, sb, eb, fw, lw, N[OUTER], N[INNER], N[SPLIT])
+            a1, b1, w1 = next_chunk((a, b, w), ea, sb, eb, ew, fw, lw, N[OUTER], N[INNER], N[SPLIT])
         c = in_order(a, b, w, SPLIT)
         d = in_order(a1, b1, w1, SPLIT)
-        s = _mask(s, c, d, low, high, starts, widths, N0, N1, N2, RANK, PAIRED, s_layout)
+        s = _mask(s, c, d, low, high, starts, widths, N0, N1, N2, RANK, PAIRED, ADDED, s_layout)
         m = gl.max(s, 1) * scale
         p = gl.exp2(s * scale - _finite(m)[:, None])
         l = gl.sum(p, 1)
@@ -284,8 +286,8 @@ def _consumer(
                     if step < turns:
                         _pass_over(t, bars, STAGES)
                         t += 1
-                    a, b, w = next_chunk(a1, b1, w1, sb, eb, fw, lw, N[OUTER], N[INNER], N[SPLIT])
-                a1, b1, w1 = next_chunk(a, b, w, sb, eb, fw, lw, N[OUTER], N[INNER], N[SPLIT])
+                    a, b, w = next_chunk((a1, b1, w1), ea, sb, eb, ew, fw, lw, N[OUTER], N[INNER], N[SPLIT])
+                a1, b1, w1 = next_chunk((a, b, w), ea, sb, eb, ew, fw, lw, N[OUTER], N[INNER], N[SPLIT])
             else:
                 w += N[SPLIT]
                 if w >= lw:
@@ -311,7 +313,7 @@ def _consumer(
             mbarrier.arrive(k_empty.index(t % STAGES), count=1)
             c = in_order(a, b, w, SPLIT)
             d = in_order(a1, b1, w1, SPLIT)
-            s = _mask(s, c, d, low, high, starts, widths, N0, N1, N2, RANK, PAIRED, s_layout)
+            s = _mask(s, c, d, low, high, starts, widths, N0, N1, N2, RANK, PAIRED, ADDED, s_layout)
             m_new = gl.maximum(m, gl.max(s, 1) * scale)
             finite = _finite(m_new)
             alpha = gl.exp2(m - finite)
@@ -411,16 +413,19 @@ def _scores(q_s, k_s, W: gl.constexpr, slot, zero, D: gl.constexpr, BM: gl.const
 @gluon.jit
 def _mask(
     s, c, d, low, high, starts, widths, N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, RANK: gl.constexpr,
-    PAIRED: gl.constexpr, layout: gl.constexpr,
+    PAIRED: gl.constexpr, ADDED: gl.constexpr, layout: gl.constexpr,
 ):  # fmt: skip
-    full = inside_all(c, low, high, N0, N1, N2, RANK)
     if PAIRED:
-        if not (full & inside_all(d, low, high, N0, N1, N2, RANK)):
-            mask = paired_neighbors(c, d, starts, widths, N0, N1, N2, RANK, layout)
-            s = gl.where(mask, s, float("-inf"))
+        if not inside_all(c, low, high, N0, N1, N2, RANK):
+            s = s + bias(c, starts, widths, N0, N1, N2, RANK, 0, layout)
+        if not inside_all(d, low, high, N0, N1, N2, RANK):
+            s = s + bias(d, starts, widths, N0, N1, N2, RANK, 1, layout)
     else:
-        if not full:
-            s = gl.where(neighbors(c, starts, widths, N0, N1, N2, RANK, layout), s, float("-inf"))
+        if not inside_all(c, low, high, N0, N1, N2, RANK):
+            if ADDED:
+                s = s + bias(c, starts, widths, N0, N1, N2, RANK, -1, layout)
+            else:
+                s = gl.where(neighbors(c, starts, widths, N0, N1, N2, RANK, layout), s, float("-inf"))
     return s
 
 

@@ -33,19 +33,34 @@ def neighbors(
 
 
 @gluon.jit
-def paired_neighbors(
-    c, d, starts, widths, N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, RANK: gl.constexpr, layout: gl.constexpr
-):
-    """`neighbors` of a tile whose first half is the chunk at `c` and whose second half is the chunk at `d`."""
-    column = gl.arange(0, 2 * N0 * N1 * N2, layout=gl.SliceLayout(0, layout))
-    second = column >= N0 * N1 * N2
-    token = column % (N0 * N1 * N2)
-    mask = _within(-starts[2], widths[2], gl.where(second, d[2], c[2]) + row_position(token, 2, N1, N2))
+def bias(
+    c, starts, widths, N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, RANK: gl.constexpr, HALF: gl.constexpr,
+    layout: gl.constexpr,
+):  # fmt: skip
+    """What to add to the scores of the tile at `c`: nothing where `neighbors`, minus infinity elsewhere.
+
+    A sum of one term per axis, so that few of the terms differ within a thread, and each score costs additions, which
+    run at twice the rate of the selections and predicates of a mask. "Nothing" is -0.0: adding it is no instruction.
+    With `HALF` 0 or 1 the tile at `c` is that half of the columns, and the other half gets nothing; -1: all columns.
+    """
+    SIZE: gl.constexpr = N0 * N1 * N2
+    column = gl.arange(0, SIZE if HALF < 0 else 2 * SIZE, layout=gl.SliceLayout(0, layout))
+    token = column % SIZE
+    total = _zero_or_minus_infinity(_within(c[2] - starts[2], widths[2], row_position(token, 2, N1, N2)))
     if RANK >= 2:
-        mask = mask & _within(-starts[1], widths[1], gl.where(second, d[1], c[1]) + row_position(token, 1, N1, N2))
-    if RANK == 3:
-        mask = mask & _within(-starts[0], widths[0], gl.where(second, d[0], c[0]) + row_position(token, 0, N1, N2))
-    return mask
+        outer = _zero_or_minus_infinity(_within(c[1] - starts[1], widths[1], row_position(token, 1, N1, N2)))
+        if RANK == 3:
+            first = _within(c[0] - starts[0], widths[0], row_position(token, 0, N1, N2))
+            outer = outer + _zero_or_minus_infinity(first)
+        total = outer + total
+    if HALF >= 0:
+        total = gl.where((column // SIZE == HALF)[None, :], total, -0.0)
+    return total
+
+
+@gluon.jit
+def _zero_or_minus_infinity(mask):
+    return gl.where(mask, -0.0, float("-inf"))
 
 
 @gluon.jit

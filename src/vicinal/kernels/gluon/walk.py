@@ -138,9 +138,13 @@ def rows_of(
 
 @gluon.jit
 def next_chunk(
-    a, b, w, sb, eb, w_first, w_stop, OUTER_STEP: gl.constexpr, INNER_STEP: gl.constexpr, STEP: gl.constexpr
+    at, ea, sb, eb, ew, w_first, w_stop, OUTER_STEP: gl.constexpr, INNER_STEP: gl.constexpr, STEP: gl.constexpr
 ):
-    """The chunk after `(a, b, w)` in walk order, of lines `[w_first, w_stop)`; after the last, `a` leaves the box."""
+    """The chunk after `at = (a, b, w)` in walk order, of lines `[w_first, w_stop)`.
+
+    After the last chunk `w` is `ew` or more: a chunk that is in no window, along an axis that is always masked.
+    """
+    a, b, w = at
     w += STEP
     wrap = w >= w_stop
     w = gl.where(wrap, w_first, w)
@@ -148,7 +152,7 @@ def next_chunk(
     wrap = b >= eb
     b = gl.where(wrap, sb, b)
     a += gl.where(wrap, OUTER_STEP, 0)
-    return a, b, w
+    return a, b, gl.where(a >= ea, ew, w)
 
 
 @gluon.jit
