@@ -4,12 +4,12 @@ import random
 
 import pytest
 import torch
-from closeness import gradients, torch_attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Call, calls
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from closeness import gradients, torch_attention
+from strategies import Call, calls
 from vicinal.backends import cpu, cpu_cost, cpu_masks, cpu_plan
 from vicinal.backends.cpu import BACKEND
 from vicinal.geometry.neighborhood import Axis, Neighborhood

@@ -39,11 +39,16 @@ class HeadSet:
 
 @dataclass(frozen=True)
 class Program:
-    """How a set of heads is run."""
+    """How a set of heads is run.
+
+    Attributes:
+        plain: whether one call of torch's attention on the inputs as they are does it all.
+    """
 
     heads: HeadSet
     plan: StripPlan
     slabs: bool
+    plain: bool
 
     def forward(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp, of the width of the tokens."""
@@ -110,8 +115,10 @@ def head_sets(problem: Problem) -> tuple[HeadSet, ...]:
 
 def _forward(problem: Problem, config: TileConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
     width = max(problem.head_dim, problem.value_dim)
-    wide = _widen(inputs, width)
     programs = _programs(problem, config, width, "forward")
+    if programs[0].plain:  # small problems: what is not done here counts
+        return cpu_slabs.forward_single(programs[0].plan, *inputs[:3], problem.scale)
+    wide = _widen(inputs, width)
     if problem.batch == 0:
         output = wide.query.new_empty(wide.query.shape)
         lse = output.new_empty(output.shape[:-1])
@@ -233,8 +240,14 @@ def _programs(problem: Problem, config: TileConfig, width: int, direction: Direc
             slabs = config.variant == "slabs"
             row_axis = 0 if slabs else int(config.variant.rsplit(" ", 1)[1])
             choice = choose(shape, direction, config.query_tile, row_axis, slabs)
-        found.append(Program(own, strip_plan(choice.key), choice.slabs))
+        plan = strip_plan(choice.key)
+        found.append(Program(own, plan, choice.slabs, len(sets) == 1 and _is_plain(problem, choice.slabs, plan)))
     return tuple(found)
+
+
+def _is_plain(problem: Problem, slabs: bool, plan: StripPlan) -> bool:
+    as_they_are = problem.dtype in (torch.float32, torch.float64) and problem.head_dim == problem.value_dim
+    return slabs and as_they_are and cpu_slabs.is_single(plan) and not problem.additional and problem.batch > 0
 
 
 def _tokens(wide: Inputs, problem: Problem) -> Tokens:

@@ -22,7 +22,7 @@ SIZES = {
 CHUNK_BYTES = 4 << 20  # of strips at a time: they should stay in the last-level cache
 MASK_BYTES = 4 << 20  # of masks that differ from tile to tile
 MASK_PAIRS = 1 << 22  # of one masked tile
-CALL_NS, COPY_NS = 20e3, 8e3  # before anything is computed or copied
+CALL_NS, COPY_NS = 20e3, 8e3  # before anything is computed or copied; twice that to start other threads
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,9 @@ def _choice(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis:
         if direction == "backward":
             score_ns *= 1.2  # rows of the gradients are far apart
             copied_ns = 0.0 if row_tiles == 1 else 0.2 * tokens + 0.4 * units * row_tiles * columns * shape.width
+    start = 1 if shape.threads == 1 else 2
     busy = min(shape.threads, max(1, in_chunk if not slabs else units))
-    cost = (scores * score_ns + copied_ns) / busy + chunks * patterns * (CALL_NS * calls + COPY_NS * copies)
+    cost = (scores * score_ns + copied_ns) / busy + chunks * patterns * (CALL_NS * calls + COPY_NS * copies) * start
     key = StripKey(
         shape.batch, shape.lengths, shape.kv_heads, shape.group, shape.width, shape.neighborhood, tile, row_axis,
         chunk, most_tiles, split,

@@ -208,7 +208,7 @@ class Part:
         return self.shares[0].length
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StripPlan:
     """All parts, and the offsets of every chunk into (queries, keys, log-sum-exp)."""
 

@@ -18,12 +18,10 @@ Slab = tuple[slice, slice, Tensor | None]  # tokens of the queries, of the keys,
 
 def forward(plan: StripPlan, tokens: Tokens) -> tuple[Tensor, Tensor]:
     """Output `[B, *X, H, width]` and log-sum-exp `[B, *X, H]`."""
+    if is_single(plan):
+        return forward_single(plan, tokens.query, tokens.key, tokens.value, tokens.scale)
     query, key, value = _flat(tokens.query), _flat(tokens.key), _flat(tokens.value)
     shape = tokens.query.shape
-    if _is_single(plan):
-        mask = next(_slabs(plan, query.dtype))[2]
-        out, lse = attention(query, key, value, 0.0, False, attn_mask=mask, scale=tokens.scale)
-        return out.transpose(1, 2).view(shape), lse.transpose(1, 2).view(shape[:-1])
     outputs, sums = [], []
     for queries, keys, mask in _slabs(plan, query.dtype):
         out, lse = attention(
@@ -34,13 +32,28 @@ def forward(plan: StripPlan, tokens: Tokens) -> tuple[Tensor, Tensor]:
     return torch.cat(outputs, 1).view(shape), torch.cat(sums, 1).view(shape[:-1])
 
 
+def forward_single(plan: StripPlan, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The same where one slab is all."""
+    shape = query.shape
+    flat = (shape[0], -1, *shape[-2:])
+    mask = _single_mask(plan, query.dtype)
+    out, lse = attention(
+        query.reshape(flat).transpose(1, 2),
+        key.reshape(flat).transpose(1, 2),
+        value.reshape(flat).transpose(1, 2),
+        attn_mask=mask,
+        scale=scale,
+    )
+    return out.transpose(1, 2).view(shape), lse.transpose(1, 2).view(shape[:-1])
+
+
 def backward(plan: StripPlan, tokens: Tokens, results: Results) -> Tokens:
     """Gradients of `tokens`."""
     query, key, value = _flat(tokens.query), _flat(tokens.key), _flat(tokens.value)
     output, above = _flat(results.output), _flat(results.grad_output)
     lse = results.lse.flatten(1, -2).transpose(1, 2)
-    if _is_single(plan):
-        mask = next(_slabs(plan, query.dtype))[2]
+    if is_single(plan):
+        mask = _single_mask(plan, query.dtype)
         grads = attention_backward(
             above, query, key, value, output, lse, 0.0, False, attn_mask=mask, scale=tokens.scale
         )
@@ -67,7 +80,8 @@ def backward(plan: StripPlan, tokens: Tokens, results: Results) -> Tokens:
     )
 
 
-def _is_single(plan: StripPlan) -> bool:
+def is_single(plan: StripPlan) -> bool:
+    """Whether one slab is all."""
     works = plan.parts[0].groups[0].works
     return len(works) == 1 and works[0].run.tiles == 1
 
@@ -82,6 +96,11 @@ def _slabs(plan: StripPlan, dtype: torch.dtype) -> Iterator[Slab]:
         for i in range(run.tiles):
             query, key = run.first_query + i * run.rows, run.first_key + i * run.rows
             yield slice(query * row, (query + run.rows) * row), slice(key * row, (key + run.keys) * row), mask
+
+
+def _single_mask(plan: StripPlan, dtype: torch.dtype) -> Tensor | None:
+    part = plan.parts[0]
+    return MASKS.get(plan.key, part, part.groups[0], part.groups[0].works[0], dtype)
 
 
 def _flat(tokens: Tensor) -> Tensor:
