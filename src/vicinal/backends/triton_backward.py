@@ -27,7 +27,7 @@ BIAS_TILES = {1: (32,), 2: (4, 8), 3: (2, 4, 4)}  # of queries and of keys: what
 BIAS_SCRATCH = 2**28  # bytes of partial bias gradients, at most (but one table per head)
 ENOUGH_PROGRAMS = 1024  # fill a GPU, where work is split to no other end
 ADDITIONAL_TILE = 32  # additional keys per program
-QUERIES_PER_STEP = 64
+QUERIES_PER_STEP = 32
 
 
 class Backward:
@@ -180,7 +180,7 @@ def _additional_launch(prepared: Prepared) -> Launch:
         precision_of(problem),
     )
     grid = (programs, -(-tokens // slice_size), 1)
-    return Launch(additional_gradient_kernel, grid, arguments, {"num_warps": 4, "num_stages": 2})
+    return Launch(additional_gradient_kernel, grid, arguments, options_of(TileConfig((), (), 4, 2)))
 
 
 def _bias_launch(prepared: Prepared) -> Launch:
@@ -207,4 +207,4 @@ def _bias_launch(prepared: Prepared) -> Launch:
         *prepared.geometry.flags(),
         precision_of(problem),
     )
-    return Launch(bias_gradient_kernel, (shares, problem.heads, 1), arguments, {"num_warps": 4, "num_stages": 1})
+    return Launch(bias_gradient_kernel, (shares, problem.heads, 1), arguments, options_of(TileConfig(tile, tile, 4, 1)))

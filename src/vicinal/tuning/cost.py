@@ -27,7 +27,7 @@ from vicinal.tuning.config import TileConfig
 Tile = tuple[int, ...]
 Pass = Literal["forward", "query", "key_value"]  # the kernels that take tilings
 
-WARPS = {16: (1,), 32: (1, 2, 4), 64: (2, 4, 8), 128: (4, 8)}  # by rows of the query tile
+WARPS = {16: (1, 4), 32: (1, 2, 4, 8), 64: (2, 4, 8), 128: (4, 8)}  # by rows of the query tile
 KEY_TILES = (16, 32, 64, 128)
 LISTED = 24  # tilings returned, at most
 
@@ -57,7 +57,7 @@ class Kernel:
         products: matrix products of width head_dim and value_dim per step.
         instructions: per score.
         registers: fits of registers per thread (per accumulator, per score, fixed), with warpgroup instructions.
-        registers_without: the same without them (before Hopper).
+        registers_without: the same with a single warp's instructions.
         latency: of a step, by number of stages, relative to the forward's with two.
     """
 
@@ -69,9 +69,9 @@ class Kernel:
 
 
 KERNELS: dict[Pass, Kernel] = {
-    "forward": Kernel((1, 1), 8.0, (1.4, 1.5, 52), (1.4, 1.5, 52), {1: 1.45, 2: 1.0, 3: 0.98}),
-    "query": Kernel((2, 1), 11.3, (1.8, 2.1, 26), (1.8, 3.0, 70), {1: 1.45, 2: 1.0, 3: 0.98}),
-    "key_value": Kernel((2, 2), 14.0, (1.2, 4.2, 38), (2.0, 6.5, 24), {1: 2.5, 2: 1.74, 3: 1.25}),
+    "forward": Kernel((1, 1), 8.0, (1.4, 1.5, 52), (2.2, 2.6, 30), {1: 1.45, 2: 1.0, 3: 0.98}),
+    "query": Kernel((2, 1), 11.3, (1.8, 2.1, 26), (2.2, 1.7, 58), {1: 1.45, 2: 1.0, 3: 0.98}),
+    "key_value": Kernel((2, 2), 14.0, (1.2, 4.2, 38), (0.9, 3.2, 90), {1: 2.5, 2: 1.74, 3: 1.25}),
 }
 
 
@@ -130,8 +130,11 @@ def estimate(problem: Problem, kernel: Pass, config: TileConfig) -> Estimate:
     scores = rows * columns / threads
     width = {"forward": dv, "query": d, "key_value": d + dv}[kernel]
     accumulators = rows * width / threads
-    per_accumulator, per_score, fixed = what.registers if gpu.warpgroups else what.registers_without
+    together = gpu.warpgroups and rows >= 64 and config.warps >= 4
+    per_accumulator, per_score, fixed = what.registers if together else what.registers_without
     registers = per_accumulator * accumulators + per_score * scores + fixed
+    registers += 0 if gpu.warpgroups else 30
+    registers += scores if problem.has_rpb else 0
     resident = rows * (d if kernel == "forward" else d + dv) * size
     shared = resident + config.stages * columns * ((d + dv) * size + (8 if kernel == "key_value" else 0))
     if size == 4:  # operands are split into parts of TF32, in registers and in shared memory
@@ -140,7 +143,6 @@ def estimate(problem: Problem, kernel: Pass, config: TileConfig) -> Estimate:
 
     at_once = min(REGISTERS / (min(max(registers, 32), 255) * threads), gpu.shared / shared, THREADS / threads)
     at_once = max(1, min(int(at_once), PROGRAMS))
-    together = gpu.warpgroups and rows >= 64 and config.warps >= 4
     flops = (WARPGROUP_FLOPS if together else WARP_FLOPS) * (1.0 if size == 2 else 0.15)
     products = 2 * rows * columns * (what.products[0] * d + what.products[1] * dv) / flops
     per_score = what.instructions + MASK_INSTRUCTIONS * (1 - _full_fraction(problem, config))

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import triton
@@ -143,9 +142,9 @@ def spills(compiled, target: GPUTarget) -> int:
     """Spilled bytes per thread."""
     if target.backend == "hip":
         return 4 * int(re.search(r"\.vgpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"])[1])
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    ptxas = tools / ("ptxas-blackwell" if target.arch >= 100 else "ptxas")
-    ptxas = ptxas if ptxas.exists() else tools / "ptxas"
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    ptxas = get_ptxas(target.arch).path
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(compiled.asm["ptx"])
         file.flush()

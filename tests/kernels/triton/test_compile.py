@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for GPUs that are not there, fits their shared memory, and spills no more than recorded."""
+"""Every Triton kernel compiles for GPUs that are not there, fits their shared memory and spills no more than allowed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ import pytest
 
 SCRIPT = Path(__file__).parent / "compile_only.py"
 # Bytes per thread spilled by (target, variant, kernel), as seen with Triton 3.6; where not listed, none may be.
-ALLOWED: dict[tuple[str, str, str], int] = {}
+ALLOWED = {
+    ("sm_90", "2d-d128", "key_value_gradient"): 16,
+    ("sm_90", "nat", "key_value_gradient"): 8,
+    ("sm_90", "nat", "bias_gradient"): 8,
+    ("sm_90", "float32", "forward"): 32,
+    ("sm_90", "float32", "key_value_gradient"): 96,
+    ("sm_90", "everything", "forward"): 16,
+    ("sm_90", "everything", "query_gradient"): 96,
+    ("sm_90", "everything", "key_value_gradient"): 64,
+    ("sm_100", "nat", "bias_gradient"): 8,
+}
 COMPILED = {  # target: variants ([]: all)
     "sm_90": [],
     "sm_80": ["2d", "nat"],
