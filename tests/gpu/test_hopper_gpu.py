@@ -214,14 +214,19 @@ def test_forward_per_head():
     check_forward(case, [Neighborhood.of(2, k, min(k, 2), 1, k == 9) for k in windows])
 
 
+VARIANTS = {
+    "added": ((8, 8), (8, 16), "1a"),
+    "persistent": ((8, 8), (8, 16), "2p"),
+    "added-persistent": ((4, 16), (8, 16), "2ap"),
+    "chunked": ((8, 8), (8, 8), "1c"),
+    "chunked-persistent": ((4, 16), (4, 16), "2cp"),
+    "chunked-wide": ((4, 16), (2, 32), "1c"),
+}
+
+
 @pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize(
-    "tiling",
-    [((8, 8), (8, 16), "1a"), ((8, 8), (8, 16), "2p"), ((8, 8), (8, 16), "2ap"), ((8, 8), (8, 8), "1c"), ((4, 16), (4, 16), "2cp"),
-     ((4, 16), (2, 32), "1c")],
-    ids=str,
-)  # fmt: skip
-@pytest.mark.parametrize("window", [(9, 20), (37, 14)], ids=str)
+@pytest.mark.parametrize("tiling", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("window", [(9, 20), (37, 14)], ids=["flat", "tall"])
 def test_forward_variants(window, tiling, head_dim):
     """Persistent programs and key tiles of two chunks, with more tiles than a wave and ragged edges."""
     from vicinal.backends.hopper import BACKEND

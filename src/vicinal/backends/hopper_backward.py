@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vicinal.backends.hopper_arguments import axis_arguments, contiguous_strides, flags, head_table
 from vicinal.backends.hopper_launch import Launcher, Tile
-from vicinal.backends.hopper_layout import Descriptor, Launch, describable, describe, launches, three
+from vicinal.backends.hopper_layout import Descriptor, Launch, describable, describe, launches, packed, three
 from vicinal.backends.hopper_tiles import WARPGROUPS
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning.config import TileConfig
@@ -38,8 +38,8 @@ def backward(
 ) -> Inputs:
     """The gradients of query, key and value; see `vicinal.backends.protocol.Backend`."""
     query, key, value = describable(inputs.query), describable(inputs.key), describable(inputs.value)
-    output, grad_output, lse = output.contiguous(), grad_output.contiguous(), lse.contiguous()
-    grad_lse = None if grad_lse is None else grad_lse.contiguous()
+    output, grad_output, lse = packed(output), packed(grad_output), packed(lse)
+    grad_lse = None if grad_lse is None else packed(grad_lse)
     d_query = torch.empty_like(query, memory_format=torch.contiguous_format)
     d_key = torch.empty_like(key, memory_format=torch.contiguous_format)
     d_value = torch.empty_like(value, memory_format=torch.contiguous_format)

@@ -81,10 +81,10 @@ class Launcher:
         """The compiled kernel (Triton's `CompiledKernel`); needs no GPU."""
         arguments = []
         self.templates = []
-        for tensor, tile in zip(tensors, self.tensors):
+        for tensor, tile, offset in zip(tensors, self.tensors, self.offsets):
             if tile is None:
                 self.templates.append(None)
-                arguments.append(tensor)
+                arguments.append(_from(tensor, offset) if offset else tensor)
             else:
                 descriptor = tensor_descriptor(tensor, tile)
                 fields = {name: value for name, value in descriptor.__dict__.items() if name != "base"}

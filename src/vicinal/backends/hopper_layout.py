@@ -80,7 +80,13 @@ def describable(tensor: Tensor) -> Tensor:
     """`tensor`, or a contiguous copy where its strides or its address do not suit a descriptor."""
     if _suits(tensor.shape, tensor.stride()) and tensor.data_ptr() % 16 == 0:
         return tensor
-    return tensor.contiguous()
+    return packed(tensor)
+
+
+def packed(tensor: Tensor) -> Tensor:
+    """`tensor`, or a copy where it is not contiguous or does not start at a multiple of 16 bytes."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 @lru_cache(maxsize=1024)

@@ -60,6 +60,7 @@ CASES = {
     "1d": ((512,), 2, 2, 128, 128, BF16, {"kernel_size": 100}),
     "1d-causal": ((512,), 2, 2, 128, 128, BF16, {"kernel_size": 100, "is_causal": True}),
     "2d": ((64, 64), 2, 2, 128, 128, BF16, {"kernel_size": 13}),
+    "2d-other": ((77, 96), 3, 3, 128, 128, BF16, {"kernel_size": (32, 17)}),
     "2d-stride": ((64, 64), 2, 2, 128, 128, BF16, {"kernel_size": 16, "stride": 16}),
     "3d": ((8, 16, 16), 4, 2, 128, 128, BF16, {"kernel_size": (5, 9, 9)}),
     "3d-stride": ((8, 16, 16), 2, 2, 128, 128, BF16, {"kernel_size": (4, 8, 8), "stride": (1, 2, 4)}),
@@ -130,6 +131,7 @@ def report(case: str, kernel) -> dict:
 
     return {
         "case": case,
+        "hash": kernel.hash,
         "shared": kernel.metadata.shared,
         "wgmma": ptx.count("wgmma.mma_async"),
         "tma_loads": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
@@ -148,6 +150,8 @@ if __name__ == "__main__":
         direction, case = name.split(":")
         if direction == "paired":
             kernel = compile_forward(case, TileConfig((8, 8), (8, 8), 12, 2, "1c"))
+        elif direction == "fixed":
+            kernel = compile_forward(case, TileConfig((8, 8), (8, 16), 12, 2, "1"))
         elif direction == "added":
             kernel = compile_forward(case, replace(hopper.forward_configs(problem_of(case))[0], variant="1a"))
         else:

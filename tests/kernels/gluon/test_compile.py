@@ -1,7 +1,7 @@
-"""The Hopper kernels compile for sm_90a without a GPU, use what they are for, and keep their loops out of local memory.
+"""The Hopper kernels compile for sm_90a without a GPU, use what it is for, and keep tiles out of local memory.
 
-With the installed Triton, and with the one that VICINAL_OTHER_TRITON (a folder to put on the path) holds: run it with the
-newest release when Gluon may have changed.
+With the installed Triton, and with the one in the folder VICINAL_OTHER_TRITON, if that is set: run it with the newest
+release when Gluon may have changed.
 """
 
 from __future__ import annotations
@@ -63,6 +63,11 @@ def installed() -> dict[str, dict]:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_compiles(name, installed):
     check(name, installed[name])
+
+
+def test_one_kernel_serves_every_window_and_length():
+    rows = compile_all(["fixed:2d", "fixed:2d-other"])
+    assert rows["fixed:2d"]["hash"] == rows["fixed:2d-other"]["hash"]
 
 
 @pytest.mark.parametrize("name", ["forward:1d-causal", "keys:2d", "queries:2d", "paired:2d"])

@@ -27,7 +27,7 @@ from vicinal.kernels.gluon.compat import (
     warpgroup_mma_wait,
 )
 from vicinal.kernels.gluon.softmax import inside_all, neighbors
-from vicinal.kernels.gluon.walk import head_axes, in_order, locate, own_line, rows_of, union
+from vicinal.kernels.gluon.walk import AXES, TILES, head_axes, in_order, locate, own_line, rows_of, union
 
 LOG2E = gl.constexpr(1.4426950408889634)
 
@@ -72,7 +72,11 @@ def prepare(
 # --- dK and dV ---------------------------------------------------------------------------------------------
 
 
-@gluon.jit
+@gluon.jit(
+    do_not_specialize_on_alignment=[
+        *AXES, *TILES, "kv_heads", "q_column", "do_column", "k_column", "v_column", "dk_column", "dv_column",
+    ]
+)  # fmt: skip
 def backward_keys(
     q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, dk_desc, dv_desc, table,
     L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2,
@@ -263,7 +267,11 @@ def _pass_over(t, ready, empty, STAGES: gl.constexpr):
 # --- dQ ----------------------------------------------------------------------------------------------------
 
 
-@gluon.jit
+@gluon.jit(
+    do_not_specialize_on_alignment=[
+        *AXES, *TILES, "q_column", "do_column", "k_column", "v_column", "dq_column", "r_row", "r0", "r1",
+    ]
+)  # fmt: skip
 def backward_queries(
     q_desc, do_desc, lse_ptr, delta_ptr, k_desc, v_desc, dq_desc, table,
     L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2,

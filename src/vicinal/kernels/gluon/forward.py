@@ -34,12 +34,27 @@ from vicinal.kernels.gluon.compat import (
     warpgroup_mma_wait,
 )
 from vicinal.kernels.gluon.softmax import bias, inside_all, neighbors
-from vicinal.kernels.gluon.walk import head_axes, in_order, locate, next_chunk, own_line, paired_counts, rows_of, union
+from vicinal.kernels.gluon.walk import (
+    AXES,
+    TILES,
+    head_axes,
+    in_order,
+    locate,
+    next_chunk,
+    own_line,
+    paired_counts,
+    rows_of,
+    union,
+)
 
 LN2 = gl.constexpr(0.6931471805599453)
 
 
-@gluon.jit
+@gluon.jit(
+    do_not_specialize_on_alignment=[
+        *AXES, *TILES, "items", "q_column", "k_column", "v_column", "o_column", "e0", "e1", "e2", "e_outer", "e_group",
+    ]
+)  # fmt: skip
 def forward(
     q_desc, k_desc, v_desc, o_desc, lse_ptr, table,
     L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2,

@@ -9,6 +9,10 @@ The window rule itself is `vicinal.kernels.triton.window`'s.
 from vicinal.kernels.gluon.compat import gl, gluon, import_triton
 from vicinal.kernels.triton import window as rule
 
+# Arguments of which Triton need not know whether 16 divides them: one compiled kernel serves every window and length.
+AXES = ("L0", "L1", "L2", "K0", "K1", "K2", "S0", "S1", "S2", "M0", "M1", "M2")
+TILES = ("n0", "n1", "n2", "heads", "group", "groups")
+
 window_start = import_triton(rule.window_start)
 window_stop = import_triton(rule.window_stop)
 first_query_starting_at = import_triton(rule.first_query_starting_at)
