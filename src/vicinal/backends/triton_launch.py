@@ -20,7 +20,7 @@ from vicinal.geometry.tiles import groups, key_interval, query_interval, tiles
 from vicinal.kernels.triton.forward import forward_kernel
 from vicinal.kernels.triton.softmax import LOG2E
 from vicinal.kernels.triton.window import CAUSAL, CLIP, SHIFT
-from vicinal.problem import Inputs, Problem
+from vicinal.problem import Inputs, Problem, lse_dtype
 from vicinal.tuning.config import TileConfig
 
 Tile = tuple[int, ...]
@@ -53,14 +53,20 @@ class Launch:
 class Forward:
     """The forward pass of one problem, tiling and set of strides."""
 
-    def __init__(self, prepared: Prepared, config: TileConfig) -> None:
+    def __init__(self, prepared: Prepared, config: TileConfig, copies: bool) -> None:
+        """`copies`: the inputs need copying before the kernels can read them (`readable`)."""
         problem = prepared.problem
         tile, key_tile = config.query_tile, config.key_tile
+        self._shape = (problem.batch, *problem.lengths, problem.heads, problem.value_dim)
+        self._lse_dtype = lse_dtype(problem.dtype)
+        self._empty = problem.batch == 0
+        self._copies = copies
         programs = tiles_of(problem, tile)
+        turns = int(config.variant) if config.variant else 1
         self._table = prepared.table
         self._launch = Launch(
             forward_kernel,
-            (problem.batch * problem.heads * programs, 1, 1),
+            (problem.batch * problem.heads // turns * programs, 1, 1),
             (
                 prepared.scale,
                 problem.heads,
@@ -74,6 +80,7 @@ class Forward:
                 *prepared.layout(tile, key_tile),
                 *prepared.geometry.flags(),
                 may_pass_end(problem, tile, key_tile),
+                turns,
                 problem.scale <= 0,
                 problem.has_rpb,
                 problem.additional > 0,
@@ -82,8 +89,17 @@ class Forward:
             options_of(config),
         )
 
-    def __call__(self, inputs: Inputs, output: Tensor, lse: Tensor) -> None:
-        self._launch((*inputs, self._table, output, lse), aligned(inputs))
+    def __call__(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Output and log-sum-exp."""
+        if self._copies or (inputs.rpb is not None and not inputs.rpb.is_contiguous()):
+            inputs = readable(inputs)
+        query = inputs.query
+        output = query.new_empty(self._shape)
+        lse = query.new_empty(self._shape[:-1], dtype=self._lse_dtype)
+        if not self._empty:
+            with device_of(query):
+                self._launch((*inputs, self._table, output, lse), aligned(inputs))
+        return output, lse
 
 
 @dataclass(frozen=True)

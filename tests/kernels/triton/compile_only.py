@@ -124,7 +124,7 @@ def launches(variant: Variant) -> list[tuple[Launch, tuple]]:
     x, f32 = Pointer(variant.dtype), Pointer(torch.float32)
     table = None if prepared.table is None else Pointer(torch.int32)
     q, k, v, ek, ev, rpb = given = tuple(None if t is None else x for t in inputs)
-    forward = Forward(prepared, cost.tilings(problem, "forward")[0])._launch
+    forward = Forward(prepared, cost.tilings(problem, "forward")[0], False)._launch
     backward = Backward(prepared, cost.tilings(problem, "backward")[0], False)
     found = [
         (forward, (*given, table, x, f32)),
