@@ -106,11 +106,9 @@ def _choice(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis:
     units = shape.kv_heads * max(shape.batch, 1) * groups
     scores = units * tiles * row_tiles * queries * columns
     unit_bytes = groups * tiles * lengths[0] * box * shape.width * 2 * shape.itemsize
-    chunk = _chunk(shape, CHUNK_BYTES // max(unit_bytes, 1))
     first_tiles = len(inner[0].tiles) if inner else 1
-    most_tiles = max(1, first_tiles * CHUNK_BYTES // unit_bytes) if unit_bytes > CHUNK_BYTES else first_tiles
+    chunk, most_tiles = _chunk(shape, unit_bytes, first_tiles)
     cuts = ceil(first_tiles / most_tiles)
-    most_tiles = ceil(first_tiles / cuts)
     in_chunk = chunk[0] * chunk[1] * groups * tiles // cuts
     split = tiles > 1 and in_chunk * queries * columns * runs * shape.itemsize > MASK_BYTES
     parts = prod(len(s) for s in sorts)
@@ -145,10 +143,17 @@ def _choice(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis:
     return Choice(cost, key, slabs)
 
 
-def _chunk(shape: Shape, units: int) -> tuple[int, int]:
-    """Key heads and batch elements per chunk: divisors, so that all chunks are alike."""
+def _chunk(shape: Shape, unit_bytes: int, first_tiles: int) -> tuple[tuple[int, int], int]:
+    """Key heads and batch elements per chunk, and tiles of the first inner axis: about `CHUNK_BYTES` of strips.
+
+    Heads are next to each other in memory, so they stay together if they can. Heads and batch elements are divisors:
+    all chunks are alike.
+    """
+    units = max(1, first_tiles * CHUNK_BYTES // max(unit_bytes, 1))  # one tile of the first inner axis each
     heads = 1 if shape.has_rpb else _divisor(shape.kv_heads, units)
-    return heads, _divisor(max(shape.batch, 1), units // heads)
+    cuts = ceil(first_tiles / min(first_tiles, units // heads))
+    batch = _divisor(max(shape.batch, 1), units // (heads * first_tiles)) if cuts == 1 else 1
+    return (heads, batch), ceil(first_tiles / cuts)
 
 
 def _divisor(number: int, most: int) -> int:

@@ -177,7 +177,7 @@ class InnerGroup:
     Attributes:
         axes: of every inner axis, the tiles of this group.
         gather: copies of the boxes; they overlap on the side of the tokens.
-        scatter: the same, split up so that within each copy no two boxes overlap.
+        scatter: the same from a chunk's keys, heads first, and such that within each copy no two boxes overlap.
     """
 
     axes: tuple[InnerAxis, ...]
@@ -196,16 +196,26 @@ class InnerGroup:
 
 @dataclass(frozen=True)
 class Part:
-    """Dilation groups of equal lengths, one share per axis, the row axis first."""
+    """Dilation groups of equal lengths, one share per axis, the row axis first.
+
+    Attributes:
+        batch: the heads and batch elements of a chunk, times dilation groups.
+        keys: copy of a chunk's keys, heads first: `[batch, tokens, width]`.
+    """
 
     shares: tuple[Share, ...]
     order: tuple[int, ...]
-    batch: int  # chunk's heads and batch elements, times dilation groups
+    batch: int
     groups: tuple[InnerGroup, ...]
+    keys: Copy
 
     @property
     def rows(self) -> int:
         return self.shares[0].length
+
+    @property
+    def tokens(self) -> int:
+        return prod(s.length for s in self.shares)
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,7 +258,11 @@ def _part(key: StripKey, order: tuple[int, ...], chosen: tuple[Share, ...]) -> P
     choices = [_split(a) if key.split else [a] for a in inner]
     choices[:1] = [_cut(axis, key.most_tiles) for axis in choices[:1]]
     inner_groups = tuple(_inner_group(key, order, chosen, runs, pick) for pick in product(*choices))
-    return Part(chosen, order, prod(key.chunk) * prod(s.groups for s in chosen), inner_groups)
+    strides = _Strides(key, order, chosen, False, key.width)
+    shape = [*strides.outer, *(s.length for s in chosen), key.width]
+    token_strides = [*strides.outer_strides, *strides.axis, 1]
+    keys = _copy(list(zip(shape, token_strides, _contiguous(shape))), strides.offset, 0)
+    return Part(chosen, order, prod(key.chunk) * prod(s.groups for s in chosen), inner_groups, keys)
 
 
 def _split(axis: InnerAxis) -> list[InnerAxis]:
@@ -295,19 +309,25 @@ def _inner_group(
     length = chosen[0].length
 
     def boxes(disjoint: bool) -> tuple[Copy, ...]:
+        if disjoint:  # a chunk's keys, heads first
+            dense = _contiguous([*strides.outer, *(s.length for s in chosen), key.width])
+            outer_strides, axis_strides = dense[: len(strides.outer)], dense[len(strides.outer) : -1]
+            offset = 0
+        else:
+            outer_strides, axis_strides, offset = strides.outer_strides, strides.axis, strides.offset
         shape = [*strides.outer, *(len(a.tiles) for a in inner), length, *(a.box for a in inner), key.width]
         own = _contiguous(shape)
         first = len(strides.outer)
         out = []
         for steps in product(*(list(_steps(a, disjoint)) for a in inner)):
-            dims: list[Dim] = list(zip(strides.outer, strides.outer_strides, own))
-            token_offset, strip_offset = strides.offset, 0
+            dims: list[Dim] = list(zip(strides.outer, outer_strides, own))
+            token_offset, strip_offset = offset, 0
             for i, (tile, skip, count, start, step) in enumerate(steps):
-                dims.append((count, step * strides.axis[1 + i], skip * own[first + i]))
-                token_offset += start * strides.axis[1 + i]
+                dims.append((count, step * axis_strides[1 + i], skip * own[first + i]))
+                token_offset += start * axis_strides[1 + i]
                 strip_offset += tile * own[first + i]
-            dims.append((length, strides.axis[0], own[first + len(inner)]))
-            dims += [(a.box, strides.axis[1 + i], own[first + len(inner) + 1 + i]) for i, a in enumerate(inner)]
+            dims.append((length, axis_strides[0], own[first + len(inner)]))
+            dims += [(a.box, axis_strides[1 + i], own[first + len(inner) + 1 + i]) for i, a in enumerate(inner)]
             dims.append((key.width, 1, 1))
             out.append(_copy(dims, token_offset, strip_offset))
         return tuple(out)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from threading import local
 
 import torch
 from torch import Tensor
+from torch.utils import deterministic
 
 from vicinal.backends.cpu_masks import MaskCache, bias_index, biased
 from vicinal.backends.cpu_plan import Copy, InnerGroup, Part, StripPlan, Work
@@ -14,6 +16,7 @@ from vicinal.backends.cpu_plan import Copy, InnerGroup, Part, StripPlan, Work
 attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 MASKS = MaskCache()
+KEPT_BYTES = 4 << 20  # of one buffer
 
 
 @dataclass(frozen=True)
@@ -36,24 +39,37 @@ class Results:
     grad_output: Tensor
 
 
-class Scratch:
-    """Buffers that the chunks of one call reuse: fresh memory costs more, page by page, than copying into it."""
+class Scratch(local):
+    """Buffers that the chunks of one call reuse, and small ones later calls too (one set per thread).
+
+    Fresh memory costs more, page by page, than copying into it.
+    """
 
     def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
         """An uninitialised tensor of `shape`; the last one of that `name` is lost."""
         size = prod(shape)
-        if name not in self._buffers or self._buffers[name].numel() < size:
-            self._buffers[name] = like.new_empty(size)
-        return self._buffers[name][:size].view(shape)
+        found = self._buffers.get((name, like.dtype))
+        if found is None or found.numel() < size:
+            found = self._buffers[name, like.dtype] = like.new_empty(size)
+        elif torch.are_deterministic_algorithms_enabled() and deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
+            found.fill_(float("nan"))  # as torch does to new memory
+        return found[:size].view(shape)
+
+    def shrink(self) -> None:
+        """Forget large buffers."""
+        self._buffers = {name: t for name, t in self._buffers.items() if t.numel() * t.element_size() <= KEPT_BYTES}
+
+
+SCRATCH = Scratch()
 
 
 def forward(plan: StripPlan, tokens: Tokens) -> tuple[Tensor, Tensor]:
     """Output `[B, *X, H, width]` and log-sum-exp `[B, *X, H]`."""
     output, lse = torch.empty_like(tokens.query), tokens.query.new_empty(tokens.query.shape[:-1])
-    scratch = Scratch()
+    scratch = SCRATCH
     for part in plan.parts:
         for head, query_at, key_at, lse_at in plan.chunks:
             for group in part.groups:
@@ -73,30 +89,53 @@ def forward(plan: StripPlan, tokens: Tokens) -> tuple[Tensor, Tensor]:
                     )
                     _put(out.transpose(1, 2), work.results, output, query_at)
                     _put(sums.transpose(1, 2), work.lse_results, lse, lse_at)
+    scratch.shrink()
     return output, lse
 
 
 def backward(plan: StripPlan, tokens: Tokens, results: Results) -> Tokens:
     """Gradients of `tokens`."""
-    new = torch.empty_like if exclusive(plan) else torch.zeros_like
     grads = Tokens(
         torch.empty_like(tokens.query),
-        new(tokens.key),
-        new(tokens.value),
+        torch.empty_like(tokens.key),
+        torch.empty_like(tokens.value),
         None if tokens.rpb is None else torch.zeros_like(tokens.rpb),
         tokens.scale,
     )
-    scratch = Scratch()
+    scratch = SCRATCH
     for part in plan.parts:
         for chunk in plan.chunks:
-            for group in part.groups:
-                _backward_group(plan, part, group, chunk, tokens, results, grads, scratch)
+            if len(part.groups) == 1 and part.groups[0].tiles == 1:
+                grad_key, grad_value = _backward_group(
+                    plan, part, part.groups[0], chunk, tokens, results, grads, scratch
+                )
+            else:
+                grad_key, grad_value = _backward_groups(plan, part, chunk, tokens, results, grads, scratch)
+            _put(grad_key, (part.keys,), grads.key, chunk[2])
+            _put(grad_value, (part.keys,), grads.value, chunk[2])
+    scratch.shrink()
     return grads
 
 
-def exclusive(plan: StripPlan) -> bool:
-    """Whether every key belongs to one box only along the inner axes: `backward` then writes instead of adding."""
-    return all(len(part.groups) == 1 and part.groups[0].tiles == 1 for part in plan.parts)
+def _backward_groups(
+    plan: StripPlan,
+    part: Part,
+    chunk: tuple[int, int, int, int],
+    tokens: Tokens,
+    results: Results,
+    grads: Tokens,
+    scratch: Scratch,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a chunk's keys and values, heads first, added up over the boxes that they are in."""
+    shape = (part.batch, part.tokens, plan.key.width)
+    grad_key = scratch.take("chunk_key", tokens.key, shape).zero_()
+    grad_value = scratch.take("chunk_value", tokens.key, shape).zero_()
+    for group in part.groups:
+        strips = _backward_group(plan, part, group, chunk, tokens, results, grads, scratch)
+        for into, strip in zip((grad_key, grad_value), strips):
+            for copy in group.scatter:
+                _token_side(into, copy, 0).add_(_strip_side(strip, copy))
+    return grad_key, grad_value
 
 
 def _backward_group(
@@ -108,7 +147,8 @@ def _backward_group(
     results: Results,
     grads: Tokens,
     scratch: Scratch,
-) -> None:
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a group's boxes, `[batch, rows * box, width]`; writes those of the queries."""
     head, query_at, key_at, lse_at = chunk
     boxes = _box_shape(plan, part, group)
     key = _get(tokens.key, group.gather, key_at, scratch.take("key", tokens.key, boxes))
@@ -153,9 +193,7 @@ def _backward_group(
             _add_bias_grad(plan, part, group, work, bias_grad, tokens.rpb, grads.rpb, head)
     assert grad_key is not None
     assert grad_value is not None
-    store = _put if exclusive(plan) else _add
-    store(grad_key, group.scatter, grads.key, key_at)
-    store(grad_value, group.scatter, grads.value, key_at)
+    return grad_key.contiguous(), grad_value.contiguous()
 
 
 def _explicit(
@@ -255,12 +293,6 @@ def _put(strip: Tensor, copies: tuple[Copy, ...], tokens: Tensor, at: int) -> No
     strip = strip.contiguous()
     for copy in copies:
         _token_side(tokens, copy, at).copy_(_strip_side(strip, copy))
-
-
-def _add(strip: Tensor, copies: tuple[Copy, ...], tokens: Tensor, at: int) -> None:
-    strip = strip.contiguous()
-    for copy in copies:
-        _token_side(tokens, copy, at).add_(_strip_side(strip, copy))
 
 
 def _token_side(tokens: Tensor, copy: Copy, at: int) -> Tensor:
