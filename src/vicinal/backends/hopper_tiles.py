@@ -20,11 +20,10 @@ ROWS = 64  # queries of a warpgroup: the M of a wgmma
 WARPGROUPS = 2
 MASK_COST = 0.12  # of a masked tile, in unmasked ones
 STAGES = (2, 3, 4)
-CHUNKED = False  # whether tilings of chunks are listed
-ADDED_MASKS = False  # whether masks are added rather than selected
 CHUNK = 64  # keys of a chunk: half a key tile
 CHUNKS_LOST = 1.0  # per warpgroup's query tile, by rounding up to pairs
 CHUNK_COST = 1.03  # of a tile of two chunks, in tiles of one
+SPLIT_LAST_COST = 1.04  # warpgroups side by side along the last axis measured 0.4 to 14% slower than along another
 PERSISTENT_TILES = 32  # key tiles per query tile, up to which persistent programs were seen to win
 BACKWARD_STAGES = 3
 KEPT = 8  # configs listed
@@ -51,9 +50,9 @@ def forward_configs(problem: Problem) -> list[TileConfig]:
     d, dv = problem.head_dim, problem.value_dim
     keys = 128 if max(d, dv) <= 128 else 64
     stages = max(n for n in STAGES if n == 2 or forward_shared(keys, d, dv, n, True) <= SHARED_MEMORY)
-    chunks = (False, True) if CHUNKED and d == dv == piece(d) and keys == 2 * CHUNK else (False,)
+    chunks = (False, True) if d == dv == piece(d) and keys == 2 * CHUNK else (False,)
     ranked = sorted(
-        (_cost(problem, _Walk(q, k, split, stages, chunked)), q, k, split, chunked)
+        (_cost(problem, _Walk(q, k, split, stages, chunked)) * _side_cost(problem, split), q, k, split, chunked)
         for chunked in chunks
         for q in boxes_of(ROWS, problem.rank)
         for k in boxes_of(CHUNK if chunked else keys, problem.rank)
@@ -63,7 +62,7 @@ def forward_configs(problem: Problem) -> list[TileConfig]:
     configs = []
     for cost, q, k, split, chunked in ranked[:KEPT]:
         tiles_each = cost / (ROWS * keys) / _warpgroup_tiles(problem, q, split)
-        variant = f"{split}{'c' * chunked}{'a' * ADDED_MASKS}{'p' * (tiles_each <= PERSISTENT_TILES)}"
+        variant = f"{split}{'c' * chunked}a{'p' * (tiles_each <= PERSISTENT_TILES)}"
         configs.append(TileConfig(q[skip:], k[skip:], 12, stages, variant))
     return configs
 
@@ -120,6 +119,10 @@ def _cost(problem: Problem, walk: _Walk) -> float:
     if walk.chunked:  # each of a warpgroup's two lists of chunks is rounded up to pairs
         total = CHUNK_COST * (total + CHUNKS_LOST * _warpgroup_tiles(problem, walk.query_tile, walk.split))
     return total * ROWS * prod(walk.key_tile)
+
+
+def _side_cost(problem: Problem, split: int) -> float:
+    return SPLIT_LAST_COST if split == 2 and problem.rank > 1 else 1.0
 
 
 def _warpgroup_tiles(problem: Problem, query_tile: tuple[int, int, int], split: int) -> int:
