@@ -41,8 +41,8 @@ def attend(inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: float) 
         ValueError: a window does not fit its axis.
     """
     dtype = inputs.query.dtype
-    lengths = tuple(inputs.query.shape[1:-2])
-    heads = inputs.query.shape[-2]
+    lengths = tuple(int(n) for n in inputs.query.shape[1:-2])  # tiles are planned from numbers, also when traced
+    heads = int(inputs.query.shape[-2])
     resolved = [n.resolve(lengths) for n in neighborhoods]
     # Autocast would take the float32 products back to half precision.
     with torch.autocast(inputs.query.device.type, enabled=False):
@@ -149,13 +149,11 @@ class _Axis:
         return offset.clamp(0, 2 * self.window - 2)
 
 
-def _attend_heads(
-    inputs: Inputs, heads: list[int], neighborhood: Neighborhood, scale: float
-) -> tuple[Tensor, Tensor]:
+def _attend_heads(inputs: Inputs, heads: list[int], neighborhood: Neighborhood, scale: float) -> tuple[Tensor, Tensor]:
     """Output `[B, *X, h, Dv]` and log-sum-exp `[B, *X, h]` of `heads`, which share a neighborhood."""
-    lengths = tuple(inputs.query.shape[1:-2])
+    lengths = tuple(int(n) for n in inputs.query.shape[1:-2])
     query, key, value, extra_keys, extra_values, rpb = _heads_first(inputs, heads)
-    batch, device = query.shape[0], query.device
+    batch, device = int(query.shape[0]), query.device
     axes = [
         _Axis(axis, length, size, device)
         for axis, length, size in zip(neighborhood.axes, lengths, QUERIES_PER_TILE[len(lengths)])
@@ -197,8 +195,8 @@ def _heads_first(
     inputs: Inputs, heads: list[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Query, key, value `[B, h, N, D]`, extra keys and values `[B, h, 1, M, D]`, bias of `heads`."""
-    total = inputs.query.shape[-2]
-    group = total // inputs.key.shape[-2]
+    total = int(inputs.query.shape[-2])
+    group = total // int(inputs.key.shape[-2])
 
     def take(t: Tensor, dim: int, index: list[int]) -> Tensor:
         if index == list(range(t.shape[dim])):
@@ -210,8 +208,7 @@ def _heads_first(
 
     kv = [h // group for h in heads]
     extra = [
-        None if t is None else first(t, kv).unsqueeze(2)
-        for t in (inputs.additional_keys, inputs.additional_values)
+        None if t is None else first(t, kv).unsqueeze(2) for t in (inputs.additional_keys, inputs.additional_values)
     ]
     bias = None if inputs.rpb is None else take(inputs.rpb, 0, heads)
     return (
