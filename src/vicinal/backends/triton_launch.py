@@ -62,11 +62,10 @@ class Forward:
         self._empty = problem.batch == 0
         self._copies = copies
         programs = tiles_of(problem, tile)
-        turns = int(config.variant) if config.variant else 1
         self._table = prepared.table
         self._launch = Launch(
             forward_kernel,
-            (problem.batch * problem.heads // turns * programs, 1, 1),
+            (problem.batch * problem.heads * programs, 1, 1),
             (
                 prepared.scale,
                 problem.heads,
@@ -80,7 +79,6 @@ class Forward:
                 *prepared.layout(tile, key_tile),
                 *prepared.geometry.flags(),
                 may_pass_end(problem, tile, key_tile),
-                turns,
                 problem.scale <= 0,
                 problem.has_rpb,
                 problem.additional > 0,
