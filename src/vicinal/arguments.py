@@ -137,16 +137,18 @@ def with_passes(case: Case, forward: bool, backward: bool) -> Case:
     return replace(case, passes=passes)
 
 
-def suite(name: str, only: str | None, device: str | None) -> tuple[tuple[Case, ...], int | None, torch.device]:
-    """A suite's cases (those with `only` in their name), its threads, and the device to run on."""
+def suite(
+    name: str, only: Sequence[str] | None, device: str | None
+) -> tuple[tuple[Case, ...], int | None, torch.device]:
+    """A suite's cases (those with one of `only` in their name), its threads, and the device to run on."""
     from vicinal.bench.cases import SUITES
 
     if name not in SUITES:
         raise wrong(f"--suite: must be one of {', '.join(SUITES)}, got {name!r}")
     found = SUITES[name]
-    cases = tuple(case for case in found.cases if only is None or only in case.name)
+    cases = tuple(case for case in found.cases if not only or any(part in case.name for part in only))
     if not cases:
-        raise wrong(f"--only: no case of suite {name} has {only!r} in its name")
+        raise wrong(f"--only: no case of suite {name} has {' or '.join(map(repr, only or ()))} in its name")
     return cases, found.threads, device_of(device if device is not None else found.device)
 
 

@@ -124,7 +124,9 @@ def explain(
 def run_bench(
     context: typer.Context,
     suite: Annotated[str | None, typer.Option(help="A named suite instead of one problem: cpu or gpu.")] = None,
-    only: Annotated[str | None, typer.Option(help="Of the suite, the cases whose name contains this.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Of the suite, the cases whose name contains this; can be repeated.")
+    ] = None,
     lengths: Annotated[str | None, typer.Option(help="Tokens along each axis: 4096, 64x64, 8x32x32.")] = None,
     window: Annotated[str | None, typer.Option(help="Keys per query: 7, or 3x7x7; `all` for an axis.")] = None,
     batch: Batch = 1,
@@ -167,7 +169,7 @@ def run_bench(
     if suite is not None:
         cases, own_threads, on = arguments.suite(suite, only, device)
         threads = own_threads if threads is None else threads
-    elif only is not None:
+    elif only:
         raise wrong("--only needs --suite")
     elif lengths is None or window is None:
         raise wrong("--lengths needs --window")
