@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
 from math import ceil, prod
+from statistics import mode
 
-from vicinal.backends.cpu_plan import InnerAxis, StripKey, inner_axis, row_runs, shares
+from vicinal.backends.cpu_plan import InnerAxis, StripKey, inner_axis, shares
 from vicinal.backends.protocol import Direction
 from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.tiles import key_interval, tiles
 
 SIZES = {
     1: (8, 16, 32, 48, 64, 96, 128, 192, 256, 512),
@@ -74,10 +76,16 @@ def choose(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis: 
 
 
 def _sizes(axis: Axis, length: int, rank: int) -> list[int]:
-    """Tile sizes to consider: such that the tiles of an axis are about equal, and multiples of the stride."""
-    even = {ceil(length / ceil(length / size)) for size in SIZES[rank]}
-    blocks = {axis.stride * n for n in (1, 2, 4, 8)} if axis.stride > 1 else set()
-    return sorted({n for n in even | blocks if n <= length} | {length})
+    """Tile sizes to consider: such that the tiles of an axis are about equal, and multiples of the stride.
+
+    Of one axis also such that the box of keys is a multiple of 16, which the matrix products like.
+    """
+    sizes = {ceil(length / ceil(length / size)) for size in SIZES[rank]}
+    if axis.stride > 1:
+        sizes |= {axis.stride * n for n in (1, 2, 4, 8)}
+    elif rank == 1 and axis.window is not None:
+        sizes |= {n + (1 - n - axis.window) % 16 for n in SIZES[rank]}
+    return sorted({n for n in sizes if n <= length} | {length})
 
 
 def _choice(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis: int, slabs: bool) -> Choice | None:
@@ -86,7 +94,7 @@ def _choice(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis:
     sorts = [shares(a, shape.lengths[o]) for a, o in zip(axes, order)]
     lengths = [s[0].length for s in sorts]
     groups = prod(sum(s.groups for s in sort) for sort in sorts)
-    rows, keys, runs, row_tiles = _row_work(axes[0], lengths[0], min(tile[row_axis], lengths[0]))
+    rows, keys, usual, runs, row_tiles = _row_work(axes[0], lengths[0], min(tile[row_axis], lengths[0]))
     inner = [inner_axis(a, n, min(tile[o], n)) for a, n, o in zip(axes[1:], lengths[1:], order[1:])]
     if slabs and (
         row_axis != 0
@@ -96,7 +104,7 @@ def _choice(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis:
         or any(len(a.tiles) > 1 for a in inner)
     ):
         return None
-    tiles = prod(len(a.tiles) for a in inner)
+    inner_tiles = prod(len(a.tiles) for a in inner)
     slots, box = prod(a.size for a in inner), prod(a.box for a in inner)
     queries, columns = shape.group * rows * slots, keys * box
     masked = not all(_is_full(a, n) for a, n in zip(axes, lengths))
@@ -104,35 +112,35 @@ def _choice(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis:
         return None
 
     units = shape.kv_heads * max(shape.batch, 1) * groups
-    scores = units * tiles * row_tiles * queries * columns
-    unit_bytes = groups * tiles * lengths[0] * box * shape.width * 2 * shape.itemsize
+    scores = units * inner_tiles * row_tiles * queries * columns
+    unit_bytes = groups * inner_tiles * lengths[0] * box * shape.width * 2 * shape.itemsize
     first_tiles = len(inner[0].tiles) if inner else 1
     chunk, most_tiles = _chunk(shape, unit_bytes, first_tiles)
     cuts = ceil(first_tiles / most_tiles)
-    in_chunk = chunk[0] * chunk[1] * groups * tiles // cuts
-    split = tiles > 1 and in_chunk * queries * columns * runs * shape.itemsize > MASK_BYTES
+    in_chunk = chunk[0] * chunk[1] * groups * inner_tiles // cuts
+    split = inner_tiles > 1 and in_chunk * queries * columns * runs * shape.itemsize > MASK_BYTES
     parts = prod(len(s) for s in sorts)
     chunks = parts * (shape.kv_heads // chunk[0]) * max(1, max(shape.batch, 1) // chunk[1]) * cuts
     patterns = prod(_patterns(a) for a in inner) if split else 1
 
-    strips = units * tiles * lengths[0] * box * shape.width
-    tokens = units * shape.group * lengths[0] * tiles * slots * shape.width
+    strips = units * inner_tiles * lengths[0] * box * shape.width
+    tokens = units * shape.group * lengths[0] * inner_tiles * slots * shape.width
     pieces = prod(_pieces(a) for a in inner)
     narrow = shape.width / queries
     width = shape.width * ceil(queries / 8) * 8 / queries
-    tail_ns = 40 / columns + 5 * (columns % 16) / columns
+    tail_ns = 40 / columns + 5 * (usual * box % 16) / columns
     if direction == "forward":
         score_ns = 0.7 + 0.044 * width * (1 + 1.4 * narrow / queries) + tail_ns
-        copied_ns, calls, copies = 0.2 * strips + 0.8 * tokens, runs, 2 * pieces + 3 * runs
+        copied_ns, calls, copies = 1.0 * strips + 2.4 * tokens, runs, 2 * pieces + 3 * runs
     else:
         score_ns = 1.0 + 0.106 * width * (1 + 0.033 * narrow**2) + tail_ns
-        copied_ns = 1.0 * strips + 1.6 * tokens + 0.4 * units * tiles * row_tiles * columns * shape.width
+        copied_ns = 2.0 * strips + 10 * tokens + 0.8 * units * inner_tiles * row_tiles * columns * shape.width
         calls, copies = 4 * row_tiles, 6 * pieces + 6 * runs
     if slabs:
-        calls, copies, copied_ns = row_tiles, 2, 0.0 if row_tiles == 1 else 0.2 * tokens
+        calls, copies, copied_ns = row_tiles, 2, 0.0 if row_tiles == 1 else 2.0 * tokens
         if direction == "backward":
-            score_ns *= 1.2  # rows of the gradients are far apart
-            copied_ns = 0.0 if row_tiles == 1 else 0.2 * tokens + 0.4 * units * row_tiles * columns * shape.width
+            score_ns *= 1.05  # rows of the gradients are far apart
+            copied_ns = 0.0 if row_tiles == 1 else 6.0 * tokens + 0.8 * units * row_tiles * columns * shape.width
     start = 1 if shape.threads == 1 else 2
     busy = min(shape.threads, max(1, in_chunk if not slabs else units))
     cost = (scores * score_ns + copied_ns) / busy + chunks * patterns * (CALL_NS * calls + COPY_NS * copies) * start
@@ -161,12 +169,13 @@ def _divisor(number: int, most: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _row_work(axis: Axis, length: int, size: int) -> tuple[float, float, int, int]:
-    """Of the row axis: mean rows and keys of a tile, runs, tiles."""
-    runs = row_runs(axis, length, size)
-    tiles = sum(r.tiles for r in runs)
-    rows = length / tiles
-    return rows, sum(r.tiles * r.rows * r.keys for r in runs) / length, len(runs), tiles
+def _row_work(axis: Axis, length: int, size: int) -> tuple[float, float, int, int, int]:
+    """Of the row axis: mean rows and keys of a tile, its usual keys, runs of tiles that look alike, tiles."""
+    boxes = [(tile, key_interval(axis, length, tile)) for tile in tiles(length, size)]
+    looks = [(stop - start, low - start, high - low) for (start, stop), (low, high) in boxes]
+    runs = 1 + sum(a != b for a, b in pairwise(looks))
+    mean = sum(n * keys for n, _, keys in looks) / length
+    return length / len(looks), mean, mode(keys for _, _, keys in looks), runs, len(looks)
 
 
 @lru_cache(maxsize=4096)
