@@ -3,7 +3,7 @@
 A tiling costs what it computes (`vicinal.geometry.work`: whole tiles, not only useful scores) and moves. Per step (one
 query tile against one key tile) a multiprocessor spends cycles on issuing instructions, on exponentials, on matrix
 products and on reading the key tile through L2; resident programs, as many as registers and shared memory let in,
-overlap them and fill each other's latencies. The constants are fits to 428 timings on an H200 (16 problems, 3 kernels;
+overlap them and fill each other's latencies. The constants are fits to 603 timings on an H200 (16 problems, 3 kernels;
 `docs/performance.md`): only ratios between tilings matter. The register estimates are fits to what ptxas 12.8 reports,
 and `tests/kernels/triton/test_compile.py` guards them.
 """
@@ -33,21 +33,22 @@ STAGES = {1: (2,), 2: (2, 3), 3: (2, 3)}  # by rank: Triton 3.6 leaves a loop al
 LISTED = 24  # tilings returned, at most
 
 REGISTERS = 65536  # per multiprocessor
-MOST_REGISTERS = 255  # per thread, estimated, before spills
+MOST_REGISTERS = 262  # per thread, estimated: a few bytes of spills cost less than smaller tiles
 THREADS = 2048  # per multiprocessor
 PROGRAMS = 32  # likewise
 ISSUES = 4.0  # instructions per cycle
 EXPONENTIALS = 16.0  # per cycle
-L2_BYTES = 95.0  # per cycle and multiprocessor, and L1 helps
-WARPGROUP_FLOPS = 3900.0  # matrix FLOPs per cycle reached with 16-bit operands, by a warpgroup's instructions
-WARP_FLOPS = 1850.0  # likewise, by a single warp's
+L2_BYTES = 60.0  # per cycle and multiprocessor, and L1 helps
+WARPGROUP_FLOPS = 4200.0  # matrix FLOPs per cycle reached with 16-bit operands, by a warpgroup's instructions
+WARP_FLOPS = 1260.0  # likewise, by a single warp's
 SPLIT = 3.8  # products take so much longer where warpgroups share 64 rows
-OVERLAP = 0.44  # of what is not the bottleneck, what remains beside it in a lone program
-STEP_INSTRUCTIONS = 43.0  # per warp and step, besides those per score
-PROGRAM_INSTRUCTIONS = 540.0  # per warp and program
-MASK_INSTRUCTIONS = 5.0  # per score of a partial tile
-STEP_LATENCY = 530.0  # cycles of a step that other programs may fill
-PROGRAM_LATENCY = 3800.0  # likewise, of a program's start and end
+NARROW = 0.33  # warpgroups' products slow down by this power of 64 / columns below 64
+OVERLAP = 0.45  # of what is not the bottleneck, what remains beside it in a lone program
+STEP_INSTRUCTIONS = 15.0  # per warp and step, besides those per score
+PROGRAM_INSTRUCTIONS = 690.0  # per warp and program
+MASK_INSTRUCTIONS = 5.3  # per score of a partial tile
+STEP_LATENCY = 570.0  # cycles of a step that other programs may fill
+PROGRAM_LATENCY = 3900.0  # likewise, of a program's start and end
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Kernel:
         instructions: per score.
         registers: fits of registers per thread (per accumulator, per score, fixed), with warpgroup instructions.
         registers_without: the same with a single warp's instructions.
-        latency: of a step, by number of stages, relative to the forward's with two.
+        latency: of a step, by number of stages, in units of STEP_LATENCY.
     """
 
     products: tuple[int, int]
@@ -70,9 +71,9 @@ class Kernel:
 
 
 KERNELS: dict[Pass, Kernel] = {
-    "forward": Kernel((1, 1), 8.0, (1.4, 1.5, 52), (2.2, 2.6, 30), {1: 1.45, 2: 1.0, 3: 0.98}),
-    "query": Kernel((2, 1), 11.3, (1.8, 2.1, 26), (2.2, 1.7, 58), {1: 1.45, 2: 1.0, 3: 0.98}),
-    "key_value": Kernel((2, 2), 14.0, (1.2, 4.2, 38), (0.9, 3.2, 90), {1: 2.5, 2: 1.74, 3: 1.25}),
+    "forward": Kernel((1, 1), 6.4, (1.4, 1.5, 52), (2.2, 2.6, 30), {2: 0.96, 3: 0.96}),
+    "query": Kernel((2, 1), 9.4, (1.8, 2.1, 26), (2.2, 1.7, 58), {2: 1.14, 3: 0.58}),
+    "key_value": Kernel((2, 2), 5.0, (1.2, 4.2, 38), (0.9, 3.2, 90), {2: 1.79, 3: 1.57}),
 }
 
 
@@ -146,6 +147,8 @@ def estimate(problem: Problem, kernel: Pass, config: TileConfig) -> Estimate:
     at_once = max(1, min(int(at_once), PROGRAMS))
     flops = (WARPGROUP_FLOPS if together else WARP_FLOPS) * (1.0 if size == 2 else 0.15)
     products = 2 * rows * columns * (what.products[0] * d + what.products[1] * dv) / flops
+    if together and columns < 64:
+        products *= (64 / columns) ** NARROW
     per_score = what.instructions + MASK_INSTRUCTIONS * (1 - _full_fraction(problem, config))
     rescaled = accumulators if kernel == "forward" else 0
     issue = config.warps * (scores * per_score + rescaled + STEP_INSTRUCTIONS) / ISSUES

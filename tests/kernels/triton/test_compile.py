@@ -13,14 +13,11 @@ import pytest
 SCRIPT = Path(__file__).parent / "compile_only.py"
 # Bytes per thread spilled by (target, variant, kernel), as seen with Triton 3.6; where not listed, none may be.
 ALLOWED = {
-    ("sm_90", "2d-d128", "key_value_gradient"): 16,
-    ("sm_90", "nat", "key_value_gradient"): 8,
+    ("sm_90", "2d-d128", "key_value_gradient"): 48,
     ("sm_90", "nat", "bias_gradient"): 8,
-    ("sm_90", "float32", "forward"): 32,
-    ("sm_90", "float32", "key_value_gradient"): 96,
-    ("sm_90", "everything", "forward"): 16,
+    ("sm_90", "everything", "forward"): 64,
     ("sm_90", "everything", "query_gradient"): 96,
-    ("sm_90", "everything", "key_value_gradient"): 64,
+    ("sm_90", "everything", "key_value_gradient"): 104,
     ("sm_100", "nat", "bias_gradient"): 8,
 }
 COMPILED = {  # target: variants ([]: all)
