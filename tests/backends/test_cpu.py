@@ -1,6 +1,7 @@
 """The CPU backend against the oracle: every tiling, every feature, forward and gradients; precision; memory."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -129,6 +130,29 @@ def test_inputs_are_left_alone_and_results_repeat(call):
     second = run(inputs, call.neighborhoods, call.scale, 0)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     torch.testing.assert_close([t for t in inputs if t is not None], before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant", ["slabs", "strips along axis 0"])
+def test_buffers_and_masks_of_inference_mode_serve_outside_of_it(variant):
+    call = Call((Neighborhood((Axis(5), Axis(3))),), (12, 6), 2, 2, 2, 7, 7, 0, False, 0)
+    config = TileConfig((4, 6) if variant == "slabs" else (4, 3), (4, 6), variant=variant)
+    inputs = call.inputs()
+    with torch.inference_mode():
+        inside, *_ = run(Inputs(*inputs), call.neighborhoods, call.scale, 0, configs=(config, config))
+    outside, *_ = run(inputs, call.neighborhoods, call.scale, 0, configs=(config, config))
+    torch.testing.assert_close(inside, outside, rtol=0, atol=0)
+
+
+def test_threads_do_not_share_buffers():
+    call = Call((Neighborhood((Axis(5), Axis(3))),), (16, 12), 2, 2, 2, 8, 8, 0, False, 0)
+    inputs = [call.inputs(), Inputs(*(None if t is None else t * 0.5 for t in call.inputs()))]
+    problem = Problem.of(inputs[0], call.neighborhoods, call.scale)
+    config = TileConfig((4, 4), (4, 4), variant="strips along axis 0")
+    alone = [BACKEND.forward(problem, config, i) for i in inputs]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(20):
+            together = list(pool.map(lambda i: BACKEND.forward(problem, config, i), inputs))
+            torch.testing.assert_close(together, alone, rtol=0, atol=0)
 
 
 def rms(tensor):

@@ -28,7 +28,8 @@ class MaskCache:
             if (work, dtype) in self._masks:
                 self._masks.move_to_end((work, dtype))
                 return self._masks[work, dtype]
-        mask = _additive(key, part, group, work, dtype)
+        with torch.inference_mode(False):  # a later call may be outside of it
+            mask = _additive(key, part, group, work, dtype)
         with self._lock:
             if (work, dtype) not in self._masks:
                 self._masks[work, dtype] = mask

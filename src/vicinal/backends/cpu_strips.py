@@ -53,7 +53,9 @@ class Scratch(local):
         size = prod(shape)
         found = self._buffers.get((name, like.dtype))
         if found is None or found.numel() < size:
-            found = self._buffers[name, like.dtype] = like.new_empty(size)
+            with torch.inference_mode(False):  # a later call may be outside of it
+                found = torch.empty(size, dtype=like.dtype)
+            self._buffers[name, like.dtype] = found
         elif torch.are_deterministic_algorithms_enabled() and deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
             found.fill_(float("nan"))  # as torch does to new memory
         return found[:size].view(shape)
