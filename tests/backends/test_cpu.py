@@ -144,7 +144,7 @@ def test_buffers_and_masks_of_inference_mode_serve_outside_of_it(variant):
 
 
 def test_threads_do_not_share_buffers():
-    call = Call((Neighborhood((Axis(5), Axis(3))),), (16, 12), 2, 2, 2, 8, 8, 0, False, 0)
+    call = Call((Neighborhood((Axis(5), Axis(3))),), (48, 48), 2, 2, 2, 16, 16, 0, False, 0)
     inputs = [call.inputs(), Inputs(*(None if t is None else t * 0.5 for t in call.inputs()))]
     problem = Problem.of(inputs[0], call.neighborhoods, call.scale)
     config = TileConfig((4, 4), (4, 4), variant="strips along axis 0")
