@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import islice
 from math import ceil, prod
 from typing import Literal
@@ -180,15 +180,16 @@ def gpu_of(problem: Problem) -> Gpu:
     return Gpu(shared, warpgroups, properties.multi_processor_count)
 
 
-def _ranked(problem: Problem, kernel: Pass) -> list[TileConfig]:
+@lru_cache(maxsize=1024)
+def _ranked(problem: Problem, kernel: Pass) -> tuple[TileConfig, ...]:
     """Tilings that fit, the cheapest first; if none is expected to fit, the one with the fewest registers."""
     costed = [(estimate(problem, kernel, c), c) for c in _candidates(problem)]
     shared = gpu_of(problem).shared
     fitting = [(e.cycles, c) for e, c in costed if e.registers <= MOST_REGISTERS and e.shared <= shared]
     if not fitting:
-        return [min(costed, key=lambda item: (item[0].shared > shared, item[0].registers))[1]]
+        return (min(costed, key=lambda item: (item[0].shared > shared, item[0].registers))[1],)
     fitting.sort(key=lambda item: item[0])
-    return [c for _, c in fitting[:LISTED]]
+    return tuple(c for _, c in fitting[:LISTED])
 
 
 def _candidates(problem: Problem) -> Iterator[TileConfig]:

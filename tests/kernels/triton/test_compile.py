@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for GPUs that are not there, fits their shared memory and spills no more than allowed."""
+"""Every Triton kernel compiles for GPUs that are not there, fits their shared memory, spills no more than allowed."""
 
 from __future__ import annotations
 

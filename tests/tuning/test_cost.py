@@ -1,0 +1,77 @@
+"""The ranking of Triton tilings: valid, and no slower to make than a call can bear."""
+
+from __future__ import annotations
+
+from math import prod
+
+import pytest
+import torch
+
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.problem import Problem
+from vicinal.tuning import cost
+
+of = Neighborhood.of
+
+
+def problem(lengths, neighborhood, heads=4, head_dim=64, batch=2, dtype=torch.bfloat16, **more):
+    resolved = (neighborhood.resolve(lengths),)
+    device = torch.device("cpu")
+    return Problem(batch, lengths, heads, heads, head_dim, head_dim, dtype, device, resolved, 0.1, **more)
+
+
+PROBLEMS = [
+    pytest.param(problem((16384,), of(1, 2048)), id="1d"),
+    pytest.param(problem((3,), of(1, 2)), id="1d-tiny"),
+    pytest.param(problem((128, 128), of(2, 33)), id="2d"),
+    pytest.param(problem((56, 56), of(2, 7), head_dim=32, dtype=torch.float16, has_rpb=True), id="nat"),
+    pytest.param(problem((7, 7), of(2, 7), head_dim=32), id="7x7"),
+    pytest.param(problem((33, 128, 224), of(3, (3, 7, 7))), id="3d"),
+    pytest.param(problem((24, 44, 80), of(3, (24, 4, 16), 1, (1, 11, 5)), head_dim=128), id="3d-dilated"),
+    pytest.param(problem((1200,), of(1, 300), head_dim=256, dtype=torch.float32), id="float32-256"),
+]
+
+
+@pytest.mark.parametrize("kernel", ["forward", "query", "key_value"])
+@pytest.mark.parametrize("given", PROBLEMS)
+def test_every_tiling_fits(given, kernel):
+    shared = cost.gpu_of(given).shared
+    tilings = cost._ranked(given, kernel)
+    assert tilings
+    for config in tilings:
+        assert len(config.query_tile) == len(config.key_tile) == given.rank
+        assert prod(config.query_tile) >= 16  # what a matrix instruction takes
+        assert prod(config.key_tile) >= 16
+        assert cost.estimate(given, kernel, config).shared <= shared
+
+
+@pytest.mark.parametrize("kernel", ["forward", "query", "key_value"])
+@pytest.mark.parametrize("given", PROBLEMS)
+def test_sixty_four_rows_never_have_eight_warps(given, kernel):
+    """Slow on Hopper, and miscompiled in float32 by Triton 3.6 (illegal memory access on an H200)."""
+    assert [c for c in cost._ranked(given, kernel) if prod(c.query_tile) == 64 and c.warps > 4] == []
+
+
+@pytest.mark.parametrize("given", PROBLEMS)
+def test_best_guess_first(given):
+    cycles = [cost.estimate(given, "forward", c).cycles for c in cost.tilings(given, "forward")]
+    assert cycles == sorted(cycles)
+
+
+@pytest.mark.parametrize("given", PROBLEMS)
+def test_backward_tilings_name_both_kernels(given):
+    for config in cost.tilings(given, "backward"):
+        assert len(cost.read(config.variant).query_tile) == given.rank
+
+
+def test_large_windows_take_large_tiles():
+    """A window of 80x80 at head dim 128 is bound by products: tiles as large as registers allow."""
+    best = cost.tilings(problem((256, 256), of(2, 80), head_dim=128), "forward")[0]
+    assert prod(best.query_tile) >= 64
+    assert prod(best.key_tile) >= 64
+
+
+def test_small_windows_take_small_tiles():
+    """A window of 7x7 is bound by what its tiles compute in vain."""
+    given = problem((56, 56), of(2, 7), heads=2, head_dim=32, batch=128, dtype=torch.float16)
+    assert prod(cost.tilings(given, "forward")[0].query_tile) <= 32
