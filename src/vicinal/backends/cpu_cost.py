@@ -130,7 +130,7 @@ def _choice(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis:
     width = shape.width * ceil(queries / 8) * 8 / queries
     tail_ns = 40 / columns + 5 * (usual * box % 16) / columns
     if direction == "forward":
-        score_ns = 0.7 + 0.044 * width * (1 + 1.4 * narrow / queries) + tail_ns
+        score_ns = 0.7 + 0.044 * width * (1 + 1.26 * narrow**1.5 / queries**1.5) + tail_ns
         copied_ns, calls, copies = 1.0 * strips + 2.4 * tokens, runs, 2 * pieces + 3 * runs
     else:
         score_ns = 1.0 + 0.106 * width * (1 + 0.033 * narrow**2) + tail_ns
