@@ -14,6 +14,7 @@ from strategies import Call, calls
 from vicinal.backends import cpu, cpu_cost, cpu_masks, cpu_plan
 from vicinal.backends.cpu import BACKEND
 from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.tiles import key_interval, tiles
 from vicinal.problem import Inputs, Problem
 from vicinal.reference import axis_mask, reference
 from vicinal.tuning.config import TileConfig
@@ -244,6 +245,15 @@ def test_unsupported_says_why(dtype, device, reason):
     tensor = torch.zeros(1, 4, 1, 4, dtype=dtype, device=device)
     problem = Problem.of(Inputs(tensor, tensor, tensor), (Neighborhood((Axis(3),)),), 1.0)
     assert reason in BACKEND.unsupported(problem)
+
+
+def test_configs_tell_the_box_of_keys():
+    neighborhood = Neighborhood((Axis(13), Axis(5, causal=True)))
+    problem = Problem.of(Call((neighborhood,), (64, 48), 1, 1, 1, 8, 8, 0, False, 0).inputs(), (neighborhood,), 1.0)
+    for config in BACKEND.configs(problem, "forward"):
+        for axis, length, size, box in zip(neighborhood.axes, (64, 48), config.query_tile, config.key_tile):
+            boxes = [key_interval(axis, length, tile) for tile in tiles(length, size)]
+            assert box in {high - low for low, high in boxes}
 
 
 def test_unknown_tiling_is_refused():

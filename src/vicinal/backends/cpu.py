@@ -224,7 +224,7 @@ def _shape(problem: Problem, own: HeadSet, width: int) -> Shape:
 
 def _config(choice: Choice) -> TileConfig:
     variant = "slabs" if choice.slabs else f"strips along axis {choice.key.row_axis}"
-    return TileConfig(choice.key.tile, choice.key.tile, 1, 1, variant)
+    return TileConfig(choice.key.tile, choice.box, 1, 1, variant)
 
 
 @lru_cache(maxsize=1024)

@@ -44,11 +44,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to run a shape, and its estimated time in nanoseconds."""
+    """A way to run a shape, its estimated time in nanoseconds, and the usual box of keys of a query tile."""
 
     cost: float
     key: StripKey
     slabs: bool
+    box: tuple[int, ...]
 
 
 @lru_cache(maxsize=1024)
@@ -148,7 +149,8 @@ def _choice(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis:
         shape.batch, shape.lengths, shape.kv_heads, shape.group, shape.width, shape.neighborhood, tile, row_axis,
         chunk, most_tiles, split,
     )  # fmt: skip
-    return Choice(cost, key, slabs)
+    boxes = dict(zip(order, (usual, *(a.box for a in inner))))
+    return Choice(cost, key, slabs, tuple(boxes[a] for a in range(len(tile))))
 
 
 def _chunk(shape: Shape, unit_bytes: int, first_tiles: int) -> tuple[tuple[int, int], int]:
