@@ -14,7 +14,7 @@ from statistics import mode
 from vicinal.backends.cpu_plan import InnerAxis, StripKey, inner_axis, shares
 from vicinal.backends.protocol import Direction
 from vicinal.geometry.neighborhood import Axis, Neighborhood
-from vicinal.geometry.tiles import key_interval, tiles
+from vicinal.geometry.tiles import Interval, key_interval, tiles
 
 SIZES = {
     1: (8, 16, 32, 48, 64, 96, 128, 192, 256, 512),
@@ -44,7 +44,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to run a shape, its estimated time in nanoseconds, and the usual box of keys of a query tile."""
+    """A way to run a shape, its estimated time in nanoseconds, and the largest box of keys of a query tile."""
 
     cost: float
     key: StripKey
@@ -149,7 +149,8 @@ def _choice(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis:
         shape.batch, shape.lengths, shape.kv_heads, shape.group, shape.width, shape.neighborhood, tile, row_axis,
         chunk, most_tiles, split,
     )  # fmt: skip
-    boxes = dict(zip(order, (usual, *(a.box for a in inner))))
+    largest = max(high - low for low, high in _boxes(axes[0], lengths[0], min(tile[row_axis], lengths[0])))
+    boxes = dict(zip(order, (largest, *(a.box for a in inner))))
     return Choice(cost, key, slabs, tuple(boxes[a] for a in range(len(tile))))
 
 
@@ -170,10 +171,15 @@ def _divisor(number: int, most: int) -> int:
     return max(d for d in range(1, number + 1) if number % d == 0 and d <= max(most, 1))
 
 
+@lru_cache(maxsize=1024)
+def _boxes(axis: Axis, length: int, size: int) -> list[Interval]:
+    return [key_interval(axis, length, tile) for tile in tiles(length, size)]
+
+
 @lru_cache(maxsize=4096)
 def _row_work(axis: Axis, length: int, size: int) -> tuple[float, float, int, int, int]:
     """Of the row axis: mean rows and keys of a tile, its usual keys, runs of tiles that look alike, tiles."""
-    boxes = [(tile, key_interval(axis, length, tile)) for tile in tiles(length, size)]
+    boxes = zip(tiles(length, size), _boxes(axis, length, size))
     looks = [(stop - start, low - start, high - low) for (start, stop), (low, high) in boxes]
     runs = 1 + sum(a != b for a, b in pairwise(looks))
     mean = sum(n * keys for n, _, keys in looks) / length
