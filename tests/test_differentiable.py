@@ -114,9 +114,7 @@ def test_jvp_is_the_product_with_the_jacobian(name):
     plus = function(*(t + step * d for t, d in zip(tensors, tangents)))
     minus = function(*(t - step * d for t, d in zip(tensors, tangents)))
     torch.testing.assert_close(values, function(*tensors), **EXACT)
-    torch.testing.assert_close(
-        got, tuple((a - b) / (2 * step) for a, b in zip(plus, minus)), rtol=1e-6, atol=1e-7
-    )
+    torch.testing.assert_close(got, tuple((a - b) / (2 * step) for a, b in zip(plus, minus)), rtol=1e-6, atol=1e-7)
 
 
 def test_hessian_is_symmetric_and_the_reference_s():

@@ -241,9 +241,9 @@ def test_reasons(change, reason):
     assert reason in backend.BACKEND.unsupported(problem)
 
 
-def test_cpu_tensors_are_not_taken_outside_tests(monkeypatch):
+def test_cpu_tensors_are_not_taken_outside_tests():
     drawn = call((9,), of(1, 3))
-    monkeypatch.setattr(backend, "_interpreting", False)
+    backend._interpreting = False  # the fixture's end puts it back; a monkeypatch would undo that
     problem = Problem.of(drawn.inputs(torch.float32, "cpu"), drawn.neighborhoods, 1.0)
     assert "CPU" in backend.BACKEND.unsupported(problem)
 
