@@ -20,39 +20,17 @@ os.environ["TRITON_INTERPRET"] = "0"
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.backends.driver import DriverBase
 from triton.backends.nvidia.compiler import get_ptxas
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of compile_driver
+
+from compile_driver import CompileOnlyDriver
 
 from vicinal.backends import hopper, hopper_backward
 from vicinal.backends.hopper_layout import launches
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning.config import TileConfig
-
-
-class CompileOnlyDriver(DriverBase):
-    """Names a GPU target and launches nothing."""
-
-    def __init__(self) -> None:
-        self.get_current_stream = lambda device: 0
-        self.get_current_device = lambda: 0
-
-    @classmethod
-    def is_active(cls) -> bool:
-        return True
-
-    def map_python_to_cpp_type(self, ty: str) -> str:
-        return "int"
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def get_benchmarker(self):
-        return None
-
 
 # name: lengths, heads, kv heads, head dim, value dim, dtype, neighborhood's arguments
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -145,7 +123,7 @@ def report(case: str, kernel) -> dict:
 
 
 if __name__ == "__main__":
-    triton.runtime.driver.set_active(CompileOnlyDriver())
+    triton.runtime.driver.set_active(CompileOnlyDriver(GPUTarget("cuda", 90, 32)))
     for name in sys.argv[1:]:
         direction, case = name.split(":")
         if direction == "paired":

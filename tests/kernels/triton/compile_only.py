@@ -12,11 +12,15 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.backends.driver import DriverBase
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of compile_driver
+
+from compile_driver import CompileOnlyDriver
 
 from vicinal.backends.triton_backward import Backward
 from vicinal.backends.triton_launch import Forward, Launch, Prepared
@@ -30,31 +34,6 @@ TARGETS = {  # name: target, bytes of shared memory a program may have
     "sm_100": (GPUTarget("cuda", 100, 32), 227 * 1024),
     "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),
 }
-
-
-class CompileOnlyDriver(DriverBase):
-    """Names a GPU target and launches nothing."""
-
-    def __init__(self, target: GPUTarget) -> None:
-        self.target = target
-        self.get_current_stream = lambda device: 0
-        self.get_current_device = lambda: 0
-
-    @classmethod
-    def is_active(cls):
-        return True
-
-    def map_python_to_cpp_type(self, ty):
-        return "int"
-
-    def get_current_target(self):
-        return self.target
-
-    def get_active_torch_device(self):
-        return torch.device("cpu")
-
-    def get_benchmarker(self):
-        return None
 
 
 class Pointer:

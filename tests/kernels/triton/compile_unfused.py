@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,8 +19,11 @@ os.environ["TRITON_INTERPRET"] = "0"
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.backends.driver import DriverBase
 from triton.backends.nvidia.compiler import get_ptxas
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of compile_driver
+
+from compile_driver import CompileOnlyDriver
 
 from vicinal.backends import unfused_launch as launch
 from vicinal.backends.slots import Slots
@@ -33,30 +37,6 @@ WINDOWS = [  # lengths, geometry: the first compiles, the others must find it co
     ((33, 40), {"kernel_size": (16, 3)}),
     ((64, 17), {"kernel_size": (5, 17)}),
 ]
-
-
-class CompileOnlyDriver(DriverBase):
-    """Names a GPU target and launches nothing."""
-
-    def __init__(self) -> None:
-        self.get_current_stream = lambda device: 0
-        self.get_current_device = lambda: 0
-
-    @classmethod
-    def is_active(cls) -> bool:
-        return True
-
-    def map_python_to_cpp_type(self, ty: str) -> str:
-        return "int"
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def get_benchmarker(self):
-        return None
 
 
 def run(lengths: tuple[int, ...], geometry: dict, dtype: torch.dtype, variant: str, heads: int) -> None:
@@ -84,7 +64,7 @@ def ptxas(kernel) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    triton.runtime.driver.set_active(CompileOnlyDriver())
+    triton.runtime.driver.set_active(CompileOnlyDriver(GPUTarget("cuda", 90, 32)))
     launch._interpreted = lambda: True  # lets CPU tensors reach the kernels
     compiled: list = []
     kernel_type = type(naive.pn)
