@@ -10,7 +10,6 @@ Neighborhoods travel as integers (`geometry.neighborhood.encode`): operators tak
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 from vicinal import differentiable
 from vicinal.dispatch import Plan, plan
 from vicinal.geometry.neighborhood import decode
-from vicinal.geometry.work import backward_flops, forward_flops, useful_scores
+from vicinal.geometry.work import backward_flops, call_scores, forward_flops
 from vicinal.problem import Inputs, Problem, lse_dtype
 
 _INPUTS = (
@@ -219,6 +218,5 @@ def _scores(query: Any, extra_keys: Any, extra_values: Any, rpb: Any, code: list
     """Useful scores from shapes (the flop counter passes shapes for tensors)."""
     batch, *lengths, heads, _head_dim = query
     neighborhoods = [n.resolve(lengths) for n in decode(code, len(lengths))]
-    window = sum(useful_scores(n, tuple(lengths)) for n in neighborhoods) * (heads // len(neighborhoods))
-    extra = 0 if extra_keys is None else extra_keys[1] * prod(lengths) * heads
-    return batch * (window + extra)
+    additional = 0 if extra_keys is None else extra_keys[1]
+    return batch * call_scores(neighborhoods, tuple(lengths), heads, additional)

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vicinal.geometry.neighborhood import Neighborhood
-from vicinal.geometry.work import backward_flops, forward_flops, useful_scores
+from vicinal.geometry.work import backward_flops, call_scores, forward_flops
 
 
 class Inputs(NamedTuple):
@@ -109,9 +108,7 @@ class Problem:
     @cached_property
     def useful_scores(self) -> int:
         """Query-key pairs over all heads and the batch, additional keys included."""
-        each = self.heads // len(self.neighborhoods)
-        window = sum(useful_scores(n, self.lengths) for n in self.neighborhoods) * each
-        return self.batch * (window + self.heads * self.additional * prod(self.lengths))
+        return self.batch * call_scores(self.neighborhoods, self.lengths, self.heads, self.additional)
 
     @property
     def forward_flops(self) -> int:

@@ -10,10 +10,8 @@ from torch import Tensor
 
 from vicinal.backends.hopper_layout import Launch
 from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Problem
-
-MODES = {"shift": 0, "clip": 1}
-CAUSAL = 2
 
 
 def axis_arguments(problem: Problem, launch: Launch) -> tuple[int, ...]:
@@ -23,23 +21,19 @@ def axis_arguments(problem: Problem, launch: Launch) -> tuple[int, ...]:
         *launch.lengths,
         *(a.window or 1 for a in axes),
         *(a.stride for a in axes),
-        *(_mode(a) for a in axes),
+        *(mode(a) for a in axes),
     )
 
 
 def flags(problem: Problem) -> tuple[bool, bool, bool]:
     """Whether some stride exceeds 1, whether some axis is causal or clipped, whether heads differ."""
     axes = [a for n in problem.neighborhoods for a in n.axes]
-    return any(a.stride > 1 for a in axes), any(_mode(a) for a in axes), problem.per_head
+    return any(a.stride > 1 for a in axes), any(mode(a) != SHIFT for a in axes), problem.per_head
 
 
 def _three_axes(neighborhood: Neighborhood) -> tuple[Axis, Axis, Axis]:
     padded = (Axis(1),) * (3 - neighborhood.rank) + neighborhood.axes
     return padded[0], padded[1], padded[2]
-
-
-def _mode(axis: Axis) -> int:
-    return CAUSAL if axis.causal else MODES[axis.boundary]
 
 
 @lru_cache(maxsize=256)
@@ -50,7 +44,7 @@ def head_table(problem: Problem) -> Tensor | None:
     rows = []
     for neighborhood in problem.neighborhoods:
         axes = _three_axes(neighborhood)
-        rows.append([*(a.window or 1 for a in axes), *(a.stride for a in axes), *(_mode(a) for a in axes)])
+        rows.append([*(a.window or 1 for a in axes), *(a.stride for a in axes), *(mode(a) for a in axes)])
     repeat = problem.heads // len(rows)
     return torch.tensor(rows * repeat, dtype=torch.int32, device=problem.device)
 

@@ -15,11 +15,11 @@ import torch
 import triton
 from torch import Tensor
 
-from vicinal.geometry.neighborhood import MAX_RANK, Axis, Neighborhood
+from vicinal.geometry.neighborhood import MAX_RANK, Neighborhood
 from vicinal.geometry.tiles import groups, key_interval, query_interval, tiles
+from vicinal.geometry.window import SHIFT, mode
 from vicinal.kernels.triton.forward import forward_kernel
 from vicinal.kernels.triton.softmax import LOG2E
-from vicinal.kernels.triton.window import CAUSAL, CLIP, SHIFT
 from vicinal.problem import Inputs, Problem, lse_dtype
 from vicinal.tuning.config import TileConfig
 
@@ -121,7 +121,7 @@ class Geometry:
             table=rows if problem.per_head else (),
             strided=any(a.stride > 1 for a in axes),
             dilated=any(a.dilation > 1 for a in axes),
-            moded=any(mode_of(a) != SHIFT.value for a in axes),
+            moded=any(mode(a) != SHIFT for a in axes),
         )
 
     def flags(self) -> tuple[bool, ...]:
@@ -131,13 +131,6 @@ class Geometry:
 def lead(values: Sequence[int], filler: int) -> tuple[int, ...]:
     """`values` of a problem's axes as those of three axes."""
     return (filler,) * (MAX_RANK - len(values)) + tuple(values)
-
-
-def mode_of(axis: Axis) -> int:
-    """The axis's mode, as `vicinal.kernels.triton.window` numbers them."""
-    if axis.causal:
-        return CAUSAL.value
-    return CLIP.value if axis.boundary == "clip" else SHIFT.value
 
 
 def tiles_of(problem: Problem, tile: Tile) -> int:
@@ -308,5 +301,5 @@ def _scalars(neighborhood: Neighborhood) -> tuple[int, ...]:
         *lead(windows, 1),
         *lead([a.stride for a in axes], 1),
         *lead([a.dilation for a in axes], 1),
-        *lead([mode_of(a) for a in axes], SHIFT.value),
+        *lead([mode(a) for a in axes], SHIFT),
     )

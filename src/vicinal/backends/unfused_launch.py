@@ -17,11 +17,10 @@ from torch import Tensor
 
 from vicinal.backends import unfused_torch
 from vicinal.backends.slots import Slots
+from vicinal.geometry.window import SHIFT, mode
 
 VARIANTS = ("gemm", "naive", "torch")
 TILES = {1: (1, 1, 64), 2: (1, 8, 8), 3: (4, 4, 4)}  # 64 tokens, as in the paper (section 3.1)
-MODES = {"shift": 0, "clip": 1}  # kernels/triton/window.py; causal is 2
-MAX_GRID_Y = 65535
 
 
 def choose(tensor: Tensor, variant: str | None) -> str:
@@ -191,13 +190,12 @@ def _three(values: tuple[Any, ...], fill: Any) -> tuple[Any, ...]:
 def _geometry(slots: Slots) -> tuple[int, ...]:
     """The kernels' integers: lengths, windows, strides, dilations, modes, three of each."""
     axes = slots.neighborhood.axes
-    modes = tuple(2 if a.causal else MODES[a.boundary] for a in axes)
     return (
         *_three(slots.lengths, 1),
         *_three(slots.window, 1),
         *_three(slots.neighborhood.stride, 1),
         *_three(slots.neighborhood.dilation, 1),
-        *_three(modes, 0),
+        *_three(tuple(mode(a) for a in axes), SHIFT),
     )
 
 

@@ -13,6 +13,15 @@ from __future__ import annotations
 
 from vicinal.geometry.neighborhood import Axis
 
+SHIFT, CLIP, CAUSAL = 0, 1, 2  # what a window does at a border, as kernels number it
+
+
+def mode(axis: Axis) -> int:
+    """`CAUSAL`, or what `axis.boundary` says: `SHIFT` or `CLIP`."""
+    if axis.causal:
+        return CAUSAL
+    return CLIP if axis.boundary == "clip" else SHIFT
+
 
 def group_length(length: int, dilation: int, group: int) -> int:
     """How many tokens of an axis are in dilation group `group`: those at `group`, `group + dilation`, ..."""
@@ -37,8 +46,7 @@ def leader(axis: Axis, length: int, query: int) -> int:
 def window_start(axis: Axis, length: int, query: int) -> int:
     """The first key of `query`."""
     start = max(leader(axis, length, query) - left_reach(axis), 0)
-    shifts = axis.boundary == "shift" and not axis.causal
-    return min(start, length - _window(axis)) if shifts else start
+    return min(start, length - _window(axis)) if mode(axis) == SHIFT else start
 
 
 def window_stop(axis: Axis, length: int, query: int) -> int:
@@ -54,7 +62,7 @@ def first_query_starting_at(axis: Axis, length: int, key: int) -> int:
     """The first query whose window starts at `key` or later; `length` if none does."""
     if key <= 0:
         return 0
-    if axis.boundary == "shift" and not axis.causal and key > length - _window(axis):
+    if mode(axis) == SHIFT and key > length - _window(axis):
         return length
     return _first_query_led_from(axis, length, key + left_reach(axis))
 

@@ -6,7 +6,7 @@ score (QK and PV), backward 5 (QK again, dP, dV, dQ, dK; FlashAttention-2, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
 
@@ -20,6 +20,15 @@ Lengths = tuple[int, ...]
 def useful_scores(neighborhood: Neighborhood, lengths: Lengths) -> int:
     """The number of (query, neighbor) pairs: what an ideal kernel computes."""
     return prod(_axis_pairs(axis, length) for axis, length in zip(neighborhood.axes, lengths))
+
+
+def call_scores(neighborhoods: Sequence[Neighborhood], lengths: Lengths, heads: int, additional: int) -> int:
+    """The useful scores of all heads, of one batch element: their neighborhoods' and those of additional keys.
+
+    `neighborhoods` is one for all heads, or one per head.
+    """
+    window = sum(useful_scores(n, lengths) for n in neighborhoods) * (heads // len(neighborhoods))
+    return window + heads * additional * prod(lengths)
 
 
 def computed_scores(

@@ -9,9 +9,11 @@ scalars or blocks. Integers are divided only where they are not negative: Triton
 import triton
 import triton.language as tl
 
-SHIFT = tl.constexpr(0)  # at a border the window moves inward
-CLIP = tl.constexpr(1)  # at a border the window is cut
-CAUSAL = tl.constexpr(2)  # the window ends at the query
+from vicinal.geometry import window as definition
+
+SHIFT = tl.constexpr(definition.SHIFT)  # at a border the window moves inward
+CLIP = tl.constexpr(definition.CLIP)  # at a border the window is cut
+CAUSAL = tl.constexpr(definition.CAUSAL)  # the window ends at the query
 
 
 # --- the rule: one axis ------------------------------------------------------------------------------------
