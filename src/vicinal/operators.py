@@ -60,19 +60,24 @@ def _attend_backward(
     grad_output: Tensor, grad_lse: Tensor | None, output: Tensor, lse: Tensor, *args: Any
 ) -> tuple[Tensor, ...]:
     inputs = Inputs(*args[:6])
-    if inputs.query.shape[0] == 0:
-        return tuple(t.zero_() for t in _attend_backward_fake(grad_output, grad_lse, output, lse, *args))
-    chosen = plan_of(inputs, *args[6:])
-    grads = chosen.backend.backward(chosen.problem, chosen.backward, inputs, output, lse, grad_output, grad_lse)
+    grads = run_backward(inputs, plan_of(inputs, *args[6:]), output, lse, grad_output, grad_lse)
     return tuple(inputs.query.new_empty(0) if grad is None else grad for grad in grads)
 
 
+def run_backward(
+    inputs: Inputs, chosen: Plan, output: Tensor, lse: Tensor, grad_output: Tensor, grad_lse: Tensor | None
+) -> Inputs:
+    """Gradients of all inputs that are not None, by a plan for such inputs; they have no gradients themselves."""
+    if inputs.query.shape[0] == 0:
+        return Inputs(*(None if t is None else torch.zeros_like(t) for t in inputs))  # type: ignore[arg-type]
+    return chosen.backend.backward(chosen.problem, chosen.backward, inputs, output, lse, grad_output, grad_lse)
+
+
 def plan_of(inputs: Inputs, code: Sequence[int], scale: float, backend: str | None) -> Plan:
-    """The plan of a call: one look-up in the common case, where the call has been seen before."""
+    """The plan of a call of the operator: one look-up where the call has been seen before."""
     query, key, value, additional_keys, _, rpb = inputs
     signature = (query.shape, query.dtype, query.device, key.shape[-2], value.shape[-1], rpb is None, *code, scale)
-    switches = (backend, torch.are_deterministic_algorithms_enabled())
-    full = (signature, None if additional_keys is None else additional_keys.shape[1], switches)
+    full = (signature, None if additional_keys is None else additional_keys.shape[1], backend)
     found = _plans.get(full)
     if found is None:
         problem = Problem.of(inputs, decode(code, query.ndim - 3), scale)

@@ -40,7 +40,6 @@ class Problem:
         additional: number of additional keys, 0 for none.
         has_rpb: whether there is a relative positional bias.
         scale: factor of the scores.
-        deterministic: whether torch asks for deterministic algorithms.
     """
 
     batch: int
@@ -55,7 +54,6 @@ class Problem:
     scale: float
     additional: int = 0
     has_rpb: bool = False
-    deterministic: bool = False
 
     @classmethod
     def of(cls, inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: float) -> Problem:
@@ -75,7 +73,6 @@ class Problem:
             scale=scale,
             additional=0 if inputs.additional_keys is None else inputs.additional_keys.shape[1],
             has_rpb=inputs.rpb is not None,
-            deterministic=torch.are_deterministic_algorithms_enabled(),
         )
 
     def __hash__(self) -> int:  # plans are looked up on every call: hash the fields once

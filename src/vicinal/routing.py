@@ -1,12 +1,14 @@
 """Which way a call goes: to the kernels directly, through the torch operator, or through the differentiable formulas.
 
 Eager calls on small problems are bound by the host, so what can be known from a call's signature (its shapes, dtypes,
-devices and neighborhoods) is checked and prepared once and looked up afterwards.
+devices and neighborhoods) is checked and prepared once and looked up afterwards; and an eager call that no mode or
+transform watches has its own node in autograd's graph, since the operator's costs several times as much.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,10 +17,10 @@ from torch.autograd import forward_ad
 
 from vicinal import differentiable
 from vicinal.checks import check_call
-from vicinal.dispatch import Plan
+from vicinal.dispatch import Plan, plan
 from vicinal.geometry.neighborhood import Neighborhood, encode
-from vicinal.operators import attend, plan_of, run
-from vicinal.problem import Inputs
+from vicinal.operators import attend, attend_backward, run, run_backward
+from vicinal.problem import Inputs, Problem
 
 MAX_PREPARED = 4096  # all are dropped when there are more
 
@@ -37,9 +39,12 @@ def route(
     prepared = _prepare(inputs, neighborhoods, scale, backend)
     if _transformed(inputs):
         return differentiable.attend(inputs, prepared.resolve(inputs), prepared.scale)
-    if _plain(inputs):
-        return run(inputs, prepared.plan(inputs, backend))
-    return attend(*inputs, prepared.code, prepared.scale, backend)
+    if _watched(inputs):
+        return attend(*inputs, prepared.code, prepared.scale, backend)
+    chosen = prepared.plan(inputs, backend)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        return _Attend.apply(chosen, (prepared.code, prepared.scale, backend), *inputs)
+    return run(inputs, chosen)
 
 
 @dataclass
@@ -49,7 +54,7 @@ class Prepared:
     neighborhoods: tuple[Neighborhood, ...]
     code: list[int]
     scale: float
-    _plans: dict[bool, Plan] = field(default_factory=dict)
+    _plan: Plan | None = None
 
     @classmethod
     def of(
@@ -64,15 +69,40 @@ class Prepared:
 
     def plan(self, inputs: Inputs, backend: str | None) -> Plan:
         """The plan for inputs of this signature."""
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        found = self._plans.get(deterministic)
-        if found is None:
-            found = self._plans[deterministic] = plan_of(inputs, self.code, self.scale, backend)
-        return found
+        if self._plan is None:
+            self._plan = plan(Problem.of(inputs, self.neighborhoods, self.scale), backend)
+        return self._plan
 
     def resolve(self, inputs: Inputs) -> list[Neighborhood]:
         """The neighborhoods for the lengths of these inputs."""
         return [n.resolve(inputs.query.shape[1:-2]) for n in self.neighborhoods]
+
+
+class _Attend(torch.autograd.Function):
+    """`vicinal::attend` for eager calls: the same kernels, and the operator itself where second derivatives follow."""
+
+    @staticmethod
+    def forward(ctx: Any, chosen: Plan, settings: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, Tensor]:
+        output, lse = run(Inputs(*inputs), chosen)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, output, lse)
+        ctx.chosen, ctx.settings = chosen, settings
+        return output, lse
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        *saved, output, lse = ctx.saved_tensors
+        inputs = Inputs(*saved)
+        if grad_output is None:
+            grad_output = torch.zeros_like(output)
+        upstream = (grad_output, grad_lse)
+        grads: Sequence[Tensor | None]
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or _batched(*upstream) or _watched(upstream):
+            grads = attend_backward(grad_output, grad_lse, output, lse, *inputs, *ctx.settings)
+            grads = [None if t is None else grad for t, grad in zip(inputs, grads)]
+        else:
+            grads = run_backward(inputs, ctx.chosen, output, lse, grad_output, grad_lse)
+        return (None, None, *grads)
 
 
 _prepared: dict[Any, Prepared] = {}
@@ -96,18 +126,19 @@ def _prepare(
     return found
 
 
-def _plain(inputs: Inputs) -> bool:
-    """Whether nothing watches this call: no autograd, no mode, no transform, no tensor subclass.
-
-    Then the operator's dispatch, about half of the host time of a small call, has nothing to add.
-    """
+def _watched(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether something must see this call as an operator: a mode, a transform, a tensor subclass."""
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    grad = torch.is_grad_enabled()
-    return not any(t is not None and (type(t) not in _TENSORS or (grad and t.requires_grad)) for t in inputs)
+        return True
+    return any(t is not None and type(t) not in _TENSORS for t in tensors)
 
 
 _TENSORS = (Tensor, torch.nn.Parameter)
+
+
+def _batched(*grads: Tensor | None) -> bool:
+    """Whether they come from `torch.autograd.grad(..., is_grads_batched=True)`, whose vmap is not functorch's."""
+    return any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in grads)
 
 
 def _transformed(inputs: Inputs) -> bool:

@@ -56,7 +56,6 @@ class Case:
             device=_concrete(torch.device(device)),
             neighborhoods=(self.neighborhood,),
             scale=self.head_dim**-0.5,
-            deterministic=torch.are_deterministic_algorithms_enabled(),
         )
 
     def self_attention(self) -> Case:
