@@ -52,3 +52,44 @@ def test_explain_answers_for_every_backend(problem):
     assert verdicts["cpu"].configs["forward"]
     assert verdicts["hopper"].reason
     assert not verdicts["hopper"].configs
+
+
+CPU = dispatch.backend("cpu")
+
+
+class Reluctant:
+    """The CPU backend, which leaves some passes to another."""
+
+    def __init__(self, name, *directions):
+        self.name, self.directions = name, directions
+
+    def declines(self, problem, direction):
+        return "it is slower" if direction in self.directions else None
+
+    def __getattr__(self, attribute):
+        return getattr(CPU, attribute)
+
+
+@pytest.mark.parametrize(
+    ("declined", "expected"),
+    [((), ("first", "first")), (("backward",), ("first", "cpu")), (("forward", "backward"), ("cpu", "cpu"))],
+)
+def test_a_backend_may_leave_a_pass_to_the_next(problem, monkeypatch, declined, expected):
+    first = Reluctant("first", *declined)
+    real = dispatch.backend
+    monkeypatch.setattr(dispatch, "AUTOMATIC", ("first", "cpu"))
+    monkeypatch.setattr(dispatch, "backend", lambda name: first if name == "first" else real(name))
+    chosen = dispatch.plan.__wrapped__(problem)
+    assert (chosen.backend.name, chosen.gradients.name) == expected
+
+
+def test_what_all_decline_runs_on_the_first(problem, monkeypatch):
+    only = Reluctant("cpu", "forward", "backward")
+    monkeypatch.setattr(dispatch, "AUTOMATIC", ("cpu",))
+    monkeypatch.setattr(dispatch, "backend", lambda name: only)
+    assert dispatch.plan.__wrapped__(problem).backend is only
+
+
+def test_a_named_backend_runs_what_it_would_decline(problem, monkeypatch):
+    monkeypatch.setattr(dispatch, "backend", lambda name: Reluctant("cpu", "forward"))
+    assert dispatch.plan.__wrapped__(problem, "cpu").backend.name == "cpu"

@@ -1,13 +1,15 @@
-"""Which backend runs a problem: an ordered list, the first that can. Plans are made once and cached.
+"""Which backend runs a problem: an ordered list, the first that can and does not decline, forward and backward each.
 
-`plan` raises with a reason; `explain` tells every backend's.
+Plans are made once and cached. `plan` raises with a reason; `explain` tells every backend's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from importlib import import_module
+from typing import get_args
 
 from vicinal.backends.protocol import Backend, Direction
 from vicinal.problem import Problem
@@ -24,10 +26,16 @@ AUTOMATIC = ("hopper", "triton", "cpu")  # the unfused one runs only when named
 
 @dataclass(frozen=True)
 class Plan:
-    """How one problem is run; made once, applied many times."""
+    """How one problem is run; made once, applied many times.
+
+    Attributes:
+        backend, gradients: what runs the forward pass, and the backward pass.
+        forward, backward: their tilings.
+    """
 
     problem: Problem
     backend: Backend
+    gradients: Backend
 
     @cached_property
     def forward(self) -> TileConfig:
@@ -35,15 +43,22 @@ class Plan:
 
     @cached_property
     def backward(self) -> TileConfig:
-        return self.backend.configs(self.problem, "backward")[0]
+        return self.gradients.configs(self.problem, "backward")[0]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One backend's answer about a problem: a reason why not, or None and its tilings."""
+    """One backend's answer about a problem.
+
+    Attributes:
+        reason: why it cannot run it, or None.
+        declined: why it leaves a pass to another backend, or None.
+        configs: its tilings, where it can.
+    """
 
     name: str
     reason: str | None
+    declined: dict[Direction, str | None]
     configs: dict[Direction, list[TileConfig]]
 
 
@@ -75,14 +90,18 @@ def plan(problem: Problem, name: str | None = None) -> Plan:
         reason = chosen.unsupported(problem)
         if reason is not None:
             raise ValueError(f"backend {name!r} cannot run this problem: {reason}")
-        return Plan(problem, chosen)
-    reasons = []
-    for candidate in AUTOMATIC:
-        reason = unsupported(candidate, problem)
-        if reason is None:
-            return Plan(problem, backend(candidate))
-        reasons.append(f"{candidate}: {reason}")
-    raise ValueError("no backend can run this problem: " + "; ".join(reasons))
+        return Plan(problem, chosen, chosen)
+    reasons = {candidate: unsupported(candidate, problem) for candidate in AUTOMATIC}
+    able = [backend(candidate) for candidate, reason in reasons.items() if reason is None]
+    if not able:
+        words = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
+        raise ValueError(f"no backend can run this problem: {words}")
+    return Plan(problem, _preferred(able, problem, "forward"), _preferred(able, problem, "backward"))
+
+
+def _preferred(able: Sequence[Backend], problem: Problem, direction: Direction) -> Backend:
+    """The first that does not decline, or simply the first."""
+    return next((b for b in able if b.declines(problem, direction) is None), able[0])
 
 
 def unsupported(name: str, problem: Problem) -> str | None:
@@ -98,12 +117,12 @@ def explain(problem: Problem) -> list[Verdict]:
     verdicts = []
     for name in BACKENDS:
         reason = unsupported(name, problem)
+        declined: dict[Direction, str | None] = {}
         configs: dict[Direction, list[TileConfig]] = {}
         if reason is None:
             chosen = backend(name)
-            configs = {
-                "forward": list(chosen.configs(problem, "forward")),
-                "backward": list(chosen.configs(problem, "backward")),
-            }
-        verdicts.append(Verdict(name, reason, configs))
+            for direction in get_args(Direction):
+                declined[direction] = chosen.declines(problem, direction)
+                configs[direction] = list(chosen.configs(problem, direction))
+        verdicts.append(Verdict(name, reason, declined, configs))
     return verdicts

@@ -13,6 +13,7 @@ import torch
 
 from vicinal import dispatch
 from vicinal._version import __version__
+from vicinal.backends.protocol import Direction
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.work import waste
 from vicinal.problem import Problem
@@ -149,25 +150,17 @@ def print_explanation(console: Console, problem: Problem) -> None:
     console.print(table)
 
     verdicts = dispatch.explain(problem)
-    chosen = next((v.name for v in verdicts if v.reason is None and v.name in dispatch.AUTOMATIC), None)
+    chosen = _chosen(problem)
     table = Table("backend", "verdict")
     table.columns[1].overflow = "fold"
     for verdict in verdicts:
-        if verdict.name == chosen:
-            words = "[green]chosen[/]: the first in order of preference that can run it"
-        elif verdict.reason is not None:
-            words = f"no: {verdict.reason}"
-        elif verdict.name in dispatch.AUTOMATIC:
-            words = "could run it; comes later in order of preference"
-        else:
-            words = "could run it; only when named"
-        table.add_row(verdict.name, words)
+        table.add_row(verdict.name, _words(verdict, [d for d, name in chosen.items() if name == verdict.name]))
     console.print(table)
 
     table = Table("backend", "pass", "tiling", "query tile", "key tile", "warps, stages", "variant", "waste")
     for verdict in verdicts:
-        shown = TILINGS_SHOWN if verdict.name == chosen else 1
         for direction, configs in verdict.configs.items():
+            shown = TILINGS_SHOWN if verdict.name == chosen.get(direction) else 1
             table.add_section()
             for place, config in enumerate(configs[:shown], 1):
                 of = f"{place} of {len(configs)}"
@@ -177,6 +170,27 @@ def print_explanation(console: Console, problem: Problem) -> None:
         console.print(
             "Tilings are in the backend's order; the first is used. Waste: scores of whole tiles over useful ones."
         )
+
+
+def _chosen(problem: Problem) -> dict[Direction, str]:
+    """The automatic choice for each pass; empty where no backend can run it."""
+    try:
+        plan = dispatch.plan(problem)
+    except ValueError:
+        return {}
+    return {"forward": plan.backend.name, "backward": plan.gradients.name}
+
+
+def _words(verdict: dispatch.Verdict, chosen: list[Direction]) -> str:
+    """A verdict for the table; `chosen`: the passes that this backend runs."""
+    if verdict.reason is not None:
+        return f"no: {verdict.reason}"
+    declined = [f"leaves the {d} pass to another: {why}" for d, why in verdict.declined.items() if why is not None]
+    if chosen:
+        return "; ".join((f"[green]chosen[/] for {' and '.join(chosen)}", *declined))
+    if verdict.name not in dispatch.AUTOMATIC:
+        return "could run it; only when named"
+    return "; ".join(declined) if declined else "could run it; comes later in order of preference"
 
 
 def _tiling(problem: Problem, config: TileConfig) -> tuple[str, str, str, str, str]:

@@ -70,7 +70,7 @@ def run_backward(
     """Gradients of all inputs that are not None, by a plan for such inputs; they have no gradients themselves."""
     if inputs.query.shape[0] == 0:
         return Inputs(*(None if t is None else torch.zeros_like(t) for t in inputs))  # type: ignore[arg-type]
-    return chosen.backend.backward(chosen.problem, chosen.backward, inputs, output, lse, grad_output, grad_lse)
+    return chosen.gradients.backward(chosen.problem, chosen.backward, inputs, output, lse, grad_output, grad_lse)
 
 
 def plan_of(inputs: Inputs, code: Sequence[int], scale: float, backend: str | None) -> Plan:

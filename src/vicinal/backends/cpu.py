@@ -72,6 +72,9 @@ class CpuBackend:
             return f"{problem.dtype} is not one of {', '.join(map(str, DTYPES))}"
         return None
 
+    def declines(self, problem: Problem, direction: Direction) -> str | None:
+        return None
+
     def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
         """The tilings by estimated time; where heads differ, one that leaves each set of heads its own best."""
         width = max(problem.head_dim, problem.value_dim)

@@ -46,6 +46,14 @@ class HopperBackend:
             return f"it needs compute capability 9.0, {problem.device} has {_capability(problem.device)}"
         return unsupported_anywhere(problem)
 
+    def declines(self, problem: Problem, direction: Direction) -> str | None:
+        if direction == "backward" and hopper_backward.unsupported(problem) is not None:
+            return hopper_backward.unsupported(problem)
+        count = len(launches(problem))
+        if count > 1:
+            return f"it would take {count} launches, for dilation groups that its descriptors cannot hold together"
+        return None
+
     def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
         return _configs(problem, direction)
 

@@ -22,6 +22,10 @@ class Backend(Protocol):
         """Why this backend cannot run `problem`, in words; None when it can."""
         ...
 
+    def declines(self, problem: Problem, direction: Direction) -> str | None:
+        """Why the next backend should run a supported `problem` when none is named; None when this one should."""
+        ...
+
     def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
         """Valid tilings of a supported problem, best guess first, never empty; by arithmetic, cheap, no device work."""
         ...

@@ -72,6 +72,9 @@ class TritonBackend:
             return "more tiles than a GPU's grid can hold"
         return None
 
+    def declines(self, problem: Problem, direction: Direction) -> str | None:
+        return None
+
     def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
         return tilings(problem, direction)
 

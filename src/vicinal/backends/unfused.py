@@ -30,6 +30,9 @@ class UnfusedBackend:
             return "unfused kernels take one neighborhood for all heads"
         return None
 
+    def declines(self, problem: Problem, direction: Direction) -> str | None:
+        return None
+
     def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
         """One tiling per variant that can run: tiles are fixed (64 tokens), as in the paper."""
         tile = launch.TILES[problem.rank][-problem.rank :]
