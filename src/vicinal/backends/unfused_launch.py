@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from functools import lru_cache
+from dataclasses import dataclass
 from math import ceil, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,26 +58,10 @@ def pn(query: Tensor, key: Tensor, rpb: Tensor | None, slots: Slots, scale: floa
     """Pointwise-neighborhood; see `unfused_torch.pn`."""
     if variant == "torch":
         return unfused_torch.pn(query, key, rpb, slots, scale, fill)
-    q, k = _rows(query), _rows(key)
     shape = (*query.shape[:-1], slots.count)
     partial = variant == "gemm" and slots.has_absent_slots  # its tiles only touch slots that hold a key
     attn = query.new_full(shape, fill) if partial else query.new_empty(shape)
-    if attn.numel() == 0:
-        return attn
-    a = _rows(attn)
-    bias = q if rpb is None else rpb.contiguous()
-    heads, group = query.shape[-2], query.shape[-2] // key.shape[-2]
-    arguments = (q, k, bias, a, *_strides(q), *_strides(k), *_strides(a), heads, group, slots.tokens, query.shape[-1])
-    constants = {**_constants(slots), "HAS_BIAS": rpb is not None}
-    numbers = (scale, fill, *_geometry(slots))
-    if variant == "naive":
-        block_d = _block(query.shape[-1], 1)
-        constants |= {"ACC": _accumulator(query), "BLOCK_D": block_d, "BLOCK_S": _block_s(block_d), "num_warps": 1}
-        _naive().pn[(q.shape[0] * slots.tokens * heads,)](*arguments, *numbers, **constants)
-    else:
-        constants |= _gemm_constants(slots, query)
-        constants["WHOLE_D"] = query.shape[-1] <= constants["BLOCK_D"]
-        _gemm().pn[(_tiles(slots), q.shape[0] * heads)](*arguments, *numbers, **constants)
+    _run(Call("pn", variant, slots, (scale, fill)), query, key, attn, rpb)
     return attn
 
 
@@ -86,8 +70,8 @@ def nn(attn: Tensor, value: Tensor, slots: Slots, scale: float, variant: str) ->
     if variant == "torch":
         return unfused_torch.nn(attn, value, slots, scale)
     output = value.new_empty((*attn.shape[:-1], value.shape[-1]))
-    group = attn.shape[-2] // value.shape[-2]
-    return _weighted_sum("nn", attn, value, output, group, slots, scale, variant)
+    _run(Call("nn", variant, slots, (scale,)), attn, value, output)
+    return output
 
 
 def inverse(attn: Tensor, query: Tensor, kv_heads: int, slots: Slots, scale: float, variant: str) -> Tensor:
@@ -95,8 +79,8 @@ def inverse(attn: Tensor, query: Tensor, kv_heads: int, slots: Slots, scale: flo
     if variant == "torch":
         return unfused_torch.inverse(attn, query, kv_heads, slots, scale)
     output = query.new_empty((*query.shape[:-2], kv_heads, query.shape[-1]))
-    group = query.shape[-2] // kv_heads
-    return _weighted_sum("inverse", attn, query, output, group, slots, scale, variant)
+    _run(Call("inverse", variant, slots, (scale,)), attn, query, output)
+    return output
 
 
 def bias_sum(grad: Tensor, slots: Slots, variant: str) -> Tensor:
@@ -134,35 +118,117 @@ def dense_av(attn: Tensor, values: Tensor) -> Tensor:
     return output.reshape(*attn.shape[:-1], values.shape[-1])
 
 
-def _weighted_sum(
-    name: str, attn: Tensor, x: Tensor, output: Tensor, group: int, slots: Slots, scale: float, variant: str
-) -> Tensor:
-    if output.numel() == 0:
-        return output
-    a, x, o = _rows(attn), _rows(x), _rows(output)
-    heads, dim = output.shape[-2], output.shape[-1]
-    arguments = (a, x, o, *_strides(a), *_strides(x), *_strides(o), heads, group, slots.tokens, dim)
-    numbers = (scale, *_geometry(slots))
-    constants = _constants(slots)
+# Launching: eager calls on small problems are bound by the host, so a launch is prepared once per signature ----------
+
+
+class Call(NamedTuple):
+    """An operator without its tensors: kernel, variant, slots, and its numbers (scale; for "pn" also fill)."""
+
+    kernel: str
+    variant: str
+    slots: Slots
+    numbers: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a kernel is launched: warps and pipeline stages; naive kernels also take `slots` slots at a time."""
+
+    warps: int
+    stages: int
+    slots: int = 0
+
+
+def settings(variant: str, kernel: str, rank: int, dim: int, dtype: torch.dtype) -> Settings:
+    """The best of benchmarks/unfused_tilings.py, among those that fit 255 registers without spills (sm_90)."""
     if variant == "naive":
-        block_d = _block(dim, 1)
-        constants |= {"ACC": _accumulator(x), "BLOCK_D": block_d, "BLOCK_S": _block_s(block_d), "num_warps": 1}
-        kernel = getattr(_naive(), name)
-        kernel[(o.shape[0] * slots.tokens * heads,)](*arguments, *numbers, **constants)
+        return Settings(warps=1, stages=3, slots=min(max(512 // _block(dim, 1), 4), 64))
+    return Settings(warps=8 if dtype == torch.float32 or dim > 64 else 4, stages=2)
+
+
+@dataclass
+class _Prepared:
+    """A launch, and which of the two inputs must be copied first because their tokens are not evenly spaced."""
+
+    launch: Any
+    copied: tuple[bool, bool]
+
+
+_prepared: dict[Any, _Prepared] = {}
+MAX_PREPARED = 4096  # all are dropped when there are more
+
+
+def _run(call: Call, first: Tensor, second: Tensor, output: Tensor, bias: Tensor | None = None) -> None:
+    """Launch the kernel of `call` on heads-last tensors; `output` is contiguous."""
+    if output.numel() == 0:
+        return
+    signature = (call, first.shape, first.stride(), second.shape, second.stride(), first.dtype, bias is None)
+    key = (signature, first.device, torch.backends.cuda.matmul.allow_tf32)
+    found = _prepared.get(key)
+    if found is None:
+        if len(_prepared) >= MAX_PREPARED:
+            _prepared.clear()
+        found = _prepared[key] = _prepare(call, first, second, output, bias is not None)
+    if found.copied[0]:
+        first = _rows(first)
+    if found.copied[1]:
+        second = _rows(second)
+    addresses = first.data_ptr() | second.data_ptr() | output.data_ptr()
+    tensors: tuple[Tensor, ...] = (first, second, output)
+    if call.kernel == "pn":
+        bias = first if bias is None else bias.contiguous()  # not read where there is none
+        addresses |= bias.data_ptr()
+        tensors = (first, second, bias, output)
+    device = first.device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            found.launch(tensors, addresses & 15 == 0)
     else:
-        constants |= _gemm_constants(slots, x)
-        kernel = getattr(_gemm(), name)
-        kernel[(_tiles(slots), o.shape[0] * heads, -(-dim // constants["BLOCK_D"]))](*arguments, *numbers, **constants)
-    return output
+        found.launch(tensors, addresses & 15 == 0)
 
 
-def _naive() -> Any:
-    from vicinal.kernels.triton import naive
+def _prepare(call: Call, first: Tensor, second: Tensor, output: Tensor, has_bias: bool) -> _Prepared:
+    from vicinal.backends.triton_launch import Launch
 
-    return naive
+    a, x, o = _rows(first), _rows(second), _rows(output)
+    slots, is_pn = call.slots, call.kernel == "pn"
+    kernel = getattr(_kernels(call.variant), call.kernel)
+    heads, dim = output.shape[-2], (first if is_pn else output).shape[-1]
+    group = first.shape[-2] // (heads if call.kernel == "inverse" else second.shape[-2])
+    chosen = settings(call.variant, call.kernel, len(slots.lengths), dim, second.dtype)
+    constants = {**_constants(slots), "HAS_BIAS": has_bias}
+    if call.variant == "naive":
+        constants |= {"ACC": _accumulator(second), "BLOCK_D": _block(dim, 1), "BLOCK_S": chosen.slots}
+        grid: tuple[int, ...] = (o.shape[0] * slots.tokens * heads, 1, 1)
+    else:
+        full = second.dtype == torch.float32
+        block_d = min(_block(dim, 16), 64 if full else 128)
+        constants |= dict(zip(("T0", "T1", "T2"), TILES[len(slots.lengths)]))
+        constants |= {
+            "BLOCK_D": block_d,
+            "WHOLE_D": dim <= block_d,
+            "PRECISION": "tf32" if full and torch.backends.cuda.matmul.allow_tf32 else "ieee",
+        }
+        grid = (_tiles(slots), o.shape[0] * heads, 1 if is_pn else -(-dim // block_d))
+    arguments = (
+        *_strides(a),
+        *_strides(x),
+        *_strides(o),
+        *(heads, group, slots.tokens, dim),
+        *call.numbers,
+        *_geometry(slots),
+        *(constants[name] for name in kernel.arg_names if name in constants),
+    )
+    options = {"num_warps": chosen.warps, "num_stages": chosen.stages}
+    copied = (a.data_ptr() != first.data_ptr(), x.data_ptr() != second.data_ptr())
+    return _Prepared(Launch(kernel, grid, arguments, options), copied)
 
 
-def _gemm() -> Any:
+def _kernels(variant: str) -> Any:
+    if variant == "naive":
+        from vicinal.kernels.triton import naive
+
+        return naive
     from vicinal.kernels.triton import gemm
 
     return gemm
@@ -186,7 +252,6 @@ def _three(values: tuple[Any, ...], fill: Any) -> tuple[Any, ...]:
     return (fill,) * (3 - len(values)) + values
 
 
-@lru_cache(maxsize=1024)
 def _geometry(slots: Slots) -> tuple[int, ...]:
     """The kernels' integers: lengths, windows, strides, dilations, modes, three of each."""
     axes = slots.neighborhood.axes
@@ -208,22 +273,6 @@ def _constants(slots: Slots) -> dict[str, Any]:
     }
 
 
-def _gemm_constants(slots: Slots, x: Tensor) -> dict[str, Any]:
-    """Tile, columns at a time, precision and warps: what fits 255 registers a thread without spills (sm_90)."""
-    t0, t1, t2 = TILES[len(slots.lengths)]
-    full = x.dtype == torch.float32
-    block_d = min(_block(x.shape[-1], 16), 64 if full else 128)
-    return {
-        "T0": t0,
-        "T1": t1,
-        "T2": t2,
-        "BLOCK_D": block_d,
-        "PRECISION": "tf32" if full and torch.backends.cuda.matmul.allow_tf32 else "ieee",
-        "num_warps": 8 if full or block_d > 64 else 4,
-        "num_stages": 2,
-    }
-
-
 def _tiles(slots: Slots) -> int:
     """Tiles of all dilation groups, as `decode_tile` counts them: the longest group's for each."""
     tile = TILES[len(slots.lengths)][-len(slots.lengths) :]
@@ -234,11 +283,6 @@ def _tiles(slots: Slots) -> int:
 def _block(dim: int, least: int) -> int:
     """Columns at a time: a power of two, at most 128."""
     return min(max(1 << (dim - 1).bit_length(), least), 128)
-
-
-def _block_s(block_d: int) -> int:
-    """Slots at a time, for one warp: 512 elements of a gathered block are 16 registers a thread."""
-    return min(max(512 // block_d, 4), 64)
 
 
 def _accumulator(tensor: Tensor) -> Any:
