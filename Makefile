@@ -6,17 +6,20 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TRITON := triton==3.6.0   # only where torch brings no Triton of its own (a CPU build of torch)
 JOBS   ?= 2
+GPU_JOBS ?= 12
+SANITIZED := 1d-small or 2d-causal-row or 3d-gqa or 2d-dilated-ragged or (float16 and mixed)
 TEST_TIMEOUT ?= 300
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test gpu-test lint format types docs pictures check clean
+.PHONY: help setup demo test gpu-test gpu-sanitize lint format types docs pictures check clean
 
 help:
 	@echo "make demo      denoise a photo, next to scikit-image (pictures and figures in demo-output/)"
 	@echo "make test      the test suite (no GPU needed)"
 	@echo "make gpu-test  the tests that need a GPU, with the system's python3 and no set-up"
+	@echo "make gpu-sanitize  some of them under compute-sanitizer"
 	@echo "make lint      ruff and the import contracts    make format  apply ruff's fixes"
 	@echo "make types     mypy                             make docs    build the documentation"
 	@echo "make check     test, lint, types and docs       make clean   remove .venv and outputs"
@@ -36,9 +39,17 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --timeout $(TEST_TIMEOUT) tests
 
-# For a machine with a GPU and no package index: needs torch, triton, pytest and hypothesis in its own python3.
+# For a machine with a GPU and no package index: needs torch, triton, pytest, pytest-xdist and hypothesis in its own
+# python3. Compiling kernels is most of the work, so as many processes as the GPU's memory lets in.
 gpu-test:
-	PYTHONPATH=src python3 -m pytest -m gpu tests
+	PYTHONPATH=src python3 -m pytest -m gpu -n $(GPU_JOBS) --dist worksteal tests/gpu
+
+# The same machine, small problems of every kind of kernel under CUDA's own checkers.
+gpu-sanitize:
+	for tool in memcheck initcheck synccheck; do \
+		PYTHONPATH=src PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
+			python3 -m pytest -q -m gpu -k "$(SANITIZED)" tests/gpu || exit 1; \
+	done
 
 lint: $(READY)
 	$(BIN)/ruff check .
