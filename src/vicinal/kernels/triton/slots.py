@@ -94,11 +94,12 @@ def bias_sum(
     r0, r1, r2 = unmixed(r, 2 * W1 - 1, 2 * W2 - 1, RANK)
     total = tl.zeros((BLOCK_R,), dtype=tl.float32)
     begin = tl.program_id(2) * chunk
-    for at in range(begin, tl.minimum(begin + chunk, batch_tokens), BLOCK_N):
+    end = tl.minimum(begin + chunk, batch_tokens)
+    for at in range(begin, end, BLOCK_N):
         bn = at + tl.arange(0, BLOCK_N)
         n = bn % tokens
         x0, x1, x2 = coordinates(n, L1, L2, RANK)
-        ok = (bn < batch_tokens)[:, None] & (r < bias_size)[None, :]
+        ok = (bn < end)[:, None] & (r < bias_size)[None, :]
         _g2, i2, n2 = in_group(x2, L2, E2, DILATED)
         start2, stop2 = window(i2, n2, W2, S2, M2, STRIDED, MODED)
         j2 = (i2 - W2 + 1)[:, None] + r2[None, :]
