@@ -12,6 +12,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -29,6 +31,10 @@ PROBLEMS = {  # name: (batch, lengths, heads, head_dim, neighborhood's arguments
     "2d-33": (4, (128, 128), 8, 64, {"kernel_size": 33}),
     "2d-13": (4, (128, 128), 8, 64, {"kernel_size": 13}),
     "dense-64": (4, (128, 128), 8, 64, {"kernel_size": 128}),
+    "2d-dilated": (8, (64, 64), 1, 64, {"kernel_size": 11, "dilation": 5}),
+    "1d-dilated": (2, (2048,), 16, 64, {"kernel_size": 255, "dilation": 5}),
+    "2d-d96": (4, (128, 128), 8, 96, {"kernel_size": 33}),
+    "2d-d256": (4, (64, 64), 8, 256, {"kernel_size": 33}),
     "ltx": (1, (33, 128, 224), 2, 64, {"kernel_size": (3, 7, 7)}),
 }
 SAMPLES = 16
@@ -42,20 +48,33 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=60)
     parser.add_argument("--top", type=int, default=3)
     parser.add_argument("--extra", default="", help="more tilings: 4x16/8x16/1/2,...  (queries/keys/variant/stages)")
+    parser.add_argument("--polynomial", type=int, default=0, help="quarters of polynomial exponentials to try, up to")
+    parser.add_argument("--warm", action="store_true", help="all problems at once, without times: compiles and checks")
     parser.add_argument("problems", nargs="*")
     options = parser.parse_args()
     if options.child:
         child(options)
         return
     lines = []
-    for name in options.problems or PROBLEMS:
-        flags = ["--backward"] * options.backward + ["--top", str(options.top), "--extra", options.extra]
+    flags = ["--backward"] * options.backward + ["--top", str(options.top), "--extra", options.extra]
+    flags += ["--polynomial", str(options.polynomial)] + ["--warm"] * options.warm
+
+    def start(name: str) -> subprocess.Popen[str]:
         command = [sys.executable, __file__, "--child", *flags, name]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    names = options.problems or list(PROBLEMS)
+    running = [start(name) for name in names] if options.warm else []
+    deadline = time.monotonic() + options.limit
+    for i, name in enumerate(names):
+        process = running[i] if running else start(name)
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit)
-            out, err = done.stdout, done.stderr[-1500:] if done.returncode else ""
-        except subprocess.TimeoutExpired as expired:
-            out, err = (expired.stdout or b"").decode(), "TIME LIMIT"
+            left = deadline - time.monotonic() if running else options.limit
+            out, err = process.communicate(timeout=max(left, 1.0))
+            err = err[-1500:] if process.returncode else ""
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()[0], "TIME LIMIT"
         print(out, end="", flush=True)
         if err:
             print(name, "FAILED", err, flush=True)
@@ -87,15 +106,18 @@ def run(name: str, options: argparse.Namespace) -> None:
     problem = Problem.of(inputs, [neighborhood], head_dim**-0.5)
     reason = BACKEND.unsupported(problem)
     assert reason is None, reason
-    dense = dense_times(inputs, options.backward)
+    dense = 0.0 if options.warm else dense_times(inputs, options.backward)
     tokens = 1
     for n in lengths:
         tokens *= n
     limit = batch * heads * tokens * tokens / problem.useful_scores
     direction = "backward" if options.backward else "forward"
     configs = list(BACKEND.configs(problem, direction)[: options.top])
-    if not options.backward:
-        configs = list(dict.fromkeys(configs))
+    configs += [
+        replace(c, variant=c.variant.replace("p", "") + "e" * n + "p" * ("p" in c.variant))
+        for n in range(1, options.polynomial + 1)
+        for c in configs[:1]
+    ]
     configs += extra(options.extra, len(lengths))
     grad = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
     for config in configs:
@@ -115,6 +137,8 @@ def run(name: str, options: argparse.Namespace) -> None:
                     return BACKEND.forward(problem, config, inputs)
 
                 row["error"] = check_forward(problem, neighborhood, inputs, *call())
+            if options.warm:
+                continue
             row["ms"] = graph_time(call)
             row["eager_ms"] = eager_time(call)
             row["host_us"] = host_time(call)
@@ -254,8 +278,6 @@ def eager_time(call) -> float:
 
 def host_time(call) -> float:
     """Host time of one call, microseconds: without waiting for the device."""
-    import time
-
     import torch
 
     torch.cuda.synchronize()

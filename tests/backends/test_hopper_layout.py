@@ -43,8 +43,8 @@ def test_launches_reach_every_token_once(case):
     for launch in launches(problem):
         d = describe(problem, launch, tuple(x.shape), x.stride())
         view = x.as_strided(d.shape, d.strides, d.offset)
-        for outer, group, head in product(range(launch.outer), range(launch.groups), range(HEADS)):
-            first = group * d.group_columns + head * COLUMNS
+        for outer, *group, head in product(range(batch), *(range(n) for n in launch.groups), range(HEADS)):
+            first = launch.tokens(group) * d.token_columns + head * COLUMNS
             values = view[outer, ..., first : first + COLUMNS]
             tokens = (values[..., 0] / (HEADS * COLUMNS)).long()
             want = tokens[..., None] * HEADS * COLUMNS + head * COLUMNS + torch.arange(COLUMNS)
@@ -62,10 +62,19 @@ def test_launches_reach_every_token_once(case):
     assert torch.equal(torch.cat(seen).sort().values, token.flatten().repeat_interleave(HEADS))
 
 
-def test_one_launch_where_descriptors_suffice():
-    """Cosmos-Predict2's dilation, and any batch that only dilates the last axis."""
-    assert len(launches(problem_of(1, (4, 11, 10), (1, 11, 5))[0])) == 1
-    assert len(launches(problem_of(4, (4, 11, 10), (1, 1, 5))[0])) == 1
+@pytest.mark.parametrize(
+    ("batch", "lengths", "dilation", "count"),
+    [
+        (1, (4, 11, 10), (1, 11, 5), 1),  # Cosmos-Predict2
+        (4, (4, 12, 10), (1, 3, 5), 1),
+        (8, (64,), (5,), 2),
+        (8, (64, 64), (5, 5), 4),
+        (2, (13, 64, 64), (3, 5, 5), 8),
+    ],
+)
+def test_few_launches(batch, lengths, dilation, count):
+    """One, or two per axis that its dilation does not divide."""
+    assert len(launches(problem_of(batch, lengths, dilation)[0])) == count
 
 
 def test_describable_keeps_slices_of_a_fused_projection():
@@ -79,8 +88,9 @@ def test_describable_keeps_slices_of_a_fused_projection():
         torch.zeros(2, 4, 64, 2, dtype=torch.bfloat16).transpose(-1, -2),
         torch.zeros(2, 2, 4, 64, dtype=torch.bfloat16).transpose(1, 2),
         torch.zeros(1, 4, 2, 64, dtype=torch.bfloat16).expand(2, 4, 2, 64),
+        torch.zeros(2, 4, 6, 2, 64, dtype=torch.bfloat16)[:, :, :5],
     ],
-    ids=["columns apart", "heads first", "expanded"],
+    ids=["columns apart", "heads first", "expanded", "rows apart"],
 )
 def test_describable_copies_what_descriptors_cannot_say(tensor):
     copy = describable(tensor)

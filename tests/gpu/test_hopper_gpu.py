@@ -215,9 +215,11 @@ def test_forward_per_head():
 
 
 VARIANTS = {
-    "added": ((8, 8), (8, 16), "1a"),
+    "plain": ((8, 8), (8, 16), "1"),
+    "polynomial": ((8, 8), (8, 16), "1e"),
+    "half-polynomial": ((4, 16), (8, 16), "2ee"),
     "persistent": ((8, 8), (8, 16), "2p"),
-    "added-persistent": ((4, 16), (8, 16), "2ap"),
+    "chunked-polynomial": ((4, 16), (4, 16), "1cep"),
     "chunked": ((8, 8), (8, 8), "1c"),
     "chunked-persistent": ((4, 16), (4, 16), "2cp"),
     "chunked-wide": ((4, 16), (2, 32), "1c"),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vicinal.backends import hopper_backward
-from vicinal.backends.hopper_arguments import axis_arguments, contiguous_strides, flags, head_table
+from vicinal.backends.hopper_arguments import axis_arguments, contiguous_strides, flags, group_arguments, head_table
 from vicinal.backends.hopper_launch import Launcher, Tile
 from vicinal.backends.hopper_layout import Launch, describable, describe, launches, three
 from vicinal.backends.hopper_tiles import (
@@ -142,15 +142,15 @@ def forward_launcher(
     lse = describe(problem, launch, lse_shape, contiguous_strides(lse_shape))
     extent = [size * (WARPGROUPS if a == split else 1) for a, size in enumerate(t)]
     tiles = [-(-length // size) for length, size in zip(launch.lengths, extent)]
-    items = prod(tiles) * problem.heads * launch.groups * launch.outer
+    items = prod(tiles) * problem.heads * prod(launch.groups) * problem.batch
     paired = "c" in config.variant
     keys = prod(n) * (2 if paired else 1)
     wide = min(d, 64) if paired else piece(d)  # a chunk is loaded in columns of 128 bytes
     own_output = forward_shared(keys, d, dv, config.stages, True) <= SHARED_MEMORY
     scalars = (
-        *axis_arguments(problem, launch), *tiles, problem.heads, problem.group_size, launch.groups, items,
-        q.group_columns, k.group_columns, v.group_columns, o.group_columns,
-        *lse.strides[1:4], lse.strides[0], lse.group_columns, problem.scale * LOG2E,
+        *axis_arguments(problem, launch), *tiles, problem.heads, problem.group_size,
+        *group_arguments(launch), items, q.token_columns, k.token_columns, v.token_columns, o.token_columns,
+        *lse.strides[1:4], lse.strides[0], lse.token_columns, problem.scale * LOG2E,
     )  # fmt: skip
     constants = (
         d,
@@ -163,7 +163,7 @@ def forward_launcher(
         *flags(problem),
         own_output,
         paired,
-        "a" in config.variant,
+        config.variant.count("e"),
     )
     return Launcher(
         forward,

@@ -25,10 +25,21 @@ def axis_arguments(problem: Problem, launch: Launch) -> tuple[int, ...]:
     )
 
 
-def flags(problem: Problem) -> tuple[bool, bool, bool]:
-    """Whether some stride exceeds 1, whether some axis is causal or clipped, whether heads differ."""
+def flags(problem: Problem) -> tuple[bool, bool, bool, bool]:
+    """Whether a stride exceeds 1, an axis is causal or clipped, heads differ, and an axis is dilated."""
     axes = [a for n in problem.neighborhoods for a in n.axes]
-    return any(a.stride > 1 for a in axes), any(mode(a) != SHIFT for a in axes), problem.per_head
+    strided, moded = any(a.stride > 1 for a in axes), any(mode(a) != SHIFT for a in axes)
+    return strided, moded, problem.per_head, dilated(problem)
+
+
+def dilated(problem: Problem) -> bool:
+    """Whether there are dilation groups."""
+    return any(d > 1 for d in problem.neighborhoods[0].dilation)
+
+
+def group_arguments(launch: Launch) -> tuple[int, ...]:
+    """Dilation groups along each axis, and tokens of the whole problem along the last two."""
+    return (*launch.groups, *launch.spread)
 
 
 def _three_axes(neighborhood: Neighborhood) -> tuple[Axis, Axis, Axis]:

@@ -8,7 +8,14 @@ from math import prod
 import torch
 from torch import Tensor
 
-from vicinal.backends.hopper_arguments import axis_arguments, contiguous_strides, flags, head_table
+from vicinal.backends.hopper_arguments import (
+    axis_arguments,
+    contiguous_strides,
+    dilated,
+    flags,
+    group_arguments,
+    head_table,
+)
 from vicinal.backends.hopper_launch import Launcher, Tile
 from vicinal.backends.hopper_layout import Descriptor, Launch, describable, describe, launches, packed, three
 from vicinal.backends.hopper_tiles import WARPGROUPS
@@ -47,8 +54,8 @@ def backward(
     table = lse if table is None else table
     strides = (query.stride(), key.stride(), value.stride())
     parts = _launchers(problem, config, strides, grad_lse is not None)
-    for size, prepare, keys, queries in parts:
-        lse2, delta = query.new_empty((2, size), dtype=torch.float32).unbind()
+    lse2, delta = query.new_empty((2, max(part[0] for part in parts)), dtype=torch.float32).unbind()
+    for _, prepare, keys, queries in parts:  # one after the other: they share the scratch
         prepare(output, grad_output, lse, lse if grad_lse is None else grad_lse, lse2, delta)
         keys(query, grad_output, lse2, delta, key, value, d_key, d_value, table)
         queries(query, grad_output, lse2, delta, key, value, d_query, table)
@@ -79,7 +86,7 @@ def launchers(
     q, k, v = of(q_shape, strides[0]), of(k_shape, strides[1]), of(v_shape, strides[2])
     o, dq, dk, dvalue = of(o_shape), of(q_shape), of(k_shape), of(v_shape)
     lse = of((*x, problem.heads, 1))
-    rows = launch.outer * launch.groups * problem.heads
+    rows = problem.batch * prod(launch.groups) * problem.heads
     n0, n1, n2 = launch.lengths
     padded = -(-n2 // 4) * 4  # a stride in a descriptor is a multiple of 16 bytes
     r_strides = (n0 * n1 * padded, n1 * padded, padded)
@@ -89,10 +96,10 @@ def launchers(
         kernels.prepare,
         (None,) * 6,
         (o.offset, o.offset, lse.offset, lse.offset, 0, 0),
-        (*launch.lengths, problem.heads, launch.groups, o.strides[0], o.group_columns, *o.strides[1:4],
-         lse.strides[0], lse.group_columns, *lse.strides[1:4], *r_strides, tokens),
-        (dv, 1 << (dv - 1).bit_length(), TOKENS, has_grad_lse),
-        (-(-tokens // TOKENS), rows),
+        (*launch.lengths, problem.heads, *group_arguments(launch), o.strides[0], o.token_columns, *o.strides[1:4],
+         lse.strides[0], lse.token_columns, *lse.strides[1:4], *r_strides, tokens),
+        (dv, 1 << (dv - 1).bit_length(), TOKENS, dilated(problem), has_grad_lse),
+        (-(-tokens // TOKENS) * rows,),
         {"num_warps": 4},
     )  # fmt: skip
 
@@ -108,11 +115,11 @@ def launchers(
          Tile(prepared, one_row), Tile(k, (1, *keys_tile, d)), Tile(v, (1, *keys_tile, dv)),
          Tile(dk, (1, *keys_tile, d)), Tile(dvalue, (1, *keys_tile, dv)), None),
         (0,) * 9,
-        (*axes, *tiles, problem.heads, problem.kv_heads, problem.group_size, launch.groups,
-         q.group_columns, o.group_columns, k.group_columns, v.group_columns, dk.group_columns, dvalue.group_columns,
+        (*axes, *tiles, problem.heads, problem.kv_heads, problem.group_size, *group_arguments(launch),
+         q.token_columns, o.token_columns, k.token_columns, v.token_columns, dk.token_columns, dvalue.token_columns,
          problem.scale),
         (d, dv, *keys_tile, *queries_tile, split, config.stages, *shape),
-        (programs * problem.kv_heads * launch.groups * launch.outer,),
+        (programs * problem.kv_heads * prod(launch.groups) * problem.batch,),
         {"num_warps": 4, "maxnreg": 168},
     )  # fmt: skip
     tiles, programs = _grid(launch, queries_tile, split)
@@ -121,11 +128,11 @@ def launchers(
         (Tile(q, (1, *queries_tile, d)), Tile(o, (1, *queries_tile, dv)), None, None,
          Tile(k, (1, *keys_tile, d)), Tile(v, (1, *keys_tile, dv)), Tile(dq, (1, *queries_tile, d)), None),
         (0,) * 8,
-        (*axes, *tiles, problem.heads, problem.group_size, launch.groups,
-         q.group_columns, o.group_columns, k.group_columns, v.group_columns, dq.group_columns, *r_strides,
+        (*axes, *tiles, problem.heads, problem.group_size, *group_arguments(launch),
+         q.token_columns, o.token_columns, k.token_columns, v.token_columns, dq.token_columns, *r_strides,
          problem.scale),
         (d, dv, *queries_tile, *keys_tile, split, config.stages, *shape),
-        (programs * problem.heads * launch.groups * launch.outer,),
+        (programs * problem.heads * prod(launch.groups) * problem.batch,),
         {"num_warps": 4, "maxnreg": 168},
     )  # fmt: skip
     return rows * r_strides[0], prepare, keys, queries

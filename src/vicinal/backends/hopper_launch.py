@@ -1,8 +1,9 @@
-"""Launching compiled Gluon kernels with little host time: arguments are made once, a call fills in addresses.
+"""Launching compiled Gluon kernels with little host time: what repeats is kept, a call looks its addresses up.
 
-`Triton`'s own call path binds, specialises and hashes every argument of every call. A `Launcher` does that once, by
-`warmup`, and afterwards hands the compiled kernel its arguments. Nothing is allocated on the device and nothing
-synchronises, so a call can be captured in a CUDA graph.
+Triton's own call path binds, specialises and hashes every argument of every call, and encodes a tensor map for every
+descriptor. A `Launcher` compiles once, by `warmup`, keeps the encoded arguments of the addresses that it has seen
+(the caching allocator hands out the same ones again), and hands them to Triton's launcher. Nothing is allocated on the
+device and nothing synchronises, so a call can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from vicinal.backends.hopper_layout import Descriptor
 
-KNOWN_ADDRESSES = 64  # descriptors kept per argument: the caching allocator hands out the same addresses again
+KNOWN_ADDRESSES = 256  # encoded arguments kept per launcher, and descriptors per argument
 
 
 @dataclass(frozen=True)
@@ -55,54 +56,74 @@ class Launcher:
         self.rest = (*scalars, *constants)
         self.grid = (*grid, 1, 1)[:3]
         self.options = options
-        self.run: Any = None
-        self.templates: list[tuple[dict[int, Any], type, dict[str, Any]] | None] = []
+        self._launch: Any = None
+        self._templates: list[Any] = []
+        self._known: dict[tuple[int, ...], tuple[Any, ...]] = {}
 
     def __call__(self, *tensors: Tensor) -> None:
-        if self.run is None:
-            self.run = self.compile(*tensors)[self.grid]
-        arguments: list[Any] = []
-        for tensor, offset, template in zip(tensors, self.offsets, self.templates):
-            if template is None:
-                arguments.append(tensor if offset == 0 else _from(tensor, offset))
-                continue
-            address = tensor.data_ptr() + tensor.element_size() * offset if offset else tensor.data_ptr()
-            known, kind, fields = template
-            descriptor = known.get(address)
-            if descriptor is None:
-                if len(known) == KNOWN_ADDRESSES:
-                    known.clear()
-                descriptor = known[address] = object.__new__(kind)  # checked when the template was made
-                descriptor.__dict__.update(fields, base=_Address(address))
-            arguments.append(descriptor)
-        self.run(*arguments, *self.rest)
+        """Launch on the current stream of the tensors' device, which must be the current one."""
+        if self._launch is None:
+            self._prepare(tensors)
+        addresses = tuple([tensor.data_ptr() for tensor in tensors])
+        arguments = self._known.get(addresses)
+        if arguments is None:
+            arguments = self._encode(addresses)
+        self._launch(arguments)
 
     def compile(self, *tensors: Tensor) -> Any:
         """The compiled kernel (Triton's `CompiledKernel`); needs no GPU."""
-        arguments = []
-        self.templates = []
-        for tensor, tile, offset in zip(tensors, self.tensors, self.offsets):
-            if tile is None:
-                self.templates.append(None)
-                arguments.append(_from(tensor, offset) if offset else tensor)
-            else:
-                descriptor = tensor_descriptor(tensor, tile)
-                fields = {name: value for name, value in descriptor.__dict__.items() if name != "base"}
-                self.templates.append(({}, type(descriptor), fields))
-                arguments.append(descriptor)
+        arguments = [
+            (_from(tensor, offset) if offset else tensor) if tile is None else tensor_descriptor(tensor, tile)
+            for tensor, tile, offset in zip(tensors, self.tensors, self.offsets)
+        ]
         return self.kernel.warmup(*arguments, *self.rest, grid=self.grid, **self.options)
+
+    def _prepare(self, tensors: Sequence[Tensor]) -> None:
+        from vicinal.kernels.gluon import compat
+
+        self._templates = []
+        for tensor, tile, offset in zip(tensors, self.tensors, self.offsets):
+            descriptor = None if tile is None else _at(tensor_descriptor(tensor, tile), 0)  # Triton's checks, once
+            self._templates.append((offset * tensor.element_size(), descriptor, {}))
+        compiled = self.compile(*tensors)
+        self._encoded, self._launch = compat.launch_function(compiled, self.grid, tensors[0].device.index)
+
+    def _encode(self, addresses: tuple[int, ...]) -> tuple[Any, ...]:
+        arguments: list[Any] = []
+        for i, (address, (offset, descriptor, known)) in enumerate(zip(addresses, self._templates)):
+            address += offset
+            if descriptor is None:
+                arguments.append(address)
+                continue
+            if address not in known:
+                if len(known) >= KNOWN_ADDRESSES:
+                    known.clear()
+                known[address] = self._encoded(i, _at(descriptor, address))
+            arguments.extend(known[address])
+        if len(self._known) >= KNOWN_ADDRESSES:
+            self._known.clear()
+        self._known[addresses] = found = (*arguments, *self.rest)
+        return found
 
 
 class _Address:
     """What a descriptor needs of a tensor: without holding its memory."""
 
-    __slots__ = ("address",)
+    __slots__ = ("address", "dtype")
 
-    def __init__(self, address: int) -> None:
+    def __init__(self, address: int, dtype: torch.dtype) -> None:
         self.address = address
+        self.dtype = dtype
 
     def data_ptr(self) -> int:
         return self.address
+
+
+def _at(descriptor: Any, address: int) -> Any:
+    """The same descriptor of other memory."""
+    moved = object.__new__(type(descriptor))  # checked when the first one was made
+    moved.__dict__.update(descriptor.__dict__, base=_Address(address, descriptor.base.dtype))
+    return moved
 
 
 def _from(tensor: Tensor, offset: int) -> Tensor:

@@ -1,11 +1,10 @@
 """How the Hopper kernels see a tensor: five-dimensional TMA descriptors, and which launches cover the dilation groups.
 
-Every tensor `[B, *X, heads, columns]` is described as `[outer, X0, X1, X2, columns]`, with leading axes of length 1 for
-fewer than three. A dilation group of an axis is every `d`-th token: lengths divided by `d`, strides times `d`.
-- The groups of the last axis need no dimension: token `g` of a group starts `g * stride` columns further on.
-- One more dimension is free for the groups of another axis where the batch does not take it.
-- Whatever is left (groups of an axis that its dilation does not divide, or more dilated axes than dimensions) is one
-  launch per group, on strided views in place. Nothing is ever copied for dilation.
+Every tensor `[B, *X, heads, columns]` is described as `[B, X0, X1, X2, columns]`, with leading axes of length 1 for
+fewer than three. A dilation group of an axis is every `d`-th token: lengths divided by `d`, strides times `d`. Groups
+need no dimension of their own: the first token of a group is so many tokens, and so many columns, after the first.
+A descriptor has one length per axis, so where the dilation does not divide an axis, its longer groups and its shorter
+ones are launches of their own: at most two per dilated axis. Nothing is ever copied for dilation.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from math import prod
 
 from torch import Tensor
 
@@ -30,18 +30,19 @@ class Launch:
 
     Attributes:
         lengths: tokens per group along each of three axes.
-        outer: size of the outer dimension; outer_axis: -1 for the batch, otherwise the axis whose groups it holds.
-        groups: groups of the last axis that this launch holds.
-        batch: first batch element (a launch of one when the outer dimension is an axis).
-        first: first token along each axis.
+        groups: groups along each of three axes.
+        first: first token of the first group along each axis.
+        spread: tokens of the whole problem along each of the last two axes.
     """
 
     lengths: tuple[int, int, int]
-    outer: int
-    outer_axis: int
-    groups: int
-    batch: int
+    groups: tuple[int, int, int]
     first: tuple[int, int, int]
+    spread: tuple[int, int]
+
+    def tokens(self, group: tuple[int, int, int]) -> int:
+        """Tokens from the first group's first to this group's."""
+        return (group[0] * self.spread[0] + group[1]) * self.spread[1] + group[2]
 
 
 def three(values: tuple[int, ...], fill: int) -> tuple[int, int, int]:
@@ -53,32 +54,20 @@ def three(values: tuple[int, ...], fill: int) -> tuple[int, int, int]:
 def launches(problem: Problem) -> list[Launch]:
     """The launches that together cover `problem`; the first is the largest."""
     lengths = three(problem.lengths, 1)
-    dilation = three(problem.neighborhoods[0].dilation, 1)
-    folds = [n % d == 0 for n, d in zip(lengths, dilation)]
-    outer_axis = -1
-    choices = [(dilation[a], a) for a in (0, 1) if folds[a] and dilation[a] > problem.batch]
-    if choices:
-        outer_axis = max(choices)[1]
-    folded = {2} if folds[2] else set()
-    folded |= {outer_axis} - {-1}
-    per_axis = [
-        [(0, lengths[a] // dilation[a])]
-        if a in folded
-        else [(g.offset, g.length) for g in groups(_axis(problem, a), lengths[a])]
-        for a in range(RANK)
-    ]
-    batches = range(1 if outer_axis == -1 else problem.batch)
-    outer = problem.batch if outer_axis == -1 else dilation[outer_axis]
-    return [
-        Launch((x0[1], x1[1], x2[1]), outer, outer_axis, dilation[2] if folds[2] else 1, b, (x0[0], x1[0], x2[0]))
-        for b in batches
-        for x0, x1, x2 in product(*per_axis)
-    ]
+    per_axis = []
+    for a in range(RANK):
+        found = groups(_axis(problem, a), lengths[a])  # the longer ones come first
+        sizes = sorted({g.length for g in found}, reverse=True)
+        alike = [[g for g in found if g.length == size] for size in sizes]
+        per_axis.append([(members[0].length, len(members), members[0].offset) for members in alike])
+    parts = [tuple(zip(*axes)) for axes in product(*per_axis)]
+    parts.sort(key=lambda part: -prod(part[0]) * prod(part[1]))
+    return [Launch(x, g, first, (lengths[1], lengths[2])) for x, g, first in parts]
 
 
 def describable(tensor: Tensor) -> Tensor:
     """`tensor`, or a contiguous copy where its strides or its address do not suit a descriptor."""
-    if _suits(tensor.shape, tensor.stride()) and tensor.data_ptr() % 16 == 0:
+    if suits(tensor.shape, tensor.stride()) and tensor.data_ptr() % 16 == 0:
         return tensor
     return packed(tensor)
 
@@ -90,46 +79,48 @@ def packed(tensor: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1024)
-def _suits(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+def suits(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether descriptors can say these strides: heads packed, tokens evenly apart, multiples of 16 bytes."""
     packed = strides[-1] == 1 and (strides[-2] == shape[-1] or shape[-2] == 1)
-    return packed and all(s % ALIGNMENT == 0 and s > 0 for s, n in zip(strides[:-2], shape) if n > 1)
+    spatial = list(zip(strides, shape))[1:-2]
+    even = all(
+        s == _token_stride(shape, strides) * prod(shape[a + 2 : -2]) for a, (s, n) in enumerate(spatial) if n > 1
+    )
+    return packed and even and all(s % ALIGNMENT == 0 and s > 0 for s, n in zip(strides[:-2], shape) if n > 1)
 
 
 @dataclass(frozen=True)
 class Descriptor:
     """Shape and strides of one tensor of one launch, in elements; `offset` of its first element.
 
-    `group_columns` is the distance in columns between groups of the last axis.
+    `token_columns` is the distance in columns between neighboring tokens of the whole problem.
     """
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int
-    group_columns: int
-
-
-def token_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Strides of the batch and of three axes of `[B, *X, ...]`: any that TMA takes where the size is 1."""
-    rank = len(shape) - 3
-    x = three(strides[1 : 1 + rank], ALIGNMENT)
-    n = three(shape[1 : 1 + rank], 1)
-    clean = [s if size > 1 else ALIGNMENT for s, size in zip((strides[0], *x), (shape[0], *n))]
-    return clean[0], clean[1], clean[2], clean[3]
+    token_columns: int
 
 
 def describe(problem: Problem, launch: Launch, shape: tuple[int, ...], strides: tuple[int, ...]) -> Descriptor:
     """The descriptor of `[B, *X, heads, columns]` with these strides, for one launch."""
     dilation = three(problem.neighborhoods[0].dilation, 1)
-    batch, *x = token_strides(shape, strides)
+    lengths = three(shape[1:-2], 1)
+    token = _token_stride(shape, strides)
+    x = (token * lengths[1] * lengths[2], token * lengths[2], token)
     steps = [s * d if n > 1 else ALIGNMENT for s, d, n in zip(x, dilation, launch.lengths)]
-    columns = (launch.groups - 1) * x[2] + shape[-2] * shape[-1]
-    outer = batch if launch.outer_axis == -1 else x[launch.outer_axis]
+    last = launch.tokens((launch.groups[0] - 1, launch.groups[1] - 1, launch.groups[2] - 1))
     return Descriptor(
-        shape=(launch.outer, *launch.lengths, columns),
-        strides=(outer, *steps, 1),
-        offset=launch.batch * batch + sum(f * s for f, s in zip(launch.first, x)),
-        group_columns=x[2] if launch.groups > 1 else 0,
+        shape=(shape[0], *launch.lengths, last * token + shape[-2] * shape[-1]),
+        strides=(strides[0] if shape[0] > 1 else ALIGNMENT, *steps, 1),
+        offset=sum(f * s for f, s in zip(launch.first, x)),
+        token_columns=token,
     )
+
+
+def _token_stride(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Of the last axis that has more than one token (the strides of others say nothing)."""
+    return next((s for s, n in zip(strides[-3:0:-1], shape[-3:0:-1]) if n > 1), ALIGNMENT)
 
 
 def _axis(problem: Problem, a: int) -> Axis:

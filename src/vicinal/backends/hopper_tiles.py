@@ -45,7 +45,7 @@ def forward_configs(problem: Problem) -> list[TileConfig]:
     """Tilings of the forward, best guess first.
 
     `variant` is the axis along which warpgroups split ("0" to "2"), then "c" for key tiles of two chunks, each of the
-    config's `key_tile`, "a" for masks that are added, and "p" for persistent programs.
+    config's `key_tile`, an "e" for every quarter of the exponentials that are polynomials, "p" for persistent programs.
     """
     d, dv = problem.head_dim, problem.value_dim
     keys = 128 if max(d, dv) <= 128 else 64
@@ -62,7 +62,7 @@ def forward_configs(problem: Problem) -> list[TileConfig]:
     configs = []
     for cost, q, k, split, chunked in ranked[:KEPT]:
         tiles_each = cost / (ROWS * keys) / _warpgroup_tiles(problem, q, split)
-        variant = f"{split}{'c' * chunked}a{'p' * (tiles_each <= PERSISTENT_TILES)}"
+        variant = f"{split}{'c' * chunked}{'p' * (tiles_each <= PERSISTENT_TILES)}"
         configs.append(TileConfig(q[skip:], k[skip:], 12, stages, variant))
     return configs
 

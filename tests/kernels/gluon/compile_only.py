@@ -130,8 +130,8 @@ if __name__ == "__main__":
             kernel = compile_forward(case, TileConfig((8, 8), (8, 8), 12, 2, "1c"))
         elif direction == "fixed":
             kernel = compile_forward(case, TileConfig((8, 8), (8, 16), 12, 2, "1"))
-        elif direction == "added":
-            kernel = compile_forward(case, replace(hopper.forward_configs(problem_of(case))[0], variant="1a"))
+        elif direction == "polynomial":
+            kernel = compile_forward(case, replace(hopper.forward_configs(problem_of(case))[0], variant="1e"))
         else:
             kernel = compile_forward(case) if direction == "forward" else compile_backward(case, direction)
         if os.environ.get("PTX_TO"):

@@ -1,7 +1,7 @@
 """Backward pass for Hopper in two deterministic passes, after one that prepares: dK and dV, then dQ.
 
 `prepare` writes, per query head, the log-sum-exp in base 2 and `delta = sum(output * grad_output) - grad_lse`,
-both laid out `[rows, X0, X1, X2]` so that TMA can move tiles of them; a row is an (outer index, group, head).
+both laid out `[rows, X0, X1, X2]` so that TMA can move tiles of them; a row is a (batch element, dilation group, head).
 
 `backward_keys`: two consumer warpgroups of 64 keys each; a producer walks the box of queries that attend to them
 (the inverse window rule), through rings of Q, dO, log-sum-exp and delta. Scores are transposed, so that P^T and dS^T
@@ -27,39 +27,39 @@ from vicinal.kernels.gluon.compat import (
     warpgroup_mma_wait,
 )
 from vicinal.kernels.gluon.softmax import inside_all, neighbors
-from vicinal.kernels.gluon.walk import AXES, TILES, head_axes, in_order, locate, own_line, rows_of, union
+from vicinal.kernels.gluon.walk import AXES, GROUPS, TILES, head_axes, in_order, locate, own_line, rows_of, union
 
 LOG2E = gl.constexpr(1.4426950408889634)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=GROUPS)
 def prepare(
     o_ptr, do_ptr, lse_ptr, grad_lse_ptr, lse_out, delta_out,
-    L0, L1, L2, heads, groups, o_outer, o_group, o0, o1, o2, l_outer, l_group, l0, l1, l2, r_row, r0, r1, tokens,
-    DV: gl.constexpr, WIDTH: gl.constexpr, BT: gl.constexpr, HAS_GRAD_LSE: gl.constexpr,
+    L0, L1, L2, heads, g0, g1, g2, X1, X2, o_outer, o_token, o0, o1, o2, l_outer, l_token, l0, l1, l2,
+    r_row, r0, r1, tokens,
+    DV: gl.constexpr, WIDTH: gl.constexpr, BT: gl.constexpr, GROUPED: gl.constexpr,
+    HAS_GRAD_LSE: gl.constexpr,
 ):  # fmt: skip
     """One program per `BT` tokens of a row. `o*` are the strides of both outputs, `l*` of both log-sum-exps, `r*` of
     both results, in elements; a head is DV, 1 and `r_row` elements further on. `WIDTH` is DV rounded up to a power of
     two."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // (WIDTH // 8), WIDTH // 8], [4, 1], [1, 0])
-    row = gl.program_id(1)
-    head = row % heads
-    rest = row // heads
-    group = rest % groups
-    outer = rest // groups
-    t = gl.program_id(0) * BT + gl.arange(0, BT, layout=gl.SliceLayout(1, layout))
+    blocks = gl.cdiv(tokens, BT)
+    row = gl.program_id(0) // blocks
+    outer, place, token, head, tile = locate(row, (1, 1, 1), heads, (g0, g1, g2, X1, X2), GROUPED)
+    t = gl.program_id(0) % blocks * BT + gl.arange(0, BT, layout=gl.SliceLayout(1, layout))
     column = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, layout))
     inside = t < tokens
     x2 = t % L2
     x1 = t // L2 % L1
     x0 = t // L2 // L1
-    at = (outer.to(gl.int64) * o_outer + group * o_group + head * DV + x0.to(gl.int64) * o0 + x1.to(gl.int64) * o1
+    at = (outer.to(gl.int64) * o_outer + token * o_token + head * DV + x0.to(gl.int64) * o0 + x1.to(gl.int64) * o1
           + x2.to(gl.int64) * o2)  # fmt: skip
     mask = inside[:, None] & (column < DV)[None, :]
     o = gl.load(o_ptr + at[:, None] + column[None, :], mask=mask, other=0.0).to(gl.float32)
     do = gl.load(do_ptr + at[:, None] + column[None, :], mask=mask, other=0.0).to(gl.float32)
     delta = gl.sum(o * do, 1)
-    at = (outer.to(gl.int64) * l_outer + group * l_group + head + x0.to(gl.int64) * l0 + x1.to(gl.int64) * l1
+    at = (outer.to(gl.int64) * l_outer + token * l_token + head + x0.to(gl.int64) * l0 + x1.to(gl.int64) * l1
           + x2.to(gl.int64) * l2)  # fmt: skip
     lse = gl.load(lse_ptr + at, mask=inside, other=0.0)
     if HAS_GRAD_LSE:
@@ -73,18 +73,19 @@ def prepare(
 
 
 @gluon.jit(
+    do_not_specialize=GROUPS,
     do_not_specialize_on_alignment=[
         *AXES, *TILES, "kv_heads", "q_column", "do_column", "k_column", "v_column", "dk_column", "dv_column",
-    ]
+    ],
 )  # fmt: skip
 def backward_keys(
     q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, dk_desc, dv_desc, table,
     L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2,
-    n0, n1, n2, heads, kv_heads, group, groups,
+    n0, n1, n2, heads, kv_heads, group, g0, g1, g2, X1, X2,
     q_column, do_column, k_column, v_column, dk_column, dv_column, scale,
     D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
-    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
+    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
 ):  # fmt: skip
     """dK and dV of one pair of key tiles `[T0, T1, T2]`, over query tiles `[N0, N1, N2]`; `scale` is natural."""
     axes = (L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2)
@@ -106,15 +107,15 @@ def backward_keys(
         mbarrier.init(empty.index(i), count=2)
     fence_async_shared()
     bars = (kv_ready, ready, empty)
-    work = (heads, kv_heads, group, groups)
+    work = (heads, kv_heads, group, (g0, g1, g2, X1, X2))
     buffers = (q_s, do_s, lse_s, delta_s, k_s, v_s)
     gl.warp_specialize([
         (_keys_consumer, (dk_desc, dv_desc, buffers, bars, table, axes, tiles, work, columns, scale,
-            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, gl.constexpr(0))),
+            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, gl.constexpr(0))),
         (_keys_consumer, (dk_desc, dv_desc, buffers, bars, table, axes, tiles, work, columns, scale,
-            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, gl.constexpr(1))),
+            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, gl.constexpr(1))),
         (_keys_producer, (q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, buffers, bars, table, axes, tiles,
-            work, columns, D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, STRIDED, MODED, PER_HEAD)),
+            work, columns, D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, STRIDED, MODED, PER_HEAD, GROUPED)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 
@@ -123,7 +124,7 @@ def _keys_producer(
     q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, buffers, bars, table, axes, tiles, work, columns,
     D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
-    STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
+    STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
 ):  # fmt: skip
     q_s, do_s, lse_s, delta_s, k_s, v_s = buffers
     kv_ready, ready, empty = bars
@@ -135,7 +136,7 @@ def _keys_producer(
     BYTES: gl.constexpr = (
         q_desc.block_type.nbytes + do_desc.block_type.nbytes + lse_desc.block_type.nbytes + delta_desc.block_type.nbytes
     )
-    outer, g, kv_head, tile = locate(gl.program_id(0), tiles, kv_heads, groups)
+    outer, place, token, kv_head, tile = locate(gl.program_id(0), tiles, kv_heads, groups, GROUPED)
     t = 0
     for member in range(group):
         head = kv_head * group + member
@@ -147,9 +148,11 @@ def _keys_producer(
                 y0 = x0 + (i * T0 if SPLIT == 0 else 0)
                 y1 = x1 + (i * T1 if SPLIT == 1 else 0)
                 y2 = x2 + (i * T2 if SPLIT == 2 else 0)
-                tma_load(k_desc, [outer, y0, y1, y2, columns[2] * g + kv_head * D], kv_ready.index(i), k_s.index(i))
-                tma_load(v_desc, [outer, y0, y1, y2, columns[3] * g + kv_head * DV], kv_ready.index(i), v_s.index(i))
-        row = (outer * groups + g) * heads + head
+                tma_load(k_desc, [outer, y0, y1, y2, columns[2] * token + kv_head * D], kv_ready.index(i), k_s.index(i))
+                tma_load(
+                    v_desc, [outer, y0, y1, y2, columns[3] * token + kv_head * DV], kv_ready.index(i), v_s.index(i)
+                )
+        row = place * heads + head
         for a in range(sa, ea, N[OUTER]):
             for b in range(sb, eb, N[INNER]):
                 for w in range(sw, ew, N[SPLIT]):
@@ -158,9 +161,9 @@ def _keys_producer(
                     mbarrier.wait(empty.index(slot), ((t // STAGES) & 1) ^ 1)
                     bar = ready.index(slot)
                     mbarrier.expect(bar, BYTES)
-                    tma_load(q_desc, [outer, c[0], c[1], c[2], columns[0] * g + head * D], bar, q_s.index(slot))
+                    tma_load(q_desc, [outer, c[0], c[1], c[2], columns[0] * token + head * D], bar, q_s.index(slot))
                     tma_load(lse_desc, [row, c[0], c[1], c[2]], bar, lse_s.index(slot))
-                    tma_load(do_desc, [outer, c[0], c[1], c[2], columns[1] * g + head * DV], bar, do_s.index(slot))
+                    tma_load(do_desc, [outer, c[0], c[1], c[2], columns[1] * token + head * DV], bar, do_s.index(slot))
                     tma_load(delta_desc, [row, c[0], c[1], c[2]], bar, delta_s.index(slot))
                     t += 1
 
@@ -170,7 +173,8 @@ def _keys_consumer(
     dk_desc, dv_desc, buffers, bars, table, axes, tiles, work, columns, scale,
     D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
-    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, W: gl.constexpr,
+    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
+    W: gl.constexpr,
 ):  # fmt: skip
     q_s, do_s, lse_s, delta_s, k_s, v_s = buffers
     kv_ready, ready, empty = bars
@@ -191,7 +195,7 @@ def _keys_consumer(
     zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
     dk = gl.zeros([BM, D], gl.float32, layout=dk_layout)
     dv = gl.zeros([BM, DV], gl.float32, layout=dv_layout)
-    outer, g, kv_head, tile = locate(gl.program_id(0), tiles, kv_heads, groups)
+    outer, place, token, kv_head, tile = locate(gl.program_id(0), tiles, kv_heads, groups, GROUPED)
     x0 = tile[0] * (T0 * 2 if SPLIT == 0 else T0) + (W * T0 if SPLIT == 0 else 0)
     x1 = tile[1] * (T1 * 2 if SPLIT == 1 else T1) + (W * T1 if SPLIT == 1 else 0)
     x2 = tile[2] * (T2 * 2 if SPLIT == 2 else T2) + (W * T2 if SPLIT == 2 else 0)
@@ -252,8 +256,8 @@ def _keys_consumer(
     k.store((dk * scale).to(dk_desc.dtype))
     v.store(dv.to(dv_desc.dtype))
     fence_async_shared()
-    tma_store(dk_desc, [outer, x0, x1, x2, columns[4] * g + kv_head * D], k_s.index(W))
-    tma_store(dv_desc, [outer, x0, x1, x2, columns[5] * g + kv_head * DV], v_s.index(W))
+    tma_store(dk_desc, [outer, x0, x1, x2, columns[4] * token + kv_head * D], k_s.index(W))
+    tma_store(dv_desc, [outer, x0, x1, x2, columns[5] * token + kv_head * DV], v_s.index(W))
     tma_store_wait(0)
 
 
@@ -268,18 +272,19 @@ def _pass_over(t, ready, empty, STAGES: gl.constexpr):
 
 
 @gluon.jit(
+    do_not_specialize=GROUPS,
     do_not_specialize_on_alignment=[
         *AXES, *TILES, "q_column", "do_column", "k_column", "v_column", "dq_column", "r_row", "r0", "r1",
-    ]
+    ],
 )  # fmt: skip
 def backward_queries(
     q_desc, do_desc, lse_ptr, delta_ptr, k_desc, v_desc, dq_desc, table,
     L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2,
-    n0, n1, n2, heads, group, groups,
+    n0, n1, n2, heads, group, g0, g1, g2, X1, X2,
     q_column, do_column, k_column, v_column, dq_column, r_row, r0, r1, scale,
     D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
-    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
+    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
 ):  # fmt: skip
     """dQ of one pair of query tiles `[T0, T1, T2]`, over key tiles `[N0, N1, N2]`; `r*` are `prepare`'s strides."""
     axes = (L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2)
@@ -300,15 +305,15 @@ def backward_queries(
         mbarrier.init(empty.index(i), count=2)
     fence_async_shared()
     bars = (q_ready, ready, empty)
-    work = (heads, group, groups)
+    work = (heads, group, (g0, g1, g2, X1, X2))
     buffers = (q_s, do_s, k_s, v_s)
     gl.warp_specialize([
         (_queries_consumer, (dq_desc, lse_ptr, delta_ptr, rows, buffers, bars, table, axes, tiles, work, columns, scale,
-            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, gl.constexpr(0))),
+            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, gl.constexpr(0))),
         (_queries_consumer, (dq_desc, lse_ptr, delta_ptr, rows, buffers, bars, table, axes, tiles, work, columns, scale,
-            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, gl.constexpr(1))),
+            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, gl.constexpr(1))),
         (_queries_producer, (q_desc, do_desc, k_desc, v_desc, buffers, bars, table, axes, tiles, work, columns,
-            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, STRIDED, MODED, PER_HEAD)),
+            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, STRIDED, MODED, PER_HEAD, GROUPED)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 
@@ -317,7 +322,7 @@ def _queries_producer(
     q_desc, do_desc, k_desc, v_desc, buffers, bars, table, axes, tiles, work, columns,
     D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
-    STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
+    STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
 ):  # fmt: skip
     q_s, do_s, k_s, v_s = buffers
     q_ready, ready, empty = bars
@@ -326,7 +331,7 @@ def _queries_producer(
     INNER: gl.constexpr = 1 if SPLIT == 2 else 2
     T: gl.constexpr = (T0, T1, T2)
     N: gl.constexpr = (N0, N1, N2)
-    outer, g, head, tile = locate(gl.program_id(0), tiles, heads, groups)
+    outer, place, token, head, tile = locate(gl.program_id(0), tiles, heads, groups, GROUPED)
     own = head_axes(axes, table, head, PER_HEAD)
     x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, False, STRIDED, MODED)
     for i in gl.static_range(2):
@@ -334,10 +339,10 @@ def _queries_producer(
         y0 = x0 + (i * T0 if SPLIT == 0 else 0)
         y1 = x1 + (i * T1 if SPLIT == 1 else 0)
         y2 = x2 + (i * T2 if SPLIT == 2 else 0)
-        tma_load(q_desc, [outer, y0, y1, y2, columns[0] * g + head * D], q_ready.index(i), q_s.index(i))
-        tma_load(do_desc, [outer, y0, y1, y2, columns[1] * g + head * DV], q_ready.index(i), do_s.index(i))
-    k_first = columns[2] * g + (head // group) * D
-    v_first = columns[3] * g + (head // group) * DV
+        tma_load(q_desc, [outer, y0, y1, y2, columns[0] * token + head * D], q_ready.index(i), q_s.index(i))
+        tma_load(do_desc, [outer, y0, y1, y2, columns[1] * token + head * DV], q_ready.index(i), do_s.index(i))
+    k_first = columns[2] * token + (head // group) * D
+    v_first = columns[3] * token + (head // group) * DV
     t = 0
     for a in range(sa, ea, N[OUTER]):
         for b in range(sb, eb, N[INNER]):
@@ -357,7 +362,8 @@ def _queries_consumer(
     dq_desc, lse_ptr, delta_ptr, rows, buffers, bars, table, axes, tiles, work, columns, scale,
     D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
-    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, W: gl.constexpr,
+    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
+    W: gl.constexpr,
 ):  # fmt: skip
     q_s, do_s, k_s, v_s = buffers
     q_ready, ready, empty = bars
@@ -374,7 +380,7 @@ def _queries_consumer(
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
     zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
     dq = gl.zeros([BM, D], gl.float32, layout=dq_layout)
-    outer, g, head, tile = locate(gl.program_id(0), tiles, heads, groups)
+    outer, place, token, head, tile = locate(gl.program_id(0), tiles, heads, groups, GROUPED)
     own = head_axes(axes, table, head, PER_HEAD)
     x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, False, STRIDED, MODED)
     x0 += W * T0 if SPLIT == 0 else 0
@@ -386,7 +392,7 @@ def _queries_consumer(
     lw = fw + (line - skip) * N[SPLIT]
     count = gl.cdiv(ea - sa, N[OUTER]) * gl.cdiv(eb - sb, N[INNER]) * (line - skip)
     inside = (y[0] < axes[0]) & (y[1] < axes[1]) & (y[2] < axes[2])
-    at = ((outer * groups + g) * heads + head).to(gl.int64) * rows[0] + y[0] * rows[1] + y[1] * rows[2] + y[2]
+    at = (place * heads + head).to(gl.int64) * rows[0] + y[0] * rows[1] + y[1] * rows[2] + y[2]
     lse = gl.load(lse_ptr + at, mask=inside, other=0.0)
     delta = gl.load(delta_ptr + at, mask=inside, other=0.0)
     q = q_s.index(W).reshape([BM, D])
@@ -430,5 +436,5 @@ def _queries_consumer(
         w += N[SPLIT]
     q.store((dq * scale).to(dq_desc.dtype))
     fence_async_shared()
-    tma_store(dq_desc, [outer, x0, x1, x2, columns[4] * g + head * D], q_s.index(W))
+    tma_store(dq_desc, [outer, x0, x1, x2, columns[4] * token + head * D], q_s.index(W))
     tma_store_wait(0)

@@ -6,6 +6,9 @@ fails with ImportError where Triton has no Gluon for Hopper; the backend turns t
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -47,11 +50,69 @@ def import_triton(function):
     return gluon.jit(getattr(function, "fn", function))
 
 
+def launch_function(compiled, grid, device):
+    """How to launch a compiled kernel over `grid` on the current stream of `device`: `(encode, launch)`.
+
+    `encode(i, descriptor)` is what `launch` takes for tensor argument `i`; it may be kept while the memory stays where
+    it is. `launch(arguments)` takes all arguments in order, with pointers as integers.
+
+    Triton encodes every descriptor of every call as a tensor map, in a wrapper around its launcher. Where the wrapper
+    looks as it does in 3.6 and 3.9, the launcher inside is called with tensor maps that were encoded before, and
+    without the bookkeeping for hooks where none is installed; anywhere else the ordinary way is taken.
+    """
+    from triton import knobs
+    from triton.runtime import driver
+
+    ordinary = compiled[grid]
+    stream_of = driver.active.get_current_stream
+    bare, encode = _bare_launcher(compiled)
+    if bare is None:
+        return (lambda i, descriptor: (descriptor,)), lambda arguments: ordinary(*arguments, stream=stream_of(device))
+    function, metadata = compiled.function, compiled.packed_metadata
+
+    def launch(arguments):
+        stream = stream_of(device)
+        hooks = (None, None, None)
+        enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+        if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
+            hooks = (compiled.launch_metadata(grid, stream), enter, leave)
+        bare(*grid, stream, function, metadata, *hooks, *arguments)
+
+    return encode, launch
+
+
+def _bare_launcher(compiled) -> tuple[Any, Any]:
+    """The kernel's launcher without the wrapper that encodes descriptors, and what encodes one; None where unknown."""
+    try:
+        from triton.backends.nvidia.driver import make_tensordesc_arg
+
+        described = list(compiled.metadata.tensordesc_meta)
+        launcher = copy.copy(compiled.run)
+        signature = [str(kind) for kind in compiled.src.signature.values()]
+        wrapper = launcher.launch
+        if described:
+            inside = dict(zip(wrapper.__code__.co_freevars, (cell.cell_contents for cell in wrapper.__closure__)))
+            launcher.launch = inside["launcher"]
+    except (ImportError, AttributeError, KeyError, TypeError):
+        return None, None
+    at = [i for i, kind in enumerate(signature) if kind.startswith("tensordesc")]
+    if len(at) != len(described) or None in described:
+        return None, None
+    meta = dict(zip(at, described))
+    unused = (None,) * (make_tensordesc_arg.__code__.co_argcount - 2)
+
+    def encode(i, descriptor):
+        return tuple(make_tensordesc_arg(descriptor, meta[i], *unused))
+
+    return launcher, encode
+
+
 __all__ = [
     "fence_async_shared",
     "gl",
     "gluon",
     "import_triton",
+    "launch_function",
     "mbarrier",
     "reinterpret",
     "tensor_descriptor",

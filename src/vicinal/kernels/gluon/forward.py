@@ -14,7 +14,7 @@ With `PAIRED`, a key tile is two chunks `[N0, N1, N2]` of 64 keys that need not 
 its waste is a chunk's. The chunks that one warpgroup needs alone come first, a tile of the one and a tile of the other
 in turn, then those that both need.
 
-Masks select scores, or with `ADDED` (always with `PAIRED`) add minus infinity to them.
+`QUARTERS` of the exponentials are polynomials, so that the special-function unit is not what all wait for.
 
 Head dims that are no power of two are `DP` columns wide pieces: a descriptor, a buffer and a wgmma each.
 """
@@ -33,9 +33,10 @@ from vicinal.kernels.gluon.compat import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from vicinal.kernels.gluon.softmax import bias, inside_all, neighbors
+from vicinal.kernels.gluon.softmax import exp2_shared, masked
 from vicinal.kernels.gluon.walk import (
     AXES,
+    GROUPS,
     TILES,
     head_axes,
     in_order,
@@ -51,29 +52,30 @@ LN2 = gl.constexpr(0.6931471805599453)
 
 
 @gluon.jit(
+    do_not_specialize=GROUPS,
     do_not_specialize_on_alignment=[
-        *AXES, *TILES, "items", "q_column", "k_column", "v_column", "o_column", "e0", "e1", "e2", "e_outer", "e_group",
-    ]
+        *AXES, *TILES, "items", "q_column", "k_column", "v_column", "o_column", "e0", "e1", "e2", "e_outer", "e_token",
+    ],
 )  # fmt: skip
 def forward(
     q_desc, k_desc, v_desc, o_desc, lse_ptr, table,
     L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2,
-    n0, n1, n2, heads, group, groups, items,
-    q_column, k_column, v_column, o_column, e0, e1, e2, e_outer, e_group, scale,
+    n0, n1, n2, heads, group, g0, g1, g2, X1, X2, items,
+    q_column, k_column, v_column, o_column, e0, e1, e2, e_outer, e_token, scale,
     D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
-    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
-    OWN_OUTPUT: gl.constexpr, PAIRED: gl.constexpr, ADDED: gl.constexpr,
+    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
+    OWN_OUTPUT: gl.constexpr, PAIRED: gl.constexpr, QUARTERS: gl.constexpr,
 ):  # fmt: skip
     """Output and log-sum-exp of work items `program, program + programs, ...` below `items`.
 
-    Descriptors are over `[outer, X0, X1, X2, columns]`; `*_column` is the distance in columns between dilation groups
-    of the last axis, `e*` the strides of the log-sum-exp in elements; `scale` includes log2(e).
+    Descriptors are over `[batch, X0, X1, X2, columns]`; `*_column` is the distance in columns between neighboring
+    tokens (which start dilation groups), `e*` the strides of the log-sum-exp in elements; `scale` includes log2(e).
     """
     axes = (L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2)
     tiles = (n0, n1, n2)
     columns = (q_column, k_column, v_column, o_column)
-    lse_strides = (e_outer, e_group, e0, e1, e2)
+    lse_strides = (e_outer, e_token, e0, e1, e2)
     QP: gl.constexpr = D // q_desc.block_shape[4]  # pieces of a query or key tile
     VP: gl.constexpr = DV // o_desc.block_shape[4]
     q_s = gl.allocate_shared_memory(q_desc.dtype, [2 * QP] + q_desc.block_shape, q_desc.layout)
@@ -104,16 +106,16 @@ def forward(
         mbarrier.init(v_empty.index(i), count=2)
     fence_async_shared()
     bars = (q_ready, q_empty, k_ready, k_empty, v_ready, v_empty)
-    work = (items, heads, group, groups)
+    work = (items, heads, group, (g0, g1, g2, X1, X2))
     gl.warp_specialize([
         (_consumer, (o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
-            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, OWN_OUTPUT,
-            PAIRED, ADDED, gl.constexpr(0))),
+            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, OWN_OUTPUT,
+            PAIRED, QUARTERS, gl.constexpr(0))),
         (_consumer, (o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
-            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, OWN_OUTPUT,
-            PAIRED, ADDED, gl.constexpr(1))),
+            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, OWN_OUTPUT,
+            PAIRED, QUARTERS, gl.constexpr(1))),
         (_producer, (q_desc, k_desc, v_desc, q_s, k_s, v_s, bars, table, axes, tiles, work, columns,
-            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, STRIDED, MODED, PER_HEAD, PAIRED)),
+            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, STRIDED, MODED, PER_HEAD, GROUPED, PAIRED)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 
@@ -122,7 +124,8 @@ def _producer(
     q_desc, k_desc, v_desc, q_s, k_s, v_s, bars, table, axes, tiles, work, columns,
     D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
-    STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, PAIRED: gl.constexpr,
+    STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
+    PAIRED: gl.constexpr,
 ):  # fmt: skip
     q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = bars
     items, heads, group, groups = work
@@ -137,10 +140,10 @@ def _producer(
     t = 0
     done = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        outer, g, head, tile = locate(item, tiles, heads, groups)
+        outer, place, token, head, tile = locate(item, tiles, heads, groups, GROUPED)
         own = head_axes(axes, table, head, PER_HEAD)
         x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, False, STRIDED, MODED)
-        q_first = columns[0] * g + head * D
+        q_first = columns[0] * token + head * D
         for i in gl.static_range(2):
             mbarrier.wait(q_empty.index(i), (done & 1) ^ 1)
             mbarrier.expect(q_ready.index(i), q_desc.block_type.nbytes * QP)
@@ -149,8 +152,8 @@ def _producer(
             y2 = x2 + (i * T2 if SPLIT == 2 else 0)
             for j in gl.static_range(QP):
                 tma_load(q_desc, [outer, y0, y1, y2, q_first + j * QD], q_ready.index(i), q_s.index(i * QP + j))
-        k_first = columns[1] * g + (head // group) * D
-        v_first = columns[2] * g + (head // group) * DV
+        k_first = columns[1] * token + (head // group) * D
+        v_first = columns[2] * token + (head // group) * DV
         if PAIRED:
             x = (x0, x1, x2)[SPLIT]
             line, alone, turns, common = paired_counts(x, sa, ea, sb, eb, sw, ew, T, N, own, SPLIT, STRIDED, MODED)
@@ -210,8 +213,8 @@ def _consumer(
     o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
     D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
     N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
-    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr,
-    OWN_OUTPUT: gl.constexpr, PAIRED: gl.constexpr, ADDED: gl.constexpr, W: gl.constexpr,
+    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
+    OWN_OUTPUT: gl.constexpr, PAIRED: gl.constexpr, QUARTERS: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
     q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = bars
     items, heads, group, groups = work
@@ -232,7 +235,7 @@ def _consumer(
     t = 0  # tiles that the ring has seen
     done = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        outer, g, head, tile = locate(item, tiles, heads, groups)
+        outer, place, token, head, tile = locate(item, tiles, heads, groups, GROUPED)
         own = head_axes(axes, table, head, PER_HEAD)
         x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, False, STRIDED, MODED)
         r0 = x0 + (W * T0 if SPLIT == 0 else 0)
@@ -276,10 +279,11 @@ def _consumer(
             a1, b1, w1 = next_chunk((a, b, w), ea, sb, eb, ew, fw, lw, N[OUTER], N[INNER], N[SPLIT])
         c = in_order(a, b, w, SPLIT)
         d = in_order(a1, b1, w1, SPLIT)
-        s = _mask(s, c, d, low, high, starts, widths, N0, N1, N2, RANK, PAIRED, ADDED, s_layout)
+        s = _mask(s, c, d, low, high, starts, widths, N0, N1, N2, RANK, PAIRED, s_layout)
         m = gl.max(s, 1) * scale
         p = gl.exp2(s * scale - _finite(m)[:, None])
-        l = gl.sum(p, 1)
+        l = _in_thread_sums(p, BM, BN)
+        l_layout: gl.constexpr = gl.SliceLayout(1, l.type.layout)
         pb = gl.convert_layout(p.to(o_desc.dtype), p_layout)
         acc0 = gl.zeros([BM, VD], gl.float32, layout=o_layout)
         acc1 = acc0
@@ -328,12 +332,12 @@ def _consumer(
             mbarrier.arrive(k_empty.index(t % STAGES), count=1)
             c = in_order(a, b, w, SPLIT)
             d = in_order(a1, b1, w1, SPLIT)
-            s = _mask(s, c, d, low, high, starts, widths, N0, N1, N2, RANK, PAIRED, ADDED, s_layout)
+            s = _mask(s, c, d, low, high, starts, widths, N0, N1, N2, RANK, PAIRED, s_layout)
             m_new = gl.maximum(m, gl.max(s, 1) * scale)
             finite = _finite(m_new)
             alpha = gl.exp2(m - finite)
-            p = gl.exp2(s * scale - finite[:, None])
-            l = l * alpha + gl.sum(p, 1)
+            p = exp2_shared(s * scale - finite[:, None], QUARTERS, s_layout)
+            l = l * gl.convert_layout(alpha, l_layout)[:, None] + _in_thread_sums(p, BM, BN)
             m = m_new
             factor = gl.convert_layout(alpha, gl.SliceLayout(1, o_layout))[:, None]
             if VP == 1:
@@ -364,6 +368,7 @@ def _consumer(
             _pass_over(t, bars, STAGES)
             t += 1
 
+        l = gl.convert_layout(gl.sum(l, 1), row_layout)
         inverse = gl.convert_layout(1.0 / l, gl.SliceLayout(1, o_layout))[:, None]
         tma_store_wait(0)  # of the last item: the buffer is about to be written
         o_s.index(W * VP).reshape([BM, VD]).store((acc0 * inverse).to(o_desc.dtype))
@@ -371,11 +376,11 @@ def _consumer(
             o_s.index(W * VP + 1).reshape([BM, VD]).store((acc1 * inverse).to(o_desc.dtype))
             o_s.index(W * VP + 2).reshape([BM, VD]).store((acc2 * inverse).to(o_desc.dtype))
         fence_async_shared()
-        o_first = columns[3] * g + head * DV
+        o_first = columns[3] * token + head * DV
         for piece in gl.static_range(VP):
             tma_store(o_desc, [outer, r0, r1, r2, o_first + piece * VD], o_s.index(W * VP + piece))
         lse = (m + gl.log2(l)) * LN2
-        at = outer.to(gl.int64) * lse_strides[0] + g * lse_strides[1] + head
+        at = outer.to(gl.int64) * lse_strides[0] + token * lse_strides[1] + head
         inside = (y[0] < axes[0]) & (y[1] < axes[1]) & (y[2] < axes[2])
         offset = y[0].to(gl.int64) * lse_strides[2] + y[1].to(gl.int64) * lse_strides[3] + y[2] * lse_strides[4]
         gl.store(lse_ptr + at + offset, lse, mask=inside)
@@ -428,20 +433,20 @@ def _scores(q_s, k_s, W: gl.constexpr, slot, zero, D: gl.constexpr, BM: gl.const
 @gluon.jit
 def _mask(
     s, c, d, low, high, starts, widths, N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, RANK: gl.constexpr,
-    PAIRED: gl.constexpr, ADDED: gl.constexpr, layout: gl.constexpr,
+    PAIRED: gl.constexpr, layout: gl.constexpr,
 ):  # fmt: skip
     if PAIRED:
-        if not inside_all(c, low, high, N0, N1, N2, RANK):
-            s = s + bias(c, starts, widths, N0, N1, N2, RANK, 0, layout)
-        if not inside_all(d, low, high, N0, N1, N2, RANK):
-            s = s + bias(d, starts, widths, N0, N1, N2, RANK, 1, layout)
+        s = masked(s, c, low, high, starts, widths, N0, N1, N2, RANK, 0, layout)
+        s = masked(s, d, low, high, starts, widths, N0, N1, N2, RANK, 1, layout)
     else:
-        if not inside_all(c, low, high, N0, N1, N2, RANK):
-            if ADDED:
-                s = s + bias(c, starts, widths, N0, N1, N2, RANK, -1, layout)
-            else:
-                s = gl.where(neighbors(c, starts, widths, N0, N1, N2, RANK, layout), s, float("-inf"))
+        s = masked(s, c, low, high, starts, widths, N0, N1, N2, RANK, -1, layout)
     return s
+
+
+@gluon.jit
+def _in_thread_sums(p, BM: gl.constexpr, BN: gl.constexpr):
+    """`[BM, 8]`: sums over every eighth column, which are one thread's; threads are added up once, at the end."""
+    return gl.sum(p.reshape([BM, BN // 8, 8]), 1)
 
 
 @gluon.jit

@@ -33,34 +33,59 @@ def neighbors(
 
 
 @gluon.jit
-def bias(
-    c, starts, widths, N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, RANK: gl.constexpr, HALF: gl.constexpr,
-    layout: gl.constexpr,
+def masked(
+    s, c, low, high, starts, widths, N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, RANK: gl.constexpr,
+    HALF: gl.constexpr, layout: gl.constexpr,
 ):  # fmt: skip
-    """What to add to the scores of the tile at `c`: nothing where `neighbors`, minus infinity elsewhere.
+    """Scores `s` plus minus infinity where the tile at `c` is not in a row's window.
 
-    A sum of one term per axis, so that few of the terms differ within a thread, and each score costs additions, which
-    run at twice the rate of the selections and predicates of a mask. "Nothing" is -0.0: adding it is no instruction.
-    With `HALF` 0 or 1 the tile at `c` is that half of the columns, and the other half gets nothing; -1: all columns.
+    Only along axes that cut the tile: one scalar test each. Few of an axis's terms differ within a thread, and each
+    score costs an addition, which runs at twice the rate of the selections and predicates of a mask.
+    With `HALF` 0 or 1 the tile at `c` is that half of the columns, and the other half is left alone; -1: all columns.
     """
-    SIZE: gl.constexpr = N0 * N1 * N2
-    column = gl.arange(0, SIZE if HALF < 0 else 2 * SIZE, layout=gl.SliceLayout(0, layout))
-    token = column % SIZE
-    total = _zero_or_minus_infinity(_within(c[2] - starts[2], widths[2], row_position(token, 2, N1, N2)))
+    if not ((c[2] >= low[2]) & (c[2] + N2 <= high[2])):
+        s = _masked_along(s, c, starts, widths, 2, N0, N1, N2, HALF, layout)
     if RANK >= 2:
-        outer = _zero_or_minus_infinity(_within(c[1] - starts[1], widths[1], row_position(token, 1, N1, N2)))
-        if RANK == 3:
-            first = _within(c[0] - starts[0], widths[0], row_position(token, 0, N1, N2))
-            outer = outer + _zero_or_minus_infinity(first)
-        total = outer + total
-    if HALF >= 0:
-        total = gl.where((column // SIZE == HALF)[None, :], total, -0.0)
-    return total
+        if not ((c[1] >= low[1]) & (c[1] + N1 <= high[1])):
+            s = _masked_along(s, c, starts, widths, 1, N0, N1, N2, HALF, layout)
+    if RANK == 3:
+        if not ((c[0] >= low[0]) & (c[0] + N0 <= high[0])):
+            s = _masked_along(s, c, starts, widths, 0, N0, N1, N2, HALF, layout)
+    return s
 
 
 @gluon.jit
-def _zero_or_minus_infinity(mask):
-    return gl.where(mask, -0.0, float("-inf"))
+def exp2_shared(x, QUARTERS: gl.constexpr, layout: gl.constexpr):
+    """`2 ** x` of `[rows, columns]`: `QUARTERS` of the columns by a polynomial, the rest by the special-function unit.
+
+    That unit takes four times as long as anything else here. `x = n + f` with `n` an integer and `f` in [-1/2, 1/2]:
+    a polynomial for `2 ** f`, relative error below 8e-5 (coefficients by Remez's algorithm), then `n` is added to the
+    exponent. FlashAttention-4 shares the work like this on Blackwell.
+    """
+    if QUARTERS == 0:
+        return gl.exp2(x)
+    else:
+        column = gl.arange(0, x.shape[1], layout=gl.SliceLayout(0, layout))
+        low = gl.maximum(x, -127.0)
+        shifted = low + 12582912.0  # 1.5 * 2**23: what is left of the sum are n's bits
+        f = low - (shifted - 12582912.0)
+        y = ((0.05517167 * f + 0.24261112) * f + 0.69326099) * f + 0.99992807
+        bits = y.to(gl.int32, bitcast=True) + (shifted.to(gl.int32, bitcast=True) << 23)
+        return gl.where((column // 8 % 4 < QUARTERS)[None, :], bits.to(gl.float32, bitcast=True), gl.exp2(x))
+
+
+@gluon.jit
+def _masked_along(
+    s, c, starts, widths, A: gl.constexpr, N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, HALF: gl.constexpr,
+    layout: gl.constexpr,
+):  # fmt: skip
+    SIZE: gl.constexpr = N0 * N1 * N2
+    column = gl.arange(0, SIZE if HALF < 0 else 2 * SIZE, layout=gl.SliceLayout(0, layout))
+    inside = _within(c[A] - starts[A], widths[A], row_position(column % SIZE, A, N1, N2))
+    lowered = s + gl.where(inside, 0.0, float("-inf"))
+    if HALF >= 0:  # known for every register when compiling: the other half costs nothing
+        lowered = gl.where((column // SIZE == HALF)[None, :], lowered, s)
+    return lowered
 
 
 @gluon.jit

@@ -11,7 +11,8 @@ from vicinal.kernels.triton import window as rule
 
 # Arguments of which Triton need not know whether 16 divides them: one compiled kernel serves every window and length.
 AXES = ("L0", "L1", "L2", "K0", "K1", "K2", "S0", "S1", "S2", "M0", "M1", "M2")
-TILES = ("n0", "n1", "n2", "heads", "group", "groups")
+GROUPS = ("g0", "g1", "g2")  # nor whether they are 1: launches of one dilated problem share a kernel
+TILES = ("n0", "n1", "n2", "heads", "group", "g0", "g1", "g2", "X1", "X2")
 
 window_start = import_triton(rule.window_start)
 window_stop = import_triton(rule.window_stop)
@@ -69,8 +70,12 @@ def box(x, T, axes, A: gl.constexpr, INVERSE: gl.constexpr, STRIDED: gl.constexp
 
 
 @gluon.jit
-def locate(item, tiles, heads, groups):
-    """Work item -> (outer index, group of the last axis, head, tile along each axis): neighbors share keys."""
+def locate(item, tiles, heads, groups, GROUPED: gl.constexpr):
+    """Work item -> (batch element, it and its dilation group as one number, the group's first token, head, tile).
+
+    `groups` are the dilation groups along each axis, and the tokens of the whole problem along the last two; tiles are
+    along each axis. Neighboring items share keys. Without `GROUPED` there is one group.
+    """
     t2 = item % tiles[2]
     rest = item // tiles[2]
     t1 = rest % tiles[1]
@@ -79,7 +84,15 @@ def locate(item, tiles, heads, groups):
     rest = rest // tiles[0]
     head = rest % heads
     rest = rest // heads
-    return rest // groups, rest % groups, head, (t0, t1, t2)
+    if GROUPED:
+        j2 = rest % groups[2]
+        left = rest // groups[2]
+        j1 = left % groups[1]
+        left = left // groups[1]
+        j0 = left % groups[0]
+        return left // groups[0], rest, (j0 * groups[3] + j1) * groups[4] + j2, head, (t0, t1, t2)
+    else:
+        return rest, rest, 0, head, (t0, t1, t2)
 
 
 @gluon.jit
