@@ -233,6 +233,7 @@ def run_paper(
     device: Device = None,
     seconds: Annotated[float | None, typer.Option(min=1, help="Stop before the next problem after so long.")] = None,
     compilers: Annotated[int, typer.Option(min=0, help="Processes that compile kernels ahead, on CUDA.")] = 8,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that measure, on CUDA: in turns.")] = 6,
     retry: Annotated[bool, typer.Option("--retry", help="Also run problems again that have no result.")] = False,
     tables: Annotated[Path | None, typer.Option(help="Write the paper's tables to this Markdown file.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Draw the figures into this folder.")] = None,
@@ -262,6 +263,7 @@ def run_paper(
             compiled=compiled,
             seconds=seconds,
             compilers=compilers,
+            workers=workers,
             retry=retry,
             command=shlex.join(["vicinal", *sys.argv[1:]]),
         )

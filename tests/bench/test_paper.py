@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vicinal.bench import paper
+from vicinal.bench import paper, paper_measure
 from vicinal.bench.cases import Case
-from vicinal.bench.paper import Sweep, headers, measure_problem, read, run
+from vicinal.bench.paper import Sweep, ends, headers, read, run
+from vicinal.bench.paper_measure import empty_line, prepare
 from vicinal.bench.paper_problems import problems
+from vicinal.bench.paper_processes import Workers
 from vicinal.bench.paper_systems import FUSED, GEMM, NAIVE, PLAIN, systems
 from vicinal.bench.peers import System
 from vicinal.cli import main
@@ -29,8 +31,12 @@ def few(monkeypatch):
     return cases
 
 
+def measure_problem(case):
+    return prepare(case, False, CPU).time(CPU)
+
+
 def test_a_problem_is_measured_on_every_system():
-    line = measure_problem(TINY, False, CPU)
+    line = measure_problem(TINY)
     assert line["error"] is None
     assert line["fused"] == "cpu"
     assert set(line["systems"]) == {PLAIN, FUSED, "SDPA (self attention)"}
@@ -38,6 +44,8 @@ def test_a_problem_is_measured_on_every_system():
         assert result["status"] == "ok"
         assert set(result["eager"]) == {"forward", "forward+backward"}
         assert min(result["eager"].values()) > 0
+        assert set(result["errors"]) == {"output", "dq", "dk", "dv"}
+    assert {"expected values", FUSED, "timing"} <= set(line["spent"])
     json.dumps(line)
 
 
@@ -61,8 +69,8 @@ def broken(attend) -> System:
     ],
 )
 def test_what_is_wrong_or_fails_is_not_timed_and_does_not_stop_the_others(monkeypatch, attend, status):
-    monkeypatch.setattr(paper, "systems", lambda device, compiled: [broken(attend), *systems(device)])
-    line = measure_problem(TINY, False, CPU)
+    monkeypatch.setattr(paper_measure, "systems", lambda device, compiled: [broken(attend), *systems(device)])
+    line = measure_problem(TINY)
     assert line["systems"]["broken"]["status"] == status
     assert line["systems"]["broken"]["reason"]
     assert line["systems"]["broken"]["eager"] == {}
@@ -73,7 +81,7 @@ def test_a_run_goes_on_where_it_was_interrupted(few, tmp_path):
     file = tmp_path / "results.jsonl"
     sweep = Sweep(file, CPU, ranks=(1,), sample=2, command="a command")
     assert run(sweep).measured == 2
-    assert [line["name"] for line in read(file)] == [c.name for c, _ in sweep.cases()]
+    assert [line["name"] for line in read(file)] == [c.name for c, _ in sweep.items()]
     text = file.read_text()
     file.write_text(text + '{"kind": "problem", "name": "cut o')  # an interruption in the middle of a line
     seen = []
@@ -81,9 +89,10 @@ def test_a_run_goes_on_where_it_was_interrupted(few, tmp_path):
     assert (outcome.measured, outcome.present, outcome.complete) == (1, 2, True)
     assert len(read(file)) == 3
     assert file.read_text().startswith(text)
-    assert seen == [(2, 3), (3, 3)]
+    assert seen == [(2, 3), (2, 3), (3, 3)]
     assert [h["command"] for h in headers(file)] == ["a command"] * 2
     assert {"device", "cpu"} <= set(headers(file)[0]["machine"])
+    assert [end["problems"] for end in ends(file)] == [2, 1]
 
 
 def test_time_limit_of_a_run(few, tmp_path):
@@ -92,21 +101,26 @@ def test_time_limit_of_a_run(few, tmp_path):
 
 
 def test_a_process_that_dies_or_hangs_is_recorded_and_replaced():
-    with paper._Worker(CPU, (torch.float16,)) as worker:
-        assert worker.measure(TINY, False, 60.0)["error"] is None
-        os.kill(worker.process.pid, signal.SIGKILL)
-        worker.process.join()
-        assert "died" in worker.measure(TINY, False, 60.0)["error"]
-        assert worker.measure(TINY, False, 1e-6)["error"].startswith("took longer")
-        line = worker.measure(replace(TINY, name="another"), False, 60.0)
+    another = replace(TINY, name="another")
+    with Workers(CPU, 2) as workers:
+        assert [line["error"] for line in workers.measure([(TINY, False), (another, False)], 60.0)] == [None, None]
+        first = workers.each[0].process
+        os.kill(first.pid, signal.SIGKILL)
+        first.join()
+        dead, alive = workers.measure([(TINY, False), (another, False)], 60.0)
+        assert "died" in dead["error"]
+        assert (alive["name"], alive["error"]) == ("another", None)
+        (late,) = workers.measure([(TINY, False)], 1e-6)
+        assert late["error"].startswith("took longer")
+        (line,) = workers.measure([(another, False)], 60.0)
         assert (line["name"], line["error"]) == ("another", None)
 
 
 def test_problems_with_an_error_are_retried_only_when_asked(few, tmp_path):
     file = tmp_path / "results.jsonl"
     sweep = Sweep(file, CPU, ranks=(1,), sample=1)
-    case = sweep.cases()[0][0]
-    file.write_text(json.dumps({**paper._line(case, case.problem("cpu")), "error": "was broken"}) + "\n")
+    case = sweep.items()[0][0]
+    file.write_text(json.dumps({**empty_line(case, case.problem("cpu")), "error": "was broken"}) + "\n")
     assert run(sweep).present == 1
     assert run(replace(sweep, retry=True)).measured == 1
     assert [line["error"] for line in read(file)] == [None]
@@ -115,7 +129,7 @@ def test_problems_with_an_error_are_retried_only_when_asked(few, tmp_path):
 def test_dimensions_take_turns():
     sweep = Sweep(tmp := __file__, CPU, sample=2, dtypes=(torch.float16, torch.float32), compiled=1)  # type: ignore[arg-type]
     assert tmp
-    cases = sweep.cases()
+    cases = sweep.items()
     assert [len(c.lengths) for c, _ in cases] == [1, 1, 2, 2, 3, 3] * 2
     assert [compiled for _, compiled in cases] == [True] * 6 + [False] * 6
     assert all(case in problems(len(case.lengths), case.dtype) for case, _ in cases)

@@ -1,3 +1,5 @@
+"""The sample's rows are the oracle's; a wrong result is caught, a right one passes."""
+
 from dataclasses import replace
 
 import pytest
@@ -5,10 +7,13 @@ import torch
 
 from vicinal.bench import truth as module
 from vicinal.bench.cases import Case, random_inputs
-from vicinal.bench.truth import truth
+from vicinal.bench.truth import THOROUGH, Sampling, truth
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs
 from vicinal.reference import reference
+
+SAMPLED = Sampling(everything=0, keys=4, queries=5, chunk=500)  # every problem is too large, and comes in chunks
+SAMPLINGS = pytest.mark.parametrize("sampling", [SAMPLED, THOROUGH], ids=["sampled", "whole"])
 
 
 def results_of(problem, inputs, grad, dtype=torch.float32):
@@ -19,49 +24,53 @@ def results_of(problem, inputs, grad, dtype=torch.float32):
     return {name: t.detach().to(dtype) for name, t in zip(module.NAMES, (output, *grads), strict=True)}
 
 
-@pytest.fixture
-def sampled(monkeypatch):
-    """Make every problem too large for the whole oracle, and sampled keys come in chunks."""
-    monkeypatch.setattr(module, "ORACLE_SCORES", 0)
-    monkeypatch.setattr(module, "CHUNK_SCORES", 500)
-
-
 def tensors(problem):
     inputs = random_inputs(problem)
     grad = torch.randn(*inputs.query.shape[:-1], problem.value_dim, generator=torch.Generator().manual_seed(2))
     return inputs, grad.to(problem.dtype)
 
 
-def test_sample_holds_the_values_of_the_oracle(case, sampled):
+@SAMPLINGS
+def test_holds_the_values_of_the_oracle(case, sampling):
     problem = case.problem("cpu")
     inputs, grad = tensors(problem)
     expected = results_of(problem, inputs, grad, torch.float64)
-    made = truth(problem, inputs, grad)
-    assert made.sampled
+    made = truth(problem, inputs, grad, sampling=sampling)
+    assert made.sampled == (sampling is SAMPLED)
     for name in module.NAMES:
+        assert made.rows[name].numel() > 1
         torch.testing.assert_close(made.values[name], expected[name].flatten(0, -2)[made.rows[name]])
 
 
-@pytest.mark.parametrize("limit", [0, 1 << 25], ids=["sampled", "whole"])
-def test_right_results_pass(case, limit, monkeypatch):
-    monkeypatch.setattr(module, "ORACLE_SCORES", limit)
+@pytest.mark.parametrize(("scores", "names"), [(0, {"output", "dq"}), (1 << 20, set(module.NAMES))])
+def test_self_attention_is_sampled_by_keys_where_that_is_cheap(case, scores, names):
+    problem = case.self_attention().problem("cpu")
+    inputs, grad = tensors(problem)
+    expected = results_of(problem, inputs, grad, torch.float64)
+    made = truth(problem, inputs, grad, sampling=replace(SAMPLED, scores=scores))
+    assert set(made.values) == names
+    for name in names:
+        torch.testing.assert_close(made.values[name], expected[name].flatten(0, -2)[made.rows[name]])
+
+
+@SAMPLINGS
+def test_right_results_pass(case, sampling):
     problem = case.problem("cpu")
     inputs, grad = tensors(problem)
-    made = truth(problem, inputs, grad)
+    made = truth(problem, inputs, grad, sampling=sampling)
     errors = made.errors(results_of(problem, inputs, grad))
     assert set(errors) == set(module.NAMES)
     assert made.faults(errors) == []
 
 
-@pytest.mark.parametrize("limit", [0, 1 << 25], ids=["sampled", "whole"])
+@SAMPLINGS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_key_too_many_is_found(limit, dtype, monkeypatch):
-    monkeypatch.setattr(module, "ORACLE_SCORES", limit)
+def test_one_key_too_many_is_found(sampling, dtype):
     lengths = (160,)
     right, wrong = (Neighborhood.of(1, k, is_causal=True).resolve(lengths) for k in (80, 81))
     problem = Case("", lengths, right, 2, 16, dtype=dtype).problem("cpu")
     inputs, grad = tensors(problem)
-    made = truth(problem, inputs, grad)
+    made = truth(problem, inputs, grad, sampling=sampling)
     other = results_of(replace(problem, neighborhoods=(wrong,)), inputs, grad, dtype)
     assert len(made.faults(made.errors(other))) == 4
     own = results_of(problem, inputs, grad, dtype)
@@ -69,10 +78,10 @@ def test_one_key_too_many_is_found(limit, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("name", module.NAMES)
-def test_one_value_that_is_not_finite_is_found_anywhere(small_case, sampled, name):
+def test_one_value_that_is_not_finite_is_found_anywhere(small_case, name):
     problem = small_case.problem("cpu")
     inputs, grad = tensors(problem)
-    made = truth(problem, inputs, grad)
+    made = truth(problem, inputs, grad, sampling=SAMPLED)
     results = results_of(problem, inputs, grad)
     results[name] = results[name].contiguous()
     results[name].view(-1)[7] = float("nan")
@@ -80,10 +89,20 @@ def test_one_value_that_is_not_finite_is_found_anywhere(small_case, sampled, nam
     assert fault.startswith(name)
 
 
-def test_sample_without_gradients_leaves_out_keys(small_case, sampled):
+def test_without_gradients_there_is_the_output_only(small_case):
     problem = small_case.problem("cpu")
     inputs, grad = tensors(problem)
-    made = truth(problem, inputs, grad, gradients=False)
-    assert set(made.values) == {"output", "dq"}
+    made = truth(problem, inputs, grad, gradients=False, sampling=SAMPLED)
+    assert set(made.values) == {"output"}
     output = results_of(problem, inputs, grad)["output"]
     assert made.faults(made.errors({"output": output})) == []
+
+
+def test_stored_weights_are_allowed_their_rounding(small_case):
+    problem = replace(small_case, dtype=torch.float16).problem("cpu")
+    inputs, grad = tensors(problem)
+    made = truth(problem, inputs, grad)
+    output = results_of(problem, inputs, grad, torch.float64)["output"]
+    errors = made.errors({"output": output * (1 + 2 * torch.finfo(torch.float16).eps)})
+    assert made.faults(errors)
+    assert not made.faults(errors, stored=torch.float16)

@@ -7,6 +7,7 @@ Compiled, slow to prepare: FlexAttention, and plain masked attention under torch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from vicinal import dispatch
 from vicinal.backends import unfused_launch
+from vicinal.bench.cases import Pass
 from vicinal.bench.masks import dense_mask
 from vicinal.bench.peers import MASK_BYTES_LIMIT, Attend, System, peers
 from vicinal.functional import neighborhood_attention
@@ -47,9 +49,11 @@ def unfused_system(name: str, variant: str) -> System:
     return System(name, "neighborhood", "heads-last", unsupported, partial(_unfused, variant))
 
 
-def fused_backend(problem: Problem) -> str:
-    """The backend that "fused" is on a problem."""
-    return dispatch.plan(problem).backend.name
+def fused_backends(problem: Problem, passes: Sequence[Pass]) -> str:
+    """The backend that "fused" is on a problem; where there are gradients and it is another, also theirs."""
+    plan = dispatch.plan(problem)
+    names = [plan.backend.name] + [plan.gradients.name] * (tuple(passes) != ("forward",))
+    return ", ".join(dict.fromkeys(names))
 
 
 def _unfused(variant: str, problem: Problem) -> Attend:

@@ -72,9 +72,9 @@ def peers(device: torch.device | str) -> list[System]:
     if torch.device(device).type != "cuda":
         return [_masked_sdpa(), _self_sdpa("SDPA", None), _flex()]
     return [
-        _self_sdpa("SDPA flash", SDPBackend.FLASH_ATTENTION),
+        _self_sdpa("SDPA flash", SDPBackend.FLASH_ATTENTION, _half_only),
         _self_sdpa("SDPA efficient", SDPBackend.EFFICIENT_ATTENTION),
-        _self_sdpa("SDPA cuDNN", SDPBackend.CUDNN_ATTENTION),
+        _self_sdpa("SDPA cuDNN", SDPBackend.CUDNN_ATTENTION, _half_only),
         _masked_sdpa(),
         _flex(),
     ]
@@ -85,11 +85,13 @@ def _vicinal(backend: str, problem: Problem) -> Attend:
     return cast(Attend, attend)  # a tensor, since no log-sum-exp is asked for
 
 
-def _self_sdpa(name: str, backend: SDPBackend | None) -> System:
+def _self_sdpa(
+    name: str, backend: SDPBackend | None, unsupported: Callable[[Problem], str | None] | None = None
+) -> System:
     def prepare(problem: Problem) -> Attend:
         return partial(_sdpa, [] if backend is None else [backend], None, problem)
 
-    return System(f"{name} (self attention)", "self attention", "heads-first", _any, prepare)
+    return System(f"{name} (self attention)", "self attention", "heads-first", unsupported or _any, prepare)
 
 
 def _masked_sdpa() -> System:
@@ -133,6 +135,12 @@ def _flex() -> System:
         return None if problem.device.type == "cuda" else "FlexAttention has no backward on CPU"
 
     return System("FlexAttention", "neighborhood", "heads-first", _any, prepare, no_backward)
+
+
+def _half_only(problem: Problem) -> str | None:
+    if problem.dtype in (torch.float16, torch.bfloat16):
+        return None
+    return f"it takes float16 and bfloat16, not {problem.dtype}"
 
 
 def _any(problem: Problem) -> str | None:

@@ -1,12 +1,15 @@
-"""What a result must be: the float64 oracle on small problems, a sample of rows by the definition on large ones.
+"""What a result must be: rows of output and gradients by the definition in float64, all of them or a sample.
 
-The tolerance is not a constant: it is twice the error that torch's SDPA makes on the same rows, under the same mask
+A block is the queries of one key head's group of heads against all keys of theirs. Around a sampled key it is every
+query that attends to it: output and dQ of these queries and dK and dV of that key are then complete.
+
+The tolerance is not a constant: it is twice the error that torch's SDPA makes on the same blocks, under the same mask
 and in the same dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -16,18 +19,37 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from vicinal.bench.masks import dense_mask
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.tiles import Interval, key_interval, query_interval
 from vicinal.geometry.window import group_length, window_start, window_stop
 from vicinal.problem import Inputs, Problem
-from vicinal.reference import neighbors, reference
+from vicinal.reference import neighbors
 
-ORACLE_SCORES = 1 << 25  # dense scores up to which everything is compared, not a sample
-SAMPLED_QUERIES = 48
-SAMPLED_SCORES = 1 << 29  # scores to spend on sampled keys (of at least 2, at most 16)
-CHUNK_SCORES = 1 << 25
 SLACK = 2.0
+STORING = 4  # of the dtype's epsilon: scores, weights and their gradients are each rounded once
+NAMES = ("output", "dq", "dk", "dv")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How much of a result is compared.
+
+    Attributes:
+        everything: scores (of all heads, every query with every key) up to which all rows are.
+        keys: keys to sample of larger problems; at least one, then while their blocks' scores are within `scores`.
+            Of self attention, whose block is a head's whole problem, none where that is larger.
+        queries: rows of self attention that are compared then.
+    """
+
+    everything: int = 1 << 25
+    keys: int = 16
+    scores: int = 1 << 33
+    queries: int = 64
+    chunk: int = 1 << 25
+
+
+THOROUGH = Sampling()
+QUICK = Sampling(everything=0, keys=3, scores=1 << 25)
 
 
 @dataclass(frozen=True)
@@ -35,7 +57,7 @@ class Truth:
     """Expected values of some rows of the output and the gradients.
 
     Attributes:
-        rows: for "output" and "dq" rows of `[B * N * H]`, for "dk" and "dv" rows of `[B * N * Hkv]`.
+        rows: by name; for "output" and "dq" rows of `[B * N * H]`, for "dk" and "dv" rows of `[B * N * Hkv]`.
         values: float64 `[rows, D]` by name.
         tolerances: largest relative error allowed by name.
         sampled: whether rows are a sample; else they are all.
@@ -47,242 +69,257 @@ class Truth:
     sampled: bool
 
     def errors(self, results: Mapping[str, Tensor]) -> dict[str, float]:
-        """The relative error (root mean square) of each heads-last result; NaN where any element is not finite."""
+        """The relative error (root mean square) of heads-last results; NaN where any element is not finite."""
         return {
             name: _error(t.flatten(0, -2)[self.rows[name]], self.values[name]) if t.isfinite().all() else float("nan")
             for name, t in results.items()
+            if name in self.rows
         }
 
-    def faults(self, errors: Mapping[str, float]) -> list[str]:
-        """What is wrong, in words; empty when every error is within its tolerance."""
+    def faults(self, errors: Mapping[str, float], stored: torch.dtype | None = None) -> list[str]:
+        """What is wrong, in words; empty when every error is within its tolerance.
+
+        Args:
+            errors: as `errors` gives them.
+            stored: the dtype in which a system stores its attention weights, whose rounding it is allowed on top.
+        """
+        extra = 0.0 if stored is None else STORING * torch.finfo(stored).eps
         return [
-            f"{name} is off by {error:.2g} (allowed {self.tolerances[name]:.2g})"
+            f"{name} is off by {error:.2g} (allowed {self.tolerances[name] + extra:.2g})"
             for name, error in errors.items()
-            if not error <= self.tolerances[name]
+            if not error <= self.tolerances[name] + extra
         ]
 
 
-def truth(problem: Problem, inputs: Inputs, grad_output: Tensor, gradients: bool = True, seed: int = 0) -> Truth:
+def truth(
+    problem: Problem,
+    inputs: Inputs,
+    grad_output: Tensor,
+    gradients: bool = True,
+    sampling: Sampling = THOROUGH,
+    seed: int = 0,
+) -> Truth:
     """The expected output and gradients of `problem` (one neighborhood, no extras) for these heads-last tensors.
 
-    Without `gradients`, the sample leaves out keys, which take the most time.
+    Without `gradients` there is only the output. "dk" and "dv" are left out where no key is sampled.
     """
-    scores = problem.batch * problem.heads * prod(problem.lengths) ** 2
-    if scores <= ORACLE_SCORES:
-        return _whole(problem, inputs, grad_output)
-    return _sample(problem, inputs, grad_output, gradients, seed)
-
-
-NAMES = ("output", "dq", "dk", "dv")
+    generator = torch.Generator().manual_seed(seed)
+    names = NAMES if gradients else NAMES[:1]
+    rows: dict[str, list[Tensor]] = {name: [] for name in names}
+    values: dict[str, list[Tensor]] = {name: [] for name in names}
+    yards: dict[str, list[Tensor]] = {name: [] for name in names}
+    everything = problem.batch * problem.heads * prod(problem.lengths) ** 2 <= sampling.everything
+    for block in _whole_blocks(problem) if everything else _sampled_blocks(problem, sampling, generator):
+        tensors = _gathered(problem, inputs, grad_output, block)
+        exact = _solve(block, tuple(t.double() for t in tensors), problem.scale, _attend, sampling.chunk)
+        rough = _solve(block, tensors, problem.scale, _sdpa, sampling.chunk)
+        index = _result_rows(problem, block)
+        for i, name in enumerate(names):
+            if index[i // 2].numel():
+                rows[name].append(index[i // 2])
+                values[name].append(exact[i])
+                yards[name].append(rough[i])
+    found = [name for name in names if rows[name]]
+    expected = {name: torch.cat(values[name]) for name in found}
+    floor = 8 * torch.finfo(torch.float32).eps
+    tolerances = {name: max(SLACK * _error(torch.cat(yards[name]), expected[name]), floor) for name in found}
+    return Truth({name: torch.cat(rows[name]) for name in found}, expected, tolerances, not everything)
 
 
 def _error(got: Tensor, expected: Tensor) -> float:
     # Gradients can be zero throughout (a window of one key): then compare absolutely.
-    size = expected.norm().item()
-    return ((got.double() - expected).norm() / (size if size > 1e-12 else 1.0)).item()
+    difference, size = torch.stack([(got.double() - expected).norm(), expected.norm()]).tolist()
+    return difference / (size if size > 1e-12 else 1.0)
 
 
-def _tolerance(yardstick: Tensor, expected: Tensor) -> float:
-    return max(SLACK * _error(yardstick, expected), 8 * torch.finfo(torch.float32).eps)
+# Blocks -----------------------------------------------------------------------------------------------------------
 
 
-def _whole(problem: Problem, inputs: Inputs, grad_output: Tensor) -> Truth:
-    leaves = [t.detach().double().requires_grad_() for t in inputs[:3]]
-    output, _ = reference(Inputs(*leaves), problem.neighborhoods, problem.scale)
-    grads = torch.autograd.grad(output, leaves, grad_output.double())
-    values = {name: t.detach().flatten(0, -2) for name, t in zip(NAMES, (output, *grads))}
+@dataclass(frozen=True)
+class _Block:
+    """Tokens `rows` as queries of a key head's heads, tokens `columns` as its keys.
 
-    own = [t.detach().requires_grad_() for t in inputs[:3]]
-    q, k, v = (t.flatten(1, -3).transpose(1, 2) for t in own)
-    k, v = (t.repeat_interleave(problem.group_size, 1) for t in (k, v))
-    yard = _masked_sdpa(q, k, v, dense_mask(problem), problem.scale)
-    yard = yard.transpose(1, 2).reshape(grad_output.shape)
-    yards = (yard.detach(), *torch.autograd.grad(yard, own, grad_output))
-    tolerances = {name: _tolerance(t.flatten(0, -2), values[name]) for name, t in zip(NAMES, yards)}
-    rows = {name: torch.arange(t.shape[0], device=t.device) for name, t in values.items()}
-    return Truth(rows, values, tolerances, sampled=False)
+    `mask` is `[rows, columns]`, None where every query sees every key; `complete` are places among `columns` of keys
+    that no other query attends to.
+    """
+
+    batch: int
+    kv_head: int
+    rows: Tensor
+    columns: Tensor
+    mask: Tensor | None
+    complete: Tensor
 
 
-def _sample(problem: Problem, inputs: Inputs, grad_output: Tensor, gradients: bool, seed: int) -> Truth:
-    generator = torch.Generator().manual_seed(seed)
+def _whole_blocks(problem: Problem) -> Iterator[_Block]:
+    """Every head's whole problem."""
+    tokens = torch.arange(prod(problem.lengths), device=problem.device)
+    mask = None
+    if not problem.neighborhood.is_whole(problem.lengths):
+        mask = torch.ones(1, 1, dtype=torch.bool, device=problem.device)
+        for axis, n in zip(problem.neighborhood.axes, problem.lengths):
+            own = torch.zeros(n, n, dtype=torch.bool)
+            for i in range(n):
+                own[i, neighbors(axis, n, i)] = True
+            mask = _both_axes(mask, own.to(problem.device))
+    for batch, kv_head in product(range(problem.batch), range(problem.kv_heads)):
+        yield _Block(batch, kv_head, tokens, tokens, mask, tokens)
 
-    def somewhere() -> tuple[int, ...]:
-        return tuple(int(torch.randint(n, (), generator=generator)) for n in problem.lengths)
 
-    def pick(heads: int) -> tuple[int, int]:
-        batch = int(torch.randint(problem.batch, (), generator=generator))
-        return batch, int(torch.randint(heads, (), generator=generator))
+def _sampled_blocks(problem: Problem, sampling: Sampling, generator: torch.Generator) -> Iterator[_Block]:
+    def below(n: int) -> int:
+        return int(torch.randint(n, (), generator=generator))
 
-    corners = list(product(*((0, n - 1) for n in problem.lengths)))
-    queries = corners + [somewhere() for _ in range(SAMPLED_QUERIES)]
-    keys = [corners[-1]] + [somewhere() for _ in range(15)] if gradients else []
-    names = NAMES if gradients else NAMES[:2]
-    found: dict[str, list[tuple[int, Tensor, Tensor]]] = {name: [] for name in names}
-    for at in queries:
-        batch, head = pick(problem.heads)
-        row = (batch * prod(problem.lengths) + _flat(at, problem.lengths)) * problem.heads + head
-        for name, result in _query_row(problem, inputs, grad_output, batch, head, at).items():
-            found[name].append((row, *result))
+    device, tokens = problem.device, prod(problem.lengths)
+    corners = [tuple(n - 1 for n in problem.lengths), (0,) * problem.rank]
+    others = [tuple(below(n) for n in problem.lengths) for _ in range(sampling.keys)]
+    keys = (corners + others)[: sampling.keys]
+    if problem.neighborhood.is_whole(problem.lengths):
+        columns = torch.arange(tokens, device=device)
+        complete = torch.tensor([_flat(at, problem.lengths) for at in keys], device=device)
+        rows = columns
+        if problem.group_size * tokens**2 > sampling.scores:
+            rows, complete = torch.randint(tokens, (sampling.queries,), generator=generator).to(device), complete[:0]
+        yield _Block(below(problem.batch), below(problem.kv_heads), rows, columns, None, complete)
+        return
     spent = 0
-    for i, at in enumerate(keys):
-        batch, head = pick(problem.kv_heads)
-        cost = problem.group_size * prod(len(a.queries) * len(a.keys) for a in _lines_to(problem, at))
+    for at in keys:
+        lines = [_line(*each) for each in zip(problem.neighborhood.axes, problem.lengths, at)]
+        if any(not line.queries for line in lines):  # a clipped window may leave a key to nobody
+            continue
+        cost = problem.group_size * prod(len(line.queries) * len(line.keys) for line in lines)
+        if spent and spent + cost > sampling.scores:
+            return
         spent += cost
-        if i >= 2 and spent > SAMPLED_SCORES:
-            break
-        row = (batch * prod(problem.lengths) + _flat(at, problem.lengths)) * problem.kv_heads + head
-        for name, result in _key_row(problem, inputs, grad_output, batch, head, at).items():
-            found[name].append((row, *result))
-    device = inputs.query.device
-    rows = {name: torch.tensor([r for r, _, _ in found[name]], device=device) for name in names}
-    values = {name: torch.stack([t for _, t, _ in found[name]]) for name in names}
-    yards = {name: torch.stack([t for _, _, t in found[name]]) for name in names}
-    tolerances = {name: _tolerance(yards[name], values[name]) for name in names}
-    return Truth(rows, values, tolerances, sampled=True)
+        rows, columns = (
+            _tokens([getattr(line, side) for line in lines], problem.lengths, device) for side in ("queries", "keys")
+        )
+        mask = torch.ones(1, 1, dtype=torch.bool, device=device)
+        for line in lines:
+            mask = _both_axes(mask, line.mask.to(device))
+        place = [line.keys.index(x) for line, x in zip(lines, at)]
+        complete = torch.tensor([_flat(place, [len(line.keys) for line in lines])], device=device)
+        yield _Block(below(problem.batch), below(problem.kv_heads), rows, columns, mask, complete)
 
 
 @dataclass(frozen=True)
 class _Line:
-    """One axis of a block of queries and the keys they need: token positions and who attends to whom."""
+    """One axis of a block: the positions of its queries and of their keys, and who attends to whom."""
 
     queries: list[int]
     keys: list[int]
     mask: Tensor  # [queries, keys]
 
 
-def _line(axis: Axis, length: int, offset: int, queries: Interval) -> _Line:
-    """The line of the queries at `[start, stop)` of the dilation group at `offset`."""
+def _line(axis: Axis, length: int, x: int) -> _Line:
+    """All queries that attend to the key at `x`, and all their keys; held against the definition at its ends."""
+    offset, place = x % axis.dilation, x // axis.dilation
     group = group_length(length, axis.dilation, offset)
-    low, high = key_interval(axis, group, queries)
+    queries: Interval = query_interval(axis, group, (place, place + 1))
 
-    def tokens(start: int, stop: int) -> list[int]:
+    def positions(start: int, stop: int) -> list[int]:
         return [offset + axis.dilation * i for i in range(start, stop)]
 
-    span = range(*queries)
-    for i in {queries[0], queries[1] - 1}:  # the geometry, held against the definition
-        window = tokens(window_start(axis, group, i), window_stop(axis, group, i))
+    for i in {queries[0] - 1, *queries, queries[1] - 1} & set(range(group)):
+        window = positions(window_start(axis, group, i), window_stop(axis, group, i))
         assert window == neighbors(axis, length, offset + axis.dilation * i)
-    start = torch.tensor([window_start(axis, group, i) for i in span])[:, None]
-    stop = torch.tensor([window_stop(axis, group, i) for i in span])[:, None]
-    place = torch.arange(low, high)
-    return _Line(tokens(*queries), tokens(low, high), (place >= start) & (place < stop))
+        assert (x in window) == (queries[0] <= i < queries[1])
+    if queries[0] >= queries[1]:
+        return _Line([], [], torch.zeros(0, 0, dtype=torch.bool))
+    low, high = key_interval(axis, group, queries)
+    start, stop = (torch.tensor([end(axis, group, i) for i in range(*queries)]) for end in (window_start, window_stop))
+    at = torch.arange(low, high)
+    return _Line(positions(*queries), positions(low, high), (at >= start[:, None]) & (at < stop[:, None]))
 
 
-def _lines_from(problem: Problem, at: tuple[int, ...]) -> list[_Line]:
-    """Per axis: the query at `at` alone, and its keys."""
-    return [
-        _line(axis, n, x % axis.dilation, (x // axis.dilation, x // axis.dilation + 1))
-        for axis, n, x in zip(problem.neighborhood.axes, problem.lengths, at)
-    ]
+def _both_axes(outer: Tensor, inner: Tensor) -> Tensor:
+    """The mask over two axes from the masks of each, the second one's positions next to each other."""
+    return (outer[:, None, :, None] & inner[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
-def _lines_to(problem: Problem, at: tuple[int, ...]) -> list[_Line]:
-    """Per axis: all queries that attend to the key at `at`, and all their keys."""
-    lines = []
-    for axis, n, x in zip(problem.neighborhood.axes, problem.lengths, at):
-        offset, place = x % axis.dilation, x // axis.dilation
-        group = group_length(n, axis.dilation, offset)
-        start, stop = query_interval(axis, group, (place, place + 1))
-        for i in (start - 1, stop):
-            if 0 <= i < group:
-                assert x not in neighbors(axis, n, offset + axis.dilation * i)
-        lines.append(_line(axis, n, offset, (start, stop)))
-    return lines
+def _tokens(positions: list[list[int]], lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    index = torch.zeros(1, dtype=torch.long)
+    for line, n in zip(positions, lengths):
+        index = (index[:, None] * n + torch.tensor(line)[None, :]).flatten()
+    return index.to(device)
 
 
-def _flat(at: tuple[int, ...], lengths: tuple[int, ...]) -> int:
+def _flat(at: tuple[int, ...] | list[int], lengths: tuple[int, ...] | list[int]) -> int:
     index = 0
     for x, n in zip(at, lengths):
         index = index * n + x
     return index
 
 
-def _tokens(positions: list[list[int]], lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    index = torch.zeros(1, dtype=torch.long, device=device)
-    for line, n in zip(positions, lengths):
-        index = (index[:, None] * n + torch.tensor(line, device=device)[None, :]).flatten()
-    return index
+def _gathered(problem: Problem, inputs: Inputs, grad_output: Tensor, block: _Block) -> tuple[Tensor, ...]:
+    """Query and output gradient `[heads, rows, D]`, key and value `[columns, D]`; as query, key, value, gradient."""
+    group = slice(block.kv_head * problem.group_size, (block.kv_head + 1) * problem.group_size)
+
+    def tokens(t: Tensor) -> Tensor:
+        return t[block.batch].flatten(0, -3)
+
+    return (
+        tokens(inputs.query)[block.rows, group].transpose(0, 1),
+        tokens(inputs.key)[block.columns, block.kv_head],
+        tokens(inputs.value)[block.columns, block.kv_head],
+        tokens(grad_output)[block.rows, group].transpose(0, 1),
+    )
 
 
-def _block_mask(lines: list[_Line], device: torch.device) -> Tensor:
-    mask = torch.ones(1, 1, dtype=torch.bool, device=device)
-    for line in lines:
-        own = line.mask.to(device)
-        mask = (mask[:, None, :, None] & own[None, :, None, :]).flatten(2).flatten(0, 1)
-    return mask
+def _result_rows(problem: Problem, block: _Block) -> tuple[Tensor, Tensor]:
+    """Where a block's results are: rows of `[B * N * H]`, and of `[B * N * Hkv]`."""
+    first = block.batch * prod(problem.lengths)
+    members = torch.arange(problem.group_size, device=block.rows.device)
+    heads = block.kv_head * problem.group_size + members
+    queries = (first + block.rows)[:, None] * problem.heads + heads
+    return queries.flatten(), (first + block.columns[block.complete]) * problem.kv_heads + block.kv_head
 
 
-def _query_row(
-    problem: Problem, inputs: Inputs, grad_output: Tensor, batch: int, head: int, at: tuple[int, ...]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Expected value and yardstick of one row of the output and of dQ."""
-    lines = _lines_from(problem, at)
-    device = inputs.query.device
-    row, cols = (_tokens([getattr(a, side) for a in lines], problem.lengths, device) for side in ("queries", "keys"))
-    q, k, v, go = _heads(problem, inputs, grad_output, batch, head)
-    mask = _block_mask(lines, device)
-    exact = _attend(q[row].double(), k[cols].double(), v[cols].double(), go[row].double(), mask, problem.scale)
-    rough = _sdpa(q[row], k[cols], v[cols], go[row], mask, problem.scale)
-    return {name: (exact[i][0], rough[i][0]) for i, name in enumerate(("output", "dq"))}
+# Attention --------------------------------------------------------------------------------------------------------
+
+Solver = Callable[..., tuple[Tensor, ...]]
 
 
-def _key_row(
-    problem: Problem, inputs: Inputs, grad_output: Tensor, batch: int, kv_head: int, at: tuple[int, ...]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Expected value and yardstick of one row of dK and of dV: over all queries that attend to the key."""
-    lines = _lines_to(problem, at)
-    device = inputs.query.device
-    zeros = [torch.zeros(n, dtype=torch.float64, device=device) for n in (problem.head_dim, problem.value_dim)]
-    exact, rough = list(zeros), list(zeros)
-    rows, cols = (_tokens([getattr(a, side) for a in lines], problem.lengths, device) for side in ("queries", "keys"))
-    column = int((cols == _flat(at, problem.lengths)).nonzero())
-    step = max(1, CHUNK_SCORES // cols.numel())
-    first, rest = lines[0], lines[1:]
-    inner = prod(len(a.queries) for a in rest)
-    lead = max(1, step // inner)  # whole rows of the first axis per chunk
-    for start in range(0, len(first.queries), lead):
-        part = slice(start, start + lead)
-        mask = _block_mask([_Line(first.queries[part], first.keys, first.mask[part]), *rest], device)
-        chunk = rows[start * inner : (start + lead) * inner]
-        for member in range(problem.group_size):
-            head = kv_head * problem.group_size + member
-            q, k, v, go = (t for t in _heads(problem, inputs, grad_output, batch, head))
-            tensors = (q[chunk], k[cols], v[cols], go[chunk])
-            for into, block, cast in ((exact, _attend, torch.float64), (rough, _sdpa, problem.dtype)):
-                qs, ks, vs, gs = (t.to(cast) for t in tensors)
-                _, _, dk, dv = block(qs, ks, vs, gs, mask, problem.scale)
-                into[0] = into[0] + dk[column].double()
-                into[1] = into[1] + dv[column].double()
-    return {"dk": (exact[0], rough[0]), "dv": (exact[1], rough[1])}
+def _solve(
+    block: _Block, tensors: tuple[Tensor, ...], scale: float, attend: Solver, chunk: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output and dq `[rows * heads, D]`, dk and dv of the complete keys, float64; rows by the chunk."""
+    q, k, v, grad = tensors
+    step = max(1, chunk // (q.shape[0] * k.shape[0]))
+    by_row: list[tuple[Tensor, Tensor]] = []
+    by_key = [torch.zeros(block.complete.numel(), t.shape[-1], dtype=torch.float64, device=k.device) for t in (k, v)]
+    for start in range(0, q.shape[1], step):
+        part = slice(start, start + step)
+        mask = None if block.mask is None else block.mask[part]
+        output, dq, dk, dv = attend(q[:, part], k, v, grad[:, part], mask, scale, block.complete)
+        by_row.append((output.double(), dq.double()))
+        by_key = [total + t.double() for total, t in zip(by_key, (dk, dv))]
+    output, dq = (torch.cat(parts, 1).transpose(0, 1).flatten(0, 1) for parts in zip(*by_row))
+    return output, dq, by_key[0], by_key[1]
 
 
-def _heads(problem: Problem, inputs: Inputs, grad_output: Tensor, batch: int, head: int) -> tuple[Tensor, ...]:
-    """One head of query, key, value and output gradient, `[N, D]` each."""
-    kv = head // problem.group_size
-    pairs = ((inputs.query, head), (inputs.key, kv), (inputs.value, kv), (grad_output, head))
-    return tuple(t[batch].flatten(0, -3)[:, h] for t, h in pairs)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, go: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, ...]:
-    """Masked attention and its gradients by formula: output, dq, dk, dv."""
-    p = (scale * (q @ k.T)).masked_fill_(~mask, float("-inf")).softmax(-1)
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, mask: Tensor | None, scale: float, complete: Tensor
+) -> tuple[Tensor, ...]:
+    """Masked attention and its gradients by formula: output, dq, and dk and dv of the keys at `complete`."""
+    p = scale * (q @ k.T)
+    if mask is not None:
+        p.masked_fill_(~mask, float("-inf"))
+    p = p.softmax(-1)
     output = p @ v
-    delta = (output * go).sum(-1, keepdim=True)
-    dv = p.T @ go
-    ds = p.mul_((go @ v.T).sub_(delta))
-    return output, scale * (ds @ k), scale * (ds.T @ q), dv
+    delta = (output * grad).sum(-1, keepdim=True)
+    dv = (p[..., complete].transpose(1, 2) @ grad).sum(0)
+    ds = p.mul_((grad @ v.T).sub_(delta))
+    return output, scale * (ds @ k), scale * (ds[..., complete].transpose(1, 2) @ q).sum(0), dv
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, go: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, ...]:
-    """The same by torch's SDPA, in the dtype of the tensors."""
-    leaves = [t[None, None].detach().requires_grad_() for t in (q, k, v)]
-    query, key, value = leaves
-    output = _masked_sdpa(query, key, value, mask[None, None], scale)
-    grads = torch.autograd.grad(output, leaves, go[None, None])
-    return tuple(t.detach()[0, 0] for t in (output, *grads))
-
-
-def _masked_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """SDPA by a fused kernel that takes masks of any size, on a GPU too; by plain matrix products where none can."""
+def _sdpa(
+    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, mask: Tensor | None, scale: float, complete: Tensor
+) -> tuple[Tensor, ...]:
+    """The same by torch's SDPA in the dtype of the tensors: a fused kernel that takes masks, also on a GPU."""
+    leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+    keys, values = (t.expand(q.shape[0], *t.shape)[None] for t in leaves[1:])
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        output = scaled_dot_product_attention(leaves[0][None], keys, values, attn_mask=mask, scale=scale)[0]
+    dq, dk, dv = torch.autograd.grad(output, leaves, grad)
+    return output.detach(), dq, dk[complete], dv[complete]

@@ -1,0 +1,304 @@
+"""One problem of the paper's sweep: every system is prepared and checked, then all are timed in turns.
+
+Preparing (expected values, first runs, checks, capture into CUDA graphs) may share the GPU with other processes;
+timing must have it alone. So they are two steps: `prepare`, then `Ready.time`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vicinal import info
+from vicinal.bench.cases import Case, Pass, random_inputs
+from vicinal.bench.measure import Effort, time_calls
+from vicinal.bench.paper_systems import GEMM, NAIVE, PLAIN, fused_backends, systems
+from vicinal.bench.peers import System
+from vicinal.bench.truth import QUICK, Truth, truth
+from vicinal.problem import Inputs, Problem
+
+EAGER = Effort(samples=3, seconds=0.02, sample_seconds=3e-4)
+KERNEL = Effort(samples=5, seconds=0.03, sample_seconds=3e-4)
+LONGEST_CAPTURED = 0.02  # seconds; calls that take longer hide their host time: eager time is kernel time
+HOST_HIDDEN = 0.005  # a call that was not captured and yet is shorter than this has no kernel time
+GRAPH_SECONDS, GRAPH_CALLS = 0.003, 10  # of eager calls in a graph, about; and at most
+KEPT_BYTES = 8 << 30  # of freed memory that a process keeps from problem to problem
+
+Calls = dict[Pass, dict[str, Callable[[], object]]]
+
+
+@dataclass
+class Ready:
+    """A problem whose systems have been checked.
+
+    Attributes:
+        line: its object for the file, see `vicinal.bench.paper`; `time` completes it.
+        calls: eager calls by pass and system.
+        graphs: by pass and system, a CUDA graph of several calls, and of how many.
+    """
+
+    line: dict[str, Any]
+    calls: Calls = field(default_factory=dict)
+    graphs: dict[Pass, dict[str, tuple[torch.cuda.CUDAGraph, int]]] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
+
+    def time(self, device: torch.device) -> dict[str, Any]:
+        """Time every call; the completed line."""
+        start = time.perf_counter()
+        try:
+            with _stream(device):
+                for p in self.calls:
+                    self._time(p, device)
+        except Exception as error:
+            self.line["error"] = words(error)
+        self.spent["timing"] = time.perf_counter() - start
+        self.line["seconds"] = _rounded(sum(self.spent.values()))
+        self.line["spent"] = {what: _rounded(seconds) for what, seconds in self.spent.items()}
+        self.calls, self.graphs = {}, {}
+        return self.line
+
+    def _time(self, p: Pass, device: torch.device) -> None:
+        results = self.line["systems"]
+        for name, timing in time_calls(self.calls[p], device, EAGER).items():
+            results[name]["eager"][p] = _rounded(timing.median)
+            results[name]["kernel"][p] = None
+            if device.type == "cuda" and name not in self.graphs[p] and timing.median > HOST_HIDDEN:
+                results[name]["kernel"][p] = _rounded(timing.median)
+                results[name]["kernel_is_eager"].append(p)
+        replays = {name: graph.replay for name, (graph, _) in self.graphs[p].items()}
+        for name, timing in time_calls(replays, device, KERNEL).items():
+            results[name]["kernel"][p] = _rounded(timing.median / self.graphs[p][name][1])
+
+
+def prepare(case: Case, compiled: bool, device: torch.device) -> Ready:
+    """Run and check every system on one problem; `compiled`: also those under torch.compile. Raises nothing."""
+    problem = case.problem(device)
+    ready = Ready(empty_line(case, problem))
+    try:
+        with _stream(device):
+            _prepare_all(ready, case, problem, systems(device, compiled))
+        ready.line["fused"] = fused_backends(problem, case.passes)
+    except Exception as error:
+        ready.line["error"] = words(error)
+    return ready
+
+
+def usable(device: torch.device) -> bool:
+    """Whether the CUDA context still works; frees cached memory where there is much."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            if torch.cuda.memory_reserved(device) > KEPT_BYTES:
+                torch.cuda.empty_cache()
+    except Exception:
+        return False
+    return True
+
+
+def empty_line(case: Case, problem: Problem) -> dict[str, Any]:
+    """The object of a problem without results."""
+    return {
+        "kind": "problem",
+        "name": case.name,
+        "rank": len(case.lengths),
+        "dtype": info.dtype_name(case.dtype),
+        "lengths": list(case.lengths),
+        "window": list(case.neighborhood.window),
+        "dilation": list(case.neighborhood.dilation),
+        "batch": case.batch,
+        "heads": case.heads,
+        "head_dim": case.head_dim,
+        "useful_scores": problem.useful_scores,
+        "fused": None,
+        "seconds": None,
+        "error": None,
+        "systems": {},
+    }
+
+
+def words(error: BaseException) -> str:
+    """An error in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+# Preparing --------------------------------------------------------------------------------------------------------
+
+
+def _prepare_all(ready: Ready, case: Case, problem: Problem, every: Sequence[System]) -> None:
+    clock = _Clock(ready.spent)
+    inputs = random_inputs(problem)
+    generator = torch.Generator(problem.device).manual_seed(1)
+    grad = torch.randn(inputs.query.shape, generator=generator, device=problem.device).to(problem.dtype)
+    gradients = case.passes != ("forward",)
+    targets = {"neighborhood": problem, "self attention": case.self_attention().problem(problem.device)}
+    truths = {name: truth(target, inputs, grad, gradients, QUICK) for name, target in targets.items()}
+    clock("expected values")
+    ready.calls = {p: {} for p in case.passes}
+    ready.graphs = {p: {} for p in case.passes}
+    for system in every:
+        result: dict[str, Any] = {"status": "ok", "reason": None, "errors": {}}
+        result |= {"eager": {}, "kernel": {}, "kernel_is_eager": []}
+        ready.line["systems"][system.name] = result
+        reason = system.unsupported(problem)
+        if reason is not None:
+            result |= {"status": "skipped", "reason": reason}
+            continue
+        try:
+            made = _checked(system, case, problem, inputs, grad, truths[system.computes], result)
+            for p, call in made.items():
+                ready.calls[p][system.name] = call
+        except Exception as error:
+            result |= {"status": "failed", "reason": words(error)}
+            continue
+        clock(system.name)
+    if problem.device.type == "cuda":
+        for p, calls in ready.calls.items():
+            for name, call in calls.items():
+                try:
+                    captured = _captured(call, problem.device)
+                except Exception as error:
+                    ready.line["systems"][name]["reason"] = f"no CUDA graph: {words(error)}"
+                    continue
+                if captured is not None:
+                    ready.graphs[p][name] = captured
+        clock("graphs")
+
+
+class _Clock:
+    """Adds the time since it was last called to `spent`."""
+
+    def __init__(self, spent: dict[str, float]) -> None:
+        self.spent = spent
+        self.last = time.perf_counter()
+
+    def __call__(self, what: str) -> None:
+        now = time.perf_counter()
+        self.spent[what] = now - self.last
+        self.last = now
+
+
+def _checked(
+    system: System, case: Case, problem: Problem, inputs: Inputs, grad: Tensor, expected: Truth, result: dict[str, Any]
+) -> dict[Pass, Callable[[], object]]:
+    """The calls to time; none where the results of a first run are wrong. What that run took is put into `result`."""
+    made, tensors, result["peak_bytes"] = first_run(system, case, problem, inputs, grad)
+    errors = expected.errors(tensors)
+    result["errors"] = {name: _rounded(e) for name, e in errors.items()}
+    stored = problem.dtype if system.name in (NAIVE, GEMM, PLAIN) else None
+    faults = expected.faults(errors, stored)
+    if not faults:
+        return made
+    result |= {"status": "wrong", "reason": "; ".join(faults)}
+    return {}
+
+
+def first_run(
+    system: System, case: Case, problem: Problem, inputs: Inputs, grad: Tensor
+) -> tuple[dict[Pass, Callable[[], object]], dict[str, Tensor], int | None]:
+    """The calls to time; the heads-last results of a first run; the memory that run took beyond its inputs."""
+    first = system.layout == "heads-first"
+    leaves = [_heads_first(t) if first else t for t in inputs[:3]]
+    upstream = _heads_first(grad) if first else grad
+    attend = system.prepare(problem)
+    made: dict[Pass, Callable[[], object]] = {}
+    cuda = problem.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    with torch.no_grad():
+        found = {"output": attend(*leaves)}
+    if "forward" in case.passes:
+        made["forward"] = partial(_without_grad, attend, leaves)
+    if "forward+backward" in case.passes and system.no_backward(problem) is None:
+        leaves = [t.detach().requires_grad_() for t in leaves]
+        found |= dict(zip(("dq", "dk", "dv"), _both(attend, leaves, upstream)))
+        made["forward+backward"] = partial(_both, attend, leaves, upstream)
+    if first:
+        found = {name: t.transpose(1, 2).unflatten(1, problem.lengths) for name, t in found.items()}
+    peak = None
+    if cuda:
+        torch.cuda.synchronize()  # an error of this system's kernels shows here, not at the next one's
+        peak = torch.cuda.max_memory_allocated() - before
+    return made, {name: t.detach() for name, t in found.items()}, peak
+
+
+def _heads_first(t: Tensor) -> Tensor:
+    return t.flatten(1, -3).transpose(1, 2).contiguous()
+
+
+def _without_grad(attend: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Tensor:
+    with torch.no_grad():
+        return attend(*leaves)
+
+
+def _both(attend: Callable[..., Tensor], leaves: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(attend(*leaves), leaves, grad)
+
+
+# CUDA graphs ------------------------------------------------------------------------------------------------------
+
+
+def _captured(call: Callable[[], object], device: torch.device) -> tuple[torch.cuda.CUDAGraph, int] | None:
+    """A graph of some calls and how many they are; None for a call so long that it is not worth it."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    if seconds > LONGEST_CAPTURED:
+        return None
+    count = min(GRAPH_CALLS, max(1, ceil(GRAPH_SECONDS / seconds)))
+    return _graph(call, count, _pool(device)), count
+
+
+def _graph(call: Callable[[], object], count: int, pool: Any) -> torch.cuda.CUDAGraph:
+    """Like `torch.cuda.graph`, which first returns all cached memory to the device: that took most of the time."""
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin(pool=pool)
+    try:
+        for _ in range(count):
+            call()
+    finally:
+        graph.capture_end()
+    return graph
+
+
+@cache
+def _pool(device: torch.device) -> Any:
+    """Memory for all graphs, which run one at a time; kept by a graph that does next to nothing."""
+    keeper = torch.zeros(1, device=device)
+    _keepers.append((_graph(lambda: keeper.add_(1), 1, None), keeper))
+    return _keepers[-1][0].pool()
+
+
+_keepers: list[tuple[torch.cuda.CUDAGraph, Tensor]] = []
+
+
+@contextmanager
+def _stream(device: torch.device) -> Iterator[None]:
+    """A CUDA stream other than the default, which capture needs; one for all problems, so that memory is reused."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.stream(_side_stream(device)):
+        yield
+        torch.cuda.synchronize(device)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _rounded(number: float) -> float:
+    """Four digits: files of results stay small."""
+    return float(f"{number:.4g}")
