@@ -42,21 +42,23 @@ class Program:
     """How a set of heads is run.
 
     Attributes:
+        apart: whether pieces run on threads of their own; else torch's threads share every operation.
         plain: whether one call of torch's attention on the inputs as they are does it all.
     """
 
     heads: HeadSet
     plan: StripPlan
     slabs: bool
+    apart: bool
     plain: bool
 
     def forward(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp, of the width of the tokens."""
-        return (cpu_slabs.forward if self.slabs else cpu_strips.forward)(self.plan, tokens)
+        return (cpu_slabs.forward if self.slabs else cpu_strips.forward)(self.plan, tokens, self.apart)
 
     def backward(self, tokens: Tokens, results: Results) -> Tokens:
         """Gradients of the tokens."""
-        return (cpu_slabs.backward if self.slabs else cpu_strips.backward)(self.plan, tokens, results)
+        return (cpu_slabs.backward if self.slabs else cpu_strips.backward)(self.plan, tokens, results, self.apart)
 
 
 class CpuBackend:
@@ -244,7 +246,7 @@ def _programs(problem: Problem, config: TileConfig, width: int, direction: Direc
             row_axis = 0 if slabs else int(config.variant.rsplit(" ", 1)[1])
             choice = choose(shape, direction, config.query_tile, row_axis, slabs)
         plan = strip_plan(choice.key)
-        found.append(Program(own, plan, choice.slabs, len(sets) == 1 and _is_plain(problem, choice.slabs, plan)))
+        found.append(Program(own, plan, choice.slabs, choice.apart, len(sets) == 1 and _is_plain(problem, choice.slabs, plan)))
     return tuple(found)
 
 

@@ -25,6 +25,7 @@ CHUNK_BYTES = 4 << 20  # of strips at a time: they should stay in the last-level
 MASK_BYTES = 4 << 20  # of masks that differ from tile to tile
 MASK_PAIRS = 1 << 22  # of one masked tile
 CALL_NS, COPY_NS = 20e3, 8e3  # before anything is computed or copied; twice that to start other threads
+APART_NS = 100e3  # to wake threads that take chunks of their own, and to wait for them
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,19 @@ class Shape:
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to run a shape, its estimated time in nanoseconds, and the largest box of keys of a query tile."""
+    """A way to run a shape.
+
+    Attributes:
+        cost: estimated time in nanoseconds.
+        slabs: whether by slabs, not strips.
+        apart: whether threads take chunks of their own.
+        box: the largest box of keys of a query tile.
+    """
 
     cost: float
     key: StripKey
     slabs: bool
+    apart: bool
     box: tuple[int, ...]
 
 
@@ -90,6 +99,16 @@ def _sizes(axis: Axis, length: int, rank: int) -> list[int]:
 
 
 def _choice(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis: int, slabs: bool) -> Choice | None:
+    """The cheaper of torch's threads in every operation and threads that take chunks of their own."""
+    ways = [_way(shape, direction, tile, row_axis, slabs, apart) for apart in (False, True)]
+    return min((way for way in ways if way is not None), key=lambda c: c.cost, default=None)
+
+
+def _way(
+    shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis: int, slabs: bool, apart: bool
+) -> Choice | None:
+    if apart and (shape.threads == 1 or (shape.has_rpb and direction == "backward")):
+        return None  # chunks of one head share the gradient of its bias
     order = (row_axis, *(a for a in range(len(tile)) if a != row_axis))
     axes = [shape.neighborhood.axes[a] for a in order]
     sorts = [shares(a, shape.lengths[o]) for a, o in zip(axes, order)]
@@ -116,7 +135,8 @@ def _choice(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis:
     scores = units * inner_tiles * row_tiles * queries * columns
     unit_bytes = groups * inner_tiles * lengths[0] * box * shape.width * 2 * shape.itemsize
     first_tiles = len(inner[0].tiles) if inner else 1
-    chunk, most_tiles = _chunk(shape, unit_bytes, first_tiles)
+    least = shape.threads if apart else 1
+    chunk, most_tiles = _chunk(shape, unit_bytes, first_tiles, least)
     cuts = ceil(first_tiles / most_tiles)
     in_chunk = chunk[0] * chunk[1] * groups * inner_tiles // cuts
     split = inner_tiles > 1 and in_chunk * queries * columns * runs * shape.itemsize > MASK_BYTES
@@ -142,29 +162,40 @@ def _choice(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis:
         if direction == "backward":
             score_ns *= 1.05  # rows of the gradients are far apart
             copied_ns = 0.0 if row_tiles == 1 else 6.0 * tokens + 0.8 * units * row_tiles * columns * shape.width
-    start = 1 if shape.threads == 1 else 2
-    busy = min(shape.threads, max(1, in_chunk if not slabs else units))
-    cost = (scores * score_ns + copied_ns) / busy + chunks * patterns * (CALL_NS * calls + COPY_NS * copies) * start
+    computed_ns, started_ns = scores * score_ns + copied_ns, chunks * patterns * (CALL_NS * calls + COPY_NS * copies)
+    if apart:
+        tasks = shape.kv_heads if slabs else chunks * patterns if direction == "forward" else chunks // cuts
+        if tasks < shape.threads or (slabs and row_tiles == 1):
+            return None
+        share = ceil(tasks / shape.threads) / tasks  # of the busiest thread
+        cost = (computed_ns + started_ns) * share + APART_NS
+    else:
+        busy = min(shape.threads, max(1, in_chunk if not slabs else units))
+        cost = computed_ns / busy + started_ns * (1 if shape.threads == 1 else 2)
     key = StripKey(
         shape.batch, shape.lengths, shape.kv_heads, shape.group, shape.width, shape.neighborhood, tile, row_axis,
         chunk, most_tiles, split,
     )  # fmt: skip
     largest = max(high - low for low, high in _boxes(axes[0], lengths[0], min(tile[row_axis], lengths[0])))
     boxes = dict(zip(order, (largest, *(a.box for a in inner))))
-    return Choice(cost, key, slabs, tuple(boxes[a] for a in range(len(tile))))
+    return Choice(cost, key, slabs, apart, tuple(boxes[a] for a in range(len(tile))))
 
 
-def _chunk(shape: Shape, unit_bytes: int, first_tiles: int) -> tuple[tuple[int, int], int]:
+def _chunk(
+    shape: Shape, unit_bytes: int, first_tiles: int, least: int
+) -> tuple[tuple[int, int], int]:
     """Key heads and batch elements per chunk, and tiles of the first inner axis: about `CHUNK_BYTES` of strips.
 
     Heads are next to each other in memory, so they stay together if they can. Heads and batch elements are divisors:
-    all chunks are alike.
+    all chunks are alike. There are at least `least` chunks of heads and batch elements, if there are so many of these.
     """
+    batch = max(shape.batch, 1)
+    most = max(1, shape.kv_heads * batch // least)  # heads times batch elements
     units = max(1, first_tiles * CHUNK_BYTES // max(unit_bytes, 1))  # one tile of the first inner axis each
-    heads = 1 if shape.has_rpb else _divisor(shape.kv_heads, units)
+    heads = 1 if shape.has_rpb else _divisor(shape.kv_heads, min(units, most))
     cuts = ceil(first_tiles / min(first_tiles, units // heads))
-    batch = _divisor(max(shape.batch, 1), units // (heads * first_tiles)) if cuts == 1 else 1
-    return (heads, batch), ceil(first_tiles / cuts)
+    elements = _divisor(batch, min(units // (heads * first_tiles), most // heads)) if cuts == 1 else 1
+    return (heads, elements), ceil(first_tiles / cuts)
 
 
 def _divisor(number: int, most: int) -> int:

@@ -6,30 +6,36 @@ For problems whose inner axes are short (or none): a slab of queries and the sla
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from vicinal.backends.cpu_plan import StripPlan
 from vicinal.backends.cpu_strips import MASKS, Results, Tokens, attention, attention_backward
+from vicinal.backends.cpu_threads import each
 
 Slab = tuple[slice, slice, Tensor | None]  # tokens of the queries, of the keys, mask
 
 
-def forward(plan: StripPlan, tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """Output `[B, *X, H, width]` and log-sum-exp `[B, *X, H]`."""
+def forward(plan: StripPlan, tokens: Tokens, apart: bool) -> tuple[Tensor, Tensor]:
+    """Output `[B, *X, H, width]` and log-sum-exp `[B, *X, H]`; where `apart`, heads on threads of their own."""
     if is_single(plan):
         return forward_single(plan, tokens.query, tokens.key, tokens.value, tokens.scale)
-    query, key, value = _flat(tokens.query), _flat(tokens.key), _flat(tokens.value)
-    shape = tokens.query.shape
-    outputs, sums = [], []
-    for queries, keys, mask in _slabs(plan, query.dtype):
-        out, lse = attention(
-            query[:, :, queries], key[:, :, keys], value[:, :, keys], 0.0, False, attn_mask=mask, scale=tokens.scale
-        )  # fmt: skip
-        outputs.append(out.transpose(1, 2))
-        sums.append(lse.transpose(1, 2))
-    return torch.cat(outputs, 1).view(shape), torch.cat(sums, 1).view(shape[:-1])
+    output, lse = torch.empty_like(tokens.query), tokens.query.new_empty(tokens.query.shape[:-1])
+    flat = _flat(tokens.query), _flat(tokens.key), _flat(tokens.value), _flat(output), _flat(lse.unsqueeze(-1))
+
+    def attend(heads: slice) -> None:
+        query, key, value, into, into_lse = (t[:, heads] for t in flat)
+        for queries, keys, mask in _slabs(plan, query.dtype):
+            out, sums = attention(
+                query[:, :, queries], key[:, :, keys], value[:, :, keys], 0.0, False, attn_mask=mask, scale=tokens.scale
+            )  # fmt: skip
+            into[:, :, queries].copy_(out)
+            into_lse[:, :, queries, 0].copy_(sums)
+
+    each(attend, _head_ranges(tokens, apart), apart)
+    return output, lse
 
 
 def forward_single(plan: StripPlan, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -47,37 +53,37 @@ def forward_single(plan: StripPlan, query: Tensor, key: Tensor, value: Tensor, s
     return out.transpose(1, 2).view(shape), lse.transpose(1, 2).view(shape[:-1])
 
 
-def backward(plan: StripPlan, tokens: Tokens, results: Results) -> Tokens:
-    """Gradients of `tokens`."""
+def backward(plan: StripPlan, tokens: Tokens, results: Results, apart: bool) -> Tokens:
+    """Gradients of `tokens`; where `apart`, heads on threads of their own."""
     query, key, value = _flat(tokens.query), _flat(tokens.key), _flat(tokens.value)
-    output, above = _flat(results.output), _flat(results.grad_output)
-    lse = results.lse.flatten(1, -2).transpose(1, 2)
+    output, above, lse = _flat(results.output), _flat(results.grad_output), _flat(results.lse.unsqueeze(-1))[..., 0]
     if is_single(plan):
         mask = _single_mask(plan, query.dtype)
         grads = attention_backward(
             above, query, key, value, output, lse, 0.0, False, attn_mask=mask, scale=tokens.scale
         )
-        grad_query, grad_key, grad_value = (g.transpose(1, 2) for g in grads)
-    else:
-        parts = []
-        grad_key, grad_value = torch.zeros_like(tokens.key), torch.zeros_like(tokens.value)
-        into_key, into_value = _flat(grad_key), _flat(grad_value)
+        dq, dk, dv = (g.transpose(1, 2).reshape(tokens.query.shape) for g in grads)
+        return Tokens(dq, dk, dv, None, tokens.scale)
+    grad_query, grad_key, grad_value = (torch.empty_like(t) for t in (tokens.query, tokens.key, tokens.value))
+    flat = query, key, value, output, above, lse, _flat(grad_query), _flat(grad_key), _flat(grad_value)
+
+    def attend(heads: slice) -> None:
+        q, k, v, o, do, sums, into_query, into_key, into_value = (t[:, heads] for t in flat)
+        # Added up heads first: rows of one head are then next to each other.
+        sum_key, sum_value = (torch.zeros(t.shape, dtype=t.dtype) for t in (k, v))
         for queries, keys, mask in _slabs(plan, query.dtype):
             dq, dk, dv = attention_backward(
-                above[:, :, queries], query[:, :, queries], key[:, :, keys], value[:, :, keys],
-                output[:, :, queries], lse[:, :, queries], 0.0, False, attn_mask=mask, scale=tokens.scale,
+                do[:, :, queries], q[:, :, queries], k[:, :, keys], v[:, :, keys],
+                o[:, :, queries], sums[:, :, queries], 0.0, False, attn_mask=mask, scale=tokens.scale,
             )  # fmt: skip
-            parts.append(dq.transpose(1, 2))
-            into_key[:, :, keys].add_(dk)
-            into_value[:, :, keys].add_(dv)
-        grad_query = torch.cat(parts, 1)
-    return Tokens(
-        grad_query.reshape(tokens.query.shape),
-        grad_key.reshape(tokens.key.shape),
-        grad_value.reshape(tokens.key.shape),
-        None,
-        tokens.scale,
-    )
+            into_query[:, :, queries].copy_(dq)
+            sum_key[:, :, keys].add_(dk)
+            sum_value[:, :, keys].add_(dv)
+        into_key.copy_(sum_key)
+        into_value.copy_(sum_value)
+
+    each(attend, _head_ranges(tokens, apart), apart)
+    return Tokens(grad_query, grad_key, grad_value, None, tokens.scale)
 
 
 def is_single(plan: StripPlan) -> bool:
@@ -96,6 +102,14 @@ def _slabs(plan: StripPlan, dtype: torch.dtype) -> Iterator[Slab]:
         for i in range(run.tiles):
             query, key = run.first_query + i * run.rows, run.first_key + i * run.rows
             yield slice(query * row, (query + run.rows) * row), slice(key * row, (key + run.keys) * row), mask
+
+
+def _head_ranges(tokens: Tokens, apart: bool) -> list[slice]:
+    """The heads in as many even ranges as there are threads."""
+    heads = tokens.query.shape[-2]
+    count = min(torch.get_num_threads(), heads) if apart else 1
+    cuts = [heads * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(cuts)]
 
 
 def _single_mask(plan: StripPlan, dtype: torch.dtype) -> Tensor | None:

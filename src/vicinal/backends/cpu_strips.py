@@ -12,6 +12,7 @@ from torch.utils import deterministic
 
 from vicinal.backends.cpu_masks import MaskCache, bias_index, biased
 from vicinal.backends.cpu_plan import Copy, InnerGroup, Part, StripPlan, Work
+from vicinal.backends.cpu_threads import each
 
 attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -68,35 +69,37 @@ class Scratch(local):
 SCRATCH = Scratch()
 
 
-def forward(plan: StripPlan, tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """Output `[B, *X, H, width]` and log-sum-exp `[B, *X, H]`."""
+def forward(plan: StripPlan, tokens: Tokens, apart: bool) -> tuple[Tensor, Tensor]:
+    """Output `[B, *X, H, width]` and log-sum-exp `[B, *X, H]`; where `apart`, chunks on threads of their own."""
     output, lse = torch.empty_like(tokens.query), tokens.query.new_empty(tokens.query.shape[:-1])
-    scratch = SCRATCH
-    for part in plan.parts:
-        for head, query_at, key_at, lse_at in plan.chunks:
-            for group in part.groups:
-                boxes = _box_shape(plan, part, group)
-                key = _get(tokens.key, group.gather, key_at, scratch.take("key", tokens.key, boxes))
-                value = _get(tokens.value, group.gather, key_at, scratch.take("value", tokens.key, boxes))
-                for work in group.works:
-                    query = _tiles(plan, part, group, work, tokens.query, query_at, scratch, "query")
-                    out, sums = attention(
-                        query,
-                        _row_boxes(key, part, group, work),
-                        _row_boxes(value, part, group, work),
-                        0.0,
-                        False,
-                        attn_mask=_mask(plan, part, group, work, tokens, head),
-                        scale=tokens.scale,
-                    )
-                    _put(out.transpose(1, 2), work.results, output, query_at)
-                    _put(sums.transpose(1, 2), work.lse_results, lse, lse_at)
-    scratch.shrink()
+
+    def attend(task: tuple[Part, InnerGroup, tuple[int, int, int, int]]) -> None:
+        part, group, (head, query_at, key_at, lse_at) = task
+        scratch = SCRATCH
+        boxes = _box_shape(plan, part, group)
+        key = _get(tokens.key, group.gather, key_at, scratch.take("key", tokens.key, boxes))
+        value = _get(tokens.value, group.gather, key_at, scratch.take("value", tokens.key, boxes))
+        for work in group.works:
+            query = _tiles(plan, part, group, work, tokens.query, query_at, scratch, "query")
+            out, sums = attention(
+                query,
+                _row_boxes(key, part, group, work),
+                _row_boxes(value, part, group, work),
+                0.0,
+                False,
+                attn_mask=_mask(plan, part, group, work, tokens, head),
+                scale=tokens.scale,
+            )
+            _put(out.transpose(1, 2), work.results, output, query_at)
+            _put(sums.transpose(1, 2), work.lse_results, lse, lse_at)
+        scratch.shrink()
+
+    each(attend, ((p, g, c) for p in plan.parts for c in plan.chunks for g in p.groups), apart)
     return output, lse
 
 
-def backward(plan: StripPlan, tokens: Tokens, results: Results) -> Tokens:
-    """Gradients of `tokens`."""
+def backward(plan: StripPlan, tokens: Tokens, results: Results, apart: bool) -> Tokens:
+    """Gradients of `tokens`; where `apart`, chunks on threads of their own."""
     grads = Tokens(
         torch.empty_like(tokens.query),
         torch.empty_like(tokens.key),
@@ -104,18 +107,19 @@ def backward(plan: StripPlan, tokens: Tokens, results: Results) -> Tokens:
         None if tokens.rpb is None else torch.zeros_like(tokens.rpb),
         tokens.scale,
     )
-    scratch = SCRATCH
-    for part in plan.parts:
-        for chunk in plan.chunks:
-            if len(part.groups) == 1 and part.groups[0].tiles == 1:
-                grad_key, grad_value = _backward_group(
-                    plan, part, part.groups[0], chunk, tokens, results, grads, scratch
-                )
-            else:
-                grad_key, grad_value = _backward_groups(plan, part, chunk, tokens, results, grads, scratch)
-            _put(grad_key, (part.keys,), grads.key, chunk[2])
-            _put(grad_value, (part.keys,), grads.value, chunk[2])
-    scratch.shrink()
+
+    def attend(task: tuple[Part, tuple[int, int, int, int]]) -> None:
+        part, chunk = task
+        scratch = SCRATCH
+        if len(part.groups) == 1 and part.groups[0].tiles == 1:
+            grad_key, grad_value = _backward_group(plan, part, part.groups[0], chunk, tokens, results, grads, scratch)
+        else:
+            grad_key, grad_value = _backward_groups(plan, part, chunk, tokens, results, grads, scratch)
+        _put(grad_key, (part.keys,), grads.key, chunk[2])
+        _put(grad_value, (part.keys,), grads.value, chunk[2])
+        scratch.shrink()
+
+    each(attend, ((p, c) for p in plan.parts for c in plan.chunks), apart)
     return grads
 
 
