@@ -36,7 +36,7 @@ def chip(monkeypatch):
     nvidia = pytest.importorskip("triton.backends.nvidia.driver")
     from triton.runtime import driver
 
-    if not hasattr(nvidia, "wrap_handle_tensordesc") or not hasattr(nvidia.CudaLauncher, "__call__"):
+    if not hasattr(nvidia, "wrap_handle_tensordesc"):
         pytest.skip("this Triton's launcher is of another kind")
     seen = SimpleNamespace(launches=[], encoded=0)
 

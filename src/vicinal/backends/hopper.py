@@ -16,7 +16,7 @@ from torch import Tensor
 from vicinal.backends import hopper_backward
 from vicinal.backends.hopper_arguments import axis_arguments, contiguous_strides, flags, group_arguments, head_table
 from vicinal.backends.hopper_launch import Launcher, Tile
-from vicinal.backends.hopper_layout import Launch, describable, describe, launches, three
+from vicinal.backends.hopper_layout import Launch, describe, described, launches, three
 from vicinal.backends.hopper_tiles import (
     SHARED_MEMORY,
     WARPGROUPS,
@@ -58,7 +58,7 @@ class HopperBackend:
         return _configs(problem, direction)
 
     def forward(self, problem: Problem, config: TileConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        query, key, value = describable(inputs.query), describable(inputs.key), describable(inputs.value)
+        query, key, value = described(inputs)
         output = query.new_empty((*query.shape[:-1], problem.value_dim))
         lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
         strides = (query.stride(), key.stride(), value.stride())

@@ -17,7 +17,7 @@ from vicinal.backends.hopper_arguments import (
     head_table,
 )
 from vicinal.backends.hopper_launch import Launcher, Tile
-from vicinal.backends.hopper_layout import Descriptor, Launch, describable, describe, launches, packed, three
+from vicinal.backends.hopper_layout import Descriptor, Launch, describe, described, launches, packed, three
 from vicinal.backends.hopper_tiles import WARPGROUPS
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning.config import TileConfig
@@ -44,7 +44,7 @@ def backward(
     grad_lse: Tensor | None,
 ) -> Inputs:
     """The gradients of query, key and value; see `vicinal.backends.protocol.Backend`."""
-    query, key, value = describable(inputs.query), describable(inputs.key), describable(inputs.value)
+    query, key, value = described(inputs)
     output, grad_output, lse = packed(output), packed(grad_output), packed(lse)
     grad_lse = None if grad_lse is None else packed(grad_lse)
     d_query = torch.empty_like(query, memory_format=torch.contiguous_format)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.tiles import groups
-from vicinal.problem import Problem
+from vicinal.problem import Inputs, Problem
 
 ALIGNMENT = 8  # elements of 2 bytes: descriptors take strides and addresses of 16 bytes
 RANK = 3
@@ -63,6 +63,15 @@ def launches(problem: Problem) -> list[Launch]:
     parts = [tuple(zip(*axes)) for axes in product(*per_axis)]
     parts.sort(key=lambda part: -prod(part[0]) * prod(part[1]))
     return [Launch(x, g, first, (lengths[1], lengths[2])) for x, g, first in parts]
+
+
+def described(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value, each `describable`."""
+    query, key, value = inputs.query, inputs.key, inputs.value
+    packed = query.is_contiguous() and key.is_contiguous() and value.is_contiguous()
+    if packed and (query.data_ptr() | key.data_ptr() | value.data_ptr()) % 16 == 0:  # the common case, quickly
+        return query, key, value
+    return describable(query), describable(key), describable(value)
 
 
 def describable(tensor: Tensor) -> Tensor:
