@@ -21,6 +21,8 @@ plain torch (`variant="torch"`). They work under `torch.compile`, autograd of an
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -269,9 +271,17 @@ def _slots(tensor: Tensor, kernel_size, stride, dilation, is_causal, boundary) -
     rank = tensor.ndim - 3
     if rank not in (1, 2, 3):
         raise ValueError(f"tensors must be [batch, 1 to 3 lengths, heads, head_dim], got {list(tensor.shape)}")
-    neighborhood = Neighborhood.of(rank, kernel_size, stride, dilation, is_causal, boundary)
+    arguments = (kernel_size, stride, dilation, is_causal, boundary)
+    key = tuple(tuple(x) if isinstance(x, list) else x for x in arguments)
     lengths = tuple(tensor.shape[1:-2])
-    return Slots(neighborhood.resolve(lengths), lengths)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # lengths are no integers
+        return Slots(Neighborhood.of(rank, *key).resolve(lengths), lengths)
+    return _cached_slots(lengths, *key)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _cached_slots(lengths: tuple[int, ...], *arguments: Any) -> Slots:
+    return Slots(Neighborhood.of(len(lengths), *arguments).resolve(lengths), lengths)
 
 
 def _check_pair(name: str, other: Tensor, query: Tensor, head_dim: int) -> None:
