@@ -155,8 +155,8 @@ def forward_launcher(
     constants = (
         d,
         dv,
-        *t,
-        *n,
+        t,
+        n,
         split,
         config.stages,
         problem.rank,

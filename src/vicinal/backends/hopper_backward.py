@@ -18,11 +18,11 @@ from vicinal.backends.hopper_arguments import (
 )
 from vicinal.backends.hopper_launch import Launcher, Tile
 from vicinal.backends.hopper_layout import Descriptor, Launch, describe, described, launches, packed, three
-from vicinal.backends.hopper_tiles import WARPGROUPS
+from vicinal.backends.hopper_tiles import WARPGROUPS, piece
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning.config import TileConfig
 
-HEAD_DIMS = (32, 64, 128)
+HEAD_DIMS = (32, 64, 96, 128)
 TOKENS = 64  # per program of `prepare`
 Strides = tuple[tuple[int, ...], ...]
 
@@ -75,7 +75,8 @@ def launchers(
     """For part of a problem: elements of each of `prepare`'s results, and the three launchers."""
     from vicinal.kernels.gluon import backward as kernels
 
-    d, dv = problem.head_dim, problem.value_dim
+    d = dv = problem.head_dim
+    wide = piece(d)
     x = (problem.batch, *problem.lengths)
     q_shape, k_shape = (*x, problem.heads, d), (*x, problem.kv_heads, d)
     v_shape, o_shape = (*x, problem.kv_heads, dv), (*x, problem.heads, dv)
@@ -111,27 +112,27 @@ def launchers(
     one_row = (1, *queries_tile)
     keys = Launcher(
         kernels.backward_keys,
-        (Tile(q, (1, *queries_tile, d)), Tile(o, (1, *queries_tile, dv)), Tile(prepared, one_row),
-         Tile(prepared, one_row), Tile(k, (1, *keys_tile, d)), Tile(v, (1, *keys_tile, dv)),
-         Tile(dk, (1, *keys_tile, d)), Tile(dvalue, (1, *keys_tile, dv)), None),
+        (Tile(q, (1, *queries_tile, wide)), Tile(o, (1, *queries_tile, wide)), Tile(prepared, one_row),
+         Tile(prepared, one_row), Tile(k, (1, *keys_tile, wide)), Tile(v, (1, *keys_tile, wide)),
+         Tile(dk, (1, *keys_tile, wide)), Tile(dvalue, (1, *keys_tile, wide)), None),
         (0,) * 9,
         (*axes, *tiles, problem.heads, problem.kv_heads, problem.group_size, *group_arguments(launch),
          q.token_columns, o.token_columns, k.token_columns, v.token_columns, dk.token_columns, dvalue.token_columns,
          problem.scale),
-        (d, dv, *keys_tile, *queries_tile, split, config.stages, *shape),
+        (d, keys_tile, queries_tile, split, config.stages, *shape),
         (programs * problem.kv_heads * prod(launch.groups) * problem.batch,),
         {"num_warps": 4, "maxnreg": 168},
     )  # fmt: skip
     tiles, programs = _grid(launch, queries_tile, split)
     queries = Launcher(
         kernels.backward_queries,
-        (Tile(q, (1, *queries_tile, d)), Tile(o, (1, *queries_tile, dv)), None, None,
-         Tile(k, (1, *keys_tile, d)), Tile(v, (1, *keys_tile, dv)), Tile(dq, (1, *queries_tile, d)), None),
+        (Tile(q, (1, *queries_tile, wide)), Tile(o, (1, *queries_tile, wide)), None, None,
+         Tile(k, (1, *keys_tile, wide)), Tile(v, (1, *keys_tile, wide)), Tile(dq, (1, *queries_tile, wide)), None),
         (0,) * 8,
         (*axes, *tiles, problem.heads, problem.group_size, *group_arguments(launch),
          q.token_columns, o.token_columns, k.token_columns, v.token_columns, dq.token_columns, *r_strides,
          problem.scale),
-        (d, dv, *queries_tile, *keys_tile, split, config.stages, *shape),
+        (d, queries_tile, keys_tile, split, config.stages, *shape),
         (programs * problem.heads * prod(launch.groups) * problem.batch,),
         {"num_warps": 4, "maxnreg": 168},
     )  # fmt: skip

@@ -21,13 +21,32 @@ from vicinal.kernels.gluon.compat import (
     gluon,
     mbarrier,
     tma_load,
-    tma_store,
     tma_store_wait,
-    warpgroup_mma,
     warpgroup_mma_wait,
 )
+from vicinal.kernels.gluon.pieces import (
+    add_product,
+    finished,
+    load_pieces,
+    scores_of,
+    store_pieces,
+    write_pieces,
+    zeros,
+)
 from vicinal.kernels.gluon.softmax import inside_all, neighbors
-from vicinal.kernels.gluon.walk import AXES, GROUPS, TILES, head_axes, in_order, locate, own_line, rows_of, union
+from vicinal.kernels.gluon.walk import (
+    AXES,
+    GROUPS,
+    TILES,
+    beside,
+    first_of,
+    head_axes,
+    in_order,
+    locate,
+    own_line,
+    rows_of,
+    union,
+)
 
 LOG2E = gl.constexpr(1.4426950408889634)
 
@@ -37,11 +56,11 @@ def prepare(
     o_ptr, do_ptr, lse_ptr, grad_lse_ptr, lse_out, delta_out,
     L0, L1, L2, heads, g0, g1, g2, X1, X2, o_outer, o_token, o0, o1, o2, l_outer, l_token, l0, l1, l2,
     r_row, r0, r1, tokens,
-    DV: gl.constexpr, WIDTH: gl.constexpr, BT: gl.constexpr, GROUPED: gl.constexpr,
+    D: gl.constexpr, WIDTH: gl.constexpr, BT: gl.constexpr, GROUPED: gl.constexpr,
     HAS_GRAD_LSE: gl.constexpr,
 ):  # fmt: skip
     """One program per `BT` tokens of a row. `o*` are the strides of both outputs, `l*` of both log-sum-exps, `r*` of
-    both results, in elements; a head is DV, 1 and `r_row` elements further on. `WIDTH` is DV rounded up to a power of
+    both results, in elements; a head is D, 1 and `r_row` elements further on. `WIDTH` is D rounded up to a power of
     two."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // (WIDTH // 8), WIDTH // 8], [4, 1], [1, 0])
     blocks = gl.cdiv(tokens, BT)
@@ -53,9 +72,9 @@ def prepare(
     x2 = t % L2
     x1 = t // L2 % L1
     x0 = t // L2 // L1
-    at = (outer.to(gl.int64) * o_outer + token * o_token + head * DV + x0.to(gl.int64) * o0 + x1.to(gl.int64) * o1
+    at = (outer.to(gl.int64) * o_outer + token * o_token + head * D + x0.to(gl.int64) * o0 + x1.to(gl.int64) * o1
           + x2.to(gl.int64) * o2)  # fmt: skip
-    mask = inside[:, None] & (column < DV)[None, :]
+    mask = inside[:, None] & (column < D)[None, :]
     o = gl.load(o_ptr + at[:, None] + column[None, :], mask=mask, other=0.0).to(gl.float32)
     do = gl.load(do_ptr + at[:, None] + column[None, :], mask=mask, other=0.0).to(gl.float32)
     delta = gl.sum(o * do, 1)
@@ -83,18 +102,18 @@ def backward_keys(
     L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2,
     n0, n1, n2, heads, kv_heads, group, g0, g1, g2, X1, X2,
     q_column, do_column, k_column, v_column, dk_column, dv_column, scale,
-    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
-    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    D: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
 ):  # fmt: skip
-    """dK and dV of one pair of key tiles `[T0, T1, T2]`, over query tiles `[N0, N1, N2]`; `scale` is natural."""
+    """dK and dV of one pair of key tiles `T`, over query tiles `N`; `scale` is natural."""
     axes = (L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2)
     tiles = (n0, n1, n2)
     columns = (q_column, do_column, k_column, v_column, dk_column, dv_column)
-    k_s = gl.allocate_shared_memory(k_desc.dtype, [2] + k_desc.block_shape, k_desc.layout)
-    v_s = gl.allocate_shared_memory(v_desc.dtype, [2] + v_desc.block_shape, v_desc.layout)
-    q_s = gl.allocate_shared_memory(q_desc.dtype, [STAGES] + q_desc.block_shape, q_desc.layout)
-    do_s = gl.allocate_shared_memory(do_desc.dtype, [STAGES] + do_desc.block_shape, do_desc.layout)
+    PIECES: gl.constexpr = D // k_desc.block_shape[4]
+    k_s = gl.allocate_shared_memory(k_desc.dtype, [2 * PIECES] + k_desc.block_shape, k_desc.layout)
+    v_s = gl.allocate_shared_memory(v_desc.dtype, [2 * PIECES] + v_desc.block_shape, v_desc.layout)
+    q_s = gl.allocate_shared_memory(q_desc.dtype, [STAGES * PIECES] + q_desc.block_shape, q_desc.layout)
+    do_s = gl.allocate_shared_memory(do_desc.dtype, [STAGES * PIECES] + do_desc.block_shape, do_desc.layout)
     lse_s = gl.allocate_shared_memory(gl.float32, [STAGES] + lse_desc.block_shape, lse_desc.layout)
     delta_s = gl.allocate_shared_memory(gl.float32, [STAGES] + delta_desc.block_shape, delta_desc.layout)
     kv_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
@@ -111,19 +130,18 @@ def backward_keys(
     buffers = (q_s, do_s, lse_s, delta_s, k_s, v_s)
     gl.warp_specialize([
         (_keys_consumer, (dk_desc, dv_desc, buffers, bars, table, axes, tiles, work, columns, scale,
-            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, gl.constexpr(0))),
+            D, T, N, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, gl.constexpr(0))),
         (_keys_consumer, (dk_desc, dv_desc, buffers, bars, table, axes, tiles, work, columns, scale,
-            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, gl.constexpr(1))),
+            D, T, N, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, gl.constexpr(1))),
         (_keys_producer, (q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, buffers, bars, table, axes, tiles,
-            work, columns, D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, STRIDED, MODED, PER_HEAD, GROUPED)),
+            work, columns, D, T, N, SPLIT, STAGES, STRIDED, MODED, PER_HEAD, GROUPED)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 
 @gluon.jit
 def _keys_producer(
     q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, buffers, bars, table, axes, tiles, work, columns,
-    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
-    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    D: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
 ):  # fmt: skip
     q_s, do_s, lse_s, delta_s, k_s, v_s = buffers
@@ -131,11 +149,9 @@ def _keys_producer(
     heads, kv_heads, group, groups = work
     OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
     INNER: gl.constexpr = 1 if SPLIT == 2 else 2
-    T: gl.constexpr = (T0, T1, T2)
-    N: gl.constexpr = (N0, N1, N2)
-    BYTES: gl.constexpr = (
-        q_desc.block_type.nbytes + do_desc.block_type.nbytes + lse_desc.block_type.nbytes + delta_desc.block_type.nbytes
-    )
+    PIECES: gl.constexpr = D // k_desc.block_shape[4]
+    TILES: gl.constexpr = (q_desc.block_type.nbytes + do_desc.block_type.nbytes) * PIECES
+    BYTES: gl.constexpr = TILES + lse_desc.block_type.nbytes + delta_desc.block_type.nbytes
     outer, place, token, kv_head, tile = locate(gl.program_id(0), tiles, kv_heads, groups, GROUPED)
     t = 0
     for member in range(group):
@@ -144,14 +160,12 @@ def _keys_producer(
         x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, True, STRIDED, MODED)
         if member == 0:
             for i in gl.static_range(2):
-                mbarrier.expect(kv_ready.index(i), k_desc.block_type.nbytes + v_desc.block_type.nbytes)
-                y0 = x0 + (i * T0 if SPLIT == 0 else 0)
-                y1 = x1 + (i * T1 if SPLIT == 1 else 0)
-                y2 = x2 + (i * T2 if SPLIT == 2 else 0)
-                tma_load(k_desc, [outer, y0, y1, y2, columns[2] * token + kv_head * D], kv_ready.index(i), k_s.index(i))
-                tma_load(
-                    v_desc, [outer, y0, y1, y2, columns[3] * token + kv_head * DV], kv_ready.index(i), v_s.index(i)
-                )
+                bar = kv_ready.index(i)
+                mbarrier.expect(bar, (k_desc.block_type.nbytes + v_desc.block_type.nbytes) * PIECES)
+                y = beside((x0, x1, x2), i, T, SPLIT)
+                at = (outer, y[0], y[1], y[2])
+                load_pieces(k_desc, at, columns[2] * token + kv_head * D, bar, k_s, i, PIECES)
+                load_pieces(v_desc, at, columns[3] * token + kv_head * D, bar, v_s, i, PIECES)
         row = place * heads + head
         for a in range(sa, ea, N[OUTER]):
             for b in range(sb, eb, N[INNER]):
@@ -161,9 +175,10 @@ def _keys_producer(
                     mbarrier.wait(empty.index(slot), ((t // STAGES) & 1) ^ 1)
                     bar = ready.index(slot)
                     mbarrier.expect(bar, BYTES)
-                    tma_load(q_desc, [outer, c[0], c[1], c[2], columns[0] * token + head * D], bar, q_s.index(slot))
+                    at = (outer, c[0], c[1], c[2])
+                    load_pieces(q_desc, at, columns[0] * token + head * D, bar, q_s, slot, PIECES)
                     tma_load(lse_desc, [row, c[0], c[1], c[2]], bar, lse_s.index(slot))
-                    tma_load(do_desc, [outer, c[0], c[1], c[2], columns[1] * token + head * DV], bar, do_s.index(slot))
+                    load_pieces(do_desc, at, columns[1] * token + head * D, bar, do_s, slot, PIECES)
                     tma_load(delta_desc, [row, c[0], c[1], c[2]], bar, delta_s.index(slot))
                     t += 1
 
@@ -171,8 +186,7 @@ def _keys_producer(
 @gluon.jit
 def _keys_consumer(
     dk_desc, dv_desc, buffers, bars, table, axes, tiles, work, columns, scale,
-    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
-    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    D: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
     W: gl.constexpr,
 ):  # fmt: skip
@@ -181,33 +195,27 @@ def _keys_consumer(
     heads, kv_heads, group, groups = work
     OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
     INNER: gl.constexpr = 1 if SPLIT == 2 else 2
-    T: gl.constexpr = (T0, T1, T2)
-    N: gl.constexpr = (N0, N1, N2)
-    BM: gl.constexpr = T0 * T1 * T2
-    BN: gl.constexpr = N0 * N1 * N2
+    BM: gl.constexpr = T[0] * T[1] * T[2]
+    BN: gl.constexpr = N[0] * N[1] * N[2]
+    WIDE: gl.constexpr = k_s.shape[5]
+    PIECES: gl.constexpr = D // WIDE
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
-    dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    dv_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DV, 16])
-    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=dv_layout, k_width=2)
-    ds_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=dk_layout, k_width=2)
+    sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDE, 16])
+    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=sum_layout, k_width=2)
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
     column_layout: gl.constexpr = gl.SliceLayout(0, s_layout)
     zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
-    dk = gl.zeros([BM, D], gl.float32, layout=dk_layout)
-    dv = gl.zeros([BM, DV], gl.float32, layout=dv_layout)
+    dk = zeros(BM, WIDE, PIECES, sum_layout)
+    dv = zeros(BM, WIDE, PIECES, sum_layout)
     outer, place, token, kv_head, tile = locate(gl.program_id(0), tiles, kv_heads, groups, GROUPED)
-    x0 = tile[0] * (T0 * 2 if SPLIT == 0 else T0) + (W * T0 if SPLIT == 0 else 0)
-    x1 = tile[1] * (T1 * 2 if SPLIT == 1 else T1) + (W * T1 if SPLIT == 1 else 0)
-    x2 = tile[2] * (T2 * 2 if SPLIT == 2 else T2) + (W * T2 if SPLIT == 2 else 0)
-    k = k_s.index(W).reshape([BM, D])
-    v = v_s.index(W).reshape([BM, DV])
+    x = beside(first_of(tile, T, SPLIT), W, T, SPLIT)
     mbarrier.wait(kv_ready.index(W), 0)
     t = 0
     for member in range(group):
         own = head_axes(axes, table, kv_head * group + member, PER_HEAD)
         _, _, _, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, True, STRIDED, MODED)
-        _, starts, widths, low, high = rows_of((x0, x1, x2), own, T, True, STRIDED, MODED, row_layout)
-        line, skip, before = own_line((x0, x1, x2)[SPLIT], sw, ew, T, N, own, SPLIT, W, STAGES, True, STRIDED, MODED)
+        _, starts, widths, low, high = rows_of(x, own, T, True, STRIDED, MODED, row_layout)
+        line, skip, before = own_line(x[SPLIT], sw, ew, T, N, own, SPLIT, W, STAGES, True, STRIDED, MODED)
         fw = sw + before * N[SPLIT]
         lw = fw + (line - skip) * N[SPLIT]
         count = gl.cdiv(ea - sa, N[OUTER]) * gl.cdiv(eb - sb, N[INNER]) * (line - skip)
@@ -229,35 +237,35 @@ def _keys_consumer(
                     a += N[OUTER]
             slot = t % STAGES
             mbarrier.wait(ready.index(slot), (t // STAGES) & 1)
-            q = q_s.index(slot).reshape([BN, D])
-            do = do_s.index(slot).reshape([BN, DV])
-            scoring = warpgroup_mma(k, q.permute((1, 0)), zero, use_acc=False, is_async=True)
-            rising = warpgroup_mma(v, do.permute((1, 0)), zero, use_acc=False, is_async=True)
+            scoring = scores_of(k_s, W, q_s, slot, zero, PIECES)
+            rising = scores_of(v_s, W, do_s, slot, zero, PIECES)
             lse = lse_s.index(slot).reshape([BN]).load(column_layout)
             delta = delta_s.index(slot).reshape([BN]).load(column_layout)
-            s = warpgroup_mma_wait(1, deps=[scoring])
+            s = warpgroup_mma_wait(PIECES, deps=[scoring])
             p = gl.exp2(s * (scale * LOG2E) - lse[None, :])
             c = in_order(a, b, w, SPLIT)
-            if not inside_all(c, low, high, N0, N1, N2, RANK):
-                p = gl.where(neighbors(c, starts, widths, N0, N1, N2, RANK, s_layout), p, 0.0)
+            if not inside_all(c, low, high, N, RANK):
+                p = gl.where(neighbors(c, starts, widths, N, RANK, s_layout), p, 0.0)
             pb = gl.convert_layout(p.to(dv_desc.dtype), p_layout)
-            dv_sum = warpgroup_mma(pb, do, dv, is_async=True)
-            dp = warpgroup_mma_wait(1, deps=[rising])
+            dv = add_product(pb, do_s, slot, dv, PIECES)
+            dp = warpgroup_mma_wait(PIECES, deps=[rising])
             ds = p * (dp - delta[None, :])
-            dsb = gl.convert_layout(ds.to(dk_desc.dtype), ds_layout)
-            dk_sum = warpgroup_mma(dsb, q, dk, is_async=True)
-            dv, dk, pb, dsb = warpgroup_mma_wait(0, deps=[dv_sum, dk_sum, pb, dsb])
+            dsb = gl.convert_layout(ds.to(dk_desc.dtype), p_layout)
+            dk = add_product(dsb, q_s, slot, dk, PIECES)
+            dv, pb = finished(dv, pb, PIECES)
+            dk, dsb = finished(dk, dsb, PIECES)
             mbarrier.arrive(empty.index(slot), count=1)
             t += 1
             w += N[SPLIT]
         for passed in range(skip - before):
             _pass_over(t, ready, empty, STAGES)
             t += 1
-    k.store((dk * scale).to(dk_desc.dtype))
-    v.store(dv.to(dv_desc.dtype))
+    write_pieces(dk, scale, k_s, W, dk_desc.dtype, PIECES)
+    write_pieces(dv, 1.0, v_s, W, dv_desc.dtype, PIECES)
     fence_async_shared()
-    tma_store(dk_desc, [outer, x0, x1, x2, columns[4] * token + kv_head * D], k_s.index(W))
-    tma_store(dv_desc, [outer, x0, x1, x2, columns[5] * token + kv_head * DV], v_s.index(W))
+    at = (outer, x[0], x[1], x[2])
+    store_pieces(dk_desc, at, columns[4] * token + kv_head * D, k_s, W, PIECES)
+    store_pieces(dv_desc, at, columns[5] * token + kv_head * D, v_s, W, PIECES)
     tma_store_wait(0)
 
 
@@ -282,19 +290,19 @@ def backward_queries(
     L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2,
     n0, n1, n2, heads, group, g0, g1, g2, X1, X2,
     q_column, do_column, k_column, v_column, dq_column, r_row, r0, r1, scale,
-    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
-    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    D: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
 ):  # fmt: skip
-    """dQ of one pair of query tiles `[T0, T1, T2]`, over key tiles `[N0, N1, N2]`; `r*` are `prepare`'s strides."""
+    """dQ of one pair of query tiles `T`, over key tiles `N`; `r*` are `prepare`'s strides."""
     axes = (L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2)
     tiles = (n0, n1, n2)
     columns = (q_column, do_column, k_column, v_column, dq_column)
     rows = (r_row, r0, r1)
-    q_s = gl.allocate_shared_memory(q_desc.dtype, [2] + q_desc.block_shape, q_desc.layout)
-    do_s = gl.allocate_shared_memory(do_desc.dtype, [2] + do_desc.block_shape, do_desc.layout)
-    k_s = gl.allocate_shared_memory(k_desc.dtype, [STAGES] + k_desc.block_shape, k_desc.layout)
-    v_s = gl.allocate_shared_memory(v_desc.dtype, [STAGES] + v_desc.block_shape, v_desc.layout)
+    PIECES: gl.constexpr = D // k_desc.block_shape[4]
+    q_s = gl.allocate_shared_memory(q_desc.dtype, [2 * PIECES] + q_desc.block_shape, q_desc.layout)
+    do_s = gl.allocate_shared_memory(do_desc.dtype, [2 * PIECES] + do_desc.block_shape, do_desc.layout)
+    k_s = gl.allocate_shared_memory(k_desc.dtype, [STAGES * PIECES] + k_desc.block_shape, k_desc.layout)
+    v_s = gl.allocate_shared_memory(v_desc.dtype, [STAGES * PIECES] + v_desc.block_shape, v_desc.layout)
     q_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -309,19 +317,18 @@ def backward_queries(
     buffers = (q_s, do_s, k_s, v_s)
     gl.warp_specialize([
         (_queries_consumer, (dq_desc, lse_ptr, delta_ptr, rows, buffers, bars, table, axes, tiles, work, columns, scale,
-            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, gl.constexpr(0))),
+            D, T, N, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, gl.constexpr(0))),
         (_queries_consumer, (dq_desc, lse_ptr, delta_ptr, rows, buffers, bars, table, axes, tiles, work, columns, scale,
-            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, gl.constexpr(1))),
+            D, T, N, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, gl.constexpr(1))),
         (_queries_producer, (q_desc, do_desc, k_desc, v_desc, buffers, bars, table, axes, tiles, work, columns,
-            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, STRIDED, MODED, PER_HEAD, GROUPED)),
+            D, T, N, SPLIT, STAGES, STRIDED, MODED, PER_HEAD, GROUPED)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 
 @gluon.jit
 def _queries_producer(
     q_desc, do_desc, k_desc, v_desc, buffers, bars, table, axes, tiles, work, columns,
-    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
-    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    D: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
 ):  # fmt: skip
     q_s, do_s, k_s, v_s = buffers
@@ -329,20 +336,19 @@ def _queries_producer(
     heads, group, groups = work
     OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
     INNER: gl.constexpr = 1 if SPLIT == 2 else 2
-    T: gl.constexpr = (T0, T1, T2)
-    N: gl.constexpr = (N0, N1, N2)
+    PIECES: gl.constexpr = D // k_desc.block_shape[4]
     outer, place, token, head, tile = locate(gl.program_id(0), tiles, heads, groups, GROUPED)
     own = head_axes(axes, table, head, PER_HEAD)
     x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, False, STRIDED, MODED)
     for i in gl.static_range(2):
-        mbarrier.expect(q_ready.index(i), q_desc.block_type.nbytes + do_desc.block_type.nbytes)
-        y0 = x0 + (i * T0 if SPLIT == 0 else 0)
-        y1 = x1 + (i * T1 if SPLIT == 1 else 0)
-        y2 = x2 + (i * T2 if SPLIT == 2 else 0)
-        tma_load(q_desc, [outer, y0, y1, y2, columns[0] * token + head * D], q_ready.index(i), q_s.index(i))
-        tma_load(do_desc, [outer, y0, y1, y2, columns[1] * token + head * DV], q_ready.index(i), do_s.index(i))
+        bar = q_ready.index(i)
+        mbarrier.expect(bar, (q_desc.block_type.nbytes + do_desc.block_type.nbytes) * PIECES)
+        y = beside((x0, x1, x2), i, T, SPLIT)
+        at = (outer, y[0], y[1], y[2])
+        load_pieces(q_desc, at, columns[0] * token + head * D, bar, q_s, i, PIECES)
+        load_pieces(do_desc, at, columns[1] * token + head * D, bar, do_s, i, PIECES)
     k_first = columns[2] * token + (head // group) * D
-    v_first = columns[3] * token + (head // group) * DV
+    v_first = columns[3] * token + (head // group) * D
     t = 0
     for a in range(sa, ea, N[OUTER]):
         for b in range(sb, eb, N[INNER]):
@@ -351,17 +357,17 @@ def _queries_producer(
                 slot = t % STAGES
                 mbarrier.wait(empty.index(slot), ((t // STAGES) & 1) ^ 1)
                 bar = ready.index(slot)
-                mbarrier.expect(bar, k_desc.block_type.nbytes + v_desc.block_type.nbytes)
-                tma_load(k_desc, [outer, c[0], c[1], c[2], k_first], bar, k_s.index(slot))
-                tma_load(v_desc, [outer, c[0], c[1], c[2], v_first], bar, v_s.index(slot))
+                mbarrier.expect(bar, (k_desc.block_type.nbytes + v_desc.block_type.nbytes) * PIECES)
+                at = (outer, c[0], c[1], c[2])
+                load_pieces(k_desc, at, k_first, bar, k_s, slot, PIECES)
+                load_pieces(v_desc, at, v_first, bar, v_s, slot, PIECES)
                 t += 1
 
 
 @gluon.jit
 def _queries_consumer(
     dq_desc, lse_ptr, delta_ptr, rows, buffers, bars, table, axes, tiles, work, columns, scale,
-    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
-    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    D: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
     W: gl.constexpr,
 ):  # fmt: skip
@@ -370,24 +376,22 @@ def _queries_consumer(
     heads, group, groups = work
     OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
     INNER: gl.constexpr = 1 if SPLIT == 2 else 2
-    T: gl.constexpr = (T0, T1, T2)
-    N: gl.constexpr = (N0, N1, N2)
-    BM: gl.constexpr = T0 * T1 * T2
-    BN: gl.constexpr = N0 * N1 * N2
+    BM: gl.constexpr = T[0] * T[1] * T[2]
+    BN: gl.constexpr = N[0] * N[1] * N[2]
+    WIDE: gl.constexpr = k_s.shape[5]
+    PIECES: gl.constexpr = D // WIDE
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
-    dq_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    ds_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=dq_layout, k_width=2)
+    sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDE, 16])
+    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=sum_layout, k_width=2)
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
     zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
-    dq = gl.zeros([BM, D], gl.float32, layout=dq_layout)
+    dq = zeros(BM, WIDE, PIECES, sum_layout)
     outer, place, token, head, tile = locate(gl.program_id(0), tiles, heads, groups, GROUPED)
     own = head_axes(axes, table, head, PER_HEAD)
     x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, False, STRIDED, MODED)
-    x0 += W * T0 if SPLIT == 0 else 0
-    x1 += W * T1 if SPLIT == 1 else 0
-    x2 += W * T2 if SPLIT == 2 else 0
-    y, starts, widths, low, high = rows_of((x0, x1, x2), own, T, False, STRIDED, MODED, row_layout)
-    line, skip, before = own_line((x0, x1, x2)[SPLIT], sw, ew, T, N, own, SPLIT, W, STAGES, False, STRIDED, MODED)
+    x = beside((x0, x1, x2), W, T, SPLIT)
+    y, starts, widths, low, high = rows_of(x, own, T, False, STRIDED, MODED, row_layout)
+    line, skip, before = own_line(x[SPLIT], sw, ew, T, N, own, SPLIT, W, STAGES, False, STRIDED, MODED)
     fw = sw + before * N[SPLIT]
     lw = fw + (line - skip) * N[SPLIT]
     count = gl.cdiv(ea - sa, N[OUTER]) * gl.cdiv(eb - sb, N[INNER]) * (line - skip)
@@ -395,8 +399,6 @@ def _queries_consumer(
     at = (place * heads + head).to(gl.int64) * rows[0] + y[0] * rows[1] + y[1] * rows[2] + y[2]
     lse = gl.load(lse_ptr + at, mask=inside, other=0.0)
     delta = gl.load(delta_ptr + at, mask=inside, other=0.0)
-    q = q_s.index(W).reshape([BM, D])
-    do = do_s.index(W).reshape([BM, DV])
     mbarrier.wait(q_ready.index(W), 0)
     a = sa
     b = sb
@@ -417,24 +419,21 @@ def _queries_consumer(
                 a += N[OUTER]
         slot = t % STAGES
         mbarrier.wait(ready.index(slot), (t // STAGES) & 1)
-        k = k_s.index(slot).reshape([BN, D])
-        v = v_s.index(slot).reshape([BN, DV])
-        scoring = warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
-        rising = warpgroup_mma(do, v.permute((1, 0)), zero, use_acc=False, is_async=True)
-        s = warpgroup_mma_wait(1, deps=[scoring])
+        scoring = scores_of(q_s, W, k_s, slot, zero, PIECES)
+        rising = scores_of(do_s, W, v_s, slot, zero, PIECES)
+        s = warpgroup_mma_wait(PIECES, deps=[scoring])
         p = gl.exp2(s * (scale * LOG2E) - lse[:, None])
         c = in_order(a, b, w, SPLIT)
-        if not inside_all(c, low, high, N0, N1, N2, RANK):
-            p = gl.where(neighbors(c, starts, widths, N0, N1, N2, RANK, s_layout), p, 0.0)
+        if not inside_all(c, low, high, N, RANK):
+            p = gl.where(neighbors(c, starts, widths, N, RANK, s_layout), p, 0.0)
         dp = warpgroup_mma_wait(0, deps=[rising])
         ds = p * (dp - delta[:, None])
-        dsb = gl.convert_layout(ds.to(dq_desc.dtype), ds_layout)
-        dq_sum = warpgroup_mma(dsb, k, dq, is_async=True)
-        dq, dsb = warpgroup_mma_wait(0, deps=[dq_sum, dsb])
+        dsb = gl.convert_layout(ds.to(dq_desc.dtype), p_layout)
+        dq, dsb = finished(add_product(dsb, k_s, slot, dq, PIECES), dsb, PIECES)
         mbarrier.arrive(empty.index(slot), count=1)
         t += 1
         w += N[SPLIT]
-    q.store((dq * scale).to(dq_desc.dtype))
+    write_pieces(dq, scale, q_s, W, dq_desc.dtype, PIECES)
     fence_async_shared()
-    tma_store(dq_desc, [outer, x0, x1, x2, columns[4] * token + head * D], q_s.index(W))
+    store_pieces(dq_desc, (outer, x[0], x[1], x[2]), columns[4] * token + head * D, q_s, W, PIECES)
     tma_store_wait(0)

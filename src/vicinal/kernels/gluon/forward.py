@@ -16,7 +16,7 @@ in turn, then those that both need.
 
 `QUARTERS` of the exponentials are polynomials, so that the special-function unit is not what all wait for.
 
-Head dims that are no power of two are `DP` columns wide pieces: a descriptor, a buffer and a wgmma each.
+Head dims that are no power of two are moved and multiplied in pieces (`vicinal.kernels.gluon.pieces`).
 """
 
 # ruff: noqa: B007, RUF005, RUF059 (Gluon compiles this: it takes no starred lists, and tuples come whole)
@@ -28,16 +28,25 @@ from vicinal.kernels.gluon.compat import (
     mbarrier,
     reinterpret,
     tma_load,
-    tma_store,
     tma_store_wait,
-    warpgroup_mma,
     warpgroup_mma_wait,
+)
+from vicinal.kernels.gluon.pieces import (
+    add_product,
+    finished,
+    load_pieces,
+    scaled,
+    scores_of,
+    store_pieces,
+    write_pieces,
+    zeros,
 )
 from vicinal.kernels.gluon.softmax import exp2_shared, masked
 from vicinal.kernels.gluon.walk import (
     AXES,
     GROUPS,
     TILES,
+    beside,
     head_axes,
     in_order,
     locate,
@@ -62,8 +71,7 @@ def forward(
     L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2,
     n0, n1, n2, heads, group, g0, g1, g2, X1, X2, items,
     q_column, k_column, v_column, o_column, e0, e1, e2, e_outer, e_token, scale,
-    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
-    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    D: gl.constexpr, DV: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
     OWN_OUTPUT: gl.constexpr, PAIRED: gl.constexpr, QUARTERS: gl.constexpr,
 ):  # fmt: skip
@@ -80,9 +88,9 @@ def forward(
     VP: gl.constexpr = DV // o_desc.block_shape[4]
     q_s = gl.allocate_shared_memory(q_desc.dtype, [2 * QP] + q_desc.block_shape, q_desc.layout)
     if PAIRED:
-        whole: gl.constexpr = gl.NVMMASharedLayout.get_default_for([2 * N0 * N1 * N2, D], k_desc.dtype)
-        k_s = gl.allocate_shared_memory(k_desc.dtype, [STAGES, 2 * N0 * N1 * N2, D], whole)
-        v_s = gl.allocate_shared_memory(v_desc.dtype, [STAGES, 2 * N0 * N1 * N2, D], whole)
+        whole: gl.constexpr = gl.NVMMASharedLayout.get_default_for([2 * N[0] * N[1] * N[2], D], k_desc.dtype)
+        k_s = gl.allocate_shared_memory(k_desc.dtype, [STAGES, 2 * N[0] * N[1] * N[2], D], whole)
+        v_s = gl.allocate_shared_memory(v_desc.dtype, [STAGES, 2 * N[0] * N[1] * N[2], D], whole)
     else:
         k_s = gl.allocate_shared_memory(k_desc.dtype, [STAGES * QP] + k_desc.block_shape, k_desc.layout)
         v_s = gl.allocate_shared_memory(v_desc.dtype, [STAGES * VP] + v_desc.block_shape, v_desc.layout)
@@ -109,21 +117,20 @@ def forward(
     work = (items, heads, group, (g0, g1, g2, X1, X2))
     gl.warp_specialize([
         (_consumer, (o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
-            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, OWN_OUTPUT,
+            D, DV, T, N, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, OWN_OUTPUT,
             PAIRED, QUARTERS, gl.constexpr(0))),
         (_consumer, (o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
-            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, OWN_OUTPUT,
+            D, DV, T, N, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, OWN_OUTPUT,
             PAIRED, QUARTERS, gl.constexpr(1))),
         (_producer, (q_desc, k_desc, v_desc, q_s, k_s, v_s, bars, table, axes, tiles, work, columns,
-            D, DV, T0, T1, T2, N0, N1, N2, SPLIT, STAGES, STRIDED, MODED, PER_HEAD, GROUPED, PAIRED)),
+            D, DV, T, N, SPLIT, STAGES, STRIDED, MODED, PER_HEAD, GROUPED, PAIRED)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 
 @gluon.jit
 def _producer(
     q_desc, k_desc, v_desc, q_s, k_s, v_s, bars, table, axes, tiles, work, columns,
-    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
-    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    D: gl.constexpr, DV: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
     PAIRED: gl.constexpr,
 ):  # fmt: skip
@@ -131,8 +138,6 @@ def _producer(
     items, heads, group, groups = work
     OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
     INNER: gl.constexpr = 1 if SPLIT == 2 else 2
-    T: gl.constexpr = (T0, T1, T2)
-    N: gl.constexpr = (N0, N1, N2)
     QD: gl.constexpr = q_desc.block_shape[4]
     VD: gl.constexpr = v_desc.block_shape[4]
     QP: gl.constexpr = D // QD
@@ -147,11 +152,8 @@ def _producer(
         for i in gl.static_range(2):
             mbarrier.wait(q_empty.index(i), (done & 1) ^ 1)
             mbarrier.expect(q_ready.index(i), q_desc.block_type.nbytes * QP)
-            y0 = x0 + (i * T0 if SPLIT == 0 else 0)
-            y1 = x1 + (i * T1 if SPLIT == 1 else 0)
-            y2 = x2 + (i * T2 if SPLIT == 2 else 0)
-            for j in gl.static_range(QP):
-                tma_load(q_desc, [outer, y0, y1, y2, q_first + j * QD], q_ready.index(i), q_s.index(i * QP + j))
+            y = beside((x0, x1, x2), i, T, SPLIT)
+            load_pieces(q_desc, (outer, y[0], y[1], y[2]), q_first, q_ready.index(i), q_s, i, QP)
         k_first = columns[1] * token + (head // group) * D
         v_first = columns[2] * token + (head // group) * DV
         if PAIRED:
@@ -196,14 +198,11 @@ def _producer(
                         phase = ((t // STAGES) & 1) ^ 1
                         mbarrier.wait(k_empty.index(slot), phase)
                         mbarrier.expect(k_ready.index(slot), k_desc.block_type.nbytes * QP)
-                        for j in gl.static_range(QP):
-                            tma_load(k_desc, [outer, c[0], c[1], c[2], k_first + j * QD],
-                                     k_ready.index(slot), k_s.index(slot * QP + j))  # fmt: skip
+                        at = (outer, c[0], c[1], c[2])
+                        load_pieces(k_desc, at, k_first, k_ready.index(slot), k_s, slot, QP)
                         mbarrier.wait(v_empty.index(slot), phase)
                         mbarrier.expect(v_ready.index(slot), v_desc.block_type.nbytes * VP)
-                        for j in gl.static_range(VP):
-                            tma_load(v_desc, [outer, c[0], c[1], c[2], v_first + j * VD],
-                                     v_ready.index(slot), v_s.index(slot * VP + j))  # fmt: skip
+                        load_pieces(v_desc, at, v_first, v_ready.index(slot), v_s, slot, VP)
                         t += 1
         done += 1
 
@@ -211,8 +210,7 @@ def _producer(
 @gluon.jit
 def _consumer(
     o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
-    D: gl.constexpr, DV: gl.constexpr, T0: gl.constexpr, T1: gl.constexpr, T2: gl.constexpr,
-    N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    D: gl.constexpr, DV: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
     OWN_OUTPUT: gl.constexpr, PAIRED: gl.constexpr, QUARTERS: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
@@ -220,12 +218,11 @@ def _consumer(
     items, heads, group, groups = work
     OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
     INNER: gl.constexpr = 1 if SPLIT == 2 else 2
-    T: gl.constexpr = (T0, T1, T2)
-    N: gl.constexpr = (N0, N1, N2)
-    BM: gl.constexpr = T0 * T1 * T2
-    BN: gl.constexpr = N0 * N1 * N2 * (2 if PAIRED else 1)
+    BM: gl.constexpr = T[0] * T[1] * T[2]
+    BN: gl.constexpr = N[0] * N[1] * N[2] * (2 if PAIRED else 1)
     VD: gl.constexpr = o_desc.block_shape[4]
     VP: gl.constexpr = DV // VD
+    QP: gl.constexpr = D // q_s.shape[5]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VD, 16])
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=o_layout, k_width=2)
@@ -238,10 +235,8 @@ def _consumer(
         outer, place, token, head, tile = locate(item, tiles, heads, groups, GROUPED)
         own = head_axes(axes, table, head, PER_HEAD)
         x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, False, STRIDED, MODED)
-        r0 = x0 + (W * T0 if SPLIT == 0 else 0)
-        r1 = x1 + (W * T1 if SPLIT == 1 else 0)
-        r2 = x2 + (W * T2 if SPLIT == 2 else 0)
-        y, starts, widths, low, high = rows_of((r0, r1, r2), own, T, False, STRIDED, MODED, row_layout)
+        r = beside((x0, x1, x2), W, T, SPLIT)
+        y, starts, widths, low, high = rows_of(r, own, T, False, STRIDED, MODED, row_layout)
         if PAIRED:
             x = (x0, x1, x2)[SPLIT]
             line, alone, turns, common = paired_counts(x, sa, ea, sb, eb, sw, ew, T, N, own, SPLIT, STRIDED, MODED)
@@ -255,8 +250,7 @@ def _consumer(
                 lw = sw + line * N[SPLIT]
         else:
             # of the walk's lines along SPLIT, the part [fw, lw) that this warpgroup needs
-            first = (r0, r1, r2)[SPLIT]
-            line, skip, before = own_line(first, sw, ew, T, N, own, SPLIT, W, STAGES, False, STRIDED, MODED)
+            line, skip, before = own_line(r[SPLIT], sw, ew, T, N, own, SPLIT, W, STAGES, False, STRIDED, MODED)
             fw = sw + before * N[SPLIT]
             lw = fw + (line - skip) * N[SPLIT]
             count = gl.cdiv(ea - sa, N[OUTER]) * gl.cdiv(eb - sb, N[INNER]) * (line - skip)
@@ -270,7 +264,7 @@ def _consumer(
             t += 1
         mbarrier.wait(q_ready.index(W), done & 1)
         mbarrier.wait(k_ready.index(t % STAGES), (t // STAGES) & 1)
-        s = warpgroup_mma_wait(0, deps=[_scores(q_s, k_s, W, t % STAGES, zero, D, BM, BN)])
+        s = warpgroup_mma_wait(0, deps=[scores_of(q_s, W, k_s, t % STAGES, zero, QP)])
         mbarrier.arrive(k_empty.index(t % STAGES), count=1)
         a1 = a
         b1 = b
@@ -279,15 +273,13 @@ def _consumer(
             a1, b1, w1 = next_chunk((a, b, w), ea, sb, eb, ew, fw, lw, N[OUTER], N[INNER], N[SPLIT])
         c = in_order(a, b, w, SPLIT)
         d = in_order(a1, b1, w1, SPLIT)
-        s = _mask(s, c, d, low, high, starts, widths, N0, N1, N2, RANK, PAIRED, s_layout)
+        s = _mask(s, c, d, low, high, starts, widths, N, RANK, PAIRED, s_layout)
         m = gl.max(s, 1) * scale
         p = gl.exp2(s * scale - _finite(m)[:, None])
         l = _in_thread_sums(p, BM, BN)
         l_layout: gl.constexpr = gl.SliceLayout(1, l.type.layout)
         pb = gl.convert_layout(p.to(o_desc.dtype), p_layout)
-        acc0 = gl.zeros([BM, VD], gl.float32, layout=o_layout)
-        acc1 = acc0
-        acc2 = acc0
+        out = zeros(BM, VD, VP, o_layout)
         for step in range(1, count):
             last = t
             t += 1
@@ -319,20 +311,14 @@ def _consumer(
                         b = sb
                         a += N[OUTER]
             mbarrier.wait(k_ready.index(t % STAGES), (t // STAGES) & 1)
-            scoring = _scores(q_s, k_s, W, t % STAGES, zero, D, BM, BN)
+            scoring = scores_of(q_s, W, k_s, t % STAGES, zero, QP)
             mbarrier.wait(v_ready.index(last % STAGES), (last // STAGES) & 1)
-            slot = (last % STAGES) * VP
-            sum0 = warpgroup_mma(pb, v_s.index(slot).reshape([BN, VD]), acc0, is_async=True)
-            if VP == 1:
-                s = warpgroup_mma_wait(1, deps=[scoring])
-            else:
-                sum1 = warpgroup_mma(pb, v_s.index(slot + 1).reshape([BN, VD]), acc1, is_async=True)
-                sum2 = warpgroup_mma(pb, v_s.index(slot + 2).reshape([BN, VD]), acc2, is_async=True)
-                s = warpgroup_mma_wait(3, deps=[scoring])
+            out = add_product(pb, v_s, last % STAGES, out, VP)
+            s = warpgroup_mma_wait(VP, deps=[scoring])
             mbarrier.arrive(k_empty.index(t % STAGES), count=1)
             c = in_order(a, b, w, SPLIT)
             d = in_order(a1, b1, w1, SPLIT)
-            s = _mask(s, c, d, low, high, starts, widths, N0, N1, N2, RANK, PAIRED, s_layout)
+            s = _mask(s, c, d, low, high, starts, widths, N, RANK, PAIRED, s_layout)
             m_new = gl.maximum(m, gl.max(s, 1) * scale)
             finite = _finite(m_new)
             alpha = gl.exp2(m - finite)
@@ -340,28 +326,14 @@ def _consumer(
             l = l * gl.convert_layout(alpha, l_layout)[:, None] + _in_thread_sums(p, BM, BN)
             m = m_new
             factor = gl.convert_layout(alpha, gl.SliceLayout(1, o_layout))[:, None]
-            if VP == 1:
-                acc0 = warpgroup_mma_wait(0, deps=[sum0])
-                mbarrier.arrive(v_empty.index(last % STAGES), count=1)
-                acc0 = acc0 * factor
-            else:
-                acc0, acc1, acc2 = warpgroup_mma_wait(0, deps=[sum0, sum1, sum2])
-                mbarrier.arrive(v_empty.index(last % STAGES), count=1)
-                acc0 = acc0 * factor
-                acc1 = acc1 * factor
-                acc2 = acc2 * factor
+            out, pb = finished(out, pb, VP)
+            mbarrier.arrive(v_empty.index(last % STAGES), count=1)
+            out = scaled(out, factor, VP)
             pb = gl.convert_layout(p.to(o_desc.dtype), p_layout)
         if OWN_OUTPUT:
             mbarrier.arrive(q_empty.index(W), count=1)
         mbarrier.wait(v_ready.index(t % STAGES), (t // STAGES) & 1)
-        slot = (t % STAGES) * VP
-        sum0 = warpgroup_mma(pb, v_s.index(slot).reshape([BN, VD]), acc0, is_async=True)
-        if VP == 1:
-            acc0 = warpgroup_mma_wait(0, deps=[sum0])
-        else:
-            sum1 = warpgroup_mma(pb, v_s.index(slot + 1).reshape([BN, VD]), acc1, is_async=True)
-            sum2 = warpgroup_mma(pb, v_s.index(slot + 2).reshape([BN, VD]), acc2, is_async=True)
-            acc0, acc1, acc2 = warpgroup_mma_wait(0, deps=[sum0, sum1, sum2])
+        out, pb = finished(add_product(pb, v_s, t % STAGES, out, VP), pb, VP)
         mbarrier.arrive(v_empty.index(t % STAGES), count=1)
         t += 1
         for passed in range(after):
@@ -371,14 +343,10 @@ def _consumer(
         l = gl.convert_layout(gl.sum(l, 1), row_layout)
         inverse = gl.convert_layout(1.0 / l, gl.SliceLayout(1, o_layout))[:, None]
         tma_store_wait(0)  # of the last item: the buffer is about to be written
-        o_s.index(W * VP).reshape([BM, VD]).store((acc0 * inverse).to(o_desc.dtype))
-        if VP == 3:
-            o_s.index(W * VP + 1).reshape([BM, VD]).store((acc1 * inverse).to(o_desc.dtype))
-            o_s.index(W * VP + 2).reshape([BM, VD]).store((acc2 * inverse).to(o_desc.dtype))
+        write_pieces(out, inverse, o_s, W, o_desc.dtype, VP)
         fence_async_shared()
         o_first = columns[3] * token + head * DV
-        for piece in gl.static_range(VP):
-            tma_store(o_desc, [outer, r0, r1, r2, o_first + piece * VD], o_s.index(W * VP + piece))
+        store_pieces(o_desc, (outer, r[0], r[1], r[2]), o_first, o_s, W, VP)
         lse = (m + gl.log2(l)) * LN2
         at = outer.to(gl.int64) * lse_strides[0] + token * lse_strides[1] + head
         inside = (y[0] < axes[0]) & (y[1] < axes[1]) & (y[2] < axes[2])
@@ -416,30 +384,15 @@ def _pass_over(t, bars, STAGES: gl.constexpr):
 
 
 @gluon.jit
-def _scores(q_s, k_s, W: gl.constexpr, slot, zero, D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr):
-    """Issue `Q @ K^T`; the caller waits."""
-    QD: gl.constexpr = q_s.shape[5]
-    QP: gl.constexpr = D // QD
-    q = q_s.index(W * QP).reshape([BM, QD])
-    k = k_s.index(slot * QP).reshape([BN, QD]).permute((1, 0))
-    s = warpgroup_mma(q, k, zero, use_acc=False, is_async=True)
-    for p in gl.static_range(1, QP):
-        q = q_s.index(W * QP + p).reshape([BM, QD])
-        k = k_s.index(slot * QP + p).reshape([BN, QD]).permute((1, 0))
-        s = warpgroup_mma(q, k, s, is_async=True)
-    return s
-
-
-@gluon.jit
 def _mask(
-    s, c, d, low, high, starts, widths, N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, RANK: gl.constexpr,
+    s, c, d, low, high, starts, widths, N: gl.constexpr, RANK: gl.constexpr,
     PAIRED: gl.constexpr, layout: gl.constexpr,
 ):  # fmt: skip
     if PAIRED:
-        s = masked(s, c, low, high, starts, widths, N0, N1, N2, RANK, 0, layout)
-        s = masked(s, d, low, high, starts, widths, N0, N1, N2, RANK, 1, layout)
+        s = masked(s, c, low, high, starts, widths, N, RANK, 0, layout)
+        s = masked(s, d, low, high, starts, widths, N, RANK, 1, layout)
     else:
-        s = masked(s, c, low, high, starts, widths, N0, N1, N2, RANK, -1, layout)
+        s = masked(s, c, low, high, starts, widths, N, RANK, -1, layout)
     return s
 
 

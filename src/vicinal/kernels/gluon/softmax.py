@@ -5,36 +5,34 @@ from vicinal.kernels.gluon.walk import row_position
 
 
 @gluon.jit
-def inside_all(c, low, high, N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, RANK: gl.constexpr):
+def inside_all(c, low, high, N: gl.constexpr, RANK: gl.constexpr):
     """Whether the tile of columns at `c` lies in every row's interval along every axis: one scalar."""
-    full = (c[2] >= low[2]) & (c[2] + N2 <= high[2])
+    full = (c[2] >= low[2]) & (c[2] + N[2] <= high[2])
     if RANK >= 2:
-        full = full & (c[1] >= low[1]) & (c[1] + N1 <= high[1])
+        full = full & (c[1] >= low[1]) & (c[1] + N[1] <= high[1])
     if RANK == 3:
-        full = full & (c[0] >= low[0]) & (c[0] + N0 <= high[0])
+        full = full & (c[0] >= low[0]) & (c[0] + N[0] <= high[0])
     return full
 
 
 @gluon.jit
-def neighbors(
-    c, starts, widths, N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, RANK: gl.constexpr, layout: gl.constexpr
-):
+def neighbors(c, starts, widths, N: gl.constexpr, RANK: gl.constexpr, layout: gl.constexpr):
     """`[rows, N0*N1*N2]`: the columns of the tile at `c` that each row attends to.
 
     One unsigned comparison per axis: `start <= x < start + width` is `x - start < width` without a sign.
     """
-    column = gl.arange(0, N0 * N1 * N2, layout=gl.SliceLayout(0, layout))
-    mask = _within(c[2] - starts[2], widths[2], row_position(column, 2, N1, N2))
+    column = gl.arange(0, N[0] * N[1] * N[2], layout=gl.SliceLayout(0, layout))
+    mask = _within(c[2] - starts[2], widths[2], row_position(column, 2, N[1], N[2]))
     if RANK >= 2:
-        mask = mask & _within(c[1] - starts[1], widths[1], row_position(column, 1, N1, N2))
+        mask = mask & _within(c[1] - starts[1], widths[1], row_position(column, 1, N[1], N[2]))
     if RANK == 3:
-        mask = mask & _within(c[0] - starts[0], widths[0], row_position(column, 0, N1, N2))
+        mask = mask & _within(c[0] - starts[0], widths[0], row_position(column, 0, N[1], N[2]))
     return mask
 
 
 @gluon.jit
 def masked(
-    s, c, low, high, starts, widths, N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, RANK: gl.constexpr,
+    s, c, low, high, starts, widths, N: gl.constexpr, RANK: gl.constexpr,
     HALF: gl.constexpr, layout: gl.constexpr,
 ):  # fmt: skip
     """Scores `s` plus minus infinity where the tile at `c` is not in a row's window.
@@ -43,14 +41,14 @@ def masked(
     score costs an addition, which runs at twice the rate of the selections and predicates of a mask.
     With `HALF` 0 or 1 the tile at `c` is that half of the columns, and the other half is left alone; -1: all columns.
     """
-    if not ((c[2] >= low[2]) & (c[2] + N2 <= high[2])):
-        s = _masked_along(s, c, starts, widths, 2, N0, N1, N2, HALF, layout)
+    if not ((c[2] >= low[2]) & (c[2] + N[2] <= high[2])):
+        s = _masked_along(s, c, starts, widths, 2, N, HALF, layout)
     if RANK >= 2:
-        if not ((c[1] >= low[1]) & (c[1] + N1 <= high[1])):
-            s = _masked_along(s, c, starts, widths, 1, N0, N1, N2, HALF, layout)
+        if not ((c[1] >= low[1]) & (c[1] + N[1] <= high[1])):
+            s = _masked_along(s, c, starts, widths, 1, N, HALF, layout)
     if RANK == 3:
-        if not ((c[0] >= low[0]) & (c[0] + N0 <= high[0])):
-            s = _masked_along(s, c, starts, widths, 0, N0, N1, N2, HALF, layout)
+        if not ((c[0] >= low[0]) & (c[0] + N[0] <= high[0])):
+            s = _masked_along(s, c, starts, widths, 0, N, HALF, layout)
     return s
 
 
@@ -76,12 +74,12 @@ def exp2_shared(x, QUARTERS: gl.constexpr, layout: gl.constexpr):
 
 @gluon.jit
 def _masked_along(
-    s, c, starts, widths, A: gl.constexpr, N0: gl.constexpr, N1: gl.constexpr, N2: gl.constexpr, HALF: gl.constexpr,
+    s, c, starts, widths, A: gl.constexpr, N: gl.constexpr, HALF: gl.constexpr,
     layout: gl.constexpr,
 ):  # fmt: skip
-    SIZE: gl.constexpr = N0 * N1 * N2
+    SIZE: gl.constexpr = N[0] * N[1] * N[2]
     column = gl.arange(0, SIZE if HALF < 0 else 2 * SIZE, layout=gl.SliceLayout(0, layout))
-    inside = _within(c[A] - starts[A], widths[A], row_position(column % SIZE, A, N1, N2))
+    inside = _within(c[A] - starts[A], widths[A], row_position(column % SIZE, A, N[1], N[2]))
     lowered = s + gl.where(inside, 0.0, float("-inf"))
     if HALF >= 0:  # known for every register when compiling: the other half costs nothing
         lowered = gl.where((column // SIZE == HALF)[None, :], lowered, s)

@@ -96,16 +96,31 @@ def locate(item, tiles, heads, groups, GROUPED: gl.constexpr):
 
 
 @gluon.jit
+def first_of(tile, T: gl.constexpr, SPLIT: gl.constexpr):
+    """The first token along each axis of a program's two tiles, which lie side by side along `SPLIT`."""
+    x0 = tile[0] * (T[0] * 2 if SPLIT == 0 else T[0])
+    x1 = tile[1] * (T[1] * 2 if SPLIT == 1 else T[1])
+    x2 = tile[2] * (T[2] * 2 if SPLIT == 2 else T[2])
+    return x0, x1, x2
+
+
+@gluon.jit
+def beside(x, W: gl.constexpr, T: gl.constexpr, SPLIT: gl.constexpr):
+    """The first token along each axis of warpgroup `W`'s tile, of a program whose first token is `x`."""
+    x0 = x[0] + (W * T[0] if SPLIT == 0 else 0)
+    x1 = x[1] + (W * T[1] if SPLIT == 1 else 0)
+    x2 = x[2] + (W * T[2] if SPLIT == 2 else 0)
+    return x0, x1, x2
+
+
+@gluon.jit
 def union(
     tile, axes, T: gl.constexpr, SPLIT: gl.constexpr, INVERSE: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr
 ):
     """A program's first token along each axis, and the box that both its warpgroups need, in walk order."""
     OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
     INNER: gl.constexpr = 1 if SPLIT == 2 else 2
-    x0 = tile[0] * (T[0] * 2 if SPLIT == 0 else T[0])
-    x1 = tile[1] * (T[1] * 2 if SPLIT == 1 else T[1])
-    x2 = tile[2] * (T[2] * 2 if SPLIT == 2 else T[2])
-    x = (x0, x1, x2)
+    x = first_of(tile, T, SPLIT)
     sa, ea, _, _ = box(x[OUTER], T[OUTER], axes, OUTER, INVERSE, STRIDED, MODED)
     sb, eb, _, _ = box(x[INNER], T[INNER], axes, INNER, INVERSE, STRIDED, MODED)
     sw, ew, _, _ = box(x[SPLIT], 2 * T[SPLIT], axes, SPLIT, INVERSE, STRIDED, MODED)
@@ -114,7 +129,7 @@ def union(
             sw = sw // 4 * 4
         else:
             sb = sb // 4 * 4
-    return x0, x1, x2, sa, ea, sb, eb, sw, ew
+    return x[0], x[1], x[2], sa, ea, sb, eb, sw, ew
 
 
 @gluon.jit
