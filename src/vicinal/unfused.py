@@ -274,7 +274,7 @@ def _slots(tensor: Tensor, kernel_size, stride, dilation, is_causal, boundary) -
     arguments = (kernel_size, stride, dilation, is_causal, boundary)
     key = tuple(tuple(x) if isinstance(x, list) else x for x in arguments)
     lengths = tuple(tensor.shape[1:-2])
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # lengths are no integers
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:  # lengths are no integers
         return Slots(Neighborhood.of(rank, *key).resolve(lengths), lengths)
     return _cached_slots(lengths, *key)
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from vicinal.bench.cases import Case
+from vicinal.bench.paper_document import document
 from vicinal.bench.paper_plots import draw, intensity, moved_bytes, qk_intensity
 from vicinal.bench.paper_problems import problems
 from vicinal.bench.paper_systems import FUSED, GEMM, NAIVE
-from vicinal.bench.paper_tables import document, improvement, matched, seconds_of
+from vicinal.bench.paper_tables import improvement, matched, seconds_of
 from vicinal.geometry.neighborhood import Neighborhood
 
 FLASH = "SDPA flash (self attention)"
@@ -97,7 +98,7 @@ def results(tmp_path) -> Path:
         "versions": {"torch": "9"},
         "limits": {"float16": {"bandwidth": 1e12, "flops": 1e14}},
     }
-    lines = [header, *LINES, line(3, {}, error="took longer than 1 s")]
+    lines = [header, *LINES, line(3, {}, error="took longer than 1 s"), {"kind": "end", "problems": 2, "seconds": 6.0}]
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps(x) + "\n" for x in lines))
     return path
@@ -110,7 +111,11 @@ def test_document(results):
     assert "| 1-D | fused | 100.0% (100%) | 100.0% (100%) of 2 |  | 50.0% (98.2%) of 2 |" in text
     assert "| 1-D | float16 | fused | 300% | 1759% | 100% | 500% | 3 |" in text
     assert "| 1-D | float16 | GEMM | 50% | 502% | 0% | 100% | 2 |" in text
-    assert f"| {LINES[0]['name']} | float16 | forward | triton | flash |" in text
+    lost = f"| {LINES[0]['name']} | float16 | forward | triton | other | 2000000.0 | flash 2.00 | 4.7% |"
+    assert lost in text
+    assert "| 1-D | float16 | forward | 1 of 3 | 0 | 0 | 1 | flash 1 | 2.00 |" in text
+    assert "| float16 | forward+backward | flash | 8.0 (at most 8.0) |" in text
+    assert "2 problems took 6 s in all, 3.00 s each" in text
     assert "took longer than 1 s" in text
 
 

@@ -28,10 +28,11 @@ from vicinal.bench.paper_systems import FUSED, GEMM, NAIVE, systems
 from vicinal.geometry.neighborhood import Neighborhood
 
 KIND = "counters"
-PROBLEMS = {  # name: lengths, window
-    "1-D 8192 B1 H8 D64 window 511": ((8192,), 511),
-    "2-D 64x64 B2 H8 D64 window 13x13": ((64, 64), 13),
-    "3-D 16x28x28 B1 H8 D64 window 7x7x7": ((16, 28, 28), 7),
+HEADS, HEAD_DIM = 8, 64
+PROBLEMS = {  # name: batch, lengths, window
+    "1-D 8192 window 511": (1, (8192,), 511),
+    "2-D 64x64 window 13": (2, (64, 64), 13),
+    "3-D 16x28x28 window 7": (1, (16, 28, 28), 7),
 }
 METRICS = {  # Nsight Compute's name: ours
     "gpu__time_duration.sum": "seconds",
@@ -78,12 +79,19 @@ def main() -> None:
     print(f"counters of {len(kernels)} kernels written to {sys.argv[1]}")
 
 
+def cases() -> dict[str, Case]:
+    """The problems by name."""
+    found = {}
+    for name, (batch, lengths, window) in PROBLEMS.items():
+        neighborhood = Neighborhood.of(len(lengths), window).resolve(lengths)
+        found[name] = Case(name, lengths, neighborhood, HEADS, HEAD_DIM, batch, dtype=torch.float16)
+    return found
+
+
 def run_forward_passes(device: torch.device) -> None:
     """One forward pass of each system on each problem within the profiler's range, after one that warms up."""
-    for name, (lengths, window) in PROBLEMS.items():
-        neighborhood = Neighborhood.of(len(lengths), window).resolve(lengths)
-        batch = 2 if " B2 " in name else 1
-        problem = Case(name, lengths, neighborhood, 8, 64, batch, dtype=torch.float16).problem(device)
+    for case in cases().values():
+        problem = case.problem(device)
         inputs = random_inputs(problem)
         for system in (s for s in systems(device) if s.name in (NAIVE, GEMM, FUSED)):
             attend = system.prepare(problem)

@@ -138,7 +138,7 @@ def run(sweep: Sweep, progress: Callable[[int, int, str], None] = lambda done, t
 def read(path: Path) -> list[dict[str, Any]]:
     """The problems in a file of results, the last of each; a line cut off by an interruption is left out."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for line in _lines(path):
+    for line in lines_of(path):
         if line.get("kind") == "problem":
             found[key_of(line)] = line
     return list(found.values())
@@ -146,12 +146,25 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def headers(path: Path) -> list[dict[str, Any]]:
     """One object per run of a file of results: machine, versions, date, command."""
-    return [line for line in _lines(path) if line.get("kind") == KIND]
+    return [line for line in lines_of(path) if line.get("kind") == KIND]
+
+
+def lines_of(path: Path) -> Iterator[dict[str, Any]]:
+    """Every object in a file of results; lines cut off by an interruption are left out."""
+    if not path.exists():
+        return
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict):
+            yield line
 
 
 def ends(path: Path) -> list[dict[str, Any]]:
     """One object per run that was not broken off: its problems and seconds."""
-    return [line for line in _lines(path) if line.get("kind") == END]
+    return [line for line in lines_of(path) if line.get("kind") == END]
 
 
 def key_of(line: dict[str, Any]) -> tuple[str, str]:
@@ -171,15 +184,3 @@ def _append(path: Path, line: dict[str, Any]) -> None:
     cut = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
     with path.open("a") as file:
         file.write(("\n" if cut else "") + json.dumps(line) + "\n")
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    for text in path.read_text().splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict):
-            yield line

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vicinal.bench.paper import Outcome, Sweep, run
+from vicinal.bench.paper_document import document
 from vicinal.bench.paper_plots import draw
-from vicinal.bench.paper_tables import document
 
 PLAIN_SECONDS = 15.0  # where there is no terminal for a bar: a line so often
 
@@ -48,15 +48,14 @@ def report(results: Path, tables: Path | None, plots: Path | None, console: Cons
     Raises:
         ValueError: the file has no results.
     """
-    text = document(results)
-    if tables is None and plots is None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    figures = [] if plots is None else draw(results, plots)
+    for path in figures:
+        console.print(f"wrote {path}", highlight=False)
     if tables is not None:
-        tables.write_text(text)
+        tables.write_text(document(results, figures, tables.parent))
         console.print(f"wrote {tables}", highlight=False)
-    if plots is not None:
-        for path in draw(results, plots):
-            console.print(f"wrote {path}", highlight=False)
+    if tables is None and plots is None:
+        console.print(document(results), markup=False, highlight=False, soft_wrap=True)
 
 
 def _summary(outcome: Outcome, results: Path, console: Console) -> None:

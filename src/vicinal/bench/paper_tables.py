@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import prod
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from vicinal.bench.paper import headers, read
 from vicinal.bench.paper_systems import COMPILED, FUSED, GEMM, NAIVE, PLAIN
 
 MATCH = 1.01  # "matched or outperformed": at most so much slower; timings repeat to about a percent
@@ -100,50 +97,8 @@ def improvement(lines: Iterable[Line], system: str, passed: str, over: str = NAI
     return Improvement(mean(gains), min(gains), max(gains), len(gains)) if gains else None
 
 
-def document(path: Path) -> str:
-    """The Markdown of a file of results.
-
-    Raises:
-        ValueError: no results in it.
-    """
-    lines = read(path)
-    if not lines:
-        raise ValueError(f"no results in {path}")
-    good = [line for line in lines if line["error"] is None]
-    parts = ["# The paper's benchmark", _provenance(path, lines, good)]
-    for number, dtype in ((1, "float16"), (2, "float32")):
-        chosen = [line for line in good if line["dtype"] == dtype]
-        if chosen:
-            parts.append(_table_matched(number, dtype, chosen))
-    if any(line["dtype"] == dtype for dtype in ("float16", "float32") for line in good):
-        parts.append(_table_improvement(3, "forward", good))
-    parts.append(_table_improvement(4, "forward+backward", good))
-    parts.append(_slower(good))
-    parts.append(_troubles(lines))
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _provenance(path: Path, lines: Sequence[Line], good: Sequence[Line]) -> str:
-    text = []
-    for header in headers(path):
-        versions = ", ".join(f"{name} {v}" for name, v in header["versions"].items())
-        text.append(f"- {header['date']}, {header['machine']['device']}; {versions}; `{header['command']}`")
-    seconds = [line["seconds"] for line in good if line["seconds"] is not None]
-    counts = ", ".join(
-        f"{sum(line['rank'] == rank for line in good)} {rank}-D" for rank in sorted({line["rank"] for line in good})
-    )
-    text.append(f"- problems (a dtype each counts): {counts or 'none'}; {len(lines) - len(good)} without a result")
-    if seconds:
-        mean_seconds = f"{mean(seconds):.2f} s, at most {max(seconds):.1f} s"
-        text.append(f"- time per problem over all systems, compilation and checks included: {mean_seconds}")
-    text.append(
-        "- times: kernel time (replayed from a CUDA graph) where both systems have one, else eager calls; every result "
-        "was checked before it was timed"
-    )
-    return "\n".join(text)
-
-
-def _table_matched(number: int, dtype: str, lines: Sequence[Line]) -> str:
+def table_matched(number: int, dtype: str, lines: Sequence[Line]) -> str:
+    """Tables 1 and 2: on how many problems a system is at least as fast as another."""
     present = [name for name in LABELS if any(name in line["systems"] for line in lines)]
     rows = [name for name in ROWS if name in present]
     header = ["", "neighborhood attention", *(LABELS[name] for name in present)]
@@ -167,10 +122,11 @@ def _table_matched(number: int, dtype: str, lines: Sequence[Line]) -> str:
         f"Share of problems on which the row is at most {100 * (MATCH - 1):.0f}% slower than the column; in brackets "
         "the paper's on an A100, where known; “of n” where not both ran on all problems of the rank."
     )
-    return f"{title}\n\n{note}\n\n{_markdown(header, body)}"
+    return f"{title}\n\n{note}\n\n{markdown(header, body)}"
 
 
-def _table_improvement(number: int, passed: str, lines: Sequence[Line]) -> str:
+def table_improvement(number: int, passed: str, lines: Sequence[Line]) -> str:
+    """Tables 3 and 4: how much faster than naive; empty where nothing was measured."""
     header = ["", "dtype", "system", "average", "paper's average", "min", "max", "problems"]
     body = []
     for rank in sorted({line["rank"] for line in lines}):
@@ -196,54 +152,10 @@ def _table_improvement(number: int, passed: str, lines: Sequence[Line]) -> str:
     if not body:
         return ""
     title = f"## Table {number}: {passed}, improvement over naive"
-    return f"{title}\n\n100% is twice as fast.\n\n{_markdown(header, body)}"
+    return f"{title}\n\n100% is twice as fast.\n\n{markdown(header, body)}"
 
 
-def _slower(lines: Sequence[Line]) -> str:
-    """Every problem on which fused attention loses, to whom, and how dense the window is."""
-    body = []
-    for line in lines:
-        tokens = prod(line["lengths"])
-        share = line["useful_scores"] / (line["batch"] * line["heads"] * tokens**2)
-        passes = sorted({p for r in line["systems"].values() for p in r["eager"]})
-        for passed in passes:
-            for against in line["systems"]:
-                times = None if against == FUSED else seconds_of(line, FUSED, against, passed)
-                if times is not None and times[0] > MATCH * times[1]:
-                    body.append(
-                        [
-                            line["name"],
-                            line["dtype"],
-                            passed,
-                            line["fused"] or "",
-                            LABELS.get(against, against),
-                            f"{times[0] * 1e6:.1f}",
-                            f"{times[1] * 1e6:.1f}",
-                            f"{times[0] / times[1]:.2f}",
-                            f"{100 * share:.1f}%",
-                        ]
-                    )
-    if not body:
-        return "## Where fused is slower\n\nNowhere."
-    body.sort(key=lambda row: -float(row[7]))
-    header = ["problem", "dtype", "pass", "backend", "slower than", "fused, µs", "other, µs", "ratio", "pairs used"]
-    note = "“Pairs used” is the window's share of self attention's pairs: near 100% there is nothing to save."
-    return f"## Where fused is slower\n\n{note}\n\n{_markdown(header, body)}"
-
-
-def _troubles(lines: Sequence[Line]) -> str:
-    """Problems without a result, and systems that failed or were wrong."""
-    body = [[line["name"], line["dtype"], "all", line["error"]] for line in lines if line["error"] is not None]
-    for line in lines:
-        for name, result in line["systems"].items():
-            if result["status"] in ("failed", "wrong"):
-                reason = f"{result['status']}: {result['reason']}"
-                body.append([line["name"], line["dtype"], LABELS.get(name, name), reason])
-    if not body:
-        return "## Failures\n\nNone."
-    return "## Failures\n\n" + _markdown(["problem", "dtype", "system", "what"], body)
-
-
-def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table."""
     rows = [header, ["---"] * len(header), *body]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |" for row in rows)
