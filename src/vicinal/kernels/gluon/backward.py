@@ -33,7 +33,7 @@ from vicinal.kernels.gluon.pieces import (
     write_pieces,
     zeros,
 )
-from vicinal.kernels.gluon.softmax import inside_all, neighbors
+from vicinal.kernels.gluon.softmax import masked
 from vicinal.kernels.gluon.walk import (
     AXES,
     GROUPS,
@@ -242,10 +242,9 @@ def _keys_consumer(
             lse = lse_s.index(slot).reshape([BN]).load(column_layout)
             delta = delta_s.index(slot).reshape([BN]).load(column_layout)
             s = warpgroup_mma_wait(PIECES, deps=[scoring])
-            p = gl.exp2(s * (scale * LOG2E) - lse[None, :])
             c = in_order(a, b, w, SPLIT)
-            if not inside_all(c, low, high, N, RANK):
-                p = gl.where(neighbors(c, starts, widths, N, RANK, s_layout), p, 0.0)
+            s = masked(s, c, low, high, starts, widths, N, RANK, -1, s_layout)
+            p = gl.exp2(s * (scale * LOG2E) - lse[None, :])
             pb = gl.convert_layout(p.to(dv_desc.dtype), p_layout)
             dv = add_product(pb, do_s, slot, dv, PIECES)
             dp = warpgroup_mma_wait(PIECES, deps=[rising])
@@ -422,10 +421,9 @@ def _queries_consumer(
         scoring = scores_of(q_s, W, k_s, slot, zero, PIECES)
         rising = scores_of(do_s, W, v_s, slot, zero, PIECES)
         s = warpgroup_mma_wait(PIECES, deps=[scoring])
-        p = gl.exp2(s * (scale * LOG2E) - lse[:, None])
         c = in_order(a, b, w, SPLIT)
-        if not inside_all(c, low, high, N, RANK):
-            p = gl.where(neighbors(c, starts, widths, N, RANK, s_layout), p, 0.0)
+        s = masked(s, c, low, high, starts, widths, N, RANK, -1, s_layout)
+        p = gl.exp2(s * (scale * LOG2E) - lse[:, None])
         dp = warpgroup_mma_wait(0, deps=[rising])
         ds = p * (dp - delta[:, None])
         dsb = gl.convert_layout(ds.to(dq_desc.dtype), p_layout)

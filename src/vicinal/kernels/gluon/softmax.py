@@ -5,32 +5,6 @@ from vicinal.kernels.gluon.walk import row_position
 
 
 @gluon.jit
-def inside_all(c, low, high, N: gl.constexpr, RANK: gl.constexpr):
-    """Whether the tile of columns at `c` lies in every row's interval along every axis: one scalar."""
-    full = (c[2] >= low[2]) & (c[2] + N[2] <= high[2])
-    if RANK >= 2:
-        full = full & (c[1] >= low[1]) & (c[1] + N[1] <= high[1])
-    if RANK == 3:
-        full = full & (c[0] >= low[0]) & (c[0] + N[0] <= high[0])
-    return full
-
-
-@gluon.jit
-def neighbors(c, starts, widths, N: gl.constexpr, RANK: gl.constexpr, layout: gl.constexpr):
-    """`[rows, N0*N1*N2]`: the columns of the tile at `c` that each row attends to.
-
-    One unsigned comparison per axis: `start <= x < start + width` is `x - start < width` without a sign.
-    """
-    column = gl.arange(0, N[0] * N[1] * N[2], layout=gl.SliceLayout(0, layout))
-    mask = _within(c[2] - starts[2], widths[2], row_position(column, 2, N[1], N[2]))
-    if RANK >= 2:
-        mask = mask & _within(c[1] - starts[1], widths[1], row_position(column, 1, N[1], N[2]))
-    if RANK == 3:
-        mask = mask & _within(c[0] - starts[0], widths[0], row_position(column, 0, N[1], N[2]))
-    return mask
-
-
-@gluon.jit
 def masked(
     s, c, low, high, starts, widths, N: gl.constexpr, RANK: gl.constexpr,
     HALF: gl.constexpr, layout: gl.constexpr,
