@@ -11,7 +11,7 @@ from itertools import pairwise, product
 from math import ceil, prod
 from statistics import mode
 
-from vicinal.backends.cpu_plan import InnerAxis, StripKey, inner_axis, shares
+from vicinal.backends.cpu_plan import VECTOR, InnerAxis, StripKey, inner_axis, row_multiple, shares, widened
 from vicinal.backends.protocol import Direction
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.tiles import Interval, key_interval, tiles
@@ -74,7 +74,7 @@ def choices(shape: Shape, direction: Direction) -> tuple[Choice, ...]:
         for slabs in (False, True)
         if (choice := _choice(shape, direction, tile, row_axis, slabs)) is not None
     ]
-    return tuple(sorted(found, key=lambda c: c.cost))
+    return tuple(sorted(found, key=lambda c: (c.cost, -c.key.row_axis)))  # rows of the last axis are close together
 
 
 def choose(shape: Shape, direction: Direction, tile: tuple[int, ...], row_axis: int, slabs: bool) -> Choice:
@@ -149,9 +149,10 @@ def _way(
     pieces = prod(_pieces(a) for a in inner)
     narrow = shape.width / queries
     width = shape.width * ceil(queries / 8) * 8 / queries
-    tail_ns = 40 / columns + 5 * (usual * box % 16) / columns
+    tail_ns = 40 / columns + 5 * (widened(usual, row_multiple(box)) * box % VECTOR) / columns
     if direction == "forward":
         score_ns = 0.7 + 0.044 * width * (1 + 1.26 * narrow**1.5 / queries**1.5) + tail_ns
+        score_ns += 0.075 * narrow  # keys and values are packed for the products of every tile
         copied_ns, calls, copies = 1.0 * strips + 2.4 * tokens, runs, 2 * pieces + 3 * runs
     else:
         score_ns = 1.0 + 0.106 * width * (1 + 0.033 * narrow**2) + tail_ns

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
-from math import prod
+from math import gcd, prod
 
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.tiles import groups, key_interval, tiles
 from vicinal.geometry.window import window_start, window_stop
 
+VECTOR = 16  # float32s of a vector of 512 bits
 Windows = tuple[tuple[int, int], ...]  # one interval of keys per query, from the first key of the box
 Dim = tuple[int, int, int]  # size, stride on one side, stride on the other
 
@@ -97,18 +98,37 @@ def shares(axis: Axis, length: int) -> tuple[Share, ...]:
 
 
 @lru_cache(maxsize=1024)
-def row_runs(axis: Axis, length: int, size: int) -> tuple[Run, ...]:
-    """The tiles of the row axis of one dilation group, alike ones together."""
+def row_runs(axis: Axis, length: int, size: int, multiple: int = 1) -> tuple[Run, ...]:
+    """The tiles of the row axis of one dilation group, alike ones together.
+
+    Where boxes are masked anyway, they are widened to a multiple of `multiple` keys if few more keys do.
+    """
     runs: list[Run] = []
     for start, stop in tiles(length, size):
         low, high = key_interval(axis, length, (start, stop))
-        new = Run(start, low, 1, stop - start, high - low, _windows(axis, length, range(start, stop), low))
+        windows = _windows(axis, length, range(start, stop), low)
+        keys = widened(high - low, multiple)
+        if keys <= length and set(windows) != {(0, high - low)}:
+            low = min(low, length - keys)
+            high, windows = low + keys, _windows(axis, length, range(start, stop), low)
+        new = Run(start, low, 1, stop - start, high - low, windows)
         last = runs[-1] if runs else None
         if last and (last.keys, last.shift, last.windows) == (new.keys, new.shift, new.windows):
             runs[-1] = Run(last.first_query, last.first_key, last.tiles + 1, last.rows, last.keys, last.windows)
         else:
             runs.append(new)
     return tuple(runs)
+
+
+def row_multiple(box: int) -> int:
+    """How many rows of `box` keys make a multiple of `VECTOR`."""
+    return VECTOR // gcd(VECTOR, box)
+
+
+def widened(keys: int, multiple: int) -> int:
+    """The next multiple, or `keys` itself where that is far: products like rows of whole vectors."""
+    wide = keys + -keys % multiple
+    return wide if wide - keys <= keys // 16 else keys
 
 
 @lru_cache(maxsize=1024)
@@ -253,8 +273,8 @@ def _windows(axis: Axis, length: int, queries: Sequence[int], first: int) -> Win
 def _part(key: StripKey, order: tuple[int, ...], chosen: tuple[Share, ...]) -> Part:
     axes = [key.neighborhood.axes[a] for a in order]
     sizes = [min(key.tile[a], share.length) for a, share in zip(order, chosen)]
-    runs = row_runs(axes[0], chosen[0].length, sizes[0])
     inner = [inner_axis(a, s.length, t) for a, s, t in zip(axes[1:], chosen[1:], sizes[1:])]
+    runs = row_runs(axes[0], chosen[0].length, sizes[0], row_multiple(prod(a.box for a in inner)))
     choices = [_split(a) if key.split else [a] for a in inner]
     choices[:1] = [_cut(axis, key.most_tiles) for axis in choices[:1]]
     inner_groups = tuple(_inner_group(key, order, chosen, runs, pick) for pick in product(*choices))

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
-from threading import Barrier, Lock
+from threading import Lock, Thread
 from typing import TypeVar
 
 import torch
@@ -21,89 +20,99 @@ Task = TypeVar("Task")
 def each(function: Callable[[Task], None], tasks: Iterable[Task], apart: bool) -> None:
     """Call `function` on every task: in turn, or where `apart` side by side on as many threads as torch has here.
 
-    A task must write nothing that another one reads or writes. Tasks run without autograd, in the caller's inference
-    mode, and do not see what else belongs to the caller's thread. The first exception is raised when all threads
-    have ended; tasks not begun by then are dropped.
+    A task must write nothing that another one reads or writes. On other threads tasks run without autograd, in the
+    caller's inference mode, and do not see what else belongs to the caller's thread. The first exception is raised
+    when all threads have ended; tasks not begun by then are dropped.
     """
     count = torch.get_num_threads() if apart else 1
     if count == 1:
         for task in tasks:
             function(task)
         return
+    left = list(tasks)[::-1]
     inference = torch.is_inference_mode_enabled()
-    left, lock = iter(tasks), Lock()
-    failed = False
+    errors: list[BaseException] = []
 
     def work() -> None:
-        nonlocal failed
-        with torch.inference_mode(inference), torch.no_grad():
-            while not failed:
-                with lock:
-                    task = next(left, None)
-                if task is None:
-                    return
-                try:
-                    function(task)
-                except BaseException:
-                    failed = True
-                    raise
+        try:
+            with torch.inference_mode(inference), torch.no_grad():  # no inference mode is a gradient mode
+                while left and not errors:
+                    function(left.pop())
+        except IndexError:
+            if left:  # not from `pop`, which another thread was quicker to call
+                raise
+        except BaseException as error:
+            errors.append(error)
 
-    running = [_pool(count).submit(work) for _ in range(count)]
-    wait(running)
-    for future in running:
-        future.result()
+    _team(count).run(work)
+    if errors:
+        raise errors[0]
 
 
-_pools: dict[int, ThreadPoolExecutor] = {}
-_making = Lock()
+class _Team:
+    """Threads that wait to do something at the same time."""
 
+    def __init__(self, count: int) -> None:
+        self._work: Callable[[], None] = lambda: None
+        self._begin = [Lock() for _ in range(count)]
+        self._end = [Lock() for _ in range(count)]
+        self._turn = Lock()
+        for lock in (*self._begin, *self._end):
+            lock.acquire()
+        for begin, end, processor in zip(self._begin, self._end, _processors(count)):
+            Thread(target=self._serve, args=(begin, end, processor), name="vicinal", daemon=True).start()
+        for end in self._end:
+            end.acquire()
+        torch.set_num_threads(count)  # the default again, which the threads have set to theirs
 
-def _pool(count: int) -> ThreadPoolExecutor:
-    """The process's pool of `count` threads, each of which has one thread of torch's."""
-    pool = _pools.get(count)
-    if pool is None:
-        with _making:
-            if count not in _pools:
-                _pools[count] = _new_pool(count)
-            pool = _pools[count]
-    return pool
+    def run(self, work: Callable[[], None]) -> None:
+        """Call `work`, which raises nothing, on every thread; return when all have."""
+        with self._turn:
+            self._work = work
+            for begin in self._begin:
+                begin.release()
+            for end in self._end:
+                end.acquire()
 
-
-def _new_pool(count: int) -> ThreadPoolExecutor:
-    ready = Barrier(count + 1)
-    processors = iter(_processors(count))
-
-    def start() -> None:
-        processor = next(processors, None)
+    def _serve(self, begin: Lock, end: Lock, processor: int | None) -> None:  # type: ignore[valid-type]
         if processor is not None:
             os.sched_setaffinity(0, {processor})  # of this thread
         torch.get_num_threads()  # sets this thread up, once
-        torch.set_num_threads(1)  # this thread's, and the default of threads that torch has not met yet
-        ready.wait()
-
-    pool = ThreadPoolExecutor(count, "vicinal", start)
-    for _ in range(count):
-        pool.submit(int)
-    ready.wait()
-    torch.set_num_threads(count)  # the default again
-    return pool
+        torch.set_num_threads(1)  # of this thread, and the default for threads that torch has not met yet
+        while True:
+            end.release()
+            begin.acquire()
+            self._work()
 
 
-def _processors(count: int) -> list[int]:
-    """One for each thread where there are as many as threads, else none.
+_teams: dict[int, _Team] = {}
+_making = Lock()
 
-    Some kernels wake a thread where its waker runs, though another processor is idle, and take milliseconds to move it.
+
+def _team(count: int) -> _Team:
+    """The process's team of `count` threads."""
+    if count not in _teams:
+        with _making:
+            if count not in _teams:
+                _teams[count] = _Team(count)
+    return _teams[count]
+
+
+def _processors(count: int) -> list[int] | list[None]:
+    """One for each thread where there are as many as threads, else any.
+
+    Some kernels wake a thread where its waker runs though another processor is idle, and take milliseconds to move it.
     """
     if not hasattr(os, "sched_getaffinity"):
-        return []
+        return [None] * count
     mine = sorted(os.sched_getaffinity(0))
-    return mine if len(mine) == count else []
+    return mine if len(mine) == count else [None] * count
 
 
 def _forget() -> None:
     """A forked process has none of its parent's threads."""
     global _making
-    _pools.clear()
+    _teams.clear()
     _making = Lock()
 
 
