@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vicinal.backends import hopper_backward
+from vicinal.backends import hopper_backward, hopper_estimate
 from vicinal.backends.hopper_arguments import axis_arguments, contiguous_strides, flags, group_arguments, head_table
 from vicinal.backends.hopper_launch import Launcher, Tile
 from vicinal.backends.hopper_layout import Launch, describe, described, launches, three
@@ -27,11 +27,13 @@ from vicinal.backends.hopper_tiles import (
 )
 from vicinal.backends.protocol import Backend, Direction
 from vicinal.problem import Inputs, Problem
+from vicinal.tuning import cost
 from vicinal.tuning.config import TileConfig
 
 HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 LOG2E = 1.4426950408889634
 CAPABILITY = (9, 0)
+CLEARLY = 0.95  # of our time, below which the portable kernels' counts as shorter
 
 
 class HopperBackend:
@@ -49,9 +51,9 @@ class HopperBackend:
     def declines(self, problem: Problem, direction: Direction) -> str | None:
         if direction == "backward" and hopper_backward.unsupported(problem) is not None:
             return hopper_backward.unsupported(problem)
-        count = len(launches(problem))
-        if count > 1:
-            return f"it would take {count} launches, for dilation groups that its descriptors cannot hold together"
+        ours, theirs = hopper_estimate.seconds(problem, direction), cost.seconds(problem, direction)
+        if theirs < CLEARLY * ours:
+            return f"the triton backend is estimated to be faster: {1e6 * theirs:.3g} us against {1e6 * ours:.3g}"
         return None
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:

@@ -80,6 +80,19 @@ def backward_configs(problem: Problem) -> list[TileConfig]:
     return [TileConfig(q[skip:], k[skip:], 12, BACKWARD_STAGES, str(split)) for _, q, k, split in ranked[:KEPT]]
 
 
+def steps(problem: Problem, config: TileConfig) -> tuple[float, int]:
+    """Of all heads, what the warpgroups of one of `backward_configs` or `forward_configs` do.
+
+    Returns:
+        (64 queries, 64 keys) pairs per query tile, partial ones counted as more; and the number of query tiles.
+    """
+    queries, keys = three(config.query_tile, 1), three(config.key_tile, 1)
+    split = int(config.variant[0])
+    walk = _Walk(queries, keys, split, config.stages, "c" in config.variant)
+    each = _warpgroup_tiles(problem, queries, split)
+    return _cost(problem, walk) / (ROWS * CHUNK) / each, each * problem.heads * problem.batch
+
+
 def boxes_of(tokens: int, rank: int) -> Iterator[tuple[int, int, int]]:
     """Boxes of `tokens` tokens (a power of two) whose sides are powers of two, over the last `rank` of three axes."""
     sides = [1 << i for i in range(tokens.bit_length())]

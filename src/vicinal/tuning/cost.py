@@ -37,6 +37,8 @@ REGISTERS = 65536  # per multiprocessor
 MOST_REGISTERS = 262  # per thread, estimated: a few bytes of spills cost less than smaller tiles
 THREADS = 2048  # per multiprocessor
 PROGRAMS = 32  # likewise
+CLOCK = 1.7e9  # cycles per second, of the fit
+LAUNCH = 3e-6  # seconds, for a kernel to start and end
 ISSUES = 4.0  # instructions per cycle
 EXPONENTIALS = 16.0  # per cycle
 L2_BYTES = 60.0  # per cycle and multiprocessor, and L1 helps
@@ -169,6 +171,13 @@ def estimate(problem: Problem, kernel: Pass, config: TileConfig) -> Estimate:
         slots = gpu.processors * at_once
         cycles += ceil(problem.batch * heads * tiles / slots) * slots * (steps * step + ends)
     return Estimate(registers, shared, cycles)
+
+
+def seconds(problem: Problem, direction: Literal["forward", "backward"]) -> float:
+    """An estimate of the time of the tilings listed first; against another backend's, only their ratio matters."""
+    kernels: tuple[Pass, ...] = ("forward",) if direction == "forward" else ("query", "key_value")
+    cycles = sum(estimate(problem, kernel, _ranked(problem, kernel)[0]).cycles for kernel in kernels)
+    return cycles / gpu_of(problem).processors / CLOCK + LAUNCH * len(kernels)
 
 
 def gpu_of(problem: Problem) -> Gpu:

@@ -1,0 +1,59 @@
+"""Estimates that choose between the Hopper and the portable kernels, against times measured on H200s."""
+
+import pytest
+import torch
+
+from vicinal.backends import hopper_estimate
+from vicinal.bench.cases import SUITES
+from vicinal.tuning import cost
+
+MEASURED = {  # microseconds: hopper forward, backward; triton forward, backward
+    "2-D 256x256 H24 D128 window 80x80": (9880, 30700, 13900, 48600),
+    "3-D 30x48x80 H24 D128 window 18x24x24": (38400, 127500, 52000, 172000),
+    "Cosmos-Predict2 window 24x4x16 dilation 1x11x5": (1650, 6360, 2480, 8790),
+    "1-D 32768 H1 D128 window 2048": (64, 243, 86, 302),
+    "1-D 32768 H1 D64 window 2048": (48, 147, 51, 166),
+    "2-D 128x128 B4 H8 D64 window 33x33": (610, 1735, 682, 1829),
+    "2-D 128x128 B4 H8 D64 window 13x13": (226, 799, 256, 710),
+    "LTX-2 decoder 33x128x224 H2 D64 window 3x7x7": (1037, 3968, 1276, 3386),
+}
+CASES = {case.name: case for case in SUITES["gpu"].cases}
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("name", MEASURED)
+def test_estimates_are_near_the_measured(name, direction):
+    problem = CASES[name].problem("cpu")
+    place = ("forward", "backward").index(direction)
+    assert 1e6 * hopper_estimate.seconds(problem, direction) == pytest.approx(MEASURED[name][place], rel=0.2)
+    assert 1e6 * cost.seconds(problem, direction) == pytest.approx(MEASURED[name][2 + place], rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("2-D 256x256 H24 D128 window 80x80", ("hopper", "hopper")),
+        ("LTX-2 decoder 33x128x224 H2 D64 window 3x7x7", ("hopper", "triton")),
+        ("NAT stage 1 56x56 B128 H2 D32 window 7", ("triton", "triton")),
+    ],
+)
+def test_a_pass_is_left_to_the_portable_kernels_where_they_are_faster(name, expected):
+    pytest.importorskip("triton.experimental.gluon")
+    from vicinal.backends.hopper import BACKEND
+
+    problem = CASES[name].problem("cpu")
+    reasons = [BACKEND.declines(problem, direction) for direction in ("forward", "backward")]
+    assert tuple("hopper" if reason is None else "triton" for reason in reasons) == expected
+    assert all(reason is None or "estimated to be faster" in reason for reason in reasons)
+
+
+def test_unsupported_gradients_are_left_to_the_portable_kernels():
+    pytest.importorskip("triton.experimental.gluon")
+    from dataclasses import replace
+
+    from vicinal.backends.hopper import BACKEND
+
+    problem = replace(CASES["2-D 256x256 H24 D128 window 80x80"].problem("cpu"), head_dim=256, value_dim=256)
+    assert problem.dtype == torch.bfloat16
+    assert BACKEND.declines(problem, "forward") is None
+    assert "head dims" in BACKEND.declines(problem, "backward")
