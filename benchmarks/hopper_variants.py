@@ -13,11 +13,10 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-PROBLEMS = {  # name: (batch, lengths, heads, head_dim, neighborhood's arguments)
+PROBLEMS = {  # name: (batch, lengths, heads or (heads, kv heads), head_dim, neighborhood's arguments)
     "2d-80": (1, (256, 256), 24, 128, {"kernel_size": 80}),
     "2d-80-s16": (1, (256, 256), 24, 128, {"kernel_size": 80, "stride": 16}),
     "3d": (1, (30, 48, 80), 24, 128, {"kernel_size": (18, 24, 24)}),
@@ -35,6 +34,7 @@ PROBLEMS = {  # name: (batch, lengths, heads, head_dim, neighborhood's arguments
     "1d-dilated": (2, (2048,), 16, 64, {"kernel_size": 255, "dilation": 5}),
     "2d-d96": (4, (128, 128), 8, 96, {"kernel_size": 33}),
     "2d-d256": (4, (64, 64), 8, 256, {"kernel_size": 33}),
+    "2d-gqa": (4, (128, 128), (8, 2), 64, {"kernel_size": 13}),
     "ltx": (1, (33, 128, 224), 2, 64, {"kernel_size": (3, 7, 7)}),
 }
 SAMPLES = 16
@@ -48,7 +48,6 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=60)
     parser.add_argument("--top", type=int, default=3)
     parser.add_argument("--extra", default="", help="more tilings: 4x16/8x16/1/2,...  (queries/keys/variant/stages)")
-    parser.add_argument("--polynomial", type=int, default=0, help="quarters of polynomial exponentials to try, up to")
     parser.add_argument("--warm", action="store_true", help="all problems at once, without times: compiles and checks")
     parser.add_argument("problems", nargs="*")
     options = parser.parse_args()
@@ -57,7 +56,7 @@ def main() -> None:
         return
     lines = []
     flags = ["--backward"] * options.backward + ["--top", str(options.top), "--extra", options.extra]
-    flags += ["--polynomial", str(options.polynomial)] + ["--warm"] * options.warm
+    flags += ["--warm"] * options.warm
 
     def start(name: str) -> subprocess.Popen[str]:
         command = [sys.executable, __file__, "--child", *flags, name]
@@ -100,8 +99,10 @@ def run(name: str, options: argparse.Namespace) -> None:
 
     batch, lengths, heads, head_dim, arguments = PROBLEMS[name]
     torch.manual_seed(0)
+    heads, kv_heads = heads if isinstance(heads, tuple) else (heads, heads)
     shape = (batch, *lengths, heads, head_dim)
-    inputs = Inputs(*(torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3)))
+    counts = (heads, kv_heads, kv_heads)
+    inputs = Inputs(*(torch.randn((batch, *lengths, h, head_dim), device="cuda", dtype=torch.bfloat16) for h in counts))
     neighborhood = Neighborhood.of(len(lengths), **arguments).resolve(lengths)
     problem = Problem.of(inputs, [neighborhood], head_dim**-0.5)
     reason = BACKEND.unsupported(problem)
@@ -113,11 +114,6 @@ def run(name: str, options: argparse.Namespace) -> None:
     limit = batch * heads * tokens * tokens / problem.useful_scores
     direction = "backward" if options.backward else "forward"
     configs = list(BACKEND.configs(problem, direction)[: options.top])
-    configs += [
-        replace(c, variant=c.variant.replace("p", "") + "e" * n + "p" * ("p" in c.variant))
-        for n in range(1, options.polynomial + 1)
-        for c in configs[:1]
-    ]
     configs += extra(options.extra, len(lengths))
     grad = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
     for config in configs:
@@ -184,7 +180,7 @@ def check_forward(problem, neighborhood, inputs, out, lse) -> float:
     import torch
 
     generator = torch.Generator().manual_seed(1)
-    q, k, v = inputs.query, inputs.key, inputs.value
+    q, k, v = inputs.query, *(t.repeat_interleave(problem.group_size, -2) for t in inputs[1:3])
     worst = 0.0
     for _ in range(SAMPLES):
         i = [int(torch.randint(n, (1,), generator=generator)) for n in problem.lengths]
@@ -247,7 +243,14 @@ def dense_times(inputs, backward: bool) -> float:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
-    q, k, v = (t.flatten(1, -3).transpose(1, 2).detach().requires_grad_(backward) for t in inputs[:3])
+    q, k, v = (
+        t.repeat_interleave(inputs.query.shape[-2] // t.shape[-2], -2)
+        .flatten(1, -3)
+        .transpose(1, 2)
+        .detach()
+        .requires_grad_(backward)
+        for t in inputs[:3]
+    )
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         if not backward:
             return graph_time(lambda: scaled_dot_product_attention(q, k, v))

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 
-from vicinal.backends.hopper_layout import RANK, describable, describe, launches, three
+from vicinal.backends.hopper_layout import RANK, describable, describe, launches, three, with_heads
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
 
@@ -60,6 +60,23 @@ def test_launches_reach_every_token_once(case):
                     expected[1 + a - missing] = three(dilation, 1)[a]
                 assert (steps == expected[:, None, None, None]).all()
     assert torch.equal(torch.cat(seen).sort().values, token.flatten().repeat_interleave(HEADS))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_heads_as_a_dimension(case):
+    """The same elements as without, at the coordinates that the kernel computes."""
+    batch = case[0]
+    problem, x = problem_of(*case)
+    for launch in launches(problem):
+        plain = describe(problem, launch, tuple(x.shape), x.stride())
+        packed = with_heads(plain, tuple(x.shape), x.stride())
+        without = x.as_strided(plain.shape, plain.strides, plain.offset)
+        view = x.as_strided(packed.shape, packed.strides, packed.offset)
+        for outer, *group, head in product(range(batch), *(range(n) for n in launch.groups), range(HEADS)):
+            first = launch.tokens(group) * plain.token_columns
+            a = without[outer, ..., first + head * COLUMNS : first + (head + 1) * COLUMNS]
+            b = view[..., head, first + outer * x.stride(0) : first + outer * x.stride(0) + COLUMNS]
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize(

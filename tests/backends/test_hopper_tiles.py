@@ -28,7 +28,7 @@ def test_forward_configs_fit(lengths, head_dims):
     problem = problem_of(lengths, *head_dims, kernel_size=7)
     for config in forward_configs(problem):
         keys = prod(config.key_tile) * (2 if "c" in config.variant else 1)
-        assert prod(config.query_tile) == ROWS
+        assert prod(config.query_tile) * hopper_tiles.heads_together(config) == ROWS
         assert forward_shared(keys, *head_dims, config.stages, False) <= SHARED_MEMORY
         assert 3 - len(lengths) <= int(config.variant[0]) <= 2
 

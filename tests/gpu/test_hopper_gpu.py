@@ -42,6 +42,10 @@ CASES = {
     "2d-clip": (1, (37, 41), 2, 2, 64, 64, BF16, {"kernel_size": 12, "boundary": "clip"}),
     "2d-long": (1, (3, 400), 2, 2, 64, 64, BF16, {"kernel_size": (3, 50)}),
     "2d-gqa": (2, (30, 30), 6, 2, 64, 64, BF16, {"kernel_size": 9}),
+    "2d-gqa-packed": (2, (37, 45), 8, 2, 128, 128, BF16, {"kernel_size": 7}),
+    "2d-gqa-dilated": (2, (37, 41), 4, 2, 64, 64, BF16, {"kernel_size": 5, "dilation": (3, 4)}),
+    "3d-gqa-packed": (2, (6, 9, 11), 16, 1, 96, 96, FP16, {"kernel_size": (3, 4, 5), "stride": (1, 2, 2)}),
+    "1d-gqa-causal": (2, (300,), 8, 1, 128, 128, BF16, {"kernel_size": 20, "is_causal": True}),
     "2d-mqa": (1, (30, 30), 4, 1, 128, 128, BF16, {"kernel_size": 9}),
     "2d-dilated": (2, (36, 40), 2, 2, 64, 64, BF16, {"kernel_size": 7, "dilation": (3, 4)}),
     "2d-dilated-ragged": (2, (37, 41), 2, 2, 64, 64, BF16, {"kernel_size": 7, "dilation": (3, 4)}),
@@ -216,10 +220,7 @@ def test_forward_per_head():
 
 VARIANTS = {
     "plain": ((8, 8), (8, 16), "1"),
-    "polynomial": ((8, 8), (8, 16), "1e"),
-    "half-polynomial": ((4, 16), (8, 16), "2ee"),
     "persistent": ((8, 8), (8, 16), "2p"),
-    "chunked-polynomial": ((4, 16), (4, 16), "1cep"),
     "chunked": ((8, 8), (8, 8), "1c"),
     "chunked-persistent": ((4, 16), (4, 16), "2cp"),
     "chunked-wide": ((4, 16), (2, 32), "1c"),

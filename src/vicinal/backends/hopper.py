@@ -16,13 +16,14 @@ from torch import Tensor
 from vicinal.backends import hopper_backward, hopper_estimate
 from vicinal.backends.hopper_arguments import axis_arguments, contiguous_strides, flags, group_arguments, head_table
 from vicinal.backends.hopper_launch import Launcher, Tile
-from vicinal.backends.hopper_layout import Launch, describe, described, launches, three
+from vicinal.backends.hopper_layout import Launch, describe, described, launches, three, with_heads
 from vicinal.backends.hopper_tiles import (
     SHARED_MEMORY,
     WARPGROUPS,
     backward_configs,
     forward_configs,
     forward_shared,
+    heads_together,
     piece,
 )
 from vicinal.backends.protocol import Backend, Direction
@@ -133,7 +134,7 @@ def forward_launcher(
     from vicinal.kernels.gluon.forward import forward
 
     d, dv = problem.head_dim, problem.value_dim
-    split = int(config.variant[0])
+    split, together = int(config.variant[0]), heads_together(config)
     t, n = three(config.query_tile, 1), three(config.key_tile, 1)
     x = (problem.batch, *problem.lengths)
     shapes = [(*x, problem.heads, d), (*x, problem.kv_heads, d), (*x, problem.kv_heads, dv), (*x, problem.heads, dv)]
@@ -142,16 +143,23 @@ def forward_launcher(
         describe(problem, launch, shape, own) for shape, own in zip(shapes, (*strides, contiguous_strides(shapes[3])))
     )
     lse = describe(problem, launch, lse_shape, contiguous_strides(lse_shape))
+    q_tile, o_tile = (1, *t, piece(d)), (1, *t, piece(dv))
+    q_outer, o_outer = strides[0][0], contiguous_strides(shapes[3])[0]
+    if together > 1:
+        q, o = with_heads(q, shapes[0], strides[0]), with_heads(o, shapes[3], contiguous_strides(shapes[3]))
+        q_tile, o_tile = (*t, together, piece(d)), (*t, together, piece(dv))
     extent = [size * (WARPGROUPS if a == split else 1) for a, size in enumerate(t)]
     tiles = [-(-length // size) for length, size in zip(launch.lengths, extent)]
-    items = prod(tiles) * problem.heads * prod(launch.groups) * problem.batch
+    head_tiles = problem.heads // together
+    items = prod(tiles) * head_tiles * prod(launch.groups) * problem.batch
     paired = "c" in config.variant
     keys = prod(n) * (2 if paired else 1)
     wide = min(d, 64) if paired else piece(d)  # a chunk is loaded in columns of 128 bytes
     own_output = forward_shared(keys, d, dv, config.stages, True) <= SHARED_MEMORY
     scalars = (
-        *axis_arguments(problem, launch), *tiles, problem.heads, problem.group_size,
+        *axis_arguments(problem, launch), *tiles, head_tiles, problem.group_size,
         *group_arguments(launch), items, q.token_columns, k.token_columns, v.token_columns, o.token_columns,
+        q_outer, o_outer,
         *lse.strides[1:4], lse.strides[0], lse.token_columns, problem.scale * LOG2E,
     )  # fmt: skip
     constants = (
@@ -165,15 +173,15 @@ def forward_launcher(
         *flags(problem),
         own_output,
         paired,
-        config.variant.count("e"),
+        together,
     )
     return Launcher(
         forward,
         (
-            Tile(q, (1, *t, piece(d))),
+            Tile(q, q_tile),
             Tile(k, (1, *n, wide)),
             Tile(v, (1, *n, wide if paired else piece(dv))),
-            Tile(o, (1, *t, piece(dv))),
+            Tile(o, o_tile),
             None,
             None,
         ),

@@ -127,6 +127,18 @@ def describe(problem: Problem, launch: Launch, shape: tuple[int, ...], strides: 
     )
 
 
+def with_heads(description: Descriptor, shape: tuple[int, ...], strides: tuple[int, ...]) -> Descriptor:
+    """The same part of the same tensor as `[X0, X1, X2, heads, columns]`: the batch is in the columns."""
+    batch, heads, columns = shape[0], shape[-2], shape[-1]
+    groups = description.shape[4] - heads * columns
+    return Descriptor(
+        shape=(*description.shape[1:4], heads, groups + (batch - 1) * strides[0] + columns),
+        strides=(*description.strides[1:4], max(columns, ALIGNMENT), 1),
+        offset=description.offset,
+        token_columns=description.token_columns,
+    )
+
+
 def _token_stride(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     """Of the last axis that has more than one token (the strides of others say nothing)."""
     return next((s for s, n in zip(strides[-3:0:-1], shape[-3:0:-1]) if n > 1), ALIGNMENT)

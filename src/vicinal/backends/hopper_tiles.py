@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,7 @@ CHUNKS_LOST = 1.0  # per warpgroup's query tile, by rounding up to pairs
 CHUNK_COST = 1.03  # of a tile of two chunks, in tiles of one
 SPLIT_LAST_COST = 1.04  # warpgroups side by side along the last axis measured 0.4 to 14% slower than along another
 PERSISTENT_TILES = 32  # key tiles per query tile, up to which persistent programs were seen to win
+PACKED_COST = 1.03  # so that heads are only packed where that saves more than noise
 BACKWARD_STAGES = 3
 KEPT = 8  # configs listed
 
@@ -45,24 +47,26 @@ def forward_configs(problem: Problem) -> list[TileConfig]:
     """Tilings of the forward, best guess first.
 
     `variant` is the axis along which warpgroups split ("0" to "2"), then "c" for key tiles of two chunks, each of the
-    config's `key_tile`, an "e" for every quarter of the exponentials that are polynomials, "p" for persistent programs.
+    config's `key_tile`, "h2" and so on for that many query heads of a key head as rows of each token,
+    "p" for persistent programs.
     """
     d, dv = problem.head_dim, problem.value_dim
     keys = 128 if max(d, dv) <= 128 else 64
     stages = max(n for n in STAGES if n == 2 or forward_shared(keys, d, dv, n, True) <= SHARED_MEMORY)
     chunks = (False, True) if d == dv == piece(d) and keys == 2 * CHUNK else (False,)
     ranked = sorted(
-        (_cost(problem, _Walk(q, k, split, stages, chunked)) * _side_cost(problem, split), q, k, split, chunked)
+        (_cost(problem, _Walk(q, k, split, stages, chunked)) * _factor(problem, split, h), q, k, split, chunked, h)
+        for h in _packings(problem)
         for chunked in chunks
-        for q in boxes_of(ROWS, problem.rank)
+        for q in boxes_of(ROWS // h, problem.rank)
         for k in boxes_of(CHUNK if chunked else keys, problem.rank)
         for split in range(3 - problem.rank, 3)
     )
     skip = 3 - problem.rank
     configs = []
-    for cost, q, k, split, chunked in ranked[:KEPT]:
-        tiles_each = cost / (ROWS * keys) / _warpgroup_tiles(problem, q, split)
-        variant = f"{split}{'c' * chunked}{'p' * (tiles_each <= PERSISTENT_TILES)}"
+    for cost, q, k, split, chunked, h in ranked[:KEPT]:
+        tiles_each = cost * h / (ROWS * keys) / _warpgroup_tiles(problem, q, split)
+        variant = f"{split}{'c' * chunked}{f'h{h}' if h > 1 else ''}{'p' * (tiles_each <= PERSISTENT_TILES)}"
         configs.append(TileConfig(q[skip:], k[skip:], 12, stages, variant))
     return configs
 
@@ -134,8 +138,24 @@ def _cost(problem: Problem, walk: _Walk) -> float:
     return total * ROWS * prod(walk.key_tile)
 
 
-def _side_cost(problem: Problem, split: int) -> float:
-    return SPLIT_LAST_COST if split == 2 and problem.rank > 1 else 1.0
+def heads_together(config: TileConfig) -> int:
+    """Query heads that are rows of each token of a config's query tile."""
+    found = re.search(r"h(\d+)", config.variant)
+    return int(found[1]) if found else 1
+
+
+def _packings(problem: Problem) -> list[int]:
+    """Numbers of query heads that a tile can hold of each token: of one key head, all with one window."""
+    elements = problem.batch * prod(problem.lengths) * problem.heads * max(problem.head_dim, problem.value_dim)
+    if problem.per_head or elements >= 2**31:  # the batch is in the columns, which are 32-bit integers
+        return [1]
+    return [h for h in (1, 2, 4, 8, 16) if problem.group_size % h == 0]
+
+
+def _factor(problem: Problem, split: int, together: int = 1) -> float:
+    """Of the cost of one head: what the side by side, and packing that many heads into a tile, make of it."""
+    packed = PACKED_COST / together if together > 1 else 1.0
+    return packed * (SPLIT_LAST_COST if split == 2 and problem.rank > 1 else 1.0)
 
 
 def _warpgroup_tiles(problem: Problem, query_tile: tuple[int, int, int], split: int) -> int:

@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "0"
@@ -38,6 +37,7 @@ CASES = {
     "1d": ((512,), 2, 2, 128, 128, BF16, {"kernel_size": 100}),
     "1d-causal": ((512,), 2, 2, 128, 128, BF16, {"kernel_size": 100, "is_causal": True}),
     "2d": ((64, 64), 2, 2, 128, 128, BF16, {"kernel_size": 13}),
+    "2d-gqa": ((64, 64), 8, 2, 128, 128, BF16, {"kernel_size": 7}),
     "2d-other": ((77, 96), 3, 3, 128, 128, BF16, {"kernel_size": (32, 17)}),
     "2d-stride": ((64, 64), 2, 2, 128, 128, BF16, {"kernel_size": 16, "stride": 16}),
     "3d": ((8, 16, 16), 4, 2, 128, 128, BF16, {"kernel_size": (5, 9, 9)}),
@@ -130,8 +130,6 @@ if __name__ == "__main__":
             kernel = compile_forward(case, TileConfig((8, 8), (8, 8), 12, 2, "1c"))
         elif direction == "fixed":
             kernel = compile_forward(case, TileConfig((8, 8), (8, 16), 12, 2, "1"))
-        elif direction == "polynomial":
-            kernel = compile_forward(case, replace(hopper.forward_configs(problem_of(case))[0], variant="1e"))
         else:
             kernel = compile_forward(case) if direction == "forward" else compile_backward(case, direction)
         if os.environ.get("PTX_TO"):

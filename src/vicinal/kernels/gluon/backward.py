@@ -214,7 +214,7 @@ def _keys_consumer(
     for member in range(group):
         own = head_axes(axes, table, kv_head * group + member, PER_HEAD)
         _, _, _, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, True, STRIDED, MODED)
-        _, starts, widths, low, high = rows_of(x, own, T, True, STRIDED, MODED, row_layout)
+        _, starts, widths, low, high = rows_of(x, own, T, 1, True, STRIDED, MODED, row_layout)
         line, skip, before = own_line(x[SPLIT], sw, ew, T, N, own, SPLIT, W, STAGES, True, STRIDED, MODED)
         fw = sw + before * N[SPLIT]
         lw = fw + (line - skip) * N[SPLIT]
@@ -389,7 +389,7 @@ def _queries_consumer(
     own = head_axes(axes, table, head, PER_HEAD)
     x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, False, STRIDED, MODED)
     x = beside((x0, x1, x2), W, T, SPLIT)
-    y, starts, widths, low, high = rows_of(x, own, T, False, STRIDED, MODED, row_layout)
+    y, starts, widths, low, high = rows_of(x, own, T, 1, False, STRIDED, MODED, row_layout)
     line, skip, before = own_line(x[SPLIT], sw, ew, T, N, own, SPLIT, W, STAGES, False, STRIDED, MODED)
     fw = sw + before * N[SPLIT]
     lw = fw + (line - skip) * N[SPLIT]

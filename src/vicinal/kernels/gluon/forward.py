@@ -14,7 +14,8 @@ With `PAIRED`, a key tile is two chunks `[N0, N1, N2]` of 64 keys that need not 
 its waste is a chunk's. The chunks that one warpgroup needs alone come first, a tile of the one and a tile of the other
 in turn, then those that both need.
 
-`QUARTERS` of the exponentials are polynomials, so that the special-function unit is not what all wait for.
+With `HEADS` above 1, rows are that many query heads of one key head for each token of a smaller tile: small windows
+waste less then. Queries and outputs are described as `[X0, X1, X2, heads, columns]`, and the batch is in the columns.
 
 Head dims that are no power of two are moved and multiplied in pieces (`vicinal.kernels.gluon.pieces`).
 """
@@ -41,7 +42,7 @@ from vicinal.kernels.gluon.pieces import (
     write_pieces,
     zeros,
 )
-from vicinal.kernels.gluon.softmax import exp2_shared, masked
+from vicinal.kernels.gluon.softmax import masked
 from vicinal.kernels.gluon.walk import (
     AXES,
     GROUPS,
@@ -63,26 +64,28 @@ LN2 = gl.constexpr(0.6931471805599453)
 @gluon.jit(
     do_not_specialize=GROUPS,
     do_not_specialize_on_alignment=[
-        *AXES, *TILES, "items", "q_column", "k_column", "v_column", "o_column", "e0", "e1", "e2", "e_outer", "e_token",
+        *AXES, *TILES, "items", "q_column", "k_column", "v_column", "o_column", "q_outer", "o_outer",
+        "e0", "e1", "e2", "e_outer", "e_token",
     ],
 )  # fmt: skip
 def forward(
     q_desc, k_desc, v_desc, o_desc, lse_ptr, table,
     L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2,
     n0, n1, n2, heads, group, g0, g1, g2, X1, X2, items,
-    q_column, k_column, v_column, o_column, e0, e1, e2, e_outer, e_token, scale,
+    q_column, k_column, v_column, o_column, q_outer, o_outer, e0, e1, e2, e_outer, e_token, scale,
     D: gl.constexpr, DV: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
-    OWN_OUTPUT: gl.constexpr, PAIRED: gl.constexpr, QUARTERS: gl.constexpr,
+    OWN_OUTPUT: gl.constexpr, PAIRED: gl.constexpr, HEADS: gl.constexpr,
 ):  # fmt: skip
     """Output and log-sum-exp of work items `program, program + programs, ...` below `items`.
 
     Descriptors are over `[batch, X0, X1, X2, columns]`; `*_column` is the distance in columns between neighboring
-    tokens (which start dilation groups), `e*` the strides of the log-sum-exp in elements; `scale` includes log2(e).
+    tokens (which start dilation groups), `*_outer` between batch elements, `heads` the tiles of heads, `e*` the strides
+    of the log-sum-exp in elements; `scale` includes log2(e).
     """
     axes = (L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2)
     tiles = (n0, n1, n2)
-    columns = (q_column, k_column, v_column, o_column)
+    columns = (q_column, k_column, v_column, o_column, q_outer, o_outer)
     lse_strides = (e_outer, e_token, e0, e1, e2)
     QP: gl.constexpr = D // q_desc.block_shape[4]  # pieces of a query or key tile
     VP: gl.constexpr = DV // o_desc.block_shape[4]
@@ -118,12 +121,12 @@ def forward(
     gl.warp_specialize([
         (_consumer, (o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
             D, DV, T, N, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, OWN_OUTPUT,
-            PAIRED, QUARTERS, gl.constexpr(0))),
+            PAIRED, HEADS, gl.constexpr(0))),
         (_consumer, (o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
             D, DV, T, N, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, OWN_OUTPUT,
-            PAIRED, QUARTERS, gl.constexpr(1))),
+            PAIRED, HEADS, gl.constexpr(1))),
         (_producer, (q_desc, k_desc, v_desc, q_s, k_s, v_s, bars, table, axes, tiles, work, columns,
-            D, DV, T, N, SPLIT, STAGES, STRIDED, MODED, PER_HEAD, GROUPED, PAIRED)),
+            D, DV, T, N, SPLIT, STAGES, STRIDED, MODED, PER_HEAD, GROUPED, PAIRED, HEADS)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 
@@ -132,7 +135,7 @@ def _producer(
     q_desc, k_desc, v_desc, q_s, k_s, v_s, bars, table, axes, tiles, work, columns,
     D: gl.constexpr, DV: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
-    PAIRED: gl.constexpr,
+    PAIRED: gl.constexpr, HEADS: gl.constexpr,
 ):  # fmt: skip
     q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = bars
     items, heads, group, groups = work
@@ -146,14 +149,15 @@ def _producer(
     done = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         outer, place, token, head, tile = locate(item, tiles, heads, groups, GROUPED)
+        head *= HEADS
         own = head_axes(axes, table, head, PER_HEAD)
         x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, False, STRIDED, MODED)
-        q_first = columns[0] * token + head * D
         for i in gl.static_range(2):
             mbarrier.wait(q_empty.index(i), (done & 1) ^ 1)
             mbarrier.expect(q_ready.index(i), q_desc.block_type.nbytes * QP)
             y = beside((x0, x1, x2), i, T, SPLIT)
-            load_pieces(q_desc, (outer, y[0], y[1], y[2]), q_first, q_ready.index(i), q_s, i, QP)
+            at, column = _rows_at(outer, y, head, columns[0] * token, columns[4], D, HEADS)
+            load_pieces(q_desc, at, column, q_ready.index(i), q_s, i, QP)
         k_first = columns[1] * token + (head // group) * D
         v_first = columns[2] * token + (head // group) * DV
         if PAIRED:
@@ -212,13 +216,13 @@ def _consumer(
     o_desc, q_s, k_s, v_s, o_s, bars, lse_ptr, table, axes, tiles, work, columns, lse_strides, scale,
     D: gl.constexpr, DV: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
     RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
-    OWN_OUTPUT: gl.constexpr, PAIRED: gl.constexpr, QUARTERS: gl.constexpr, W: gl.constexpr,
+    OWN_OUTPUT: gl.constexpr, PAIRED: gl.constexpr, HEADS: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
     q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = bars
     items, heads, group, groups = work
     OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
     INNER: gl.constexpr = 1 if SPLIT == 2 else 2
-    BM: gl.constexpr = T[0] * T[1] * T[2]
+    BM: gl.constexpr = T[0] * T[1] * T[2] * HEADS
     BN: gl.constexpr = N[0] * N[1] * N[2] * (2 if PAIRED else 1)
     VD: gl.constexpr = o_desc.block_shape[4]
     VP: gl.constexpr = DV // VD
@@ -233,10 +237,11 @@ def _consumer(
     done = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         outer, place, token, head, tile = locate(item, tiles, heads, groups, GROUPED)
+        head *= HEADS
         own = head_axes(axes, table, head, PER_HEAD)
         x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, False, STRIDED, MODED)
         r = beside((x0, x1, x2), W, T, SPLIT)
-        y, starts, widths, low, high = rows_of(r, own, T, False, STRIDED, MODED, row_layout)
+        y, starts, widths, low, high = rows_of(r, own, T, HEADS, False, STRIDED, MODED, row_layout)
         if PAIRED:
             x = (x0, x1, x2)[SPLIT]
             line, alone, turns, common = paired_counts(x, sa, ea, sb, eb, sw, ew, T, N, own, SPLIT, STRIDED, MODED)
@@ -322,7 +327,7 @@ def _consumer(
             m_new = gl.maximum(m, gl.max(s, 1) * scale)
             finite = _finite(m_new)
             alpha = gl.exp2(m - finite)
-            p = exp2_shared(s * scale - finite[:, None], QUARTERS, s_layout)
+            p = gl.exp2(s * scale - finite[:, None])
             l = l * gl.convert_layout(alpha, l_layout)[:, None] + _in_thread_sums(p, BM, BN)
             m = m_new
             factor = gl.convert_layout(alpha, gl.SliceLayout(1, o_layout))[:, None]
@@ -345,18 +350,29 @@ def _consumer(
         tma_store_wait(0)  # of the last item: the buffer is about to be written
         write_pieces(out, inverse, o_s, W, o_desc.dtype, VP)
         fence_async_shared()
-        o_first = columns[3] * token + head * DV
-        store_pieces(o_desc, (outer, r[0], r[1], r[2]), o_first, o_s, W, VP)
+        place_at, column = _rows_at(outer, r, head, columns[3] * token, columns[5], DV, HEADS)
+        store_pieces(o_desc, place_at, column, o_s, W, VP)
         lse = (m + gl.log2(l)) * LN2
         at = outer.to(gl.int64) * lse_strides[0] + token * lse_strides[1] + head
         inside = (y[0] < axes[0]) & (y[1] < axes[1]) & (y[2] < axes[2])
         offset = y[0].to(gl.int64) * lse_strides[2] + y[1].to(gl.int64) * lse_strides[3] + y[2] * lse_strides[4]
+        if HEADS > 1:
+            offset += gl.arange(0, BM, layout=row_layout) % HEADS
         gl.store(lse_ptr + at + offset, lse, mask=inside)
         if not OWN_OUTPUT:
             tma_store_wait(0)
             mbarrier.arrive(q_empty.index(W), count=1)
         done += 1
     tma_store_wait(0)
+
+
+@gluon.jit
+def _rows_at(outer, x, head, first, outer_stride, D: gl.constexpr, HEADS: gl.constexpr):
+    """Where a tile of queries or outputs at `x` is in its descriptor: four coordinates, and the first column."""
+    if HEADS == 1:
+        return (outer, x[0], x[1], x[2]), first + head * D
+    else:
+        return (x[0], x[1], x[2], head), first + outer * outer_stride
 
 
 @gluon.jit

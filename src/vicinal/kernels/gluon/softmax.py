@@ -27,26 +27,6 @@ def masked(
 
 
 @gluon.jit
-def exp2_shared(x, QUARTERS: gl.constexpr, layout: gl.constexpr):
-    """`2 ** x` of `[rows, columns]`: `QUARTERS` of the columns by a polynomial, the rest by the special-function unit.
-
-    That unit takes four times as long as anything else here. `x = n + f` with `n` an integer and `f` in [-1/2, 1/2]:
-    a polynomial for `2 ** f`, relative error below 8e-5 (coefficients by Remez's algorithm), then `n` is added to the
-    exponent. FlashAttention-4 shares the work like this on Blackwell.
-    """
-    if QUARTERS == 0:
-        return gl.exp2(x)
-    else:
-        column = gl.arange(0, x.shape[1], layout=gl.SliceLayout(0, layout))
-        low = gl.maximum(x, -127.0)
-        shifted = low + 12582912.0  # 1.5 * 2**23: what is left of the sum are n's bits
-        f = low - (shifted - 12582912.0)
-        y = ((0.05517167 * f + 0.24261112) * f + 0.69326099) * f + 0.99992807
-        bits = y.to(gl.int32, bitcast=True) + (shifted.to(gl.int32, bitcast=True) << 23)
-        return gl.where((column // 8 % 4 < QUARTERS)[None, :], bits.to(gl.float32, bitcast=True), gl.exp2(x))
-
-
-@gluon.jit
 def _masked_along(
     s, c, starts, widths, A: gl.constexpr, N: gl.constexpr, HALF: gl.constexpr,
     layout: gl.constexpr,

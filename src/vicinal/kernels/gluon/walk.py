@@ -152,10 +152,14 @@ def own_line(
 
 @gluon.jit
 def rows_of(
-    x, axes, T: gl.constexpr, INVERSE: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, layout: gl.constexpr
-):
-    """Of a warpgroup's tile at `x`: its rows' positions, their intervals' starts and widths, and what is common."""
-    row = gl.arange(0, T[0] * T[1] * T[2], layout=layout)
+    x, axes, T: gl.constexpr, HEADS: gl.constexpr, INVERSE: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr,
+    layout: gl.constexpr,
+):  # fmt: skip
+    """Of a warpgroup's tile at `x`: its rows' positions, their intervals' starts and widths, and what is common.
+
+    A token is `HEADS` rows.
+    """
+    row = gl.arange(0, T[0] * T[1] * T[2] * HEADS, layout=layout) // HEADS
     y0 = x[0] + row_position(row, 0, T[1], T[2])
     y1 = x[1] + row_position(row, 1, T[1], T[2])
     y2 = x[2] + row_position(row, 2, T[1], T[2])
