@@ -10,7 +10,14 @@ import torch
 from vicinal.backends import hopper_tiles
 from vicinal.backends.hopper import unsupported_anywhere
 from vicinal.backends.hopper_layout import three
-from vicinal.backends.hopper_tiles import ROWS, SHARED_MEMORY, backward_configs, forward_configs, forward_shared
+from vicinal.backends.hopper_tiles import (
+    ROWS,
+    SHARED_MEMORY,
+    backward_configs,
+    backward_shared,
+    forward_configs,
+    forward_shared,
+)
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.window import window_start, window_stop
 from vicinal.problem import Problem
@@ -31,6 +38,21 @@ def test_forward_configs_fit(lengths, head_dims):
         assert prod(config.query_tile) * hopper_tiles.heads_together(config) == ROWS
         assert forward_shared(keys, *head_dims, config.stages, False) <= SHARED_MEMORY
         assert 3 - len(lengths) <= int(config.variant[0]) <= 2
+
+
+@pytest.mark.parametrize("head_dims", [(32, 32), (64, 64), (96, 96), (128, 128), (192, 192), (192, 128), (256, 256)])
+def test_backward_configs_fit(head_dims):
+    for config in backward_configs(problem_of((40, 50), *head_dims, kernel_size=7)):
+        assert prod(config.query_tile) == prod(config.key_tile) == ROWS
+        assert backward_shared(*head_dims, config.stages) <= SHARED_MEMORY
+
+
+@pytest.mark.parametrize(("kernel_size", "kv_heads", "packed"), [(7, 2, True), (7, 8, False), (33, 2, False)])
+def test_heads_are_packed_where_the_box_shrinks(kernel_size, kv_heads, packed):
+    """Small windows with several query heads for a key head; a box of a larger window is as many tiles either way."""
+    neighborhood = Neighborhood.of(2, kernel_size).resolve((128, 128))
+    problem = Problem(4, (128, 128), 8, kv_heads, 64, 64, torch.bfloat16, torch.device("cpu"), (neighborhood,), 0.125)
+    assert (hopper_tiles.heads_together(forward_configs(problem)[0]) > 1) == packed
 
 
 def test_a_stride_aligned_problem_walks_no_masked_tile():

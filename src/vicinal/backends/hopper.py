@@ -26,7 +26,7 @@ from vicinal.backends.hopper_tiles import (
     heads_together,
     piece,
 )
-from vicinal.backends.protocol import Backend, Direction
+from vicinal.backends.protocol import Direction
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning import cost
 from vicinal.tuning.config import TileConfig
@@ -50,8 +50,6 @@ class HopperBackend:
         return unsupported_anywhere(problem)
 
     def declines(self, problem: Problem, direction: Direction) -> str | None:
-        if direction == "backward" and hopper_backward.unsupported(problem) is not None:
-            return hopper_backward.unsupported(problem)
         ours, theirs = hopper_estimate.seconds(problem, direction), cost.seconds(problem, direction)
         if theirs < CLEARLY * ours:
             return f"the triton backend is estimated to be faster: {1e6 * theirs:.3g} us against {1e6 * ours:.3g}"
@@ -81,8 +79,6 @@ class HopperBackend:
         grad_output: Tensor,
         grad_lse: Tensor | None,
     ) -> Inputs:
-        if hopper_backward.unsupported(problem) is not None:
-            return _portable().backward(problem, config, inputs, output, lse, grad_output, grad_lse)
         with _on(problem.device):
             return hopper_backward.backward(problem, config, inputs, output, lse, grad_output, grad_lse)
 
@@ -200,16 +196,7 @@ def forward_launcher(
 def _configs(problem: Problem, direction: Direction) -> list[TileConfig]:
     if direction == "forward":
         return forward_configs(problem)
-    if hopper_backward.unsupported(problem) is not None:
-        return list(_portable().configs(problem, "backward"))
     return backward_configs(problem)
-
-
-def _portable() -> Backend:
-    """The backend that computes gradients of head dims that the Hopper backward does not take."""
-    from vicinal.backends.triton import BACKEND as portable
-
-    return portable
 
 
 @cache

@@ -18,20 +18,12 @@ from vicinal.backends.hopper_arguments import (
 )
 from vicinal.backends.hopper_launch import Launcher, Tile
 from vicinal.backends.hopper_layout import Descriptor, Launch, describe, described, launches, packed, three
-from vicinal.backends.hopper_tiles import WARPGROUPS, piece
+from vicinal.backends.hopper_tiles import WARPGROUPS, fewer_keys, piece, shares_keys
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning.config import TileConfig
 
-HEAD_DIMS = (32, 64, 96, 128)
 TOKENS = 64  # per program of `prepare`
 Strides = tuple[tuple[int, ...], ...]
-
-
-def unsupported(problem: Problem) -> str | None:
-    """Why the backward is left to the portable kernels; None when it is not."""
-    if problem.head_dim != problem.value_dim or problem.head_dim not in HEAD_DIMS:
-        return f"the Hopper backward takes head dims {HEAD_DIMS}, got {problem.head_dim} and {problem.value_dim}"
-    return None
 
 
 def backward(
@@ -75,8 +67,9 @@ def launchers(
     """For part of a problem: elements of each of `prepare`'s results, and the three launchers."""
     from vicinal.kernels.gluon import backward as kernels
 
-    d = dv = problem.head_dim
-    wide = piece(d)
+    d, dv = problem.head_dim, problem.value_dim
+    qd, vd = piece(d), piece(dv)
+    shared = shares_keys(d)
     x = (problem.batch, *problem.lengths)
     q_shape, k_shape = (*x, problem.heads, d), (*x, problem.kv_heads, d)
     v_shape, o_shape = (*x, problem.kv_heads, dv), (*x, problem.heads, dv)
@@ -108,39 +101,40 @@ def launchers(
     queries_tile, keys_tile = three(config.query_tile, 1), three(config.key_tile, 1)
     shape = (problem.rank, *flags(problem))
     axes = axis_arguments(problem, launch)
-    tiles, programs = _grid(launch, keys_tile, split)
+    tiles, programs = _grid(launch, keys_tile, split, 1 if shared else WARPGROUPS)
     one_row = (1, *queries_tile)
     keys = Launcher(
         kernels.backward_keys,
-        (Tile(q, (1, *queries_tile, wide)), Tile(o, (1, *queries_tile, wide)), Tile(prepared, one_row),
-         Tile(prepared, one_row), Tile(k, (1, *keys_tile, wide)), Tile(v, (1, *keys_tile, wide)),
-         Tile(dk, (1, *keys_tile, wide)), Tile(dvalue, (1, *keys_tile, wide)), None),
+        (Tile(q, (1, *queries_tile, qd)), Tile(o, (1, *queries_tile, vd)), Tile(prepared, one_row),
+         Tile(prepared, one_row), Tile(k, (1, *keys_tile, qd)), Tile(v, (1, *keys_tile, vd)),
+         Tile(dk, (1, *keys_tile, qd)), Tile(dvalue, (1, *keys_tile, vd)), None),
         (0,) * 9,
         (*axes, *tiles, problem.heads, problem.kv_heads, problem.group_size, *group_arguments(launch),
          q.token_columns, o.token_columns, k.token_columns, v.token_columns, dk.token_columns, dvalue.token_columns,
          problem.scale),
-        (d, keys_tile, queries_tile, split, config.stages, *shape),
+        (d, dv, keys_tile, queries_tile, split, config.stages, *shape, shared),
         (programs * problem.kv_heads * prod(launch.groups) * problem.batch,),
         {"num_warps": 4, "maxnreg": 168},
     )  # fmt: skip
     tiles, programs = _grid(launch, queries_tile, split)
+    few = fewer_keys(keys_tile, d)
     queries = Launcher(
         kernels.backward_queries,
-        (Tile(q, (1, *queries_tile, wide)), Tile(o, (1, *queries_tile, wide)), None, None,
-         Tile(k, (1, *keys_tile, wide)), Tile(v, (1, *keys_tile, wide)), Tile(dq, (1, *queries_tile, wide)), None),
+        (Tile(q, (1, *queries_tile, qd)), Tile(o, (1, *queries_tile, vd)), None, None,
+         Tile(k, (1, *few, qd)), Tile(v, (1, *few, vd)), Tile(dq, (1, *queries_tile, qd)), None),
         (0,) * 8,
         (*axes, *tiles, problem.heads, problem.group_size, *group_arguments(launch),
          q.token_columns, o.token_columns, k.token_columns, v.token_columns, dq.token_columns, *r_strides,
          problem.scale),
-        (d, queries_tile, keys_tile, split, config.stages, *shape),
+        (d, dv, queries_tile, few, split, config.stages, *shape),
         (programs * problem.heads * prod(launch.groups) * problem.batch,),
         {"num_warps": 4, "maxnreg": 168},
     )  # fmt: skip
     return rows * r_strides[0], prepare, keys, queries
 
 
-def _grid(launch: Launch, tile: tuple[int, ...], split: int) -> tuple[list[int], int]:
-    """Pairs of tiles along each axis, and their number."""
-    extent = [size * (WARPGROUPS if a == split else 1) for a, size in enumerate(tile)]
+def _grid(launch: Launch, tile: tuple[int, ...], split: int, sides: int = WARPGROUPS) -> tuple[list[int], int]:
+    """A program's tiles along each axis, of which `sides` lie side by side, and their number."""
+    extent = [size * (sides if a == split else 1) for a, size in enumerate(tile)]
     tiles = [-(-length // size) for length, size in zip(launch.lengths, extent)]
     return tiles, prod(tiles)

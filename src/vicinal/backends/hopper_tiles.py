@@ -71,17 +71,42 @@ def forward_configs(problem: Problem) -> list[TileConfig]:
     return configs
 
 
+def shares_keys(head_dim: int) -> bool:
+    """Whether dK and dV of 64 keys are too many registers for one warpgroup: two make one each then."""
+    return head_dim > 128
+
+
+def fewer_keys(key_tile: tuple[int, int, int], head_dim: int) -> tuple[int, int, int]:
+    """The key tile of the query gradient: half of it, where two stages would not fit in shared memory."""
+    if head_dim <= 192:
+        return key_tile
+    axis = max(range(3), key=lambda a: key_tile[a])
+    halved = [n // 2 if a == axis else n for a, n in enumerate(key_tile)]
+    return halved[0], halved[1], halved[2]
+
+
+def backward_shared(head_dim: int, value_dim: int, stages: int) -> int:
+    """Bytes of shared memory of the backward, of the pass that takes more."""
+    pair = head_dim + value_dim
+    rows = 2 * ROWS * 4  # log-sum-exp and delta of a tile of queries
+    keys = 2 * pair * ROWS * ((1 if shares_keys(head_dim) else WARPGROUPS) + stages) + stages * rows
+    queries = 2 * pair * (WARPGROUPS * ROWS + stages * prod(fewer_keys((1, 1, ROWS), head_dim)))
+    return max(keys, queries) + BARRIERS
+
+
 def backward_configs(problem: Problem) -> list[TileConfig]:
     """Tilings of the backward, best guess first: tiles of 64 queries and of 64 keys, in both of its passes."""
+    d, dv = problem.head_dim, problem.value_dim
+    stages = max(n for n in (2, BACKWARD_STAGES) if n == 2 or backward_shared(d, dv, n) <= SHARED_MEMORY)
     ranked = sorted(
-        (_cost(problem, _Walk(q, k, split, BACKWARD_STAGES)), q, k, split)
+        (_cost(problem, _Walk(q, k, split, stages)), q, k, split)
         for q in boxes_of(ROWS, problem.rank)
         if q[2] >= 4  # TMA moves at least 16 bytes of the log-sum-exp along the last axis
         for k in boxes_of(ROWS, problem.rank)
         for split in range(3 - problem.rank, 3)
     )
     skip = 3 - problem.rank
-    return [TileConfig(q[skip:], k[skip:], 12, BACKWARD_STAGES, str(split)) for _, q, k, split in ranked[:KEPT]]
+    return [TileConfig(q[skip:], k[skip:], 12, stages, str(split)) for _, q, k, split in ranked[:KEPT]]
 
 
 def steps(problem: Problem, config: TileConfig) -> tuple[float, int]:
@@ -94,7 +119,8 @@ def steps(problem: Problem, config: TileConfig) -> tuple[float, int]:
     split = int(config.variant[0])
     walk = _Walk(queries, keys, split, config.stages, "c" in config.variant)
     each = _warpgroup_tiles(problem, queries, split)
-    return _cost(problem, walk) / (ROWS * CHUNK) / each, each * problem.heads * problem.batch
+    rows = each * problem.heads // heads_together(config)
+    return _cost(problem, walk) / (ROWS * CHUNK) / each, rows * problem.batch
 
 
 def boxes_of(tokens: int, rank: int) -> Iterator[tuple[int, int, int]]:

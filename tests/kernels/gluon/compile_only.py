@@ -82,15 +82,17 @@ def compile_backward(case: str, part: str):
     x = (problem.batch, *problem.lengths)
     query = torch.zeros(*x, problem.heads, problem.head_dim, dtype=problem.dtype)
     key = torch.zeros(*x, problem.kv_heads, problem.head_dim, dtype=problem.dtype)
+    value = torch.zeros(*x, problem.kv_heads, problem.value_dim, dtype=problem.dtype)
+    output = torch.zeros(*x, problem.heads, problem.value_dim, dtype=problem.dtype)
     lse = torch.zeros(*x, problem.heads)
-    strides = (query.stride(), key.stride(), key.stride())
+    strides = (query.stride(), key.stride(), value.stride())
     size, prepare, keys, queries = hopper_backward.launchers(problem, config, strides, True, launch)
     rows = torch.zeros(size)
     if part == "prepare":
-        return prepare.compile(query, query, lse, lse, rows, rows)
+        return prepare.compile(output, output, lse, lse, rows, rows)
     if part == "keys":
-        return keys.compile(query, query, rows, rows, key, key, key, key, lse)
-    return queries.compile(query, query, rows, rows, key, key, query, lse)
+        return keys.compile(query, output, rows, rows, key, value, key, value, lse)
+    return queries.compile(query, output, rows, rows, key, value, query, lse)
 
 
 def report(case: str, kernel) -> dict:

@@ -35,6 +35,9 @@ EXPECTED = {
     "keys:2d": 2 * (8 + 8 + 4 + 4),
     "queries:2d": 2 * (8 + 8 + 4),
     "keys:d96": 2 * (6 + 6 + 3 * 4 + 3 * 4),
+    "keys:d192-128": 24 + 2 * 12,  # dV: QK and one product; dK: QK, VdO and one product of three pieces
+    "keys:d256": (16 + 4) + (16 + 16 + 4),
+    "queries:d256": 2 * (16 + 16 + 2),
     "queries:d96": 2 * (6 + 6 + 3 * 4),
 }
 

@@ -96,11 +96,11 @@ def locate(item, tiles, heads, groups, GROUPED: gl.constexpr):
 
 
 @gluon.jit
-def first_of(tile, T: gl.constexpr, SPLIT: gl.constexpr):
-    """The first token along each axis of a program's two tiles, which lie side by side along `SPLIT`."""
-    x0 = tile[0] * (T[0] * 2 if SPLIT == 0 else T[0])
-    x1 = tile[1] * (T[1] * 2 if SPLIT == 1 else T[1])
-    x2 = tile[2] * (T[2] * 2 if SPLIT == 2 else T[2])
+def first_of(tile, T: gl.constexpr, SPLIT: gl.constexpr, SIDES: gl.constexpr = 2):
+    """The first token along each axis of a program's `SIDES` tiles, which lie side by side along `SPLIT`."""
+    x0 = tile[0] * (T[0] * SIDES if SPLIT == 0 else T[0])
+    x1 = tile[1] * (T[1] * SIDES if SPLIT == 1 else T[1])
+    x2 = tile[2] * (T[2] * SIDES if SPLIT == 2 else T[2])
     return x0, x1, x2
 
 
@@ -115,15 +115,16 @@ def beside(x, W: gl.constexpr, T: gl.constexpr, SPLIT: gl.constexpr):
 
 @gluon.jit
 def union(
-    tile, axes, T: gl.constexpr, SPLIT: gl.constexpr, INVERSE: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr
-):
+    tile, axes, T: gl.constexpr, SPLIT: gl.constexpr, INVERSE: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr,
+    SIDES: gl.constexpr = 2,
+):  # fmt: skip
     """A program's first token along each axis, and the box that both its warpgroups need, in walk order."""
     OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
     INNER: gl.constexpr = 1 if SPLIT == 2 else 2
-    x = first_of(tile, T, SPLIT)
+    x = first_of(tile, T, SPLIT, SIDES)
     sa, ea, _, _ = box(x[OUTER], T[OUTER], axes, OUTER, INVERSE, STRIDED, MODED)
     sb, eb, _, _ = box(x[INNER], T[INNER], axes, INNER, INVERSE, STRIDED, MODED)
-    sw, ew, _, _ = box(x[SPLIT], 2 * T[SPLIT], axes, SPLIT, INVERSE, STRIDED, MODED)
+    sw, ew, _, _ = box(x[SPLIT], SIDES * T[SPLIT], axes, SPLIT, INVERSE, STRIDED, MODED)
     if INVERSE:  # TMA takes the log-sum-exp along the last axis from multiples of 16 bytes only
         if SPLIT == 2:
             sw = sw // 4 * 4
@@ -135,7 +136,7 @@ def union(
 @gluon.jit
 def own_line(
     x, sw, ew, T: gl.constexpr, N: gl.constexpr, axes, SPLIT: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr,
-    INVERSE: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr,
+    INVERSE: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, SIDES: gl.constexpr = 2,
 ):  # fmt: skip
     """Of a line of tiles along `SPLIT`: how many, how many warpgroup `W` passes over, and how many of those come first.
 
@@ -144,6 +145,8 @@ def own_line(
     """
     mine, mine_stop, _, _ = box(x, T[SPLIT], axes, SPLIT, INVERSE, STRIDED, MODED)
     line = gl.cdiv(ew - sw, N[SPLIT])
+    if SIDES == 1:
+        return line, 0, 0
     skip = line - gl.cdiv(mine_stop - sw, N[SPLIT]) if W == 0 else (mine - sw) // N[SPLIT]
     skip = gl.minimum(skip, STAGES - 1)
     before = 0 if W == 0 else skip
