@@ -48,6 +48,11 @@ def test_a_pass_is_left_to_the_portable_kernels_where_they_are_faster(name, expe
 
 @pytest.mark.parametrize("head_dim", [96, 256])
 def test_wide_heads_are_kept_both_ways(head_dim):
+    pytest.importorskip("triton.experimental.gluon")
+    from dataclasses import replace
+
+    from vicinal.backends.hopper import BACKEND
+
     problem = CASES["2-D 256x256 H24 D128 window 80x80"].problem("cpu")
     problem = replace(problem, head_dim=head_dim, value_dim=head_dim)
     assert BACKEND.declines(problem, "forward") is None
