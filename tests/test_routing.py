@@ -1,0 +1,65 @@
+"""Which way calls go, and that all ways agree."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vicinal import na2d
+from vicinal.problem import Inputs
+from vicinal.routing import _watched
+
+
+@pytest.fixture
+def leaves():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(1, 7, 7, 2, 8, generator=generator).requires_grad_() for _ in range(3)]
+
+
+def gradients(leaves, **options):
+    output, lse = na2d(*leaves, kernel_size=5, return_lse=True)
+    return torch.autograd.grad(output.sum() + lse.square().sum(), leaves, **options)
+
+
+def test_an_eager_call_has_its_own_node(leaves):
+    assert type(na2d(*leaves, kernel_size=5).grad_fn).__name__ == "_AttendBackward"
+
+
+def test_a_mode_sees_the_operator(leaves):
+    with FlopCounterMode(display=False) as counter:
+        gradients(leaves)
+    counted = counter.get_flop_counts()["Global"]
+    assert {"attend", "attend_backward"} <= {str(operator).split(".")[-1] for operator in counted}
+
+
+def test_gradients_that_are_differentiated_again_are_the_same(leaves):
+    for once, twice in zip(gradients(leaves), gradients(leaves, create_graph=True), strict=True):
+        assert twice.grad_fn is not None
+        torch.testing.assert_close(once, twice)
+
+
+def test_only_the_log_sum_exp_is_used(leaves):
+    _, lse = na2d(*leaves, kernel_size=5, return_lse=True)
+    _, _, d_value = torch.autograd.grad(lse.sum(), leaves)
+    assert torch.equal(d_value, torch.zeros_like(d_value))
+
+
+def test_empty_batch_has_empty_gradients():
+    leaves = [torch.zeros(0, 7, 7, 2, 8, requires_grad=True) for _ in range(3)]
+    assert all(grad.shape == leaf.shape for grad, leaf in zip(gradients(leaves), leaves, strict=True))
+
+
+def test_compiled_autograd_traces_the_operator(leaves):
+    expected = gradients(leaves)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
+        output, lse = na2d(*leaves, kernel_size=5, return_lse=True)
+        (output.sum() + lse.square().sum()).backward()
+    for leaf, grad in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(leaf.grad, grad)
+
+
+def test_a_subclass_is_watched(leaves):
+    class Own(torch.Tensor):
+        pass
+
+    assert not _watched(Inputs(*leaves))
+    assert _watched(Inputs(leaves[0].detach().as_subclass(Own), *leaves[1:]))
