@@ -6,6 +6,8 @@ Usage: PYTHONPATH=src python3 benchmarks/hopper_sweep.py SHARDS SECONDS [pytest'
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,17 +24,24 @@ def main() -> None:
     ids = [line for line in listed.splitlines() if "::" in line]
     print(f"{len(ids)} tests in {shards} processes", flush=True)
     running = [
-        subprocess.Popen([*base, *ids[i::shards]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(
+            [*base, "--verbosity=1", *ids[i::shards]],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )
         for i in range(min(shards, len(ids)))
-    ]
+    ]  # fmt: skip
     deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(process.poll() is None for process in running):
+        time.sleep(0.2)
+    late = [process.poll() is None for process in running]
+    for process in running:  # all at once, with what they started: nothing may run beside what is timed next
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     for i, process in enumerate(running):
-        try:
-            out, _ = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, _ = process.communicate()
-            out += f"\nTIME LIMIT in shard {i}: {ids[i::shards]}"
+        out = process.communicate()[0]
+        if late[i]:
+            done = sum(word in out for word in ids[i::shards])
+            out += f"\nTIME LIMIT in shard {i}, {done} of {len(ids[i::shards])} begun: {ids[i::shards]}"
         lines = [x for x in out.splitlines() if x.strip()]
         kept = [x[:330] for x in lines if "Error" in x or "FAILED" in x or "TIME LIMIT" in x][:12]
         print("\n".join([*kept, lines[-1][:300] if lines else "no output"]), flush=True)

@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=60)
     parser.add_argument("--top", type=int, default=3)
     parser.add_argument("--extra", default="", help="more tilings: 4x16/8x16/1/2,...  (queries/keys/variant/stages)")
+    parser.add_argument("--backend", default="hopper", help="another backend, for comparison")
     parser.add_argument("--warm", action="store_true", help="all problems at once, without times: compiles and checks")
     parser.add_argument("problems", nargs="*")
     options = parser.parse_args()
@@ -56,6 +57,7 @@ def main() -> None:
         return
     lines = []
     flags = ["--backward"] * options.backward + ["--top", str(options.top), "--extra", options.extra]
+    flags += ["--backend", options.backend]
     flags += ["--warm"] * options.warm
 
     def start(name: str) -> subprocess.Popen[str]:
@@ -93,7 +95,7 @@ def run(name: str, options: argparse.Namespace) -> None:
     """Check and time one problem."""
     import torch
 
-    from vicinal.backends.hopper import BACKEND
+    from vicinal.dispatch import backend as backend_of
     from vicinal.geometry.neighborhood import Neighborhood
     from vicinal.problem import Inputs, Problem
 
@@ -105,6 +107,7 @@ def run(name: str, options: argparse.Namespace) -> None:
     inputs = Inputs(*(torch.randn((batch, *lengths, h, head_dim), device="cuda", dtype=torch.bfloat16) for h in counts))
     neighborhood = Neighborhood.of(len(lengths), **arguments).resolve(lengths)
     problem = Problem.of(inputs, [neighborhood], head_dim**-0.5)
+    BACKEND = backend_of(options.backend)
     reason = BACKEND.unsupported(problem)
     assert reason is None, reason
     dense = 0.0 if options.warm else dense_times(inputs, options.backward)
@@ -117,7 +120,14 @@ def run(name: str, options: argparse.Namespace) -> None:
     configs += extra(options.extra, len(lengths))
     grad = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
     for config in configs:
-        row = {"problem": name, "direction": direction, "config": str(config), "limit": limit, "cudnn_ms": dense}
+        row = {
+            "problem": name,
+            "backend": options.backend,
+            "direction": direction,
+            "config": str(config),
+            "limit": limit,
+            "cudnn_ms": dense,
+        }
         try:
             if options.backward:
                 first = BACKEND.configs(problem, "forward")[0]
@@ -238,7 +248,7 @@ def check_backward(problem, neighborhood, inputs, out, lse, grad, grads) -> floa
 
 
 def dense_times(inputs, backward: bool) -> float:
-    """CuDNN's self attention over the same tokens, ms."""
+    """CuDNN's self attention over the same tokens (flash attention's where cuDNN does not take it), ms."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
@@ -251,7 +261,7 @@ def dense_times(inputs, backward: bool) -> float:
         .requires_grad_(backward)
         for t in inputs[:3]
     )
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
         if not backward:
             return graph_time(lambda: scaled_dot_product_attention(q, k, v))
         out = scaled_dot_product_attention(q, k, v)
