@@ -25,7 +25,7 @@ def main() -> None:
     print(f"{len(ids)} tests in {shards} processes", flush=True)
     running = [
         subprocess.Popen(
-            [*base, "--verbosity=1", *ids[i::shards]],
+            [*("-v" if word == "-q" else word for word in base), *ids[i::shards]],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )
         for i in range(min(shards, len(ids)))
@@ -40,8 +40,8 @@ def main() -> None:
     for i, process in enumerate(running):
         out = process.communicate()[0]
         if late[i]:
-            done = sum(word in out for word in ids[i::shards])
-            out += f"\nTIME LIMIT in shard {i}, {done} of {len(ids[i::shards])} begun: {ids[i::shards]}"
+            passed = out.count(" PASSED")
+            out += f"\nTIME LIMIT in shard {i}: {passed} passed of {len(ids[i::shards])}: {ids[i::shards]}"
         lines = [x for x in out.splitlines() if x.strip()]
         kept = [x[:330] for x in lines if "Error" in x or "FAILED" in x or "TIME LIMIT" in x][:12]
         print("\n".join([*kept, lines[-1][:300] if lines else "no output"]), flush=True)
