@@ -224,6 +224,9 @@ def run_paper(
         "paper.jsonl"
     ),
     sample: Annotated[int | None, typer.Option(min=1, help="Problems per dimension and dtype; by default all.")] = None,
+    sample_others: Annotated[
+        int | None, typer.Option(min=1, help="So many of dtypes after the first; by default as many.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     rank: Annotated[list[int] | None, typer.Option(min=1, max=3, help="1, 2 or 3; can be repeated.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="float16 (default) or float32; can be repeated.")] = None,
@@ -259,6 +262,7 @@ def run_paper(
             ranks=tuple(dict.fromkeys(rank or (1, 2, 3))),
             dtypes=tuple(DTYPES[name] for name in dict.fromkeys(names)),
             sample=sample,
+            sample_others=sample_others,
             seed=seed,
             compiled=compiled,
             seconds=seconds,

@@ -126,13 +126,34 @@ def test_problems_with_an_error_are_retried_only_when_asked(few, tmp_path):
     assert [line["error"] for line in read(file)] == [None]
 
 
-def test_dimensions_take_turns():
-    sweep = Sweep(tmp := __file__, CPU, sample=2, dtypes=(torch.float16, torch.float32), compiled=1)  # type: ignore[arg-type]
-    assert tmp
-    cases = sweep.items()
-    assert [len(c.lengths) for c, _ in cases] == [1, 1, 2, 2, 3, 3] * 2
-    assert [compiled for _, compiled in cases] == [True] * 6 + [False] * 6
-    assert all(case in problems(len(case.lengths), case.dtype) for case, _ in cases)
+def test_dimensions_take_turns(tmp_path):
+    sweep = Sweep(tmp_path / "r.jsonl", CPU, sample=2, dtypes=(torch.float16, torch.float32), compiled=1)
+    items = sweep.items()
+    assert [len(c.lengths) for c, _ in items] == [1, 2, 3] * 4
+    assert [c.dtype for c, _ in items] == ([torch.float16] * 3 + [torch.float32] * 3) * 2
+    assert [compiled for _, compiled in items] == [True] * 3 + [False] * 9
+    assert all(case in problems(len(case.lengths), case.dtype) for case, _ in items)
+
+
+def test_other_dtypes_may_have_fewer_problems_spread_over_the_run(tmp_path):
+    sweep = Sweep(tmp_path / "r", CPU, (1,), (torch.float16, torch.float32), sample=10, sample_others=2)
+    dtypes = [c.dtype for c, _ in sweep.items()]
+    assert [i for i, dtype in enumerate(dtypes) if dtype == torch.float32] == [3, 9]
+    assert len(dtypes) == 12
+
+
+def test_problems_under_compile_have_processes_of_their_own(few, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(paper.Workers, "begin", lambda self, batch: seen.append(batch) or real(self, batch))
+    sweep = Sweep(tmp_path / "r.jsonl", CPU, ranks=(1,), sample=2, compiled=1)
+    monkeypatch.setattr(Sweep, "items", lambda self: [(few[0], True), (few[1], False)])
+    monkeypatch.setattr(Workers, "finish", lambda self, begun, seconds: [{**line, "error": "x"} for _, line in begun])
+    assert run(sweep).failed == 2
+    assert seen == [[(few[0], True)], [(few[1], False)]]
+    assert [line["name"] for line in read(sweep.results)] == [few[1].name, few[0].name]
+
+
+real = Workers.begin
 
 
 def test_the_command_runs_and_reports(few, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What the hardware counts while naive, GEMM and fused kernels run one problem of each dimension, by Nsight Compute.
+"""What the hardware counts while naive, GEMM and fused kernels run a problem, by Nsight Compute.
 
     python3 -m vicinal.bench.counters paper.jsonl
 
@@ -24,15 +24,14 @@ import torch
 
 from vicinal import info
 from vicinal.bench.cases import Case, random_inputs
+from vicinal.bench.paper_processes import settle_keys
 from vicinal.bench.paper_systems import FUSED, GEMM, NAIVE, systems
 from vicinal.geometry.neighborhood import Neighborhood
 
 KIND = "counters"
 HEADS, HEAD_DIM = 8, 64
 PROBLEMS = {  # name: batch, lengths, window
-    "1-D 8192 window 511": (1, (8192,), 511),
     "2-D 64x64 window 13": (2, (64, 64), 13),
-    "3-D 16x28x28 window 7": (1, (16, 28, 28), 7),
 }
 METRICS = {  # Nsight Compute's name: ours
     "gpu__time_duration.sum": "seconds",
@@ -60,6 +59,7 @@ def main() -> None:
         return
     command = [
         *("ncu", "--clock-control", "none", "--profile-from-start", "off", "--csv", "--page", "raw"),
+        *("--print-units", "base"),
         *("--metrics", ",".join(METRICS), sys.executable, "-m", "vicinal.bench.counters", "--child"),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -90,6 +90,7 @@ def cases() -> dict[str, Case]:
 
 def run_forward_passes(device: torch.device) -> None:
     """One forward pass of each system on each problem within the profiler's range, after one that warms up."""
+    settle_keys()
     for case in cases().values():
         problem = case.problem(device)
         inputs = random_inputs(problem)

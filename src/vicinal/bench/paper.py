@@ -4,9 +4,10 @@ Results are appended to a file of JSON lines, one object each:
     {"kind": "vicinal paper", schema, date (UTC), command, machine, versions, effort, limits by dtype on CUDA, workers,
         compilers}: once per run, see `vicinal.bench.record` for the fields;
     {"kind": "problem", name, rank, dtype, lengths, window, dilation, batch, heads, head_dim, fused (its backends),
-        seconds (the problem's own: while some are prepared others are too), spent (by step), error (null, or why there
-        are no results), systems: {name: {status, reason, errors, peak_bytes, eager and kernel: seconds per call by
-        pass, medians; kernel_is_eager: passes whose calls are so long that both are one}}};
+        seconds (the problem's own: while some are prepared others are too), spent (by step), at (seconds since the run
+        began), error (null, or why there are no results), systems: {name: {status, reason, errors, peak_bytes, eager
+        and kernel: seconds per call by pass, medians, eager only where some system has no CUDA graph;
+        kernel_is_eager: passes whose calls are so long that both are one}}};
     {"kind": "end", problems, seconds}: what a run took in all.
 `status` is "ok", "skipped" (cannot run it), "failed" (an error) or "wrong" (a bad result, not timed). A rerun with the
 same file skips what is in it, except with `retry` problems that have an error.
@@ -21,6 +22,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from vicinal.bench.paper_processes import Compilers, Item, Workers
 
 SCHEMA = 2
 KIND, END = "vicinal paper", "end"
+LATE_SECONDS = 5.0  # for each step of the problems under torch.compile, where the run's time is up
 CPU_PAIRS = 1 << 22  # on CPU only problems up to this size of self attention
 
 
@@ -46,6 +49,7 @@ class Sweep:
         ranks: 1, 2, 3.
         dtypes: float16 (both passes) and float32 (forward), as in the paper.
         sample: problems per rank and dtype; None for all.
+        sample_others: of dtypes after the first; None for as many.
         seed: of the sample.
         compiled: of these, how many also run FlexAttention and compiled plain attention (seconds of compilation each).
         seconds: stop before the next problem once the run has taken so long; None for no limit.
@@ -61,6 +65,7 @@ class Sweep:
     ranks: tuple[int, ...] = (1, 2, 3)
     dtypes: tuple[torch.dtype, ...] = (torch.float16,)
     sample: int | None = None
+    sample_others: int | None = None
     seed: int = 0
     compiled: int = 0
     seconds: float | None = None
@@ -71,17 +76,17 @@ class Sweep:
     command: str = ""
 
     def items(self) -> list[Item]:
-        """The problems, ranks and dtypes in turns, so that a run cut short has some of each; whether also compiled."""
-        columns = []
-        for rank in self.ranks:
-            for dtype in self.dtypes:
-                every = problems(rank, dtype)
-                if self.device.type != "cuda":
-                    every = tuple(case for case in every if pairs_of_self_attention(case) <= CPU_PAIRS)
-                chosen = sample(every, len(every) if self.sample is None else self.sample, self.seed)
-                columns.append([(case, i < self.compiled) for i, case in enumerate(chosen)])
-        longest = max(map(len, columns), default=0)
-        return [column[i] for i in range(longest) for column in columns if i < len(column)]
+        """The problems, ranks and dtypes in turns, so that a run cut short has its share of each; whether compiled."""
+        placed = []
+        for column, (dtype, rank) in enumerate(product(self.dtypes, self.ranks)):
+            every = problems(rank, dtype)
+            if self.device.type != "cuda":
+                every = tuple(case for case in every if pairs_of_self_attention(case) <= CPU_PAIRS)
+            count = self.sample if dtype == self.dtypes[0] or self.sample_others is None else self.sample_others
+            chosen = sample(every, len(every) if count is None else count, self.seed)
+            compiled = self.compiled if dtype == self.dtypes[0] else 0
+            placed += [((i + 0.5) / len(chosen), column, (case, i < compiled)) for i, case in enumerate(chosen)]
+        return [item for _, _, item in sorted(placed, key=lambda x: x[:2])]
 
 
 @dataclass
@@ -110,13 +115,22 @@ def run(sweep: Sweep, progress: Callable[[int, int, str], None] = lambda done, t
     if not todo:
         return outcome
     workers = sweep.workers if sweep.device.type == "cuda" else 1
+    slow, todo = [item for item in todo if item[1]], [item for item in todo if not item[1]]
     with (
         Compilers([case for case, _ in todo], sweep.device, sweep.compilers) as compilers,
+        Workers(sweep.device, len(slow)) as late,
         Workers(sweep.device, workers) as measuring,
     ):
         progress(outcome.present, len(items), "starting")
+        begun = late.begin(slow)
         header = {"kind": KIND, "schema": SCHEMA, **measuring.header(sweep.dtypes), "command": sweep.command}
         _append(sweep.results, {**header, "workers": workers, "compilers": sweep.compilers})
+
+        def record(lines: list[dict[str, Any]]) -> None:
+            for line in lines:
+                _append(sweep.results, {**line, "at": round(time.monotonic() - start, 1)})
+                outcome.add(line)
+
         for first in range(0, len(todo), workers):
             batch = todo[first : first + workers]
             if sweep.seconds is not None and time.monotonic() - start > sweep.seconds:
@@ -125,10 +139,10 @@ def run(sweep: Sweep, progress: Callable[[int, int, str], None] = lambda done, t
             progress(outcome.present + first, len(items), batch[0][0].name)
             for case, _ in batch:
                 compilers.wait(case)
-            for line in measuring.measure(batch, sweep.problem_seconds):
-                _append(sweep.results, line)
-                outcome.add(line)
-        else:
+            record(measuring.measure(batch, sweep.problem_seconds))
+        left = sweep.problem_seconds if outcome.complete else LATE_SECONDS
+        record(late.finish(begun, left))
+        if outcome.complete:
             progress(len(items), len(items), "")
     seconds = time.monotonic() - start
     _append(sweep.results, {"kind": END, "problems": outcome.measured + outcome.failed, "seconds": round(seconds, 2)})

@@ -90,9 +90,9 @@ def _memory(lines: Sequence[Line]) -> str:
         return ""
     header = ["dtype", "run", "system", *(f"n < {high}" if high < 1 << 31 else f"n ≥ {low}" for low, high in SIZES)]
     note = (
-        "Peak of what a first run allocates beyond its inputs, over the query's bytes: median and largest. The output "
-        "is 1 of it, three gradients are 3; the log-sum-exp in float32 adds 4 bytes per token and head. It does not "
-        "grow with n where attention is fused; unfused systems add their attention weights."
+        "Peak of what a first run allocates beyond its inputs, over the query's bytes: median and largest. A run is a "
+        "forward pass, whose output is kept, and where there are gradients forward and backward: two outputs and three "
+        "gradients are 5 of it. It does not grow with n where attention is fused; unfused systems add their weights."
     )
     return f"## Memory\n\n{note}\n\n{markdown(header, body)}"
 
@@ -106,10 +106,11 @@ def _counted(path: Path) -> str:
     cases = counters.cases()
     body = []
     for kernel in run["kernels"]:
+        kernel = dict.fromkeys(counters.METRICS.values(), float("nan")) | kernel
         moved = kernel["bytes read"] + kernel["bytes written"]
         own = [k for k in run["kernels"] if (k["problem"], k["system"]) == (kernel["problem"], kernel["system"])]
         model = ""
-        if kernel is own[-1]:
+        if kernel["kernel"] == own[-1]["kernel"]:
             total = sum(k["bytes read"] + k["bytes written"] for k in own)
             bytes_of_model = moved_bytes(cases[kernel["problem"]].problem("cpu"), kernel["system"])
             model = f"{total / 1e6:.1f} / {bytes_of_model / 1e6:.1f}"
@@ -145,7 +146,7 @@ def _slower(lines: Sequence[Line]) -> str:
     losses = []
     for line in lines:
         share = line["useful_scores"] / (line["batch"] * line["heads"] * prod(line["lengths"]) ** 2)
-        for passed in sorted({p for r in line["systems"].values() for p in r["eager"]}):
+        for passed in sorted({p for r in line["systems"].values() for p in (*r["eager"], *r["kernel"])}):
             lost: list[tuple[float, str]] = []
             for against in line["systems"]:
                 times = None if against == FUSED else seconds_of(line, FUSED, against, passed)
@@ -162,7 +163,7 @@ def _slower(lines: Sequence[Line]) -> str:
     for key in sorted({(line["rank"], line["dtype"], passed) for _, line, passed, *_ in losses}):
         own = [loss for loss in losses if (loss[1]["rank"], loss[1]["dtype"], loss[2]) == key]
         ran = sum(
-            line["rank"] == key[0] and line["dtype"] == key[1] and key[2] in line["systems"][FUSED]["eager"]
+            line["rank"] == key[0] and line["dtype"] == key[1] and seconds_of(line, FUSED, FUSED, key[2]) is not None
             for line in lines
         )
         kinds = [str(sum(loss[-1] == kind for loss in own)) for kind in ("dense", "short", "other")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from math import ceil
@@ -23,10 +23,10 @@ from vicinal.bench.measure import Effort, time_calls
 from vicinal.bench.paper_systems import GEMM, NAIVE, PLAIN, fused_backends, systems
 from vicinal.bench.peers import System
 from vicinal.bench.truth import QUICK, Truth, truth
+from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
 
-EAGER = Effort(samples=3, seconds=0.02, sample_seconds=3e-4)
-KERNEL = Effort(samples=5, seconds=0.03, sample_seconds=3e-4)
+EFFORT = Effort(samples=5, seconds=0.03, sample_seconds=3e-4)
 LONGEST_CAPTURED = 0.02  # seconds; calls that take longer hide their host time: eager time is kernel time
 HOST_HIDDEN = 0.005  # a call that was not captured and yet is shorter than this has no kernel time
 GRAPH_SECONDS, GRAPH_CALLS = 0.003, 10  # of eager calls in a graph, about; and at most
@@ -66,16 +66,22 @@ class Ready:
         return self.line
 
     def _time(self, p: Pass, device: torch.device) -> None:
-        results = self.line["systems"]
-        for name, timing in time_calls(self.calls[p], device, EAGER).items():
-            results[name]["eager"][p] = _rounded(timing.median)
-            results[name]["kernel"][p] = None
-            if device.type == "cuda" and name not in self.graphs[p] and timing.median > HOST_HIDDEN:
-                results[name]["kernel"][p] = _rounded(timing.median)
-                results[name]["kernel_is_eager"].append(p)
-        replays = {name: graph.replay for name, (graph, _) in self.graphs[p].items()}
-        for name, timing in time_calls(replays, device, KERNEL).items():
-            results[name]["kernel"][p] = _rounded(timing.median / self.graphs[p][name][1])
+        results, graphs = self.line["systems"], self.graphs[p]
+        replays: dict[str, Callable[[], object]] = {name: graph.replay for name, (graph, _) in graphs.items()}
+        for name, timing in time_calls(replays, device, EFFORT).items():
+            results[name]["kernel"][p] = _rounded(timing.median / graphs[name][1])
+        self._time_eager(p, device, [name for name in self.calls[p] if name not in graphs])
+        if any(results[name]["kernel"][p] is None for name in self.calls[p]):  # compared eagerly, with all others
+            self._time_eager(p, device, list(graphs))
+
+    def _time_eager(self, p: Pass, device: torch.device, names: Sequence[str]) -> None:
+        for name, timing in time_calls({name: self.calls[p][name] for name in names}, device, EFFORT).items():
+            result = self.line["systems"][name]
+            result["eager"][p] = _rounded(timing.median)
+            if name not in self.graphs[p]:
+                is_kernel = device.type == "cuda" and timing.median > HOST_HIDDEN
+                result["kernel"][p] = result["eager"][p] if is_kernel else None
+                result["kernel_is_eager"] += [p] * is_kernel
 
 
 def prepare(case: Case, compiled: bool, device: torch.device) -> Ready:
@@ -89,6 +95,22 @@ def prepare(case: Case, compiled: bool, device: torch.device) -> Ready:
     except Exception as error:
         ready.line["error"] = words(error)
     return ready
+
+
+def warm_up(device: torch.device) -> None:
+    """Use everything once that is slow the first time: torch's kernels, cuDNN, flash; not ours, which compile."""
+    for dtype in (torch.float16, torch.float32):
+        case = Case("", (64,), Neighborhood.of(1, 5), 1, 64, dtype=dtype, passes=("forward", "forward+backward"))
+        problem = case.problem(device)
+        inputs = random_inputs(problem)
+        with _stream(device), suppress(Exception):
+            for target in (problem, case.self_attention().problem(device)):
+                truth(target, inputs, inputs.query, True, QUICK)
+            for system in systems(device):
+                if system.computes == "self attention" and system.unsupported(problem) is None:
+                    made, _, _ = first_run(system, case, problem, inputs, inputs.query)
+                    if device.type == "cuda":
+                        _captured(made["forward"], device)
 
 
 def usable(device: torch.device) -> bool:

@@ -67,7 +67,8 @@ def draw(results: Path, folder: Path) -> list[Path]:
     ]
     if any(r.get("peak_bytes") for line in lines for r in line["systems"].values()):
         written.append(_memory(lines, device, folder / "memory.png"))
-    for dtype, limits in headers(results)[-1]["limits"].items():
+    measured = {dtype: limits for header in headers(results) for dtype, limits in header["limits"].items()}
+    for dtype, limits in measured.items():
         points = _points([line for line in lines if line["dtype"] == dtype])
         if points:
             path = folder / f"roofline-{dtype}.png"

@@ -2,7 +2,8 @@
 
 Problems are measured in batches, one for each measuring process: all prepare theirs at once, then they time them one
 after the other, so that a timing has the GPU to itself. A process that crashes, hangs or breaks its CUDA context is
-replaced, and costs one problem.
+replaced, and costs one problem. What torch.compile takes many seconds for is prepared by processes of its own while
+other problems run, and timed last.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
+from importlib import import_module
 from multiprocessing.connection import Connection
+from pkgutil import iter_modules
 from typing import Any
 
 import torch
 
 from vicinal import dispatch, info
 from vicinal.bench.cases import Case, random_inputs
-from vicinal.bench.paper_measure import EAGER, KERNEL, Ready, empty_line, first_run, prepare, usable, words
+from vicinal.bench.paper_measure import EFFORT, Ready, empty_line, first_run, prepare, usable, warm_up, words
 from vicinal.bench.paper_systems import systems
 from vicinal.bench.roofline import measure_limits
 from vicinal.geometry.neighborhood import Neighborhood
@@ -59,13 +62,38 @@ class Compilers:
 
 
 def _only_compile(device: torch.device) -> None:
-    """Make launching a Triton kernel only compile it, in this process."""
+    """Make launching a Triton kernel only compile it and its launcher, in this process."""
     from triton.compiler import CompiledKernel
     from triton.runtime.jit import JITFunction
 
+    from vicinal.kernels.gluon import compat
+
+    def loaded(kernel: Any, grid: Any) -> Any:
+        kernel._init_handles()
+        return lambda *args, **options: None
+
     torch.cuda.set_device(device)
+    settle_keys()
     JITFunction.__getitem__ = lambda self, grid: partial(self.warmup, grid=grid)
-    CompiledKernel.__getitem__ = lambda self, grid: lambda *args, **options: None
+    CompiledKernel.__getitem__ = loaded
+    compat.launch_function = lambda kernel, grid, device: (lambda i, t: (t,), loaded(kernel, grid))
+
+
+def settle_keys() -> None:
+    """Make the keys of our kernels in Triton's cache on disk the same in every process that begins with this.
+
+    Triton 3.6 leaves a callee's constants out of its caller's key where the callee's own has not been computed yet, so
+    that keys depend on which kernel a process compiles first.
+    """
+    from triton.runtime.jit import JITFunction
+
+    for package in ("triton", "gluon"):
+        folder = import_module(f"vicinal.kernels.{package}")
+        for name in sorted(module.name for module in iter_modules(folder.__path__)):
+            with suppress(ImportError):  # a Triton without Gluon
+                for _, value in sorted(vars(import_module(f"{folder.__name__}.{name}")).items()):
+                    if isinstance(value, JITFunction):
+                        value.cache_key  # noqa: B018 - computed once, then kept
 
 
 _unfused_compiled: set[tuple[object, ...]] = set()
@@ -118,24 +146,34 @@ class Workers:
             worker.stop()
 
     def header(self, dtypes: tuple[torch.dtype, ...], seconds: float = 120.0) -> dict[str, Any]:
-        """Date, machine, versions and, on CUDA, measured limits; for the file.
+        """Date, machine, versions and, on CUDA, measured limits, for the file; all processes warm up meanwhile.
 
         Raises:
-            RuntimeError: the process died or took longer.
+            RuntimeError: a process died or took longer.
         """
+        for worker in self.each[1:]:
+            worker.send("warm up")
         self.each[0].send("header", dtypes)
-        return self.each[0].receive(seconds)
+        header, *_ = [worker.receive(seconds) for worker in self.each]
+        return header
 
     def measure(self, batch: Sequence[Item], seconds: float) -> list[dict[str, Any]]:
         """The objects of at most as many problems as there are processes; a problem has `seconds` for each step."""
-        lines = [empty_line(case, case.problem("cpu")) for case, _ in batch]
-        pairs = list(zip(self.each, lines))
+        return self.finish(self.begin(batch), seconds)
+
+    def begin(self, batch: Sequence[Item]) -> list[tuple[_Worker, dict[str, Any]]]:
+        """Start preparing at most as many problems as there are processes; what `finish` takes."""
+        pairs = [(w, empty_line(case, case.problem("cpu"))) for w, (case, _) in zip(self.each, batch)]
         for (worker, line), (case, compiled) in zip(pairs, batch):
             worker.attempt(line, "prepare", case, compiled)
+        return pairs
+
+    def finish(self, begun: Sequence[tuple[_Worker, dict[str, Any]]], seconds: float) -> list[dict[str, Any]]:
+        """Wait until all are prepared, then time one after the other: their objects."""
         deadline = time.monotonic() + seconds
-        for worker, line in pairs:
+        for worker, line in begun:
             worker.answer(line, max(0.0, deadline - time.monotonic()))
-        for worker, line in pairs:
+        for worker, line in begun:
             if line["error"] is None:
                 worker.attempt(line, "time")
                 done = worker.answer(line, seconds)
@@ -143,7 +181,7 @@ class Workers:
                     line.update(done[0])
                     if not done[1]:
                         worker.stop()
-        return lines
+        return [line for _, line in begun]
 
 
 class _Worker:
@@ -223,6 +261,7 @@ def _serve(connection: Connection, device: torch.device) -> None:
     """A measuring process: answers requests until the connection is closed."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        settle_keys()
     ready: Ready | None = None
     while True:
         try:
@@ -231,6 +270,9 @@ def _serve(connection: Connection, device: torch.device) -> None:
             return
         if what == "header":
             answer: object = _header(device, *arguments)
+        elif what == "warm up":
+            warm_up(device)
+            answer = None
         elif what == "prepare":
             ready = prepare(arguments[0], arguments[1], device)
             answer = None
@@ -242,11 +284,12 @@ def _serve(connection: Connection, device: torch.device) -> None:
 
 
 def _header(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> dict[str, Any]:
+    warm_up(device)
     limited = dtypes if device.type == "cuda" else ()  # a CPU's would take longer than its problems
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": info.machine(device),
         "versions": info.versions(),
-        "effort": {"eager": asdict(EAGER), "kernel": asdict(KERNEL)},
+        "effort": asdict(EFFORT),
         "limits": {info.dtype_name(dtype): asdict(measure_limits(device, dtype)) for dtype in limited},
     }
