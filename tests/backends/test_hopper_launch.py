@@ -44,6 +44,10 @@ def chip(monkeypatch):
         seen.encoded += 1
         return Encoded(*(tuple(x) if isinstance(x, list) else x for x in of))
 
+    def record(*arguments):
+        *others, last = arguments  # newer Tritons pass the kernel's own arguments as one sequence
+        seen.launches.append((*others, *last) if isinstance(last, (tuple, list)) else arguments)
+
     utils = SimpleNamespace(fill_tma_descriptor=encode, fill_tma_descriptor_tiled=encode)
     active = SimpleNamespace(utils=utils, get_current_stream=lambda device: 77, get_current_device=lambda: 0)
     monkeypatch.setattr(driver, "_active", active, raising=False)
@@ -58,8 +62,12 @@ def chip(monkeypatch):
         num_ctas=1,
         launch_cooperative_grid=False,
         launch_pdl=False,
-        launch=nvidia.wrap_handle_tensordesc(lambda *a: seen.launches.append(a), signature, [META]),
+        gsan_enabled=False,  # this and the next two: newer Tritons
+        arg_annotations=None,
+        kernel_signature=None,
+        launch=nvidia.wrap_handle_tensordesc(record, signature, [META]),
     )
+    seen.record = record
     seen.compiled = _Compiled(launcher, signature)
     return seen
 
@@ -140,7 +148,7 @@ def test_without_the_known_wrapper_the_ordinary_way_is_taken(chip):
     """Descriptors go in as Triton's own objects, and Triton encodes them."""
     query, out = tensors()
     launcher_of(chip.compiled)(query, out)
-    chip.compiled.run.launch = lambda *a: chip.launches.append(a)  # no wrapper that is known
+    chip.compiled.run.launch = chip.record  # no wrapper that is known
     launcher_of(chip.compiled)(query, out)
     known, ordinary = chip.launches
     assert type(ordinary[-4]).__name__ == "TensorDescriptor"
