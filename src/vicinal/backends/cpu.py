@@ -165,6 +165,12 @@ def _backward(
     if problem.batch == 0:
         return Inputs(*(None if t is None else t.new_zeros(t.shape) for t in inputs))  # type: ignore[arg-type]
     width = max(problem.head_dim, problem.value_dim) + (grad_lse is not None)
+    programs = _programs(problem, config, width, "backward")
+    if programs[0].plain and grad_lse is None:
+        tokens = Tokens(*(t.contiguous() for t in inputs[:3]), None, problem.scale)  # type: ignore[union-attr]
+        results = Results(output.contiguous(), lse.contiguous(), grad_output.contiguous())
+        plain = cpu_slabs.backward_single(programs[0].plan, tokens, results)
+        return Inputs(plain.query, plain.key, plain.value)
     wide = _widen(inputs, width)
     output, above = _wide(output, width), _wide(grad_output, width)
     if grad_lse is not None:
@@ -173,7 +179,6 @@ def _backward(
         above[..., -1] = 1
         output[..., -1] = -grad_lse.to(output.dtype)
     results = Results(output, lse.contiguous(), above)
-    programs = _programs(problem, config, width, "backward")
     if len(programs) == 1:
         grads = programs[0].backward(_tokens(wide, problem), results)
     else:
@@ -246,13 +251,15 @@ def _programs(problem: Problem, config: TileConfig, width: int, direction: Direc
             row_axis = 0 if slabs else int(config.variant.rsplit(" ", 1)[1])
             choice = choose(shape, direction, config.query_tile, row_axis, slabs)
         plan = strip_plan(choice.key)
-        found.append(Program(own, plan, choice.slabs, choice.apart, len(sets) == 1 and _is_plain(problem, choice.slabs, plan)))
+        plain = len(sets) == 1 and _is_plain(problem, choice, plan)
+        found.append(Program(own, plan, choice.slabs, choice.apart, plain))
     return tuple(found)
 
 
-def _is_plain(problem: Problem, slabs: bool, plan: StripPlan) -> bool:
+def _is_plain(problem: Problem, choice: Choice, plan: StripPlan) -> bool:
+    single = choice.slabs and not choice.apart and cpu_slabs.is_single(plan)
     as_they_are = problem.dtype in (torch.float32, torch.float64) and problem.head_dim == problem.value_dim
-    return slabs and as_they_are and cpu_slabs.is_single(plan) and not problem.additional and problem.batch > 0
+    return single and as_they_are and not problem.additional and problem.batch > 0
 
 
 def _tokens(wide: Inputs, problem: Problem) -> Tokens:

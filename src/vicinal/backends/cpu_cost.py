@@ -11,7 +11,15 @@ from itertools import pairwise, product
 from math import ceil, prod
 from statistics import mode
 
-from vicinal.backends.cpu_plan import VECTOR, InnerAxis, StripKey, inner_axis, row_multiple, shares, widened
+from vicinal.backends.cpu_plan import (
+    VECTOR,
+    InnerAxis,
+    StripKey,
+    inner_axis,
+    row_multiple,
+    shares,
+    widened,
+)
 from vicinal.backends.protocol import Direction
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.tiles import Interval, key_interval, tiles
@@ -24,8 +32,10 @@ SIZES = {
 CHUNK_BYTES = 4 << 20  # of strips at a time: they should stay in the last-level cache
 MASK_BYTES = 4 << 20  # of masks that differ from tile to tile
 MASK_PAIRS = 1 << 22  # of one masked tile
-CALL_NS, COPY_NS = 20e3, 8e3  # before anything is computed or copied; twice that to start other threads
+CALL_NS, COPY_NS = 20e3, 8e3  # before anything is computed or copied; twice that with several threads
 APART_NS = 100e3  # to wake threads that take chunks of their own, and to wait for them
+IN_STEP_NS = 400e3  # at most lost while they wait for each other's Python
+SHARED = 0.8  # what torch's threads achieve of their number in one operation
 
 
 @dataclass(frozen=True)
@@ -152,27 +162,32 @@ def _way(
     tail_ns = 40 / columns + 5 * (widened(usual, row_multiple(box)) * box % VECTOR) / columns
     if direction == "forward":
         score_ns = 0.7 + 0.044 * width * (1 + 1.26 * narrow**1.5 / queries**1.5) + tail_ns
-        score_ns += 0.075 * narrow  # keys and values are packed for the products of every tile
+        score_ns += 0.1 * narrow  # keys and values are packed for the products of every tile
         copied_ns, calls, copies = 1.0 * strips + 2.4 * tokens, runs, 2 * pieces + 3 * runs
     else:
         score_ns = 1.0 + 0.106 * width * (1 + 0.033 * narrow**2) + tail_ns
         copied_ns = 2.0 * strips + 10 * tokens + 0.8 * units * inner_tiles * row_tiles * columns * shape.width
         calls, copies = 4 * row_tiles, 6 * pieces + 6 * runs
     if slabs:
-        calls, copies, copied_ns = row_tiles, 2, 0.0 if row_tiles == 1 else 2.0 * tokens
+        calls, copies, copied_ns = row_tiles, 2 * row_tiles, 2.0 * tokens
         if direction == "backward":
             score_ns *= 1.05  # rows of the gradients are far apart
-            copied_ns = 0.0 if row_tiles == 1 else 6.0 * tokens + 0.8 * units * row_tiles * columns * shape.width
+            copied_ns = 6.0 * tokens + 0.8 * units * row_tiles * columns * shape.width
+        if row_tiles == 1:
+            copies, copied_ns = (3, 2.0 * tokens) if apart else (0, 0.0)
     computed_ns, started_ns = scores * score_ns + copied_ns, chunks * patterns * (CALL_NS * calls + COPY_NS * copies)
     if apart:
         tasks = shape.kv_heads if slabs else chunks * patterns if direction == "forward" else chunks // cuts
-        if tasks < shape.threads or (slabs and row_tiles == 1):
+        if tasks < shape.threads:
             return None
         share = ceil(tasks / shape.threads) / tasks  # of the busiest thread
-        cost = (computed_ns + started_ns) * share + APART_NS
+        # Python runs on one thread at a time, and threads begin in step.
+        cost = (computed_ns + started_ns) * share + min(2 * started_ns, IN_STEP_NS) + APART_NS
+    elif shape.threads == 1:
+        cost = computed_ns + started_ns
     else:
         busy = min(shape.threads, max(1, in_chunk if not slabs else units))
-        cost = computed_ns / busy + started_ns * (1 if shape.threads == 1 else 2)
+        cost = computed_ns / max(1.0, SHARED * busy) + 2 * started_ns
     key = StripKey(
         shape.batch, shape.lengths, shape.kv_heads, shape.group, shape.width, shape.neighborhood, tile, row_axis,
         chunk, most_tiles, split,
@@ -182,9 +197,7 @@ def _way(
     return Choice(cost, key, slabs, apart, tuple(boxes[a] for a in range(len(tile))))
 
 
-def _chunk(
-    shape: Shape, unit_bytes: int, first_tiles: int, least: int
-) -> tuple[tuple[int, int], int]:
+def _chunk(shape: Shape, unit_bytes: int, first_tiles: int, least: int) -> tuple[tuple[int, int], int]:
     """Key heads and batch elements per chunk, and tiles of the first inner axis: about `CHUNK_BYTES` of strips.
 
     Heads are next to each other in memory, so they stay together if they can. Heads and batch elements are divisors:

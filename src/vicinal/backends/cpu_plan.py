@@ -257,6 +257,23 @@ class StripPlan:
             out.append((h, query_head * key.width, (b * tokens * key.kv_heads + h) * key.width, query_head))
         return tuple(out)
 
+    @cached_property
+    def heads_first(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Sizes and strides of contiguous keys seen as `[B, H, N, width]`."""
+        key, tokens = self.key, prod(self.key.lengths)
+        row = key.kv_heads * key.width
+        return (key.batch, key.kv_heads, tokens, key.width), (tokens * row, key.width, row, 1)
+
+    @cached_property
+    def full(self) -> bool:
+        """Whether every window is the whole of its dilation group."""
+        axes = self.key.neighborhood.axes
+        return all(
+            a.window == s.length and not a.causal and a.boundary == "shift"
+            for part in self.parts
+            for a, s in zip((axes[i] for i in part.order), part.shares)
+        )
+
 
 @lru_cache(maxsize=128)
 def strip_plan(key: StripKey) -> StripPlan:

@@ -20,7 +20,7 @@ Slab = tuple[slice, slice, Tensor | None]  # tokens of the queries, of the keys,
 
 def forward(plan: StripPlan, tokens: Tokens, apart: bool) -> tuple[Tensor, Tensor]:
     """Output `[B, *X, H, width]` and log-sum-exp `[B, *X, H]`; where `apart`, heads on threads of their own."""
-    if is_single(plan):
+    if is_single(plan) and not apart:
         return forward_single(plan, tokens.query, tokens.key, tokens.value, tokens.scale)
     output, lse = torch.empty_like(tokens.query), tokens.query.new_empty(tokens.query.shape[:-1])
     flat = _flat(tokens.query), _flat(tokens.key), _flat(tokens.value), _flat(output), _flat(lse.unsqueeze(-1))
@@ -41,13 +41,12 @@ def forward(plan: StripPlan, tokens: Tokens, apart: bool) -> tuple[Tensor, Tenso
 def forward_single(plan: StripPlan, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The same where one slab is all."""
     shape = query.shape
-    flat = (shape[0], -1, *shape[-2:])
-    mask = _single_mask(plan, query.dtype)
+    size, stride = plan.heads_first
     out, lse = attention(
-        query.reshape(flat).transpose(1, 2),
-        key.reshape(flat).transpose(1, 2),
-        value.reshape(flat).transpose(1, 2),
-        attn_mask=mask,
+        query.contiguous().as_strided(size, stride),
+        key.contiguous().as_strided(size, stride),
+        value.contiguous().as_strided(size, stride),
+        attn_mask=_single_mask(plan, query.dtype),
         scale=scale,
     )
     return out.transpose(1, 2).view(shape), lse.transpose(1, 2).view(shape[:-1])
@@ -55,15 +54,10 @@ def forward_single(plan: StripPlan, query: Tensor, key: Tensor, value: Tensor, s
 
 def backward(plan: StripPlan, tokens: Tokens, results: Results, apart: bool) -> Tokens:
     """Gradients of `tokens`; where `apart`, heads on threads of their own."""
+    if is_single(plan) and not apart:
+        return backward_single(plan, tokens, results)
     query, key, value = _flat(tokens.query), _flat(tokens.key), _flat(tokens.value)
     output, above, lse = _flat(results.output), _flat(results.grad_output), _flat(results.lse.unsqueeze(-1))[..., 0]
-    if is_single(plan):
-        mask = _single_mask(plan, query.dtype)
-        grads = attention_backward(
-            above, query, key, value, output, lse, 0.0, False, attn_mask=mask, scale=tokens.scale
-        )
-        dq, dk, dv = (g.transpose(1, 2).reshape(tokens.query.shape) for g in grads)
-        return Tokens(dq, dk, dv, None, tokens.scale)
     grad_query, grad_key, grad_value = (torch.empty_like(t) for t in (tokens.query, tokens.key, tokens.value))
     flat = query, key, value, output, above, lse, _flat(grad_query), _flat(grad_key), _flat(grad_value)
 
@@ -86,10 +80,37 @@ def backward(plan: StripPlan, tokens: Tokens, results: Results, apart: bool) -> 
     return Tokens(grad_query, grad_key, grad_value, None, tokens.scale)
 
 
+def backward_single(plan: StripPlan, tokens: Tokens, results: Results) -> Tokens:
+    """The same where one slab is all."""
+    shape = tokens.query.shape
+    size, stride = plan.heads_first
+    grads = attention_backward(
+        results.grad_output.as_strided(size, stride),
+        tokens.query.as_strided(size, stride),
+        tokens.key.as_strided(size, stride),
+        tokens.value.as_strided(size, stride),
+        results.output.as_strided(size, stride),
+        results.lse.as_strided(size[:-1], (size[1] * size[2], 1, size[1])),
+        0.0,
+        False,
+        attn_mask=_single_mask(plan, tokens.query.dtype),
+        scale=tokens.scale,
+    )
+    dq, dk, dv = (g.transpose(1, 2).reshape(shape) for g in grads)
+    return Tokens(dq, dk, dv, None, tokens.scale)
+
+
 def is_single(plan: StripPlan) -> bool:
     """Whether one slab is all."""
     works = plan.parts[0].groups[0].works
     return len(works) == 1 and works[0].run.tiles == 1
+
+
+def _single_mask(plan: StripPlan, dtype: torch.dtype) -> Tensor | None:
+    if plan.full:
+        return None
+    part = plan.parts[0]
+    return MASKS.get(plan.key, part, part.groups[0], part.groups[0].works[0], dtype)
 
 
 def _slabs(plan: StripPlan, dtype: torch.dtype) -> Iterator[Slab]:
@@ -110,11 +131,6 @@ def _head_ranges(tokens: Tokens, apart: bool) -> list[slice]:
     count = min(torch.get_num_threads(), heads) if apart else 1
     cuts = [heads * i // count for i in range(count + 1)]
     return [slice(a, b) for a, b in pairwise(cuts)]
-
-
-def _single_mask(plan: StripPlan, dtype: torch.dtype) -> Tensor | None:
-    part = plan.parts[0]
-    return MASKS.get(plan.key, part, part.groups[0], part.groups[0].works[0], dtype)
 
 
 def _flat(tokens: Tensor) -> Tensor:
