@@ -5,6 +5,7 @@ import torch
 
 from vicinal.bench.cases import Case
 from vicinal.bench.measure import Effort, measure
+from vicinal.bench.paper import Sweep, read, run
 from vicinal.bench.peers import peers, vicinal_systems
 from vicinal.bench.roofline import measure_limits
 from vicinal.geometry.neighborhood import Neighborhood
@@ -50,3 +51,14 @@ def test_limits_are_plausible():
     limits = measure_limits("cuda", torch.bfloat16)
     assert 5e10 < limits.bandwidth < 2e13
     assert 1e12 < limits.flops < 1e16
+
+
+def test_the_papers_sweep_measures_every_system_from_graphs(tmp_path):
+    sweep = Sweep(tmp_path / "r.jsonl", torch.device("cuda", 0), ranks=(2,), sample=2, compilers=2, workers=2)
+    outcome = run(sweep)
+    assert (outcome.measured, outcome.failed, outcome.wrong) == (2, 0, [])
+    for line in read(sweep.results):
+        for name, result in line["systems"].items():
+            assert result["status"] == "ok", f"{name}: {result['reason']}"
+            assert min(result["kernel"].values()) > 0, name
+            assert result["peak_bytes"] > 0

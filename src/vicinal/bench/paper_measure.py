@@ -30,7 +30,7 @@ EFFORT = Effort(samples=5, seconds=0.03, sample_seconds=3e-4)
 LONGEST_CAPTURED = 0.02  # seconds; calls that take longer hide their host time: eager time is kernel time
 HOST_HIDDEN = 0.005  # a call that was not captured and yet is shorter than this has no kernel time
 GRAPH_SECONDS, GRAPH_CALLS = 0.003, 10  # of eager calls in a graph, about; and at most
-KEPT_BYTES = 8 << 30  # of freed memory that a process keeps from problem to problem
+KEPT_BYTES = 4 << 30  # of freed memory that a process keeps from problem to problem
 
 Calls = dict[Pass, dict[str, Callable[[], object]]]
 

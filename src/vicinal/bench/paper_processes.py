@@ -146,16 +146,17 @@ class Workers:
             worker.stop()
 
     def header(self, dtypes: tuple[torch.dtype, ...], seconds: float = 120.0) -> dict[str, Any]:
-        """Date, machine, versions and, on CUDA, measured limits, for the file; all processes warm up meanwhile.
+        """Date, machine, versions and, on CUDA, measured limits, for the file; once all processes are warm.
 
         Raises:
             RuntimeError: a process died or took longer.
         """
-        for worker in self.each[1:]:
+        for worker in self.each:
             worker.send("warm up")
+        for worker in self.each:
+            worker.receive(seconds)
         self.each[0].send("header", dtypes)
-        header, *_ = [worker.receive(seconds) for worker in self.each]
-        return header
+        return self.each[0].receive(seconds)
 
     def measure(self, batch: Sequence[Item], seconds: float) -> list[dict[str, Any]]:
         """The objects of at most as many problems as there are processes; a problem has `seconds` for each step."""
@@ -284,7 +285,6 @@ def _serve(connection: Connection, device: torch.device) -> None:
 
 
 def _header(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> dict[str, Any]:
-    warm_up(device)
     limited = dtypes if device.type == "cuda" else ()  # a CPU's would take longer than its problems
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
