@@ -167,7 +167,8 @@ def _backward(
     width = max(problem.head_dim, problem.value_dim) + (grad_lse is not None)
     programs = _programs(problem, config, width, "backward")
     if programs[0].plain and grad_lse is None:
-        tokens = Tokens(*(t.contiguous() for t in inputs[:3]), None, problem.scale)  # type: ignore[union-attr]
+        query, key, value = (t.contiguous() for t in (inputs.query, inputs.key, inputs.value))
+        tokens = Tokens(query, key, value, None, problem.scale)
         results = Results(output.contiguous(), lse.contiguous(), grad_output.contiguous())
         plain = cpu_slabs.backward_single(programs[0].plan, tokens, results)
         return Inputs(plain.query, plain.key, plain.value)

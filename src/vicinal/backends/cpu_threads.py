@@ -8,13 +8,14 @@ interpreter's lock, so Python's threads will do.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock, Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 Task = TypeVar("Task")
+_NONE = object()
 
 
 def each(function: Callable[[Task], None], tasks: Iterable[Task], apart: bool) -> None:
@@ -29,18 +30,18 @@ def each(function: Callable[[Task], None], tasks: Iterable[Task], apart: bool) -
         for task in tasks:
             function(task)
         return
-    left = list(tasks)[::-1]
+    left = iter(list(tasks))  # a list's iterator serves several threads
     inference = torch.is_inference_mode_enabled()
     errors: list[BaseException] = []
 
     def work() -> None:
         try:
-            with torch.inference_mode(inference), torch.no_grad():  # no inference mode is a gradient mode
-                while left and not errors:
-                    function(left.pop())
-        except IndexError:
-            if left:  # not from `pop`, which another thread was quicker to call
-                raise
+            with torch.inference_mode(inference), torch.no_grad():  # leaving inference mode turns gradients on
+                while not errors:
+                    task = next(left, _NONE)
+                    if task is _NONE:
+                        return
+                    function(task)  # type: ignore[arg-type]
         except BaseException as error:
             errors.append(error)
 
@@ -59,8 +60,8 @@ class _Team:
         self._turn = Lock()
         for lock in (*self._begin, *self._end):
             lock.acquire()
-        for begin, end, processor in zip(self._begin, self._end, _processors(count)):
-            Thread(target=self._serve, args=(begin, end, processor), name="vicinal", daemon=True).start()
+        for place in zip(self._begin, self._end, _processors(count)):
+            Thread(target=self._serve, args=place, name="vicinal", daemon=True).start()
         for end in self._end:
             end.acquire()
         torch.set_num_threads(count)  # the default again, which the threads have set to theirs
@@ -74,7 +75,7 @@ class _Team:
             for end in self._end:
                 end.acquire()
 
-    def _serve(self, begin: Lock, end: Lock, processor: int | None) -> None:  # type: ignore[valid-type]
+    def _serve(self, begin: Any, end: Any, processor: int | None) -> None:
         if processor is not None:
             os.sched_setaffinity(0, {processor})  # of this thread
         torch.get_num_threads()  # sets this thread up, once
@@ -98,7 +99,7 @@ def _team(count: int) -> _Team:
     return _teams[count]
 
 
-def _processors(count: int) -> list[int] | list[None]:
+def _processors(count: int) -> Sequence[int | None]:
     """One for each thread where there are as many as threads, else any.
 
     Some kernels wake a thread where its waker runs though another processor is idle, and take milliseconds to move it.
