@@ -105,7 +105,7 @@ class TritonBackend:
         key = (grad_lse is None, *_key(problem, config, inputs))
         launch = self._backward.get(key)
         if launch is None:
-            launch = Backward(Prepared.of(problem, inputs), config, grad_lse is not None)
+            launch = Backward(Prepared.of(problem, inputs), config)
             _remember(self._backward, key, launch)
         with device_of(inputs.query):
             return launch(

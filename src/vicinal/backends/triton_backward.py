@@ -11,7 +11,6 @@ from vicinal.backends.triton_launch import (
     Launch,
     Prepared,
     aligned,
-    may_pass_end,
     options_of,
     precision_of,
     tiles_of,
@@ -33,13 +32,13 @@ QUERIES_PER_STEP = 32
 class Backward:
     """The backward pass of one problem, tiling and set of strides."""
 
-    def __init__(self, prepared: Prepared, config: TileConfig, has_grad_lse: bool) -> None:
+    def __init__(self, prepared: Prepared, config: TileConfig) -> None:
         problem = prepared.problem
         # Heads with neighborhoods of their own have tiles of their own: no program can sum over a group of them.
         self._per_query_head = problem.per_head and problem.group_size > 1
         self._problem = problem
         self._table = prepared.table
-        self._query = _query_launch(prepared, config, has_grad_lse)
+        self._query = _query_launch(prepared, config)
         key_value = read(config.variant) if config.variant else config
         self._key_value = _key_value_launch(prepared, key_value, self._per_query_head)
         self._additional = _additional_launch(prepared) if problem.additional else None
@@ -104,7 +103,7 @@ def _like(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
-def _query_launch(prepared: Prepared, config: TileConfig, has_grad_lse: bool) -> Launch:
+def _query_launch(prepared: Prepared, config: TileConfig) -> Launch:
     problem, (tile, key_tile) = prepared.problem, (config.query_tile, config.key_tile)
     programs = tiles_of(problem, tile)
     arguments = (
@@ -113,16 +112,11 @@ def _query_launch(prepared: Prepared, config: TileConfig, has_grad_lse: bool) ->
         problem.group_size,
         problem.additional,
         programs,
-        *prepared.window_arguments(),
-        *prepared.stride_arguments(),
-        *prepared.additional_strides(),
-        *prepared.sizes(),
-        *prepared.layout(tile, key_tile),
-        *prepared.geometry.flags(),
-        may_pass_end(problem, tile, key_tile),
-        problem.has_rpb,
-        problem.additional > 0,
-        has_grad_lse,
+        *prepared.arguments(),
+        tile,
+        key_tile,
+        prepared.vector,
+        prepared.flags(tile, key_tile),
         precision_of(problem),
     )
     grid = (problem.batch * problem.heads * programs, 1, 1)
@@ -137,13 +131,11 @@ def _key_value_launch(prepared: Prepared, config: TileConfig, per_query_head: bo
         problem.heads,
         problem.group_size,
         programs,
-        *prepared.window_arguments(),
-        *prepared.stride_arguments(),
-        *prepared.sizes(),
-        *prepared.layout(tile, query_tile),
-        *prepared.geometry.flags(),
-        may_pass_end(problem, tile, query_tile, inverse=True),
-        problem.has_rpb,
+        *prepared.arguments(),
+        tile,
+        query_tile,
+        prepared.vector,
+        prepared.flags(tile, query_tile, inverse=True),
         problem.group_size > 1 and not per_query_head,
         per_query_head,
         precision_of(problem),
@@ -161,7 +153,6 @@ def _additional_launch(prepared: Prepared) -> Launch:
     steps = -(-tokens // QUERIES_PER_STEP)
     slices = min(steps, -(-ENOUGH_PROGRAMS // programs), 65535)
     slice_size = -(-steps // slices) * QUERIES_PER_STEP
-    strides = (prepared.stride_arguments(1), prepared.additional_strides())
     arguments = (
         prepared.scale,
         problem.heads,
@@ -169,13 +160,9 @@ def _additional_launch(prepared: Prepared) -> Launch:
         problem.additional,
         tiles,
         slice_size,
-        *prepared.geometry.lengths,
-        *strides[0],
-        *strides[1],
-        *prepared.sizes(),
+        *prepared.arguments(),
         ADDITIONAL_TILE,
         QUERIES_PER_STEP,
-        problem.rank,
         prepared.vector,
         precision_of(problem),
     )
@@ -200,11 +187,11 @@ def _bias_launch(prepared: Prepared) -> Launch:
         problem.group_size,
         problem.batch,
         programs,
-        *prepared.window_arguments(),
-        *prepared.stride_arguments(),
-        *prepared.sizes(),
-        *prepared.layout(tile, tile),
-        *prepared.geometry.flags(),
+        *prepared.arguments(),
+        tile,
+        tile,
+        prepared.vector,
+        prepared.flags(tile, tile),
         precision_of(problem),
     )
     return Launch(bias_gradient_kernel, (shares, problem.heads, 1), arguments, options_of(TileConfig(tile, tile, 4, 1)))

@@ -15,11 +15,13 @@ import torch
 import triton
 from torch import Tensor
 
-from vicinal.geometry.neighborhood import MAX_RANK, Neighborhood
+from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.tiles import groups, key_interval, query_interval, tiles
 from vicinal.geometry.window import SHIFT, mode
+from vicinal.kernels.triton import memory as kernels
 from vicinal.kernels.triton.forward import forward_kernel
 from vicinal.kernels.triton.softmax import LOG2E
+from vicinal.kernels.triton.window import Axes, Flags
 from vicinal.problem import Inputs, Problem, lse_dtype
 from vicinal.tuning.config import TileConfig
 
@@ -33,6 +35,8 @@ class Launch:
 
     The first call compiles (or finds) the kernel through Triton; later ones go straight to the compiled one, which
     holds as long as every pointer is 16-byte aligned, as in the call that compiled it.
+
+    Integers in tuples are never specialised on; others are, unless the kernel says otherwise.
     """
 
     kernel: Any
@@ -40,14 +44,33 @@ class Launch:
     arguments: tuple[Any, ...]
     options: dict[str, int]
     _run: Callable[..., None] | None = field(default=None, repr=False)
+    _plain: tuple[Any, ...] = field(init=False, repr=False)  # reading a named tuple takes a launch 5 times as long
+
+    def __post_init__(self) -> None:
+        self._plain = _plain(self.arguments)
 
     def __call__(self, tensors: Sequence[Tensor | None], aligned: bool) -> None:
         if self._run is not None and aligned:
-            self._run(*tensors, *self.arguments)
+            self._run(*tensors, *self._plain)
             return
-        compiled = self.kernel[self.grid](*tensors, *self.arguments, **self.options)
-        if compiled is not None and aligned:
-            self._run = compiled[self.grid]
+        if isinstance(self.kernel, triton.JITFunction) and any(isinstance(a, tuple) for a in self.arguments):
+            run = self.compile(tensors)[self.grid]
+            run(*tensors, *self._plain)
+        else:
+            compiled = self.kernel[self.grid](*tensors, *self.arguments, **self.options)
+            run = None if compiled is None else compiled[self.grid]
+        if aligned:
+            self._run = run
+
+    def compile(self, tensors: Sequence[Any]) -> Any:
+        """The compiled kernel, for tensors of these dtypes and alignments.
+
+        Triton specialises on integers in tuples, whatever `do_not_specialize` says: so it gets to see others of the
+        same width, of which there is nothing special.
+        """
+        parameters = self.kernel.params[len(tensors) :]
+        arguments = [a if p.is_constexpr else _unspecial(a) for p, a in zip(parameters, self.arguments)]
+        return self.kernel.warmup(*tensors, *arguments, grid=self.grid, **self.options)
 
 
 class Forward:
@@ -72,16 +95,12 @@ class Forward:
                 problem.group_size,
                 problem.additional,
                 programs,
-                *prepared.window_arguments(),
-                *prepared.stride_arguments(),
-                *prepared.additional_strides(),
-                *prepared.sizes(),
-                *prepared.layout(tile, key_tile),
-                *prepared.geometry.flags(),
-                may_pass_end(problem, tile, key_tile),
+                *prepared.arguments(),
+                tile,
+                key_tile,
+                prepared.vector,
+                prepared.flags(tile, key_tile),
                 problem.scale <= 0,
-                problem.has_rpb,
-                problem.additional > 0,
                 precision_of(problem),
             ),
             options_of(config),
@@ -98,39 +117,6 @@ class Forward:
             with device_of(query):
                 self._launch((*inputs, self._table, output, lse), aligned(inputs))
         return output, lse
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What the kernels need to know of a problem's neighborhoods, always over three axes (absent ones lead)."""
-
-    lengths: tuple[int, ...]
-    scalars: tuple[int, ...]  # windows, strides, dilations, modes of all heads; of the first head when per head
-    table: tuple[tuple[int, ...], ...]  # the same of each head; empty unless per head
-    strided: bool
-    dilated: bool
-    moded: bool
-
-    @classmethod
-    def of(cls, problem: Problem) -> Geometry:
-        axes = [axis for n in problem.neighborhoods for axis in n.axes]
-        rows = tuple(_scalars(n) for n in problem.neighborhoods)
-        return cls(
-            lengths=lead(problem.lengths, 1),
-            scalars=rows[0],
-            table=rows if problem.per_head else (),
-            strided=any(a.stride > 1 for a in axes),
-            dilated=any(a.dilation > 1 for a in axes),
-            moded=any(mode(a) != SHIFT for a in axes),
-        )
-
-    def flags(self) -> tuple[bool, ...]:
-        return self.strided, self.dilated, self.moded, bool(self.table)
-
-
-def lead(values: Sequence[int], filler: int) -> tuple[int, ...]:
-    """`values` of a problem's axes as those of three axes."""
-    return (filler,) * (MAX_RANK - len(values)) + tuple(values)
 
 
 def tiles_of(problem: Problem, tile: Tile) -> int:
@@ -171,10 +157,10 @@ def strides_of(tensor: Tensor) -> tuple[int, ...]:
     return tuple(s if n > 1 else 0 for s, n in zip(tensor.stride()[:-1], tensor.shape[:-1]))
 
 
-def token_strides(strides: tuple[int, ...], vector: int) -> tuple[int, ...]:
-    """Strides of `[B, *X, H]`, as those of `[B, X0, X1, X2, H]` in units of `vector`."""
-    batch, *spatial, head = strides
-    return tuple(s // vector for s in (batch, *lead(spatial, 0), head))
+def in_vectors(strides: tuple[int, ...], vector: int) -> kernels.Strides:
+    """Strides of `[B, *X, H]` in units of `vector`."""
+    batch, *tokens, head = (s // vector for s in strides)
+    return kernels.Strides(batch, tuple(tokens), head)
 
 
 def is_wide(problem: Problem, strides: Strides, tiles: Sequence[Tile]) -> bool:
@@ -207,11 +193,6 @@ def readable(inputs: Inputs) -> Inputs:
     )
 
 
-def padded(size: int) -> int:
-    """A head dim as the kernels compute it: a power of two, at least what a matrix instruction takes."""
-    return max(16, triton.next_power_of_2(size))
-
-
 def precision_of(problem: Problem) -> str:
     """How float32 is multiplied: TF32 where torch's own setting allows it, else to float32's accuracy.
 
@@ -227,44 +208,54 @@ class Prepared:
     """The parts of a launch that several kernels of one problem share."""
 
     problem: Problem
-    geometry: Geometry
     strides: Strides  # query, key, value, then additional keys and values if any
     vector: int
-    table: Tensor | None
+    table: Tensor | None  # windows, strides, dilations, modes of each head, where heads differ: `[H, 4, rank]`
 
     @classmethod
     def of(cls, problem: Problem, inputs: Inputs) -> Prepared:
-        geometry = Geometry.of(problem)
         strides = tuple(strides_of(t) for t in inputs[:5] if t is not None)
         table = None
-        if geometry.table:
-            table = torch.tensor(geometry.table, dtype=torch.int32, device=problem.device)
-        return cls(problem, geometry, strides, vector_of(strides, problem.dtype.itemsize), table)
+        if problem.per_head:
+            rows = [axes_of(n, problem.lengths)[1:] for n in problem.neighborhoods]
+            table = torch.tensor(rows, dtype=torch.int32, device=problem.device)
+        return cls(problem, strides, vector_of(strides, problem.dtype.itemsize), table)
 
     @property
     def scale(self) -> float:
         """The factor of the scores, times log2(e)."""
         return self.problem.scale * LOG2E.value
 
-    def window_arguments(self) -> tuple[int, ...]:
-        return self.geometry.lengths + self.geometry.scalars
+    def arguments(self) -> tuple[Any, ...]:
+        """Axes (of the first head when heads differ), strides, and the sizes of keys and values."""
+        problem = self.problem
+        strides = kernels.InputStrides(*(in_vectors(each, self.vector) for each in self.strides))
+        return axes_of(problem.neighborhoods[0], problem.lengths), strides, problem.head_dim, problem.value_dim
 
-    def stride_arguments(self, count: int = 3) -> tuple[int, ...]:
-        """The strides of the first `count` of query, key and value."""
-        return tuple(s for each in self.strides[:count] for s in token_strides(each, self.vector))
+    def flags(self, tile: Tile, box_tile: Tile, inverse: bool = False) -> Flags:
+        """What to compile a kernel for that lays `box_tile` over the boxes of `tile`; `inverse`: see `may_pass_end`."""
+        problem = self.problem
+        axes = [axis for n in problem.neighborhoods for axis in n.axes]
+        contiguous = (1, *_contiguous_strides(problem), 1)
+        return Flags(
+            strided=any(a.stride > 1 for a in axes),
+            dilated=any(a.dilation > 1 for a in axes),
+            moded=any(mode(a) != SHIFT for a in axes),
+            wide=is_wide(problem, (*self.strides[:3], contiguous), (tile, box_tile)),
+            checked=may_pass_end(problem, tile, box_tile, inverse),
+        )
 
-    def additional_strides(self) -> tuple[int, ...]:
-        return tuple(s // self.vector for each in self.strides[3:] for s in each) or (0,) * 6
 
-    def sizes(self) -> tuple[int, ...]:
-        d, dv = self.problem.head_dim, self.problem.value_dim
-        return d, dv, padded(d), padded(dv)
-
-    def layout(self, tile: Tile, box_tile: Tile) -> tuple[Any, ...]:
-        """Tiles, rank, vector and whether offsets are wide: constexprs in the kernels' order."""
-        contiguous = (1, *_contiguous_strides(self.problem), 1)
-        wide = is_wide(self.problem, (*self.strides[:3], contiguous), (tile, box_tile))
-        return (*lead(tile, 1), *lead(box_tile, 1), self.problem.rank, self.vector, wide)
+def axes_of(neighborhood: Neighborhood, lengths: tuple[int, ...]) -> Axes:
+    """A neighborhood as kernels take it."""
+    axes = neighborhood.axes
+    return Axes(
+        lengths,
+        tuple(a.window for a in axes),
+        tuple(a.stride for a in axes),
+        tuple(a.dilation for a in axes),
+        tuple(mode(a) for a in axes),
+    )
 
 
 def aligned(inputs: Inputs) -> bool:
@@ -294,12 +285,14 @@ def _contiguous_strides(problem: Problem) -> list[int]:
     return [step * prod(problem.lengths[i + 1 :]) for i in range(problem.rank)]
 
 
-def _scalars(neighborhood: Neighborhood) -> tuple[int, ...]:
-    axes = neighborhood.axes
-    windows = [a.window for a in axes if a.window is not None]
-    return (
-        *lead(windows, 1),
-        *lead([a.stride for a in axes], 1),
-        *lead([a.dilation for a in axes], 1),
-        *lead([mode(a) for a in axes], SHIFT),
-    )
+def _unspecial(argument: Any) -> Any:
+    """The same argument but for integers in tuples: of the same width, not 1, not divisible by anything but 1."""
+    if not isinstance(argument, tuple):
+        return argument
+    values = [a | 3 if isinstance(a, int) else _unspecial(a) for a in argument]
+    return argument._make(values) if hasattr(argument, "_make") else tuple(values)
+
+
+def _plain(argument: Any) -> Any:
+    """The same argument with plain tuples for named ones."""
+    return tuple(_plain(a) for a in argument) if isinstance(argument, tuple) else argument

@@ -1,5 +1,7 @@
 """Compile the Triton kernels for a GPU that is not there: `python compile_only.py sm_90` prints one JSON line a kernel.
 
+With `once` for the names of variants: compile problems that differ in their windows, lengths and heads only.
+
 A stand-in driver names the target and launches nothing; `kernel.warmup` runs the whole compiler, down to a cubin by the
 ptxas that Triton ships, or to an AMD code object. Run without TRITON_INTERPRET, in a process of its own.
 """
@@ -13,6 +15,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -27,6 +30,7 @@ from vicinal.backends.triton_launch import Forward, Launch, Prepared
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning import cost
+from vicinal.tuning.config import TileConfig
 
 TARGETS = {  # name: target, bytes of shared memory a program may have
     "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
@@ -96,15 +100,31 @@ VARIANTS = [
 ]
 
 
-def launches(variant: Variant) -> list[tuple[Launch, tuple]]:
-    """Every launch of a problem, with stand-ins for its tensors."""
+HALF = torch.float16
+ONCE = [  # of each list one kernel serves all: among their numbers are 0, 1 and multiples of 16
+    [
+        Variant("2d", (128, 96), (of(2, (33, 32)),), HALF, 64, has_rpb=True, additional=16),
+        Variant("2d", (57, 33), (of(2, (9, 8)),), HALF, 64, heads=1, kv_heads=1, has_rpb=True, additional=1),
+        Variant("2d", (64, 16), (of(2, 16),), HALF, 64, heads=16, kv_heads=16, has_rpb=True, additional=5),
+    ],
+    [
+        Variant("general", (16, 33, 40), (of(3, (16, 4, 8), (1, 2, 1), (1, 3, 4), (True, False, False)),), HALF, 32),
+        Variant("general", (21, 8, 48), (of(3, (4, 4, 1), (4, 1, 1), (1, 1, 16), (False, True, False)),), HALF, 32),
+    ],
+]
+ONCE_TILES = {2: TileConfig((8, 8), (4, 4), 4, 1), 3: TileConfig((4, 4, 4), (4, 4, 4), 4, 1)}
+
+
+def launches(variant: Variant, config: TileConfig | None = None) -> list[tuple[Launch, tuple]]:
+    """Every launch of a problem, with stand-ins for its tensors; tiled as the backend would, unless told."""
     problem, inputs = variant.problem()
     prepared = Prepared.of(problem, inputs)
     x, f32 = Pointer(variant.dtype), Pointer(torch.float32)
     table = None if prepared.table is None else Pointer(torch.int32)
     q, k, v, ek, ev, rpb = given = tuple(None if t is None else x for t in inputs)
-    forward = Forward(prepared, cost.tilings(problem, "forward")[0], False)._launch
-    backward = Backward(prepared, cost.tilings(problem, "backward")[0], False)
+    first, second = (config or cost.tilings(problem, direction)[0] for direction in ("forward", "backward"))
+    forward = Forward(prepared, first, False)._launch
+    backward = Backward(prepared, second)
     found = [
         (forward, (*given, table, x, f32)),
         (backward._query, (*given, table, x, f32, x, None, f32, x)),
@@ -133,17 +153,32 @@ def spills(compiled, target: GPUTarget) -> int:
     return int(re.search(r"(\d+) bytes spill stores", report)[1])
 
 
+def compile_once() -> None:
+    """One JSON line a kernel: how often it was compiled for how many problems."""
+    for variants in ONCE:
+        compiled: dict[str, list[Any]] = {}
+        for variant in variants:
+            for launch, tensors in launches(variant, ONCE_TILES[len(variant.lengths)]):
+                compiled.setdefault(launch.kernel.__name__.removesuffix("_kernel"), []).append(launch.compile(tensors))
+        for kernel, found in compiled.items():
+            row = {"variant": variants[0].name, "kernel": kernel, "problems": len(found)}
+            print(json.dumps(row | {"compilations": len({id(one) for one in found})}), flush=True)
+
+
 def main(name: str, only: list[str]) -> None:
     target, shared = TARGETS[name]
     triton.runtime.driver.set_active(CompileOnlyDriver(target))
     cost.gpu_of = lambda problem: cost.Gpu(shared, name in ("sm_90", "sm_100"), 132)
     if target.backend == "hip":
         torch.version.hip = "compile-only"
+    if only == ["once"]:
+        compile_once()
+        return
     for variant in VARIANTS:
         if only and variant.name not in only:
             continue
         for launch, tensors in launches(variant):
-            compiled = launch.kernel.warmup(*tensors, *launch.arguments, grid=launch.grid, **launch.options)
+            compiled = launch.compile(tensors)
             row = {
                 "variant": variant.name,
                 "kernel": launch.kernel.__name__.removesuffix("_kernel"),

@@ -1,114 +1,147 @@
 """A tile's box and its rows' intervals over all axes, for both directions of the window rule.
 
 Forward (`INVERSE` false) a tile holds queries, and its box and intervals hold keys; backward (`INVERSE`) a tile holds
-keys, and its box and intervals hold the queries that attend to them. Axes that a rank does not have get zeros that
-are never read.
+keys, and its box and intervals hold the queries that attend to them.
 """
+# ruff: noqa: RUF005 - Triton has no starred tuples
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
 from vicinal.kernels.triton.window import (
+    Axes,
     first_query_starting_at,
     first_query_stopping_after,
     key_box,
+    positions_in,
     query_box,
+    shifted,
     window_start,
     window_stop,
 )
 
 
-@triton.jit
-def box_of(
-    f0, f1, f2, G0, G1, G2, K0, K1, K2, S0, S1, S2, M0, M1, M2,
-    T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
-    RANK: tl.constexpr, STRIDED: tl.constexpr, MODED: tl.constexpr, INVERSE: tl.constexpr,
-):  # fmt: skip
-    """The box of the tile at (f0, f1, f2), laid out in tiles of N.
+class Box(NamedTuple):
+    """What a tile's windows cover, laid out in tiles of its own; a tuple per axis, but `count`."""
 
-    Returns the number of its tiles, where it begins and ends, and the low and high ends of what needs no mask.
-    """
-    begin2, end2, low2, high2 = _axis_box(f2, G2, K2, S2, M2, T2, N2, STRIDED, MODED, INVERSE)
-    count = (end2 - begin2) // N2
-    begin0 = f2 * 0
-    end0 = begin0
-    low0 = begin0
-    high0 = begin0
-    begin1 = begin0
-    end1 = begin0
-    low1 = begin0
-    high1 = begin0
-    if RANK >= 2:
-        begin1, end1, low1, high1 = _axis_box(f1, G1, K1, S1, M1, T1, N1, STRIDED, MODED, INVERSE)
-        count *= (end1 - begin1) // N1
-    if RANK == 3:
-        begin0, end0, low0, high0 = _axis_box(f0, G0, K0, S0, M0, T0, N0, STRIDED, MODED, INVERSE)
-        count *= (end0 - begin0) // N0
-    return count, begin0, begin1, begin2, end1, end2, low0, low1, low2, high0, high1, high2
+    count: Any  # of its tiles
+    begin: Any
+    end: Any
+    low: Any  # from `low` to `high` no mask is needed
+    high: Any
+
+
+class Rows(NamedTuple):
+    """The tokens of a tile, in blocks with an entry for each."""
+
+    inside: Any  # whether the token exists
+    offsets: Any  # per axis: within the tile
+    positions: Any  # within the dilation group
+    starts: Any  # of the token's interval
+    sizes: Any
 
 
 @triton.jit
-def intervals_of(
-    i0, i1, i2, G0, G1, G2, K0, K1, K2, S0, S1, S2, M0, M1, M2,
-    RANK: tl.constexpr, STRIDED: tl.constexpr, MODED: tl.constexpr, INVERSE: tl.constexpr,
-):  # fmt: skip
-    """For each token of a tile: whether it exists, and the start and size of its interval along each axis."""
-    inside = i2 < G2
-    w2, n2 = _axis_interval(i2, G2, K2, S2, M2, STRIDED, MODED, INVERSE)
-    w0 = w2
-    n0 = n2
-    w1 = w2
-    n1 = n2
-    if RANK >= 2:
-        inside = inside & (i1 < G1)
-        w1, n1 = _axis_interval(i1, G1, K1, S1, M1, STRIDED, MODED, INVERSE)
-    if RANK == 3:
-        inside = inside & (i0 < G0)
-        w0, n0 = _axis_interval(i0, G0, K0, S0, M0, STRIDED, MODED, INVERSE)
-    return inside, w0, w1, w2, n0, n1, n2
+def program_of(programs, heads):
+    """This program's number among the `programs` of a head, its head, and its batch entry (64-bit)."""
+    pid = tl.program_id(0)
+    return pid % programs, pid // programs % heads, (pid // programs // heads).to(tl.int64)
 
 
 @triton.jit
-def tile_coverage(
-    j0, j1, j2, c0, c1, c2, G0, G1, G2, low0, low1, low2, high0, high1, high2,
-    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, RANK: tl.constexpr,
-):  # fmt: skip
-    """Of the box's tile at (c0, c1, c2): which of its tokens exist, and whether it needs no mask."""
-    there = j2 + c2 < G2
-    full = (c2 >= low2) & (c2 + N2 <= high2)
-    if RANK >= 2:
-        there = there & (j1 + c1 < G1)
-        full = full & (c1 >= low1) & (c1 + N1 <= high1)
-    if RANK == 3:
-        there = there & (j0 + c0 < G0)
-        full = full & (c0 >= low0) & (c0 + N0 <= high0)
+def axes_of_head(axes, table, head):
+    """The axes with a head's row of the `[H, 4, rank]` table: windows, strides, dilations, modes."""
+    RANK: tl.constexpr = len(axes.lengths)
+    row = table + head * (4 * RANK)
+    return Axes(
+        axes.lengths,
+        _load_axes(row, RANK),
+        _load_axes(row + RANK, RANK),
+        _load_axes(row + 2 * RANK, RANK),
+        _load_axes(row + 3 * RANK, RANK),
+    )
+
+
+@triton.jit
+def box_of(tile, axes, TILE: tl.constexpr, BOX_TILE: tl.constexpr, FLAGS: tl.constexpr, INVERSE: tl.constexpr):
+    """The `Box` of a tile, laid out in tiles of `BOX_TILE`."""
+    count = 1
+    begins = ()
+    ends = ()
+    lows = ()
+    highs = ()
+    for axis in tl.static_range(len(TILE) - 1, -1, -1):
+        begin, end, low, high = _axis_box(
+            tile.first[axis], tile.lengths[axis], axes.windows[axis], axes.strides[axis], axes.modes[axis],
+            TILE[axis], BOX_TILE[axis], FLAGS.strided, FLAGS.moded, INVERSE,
+        )  # fmt: skip
+        count = count * ((end - begin) // BOX_TILE[axis])
+        begins = (begin,) + begins
+        ends = (end,) + ends
+        lows = (low,) + lows
+        highs = (high,) + highs
+    return Box(count, begins, ends, lows, highs)
+
+
+@triton.jit
+def rows_of(tile, axes, TILE: tl.constexpr, FLAGS: tl.constexpr, INVERSE: tl.constexpr):
+    """The `Rows` of a tile."""
+    LAST: tl.constexpr = len(TILE) - 1
+    offsets = positions_in(TILE)
+    positions = shifted(offsets, tile.first)
+    inside = positions[LAST] < tile.lengths[LAST]
+    for axis in tl.static_range(LAST - 1, -1, -1):
+        inside = inside & (positions[axis] < tile.lengths[axis])
+    starts = ()
+    sizes = ()
+    for axis in tl.static_range(LAST, -1, -1):
+        start, size = _axis_interval(
+            positions[axis], tile.lengths[axis], axes.windows[axis], axes.strides[axis], axes.modes[axis],
+            FLAGS.strided, FLAGS.moded, INVERSE,
+        )  # fmt: skip
+        starts = (start,) + starts
+        sizes = (size,) + sizes
+    return Rows(inside, offsets, positions, starts, sizes)
+
+
+@triton.jit
+def coverage(columns, at, tile, box, BOX_TILE: tl.constexpr):
+    """Of the box's tile at `at`: which of its tokens, at `columns` within it, exist, and whether it needs no mask."""
+    LAST: tl.constexpr = len(BOX_TILE) - 1
+    there = columns[LAST] + at[LAST] < tile.lengths[LAST]
+    full = (at[LAST] >= box.low[LAST]) & (at[LAST] + BOX_TILE[LAST] <= box.high[LAST])
+    for axis in tl.static_range(LAST - 1, -1, -1):
+        there = there & (columns[axis] + at[axis] < tile.lengths[axis])
+        full = full & (at[axis] >= box.low[axis]) & (at[axis] + BOX_TILE[axis] <= box.high[axis])
     return there, full
 
 
 @triton.jit
-def within(j0, j1, j2, r0, r1, r2, n0, n1, n2, RANK: tl.constexpr):
-    """`[rows, columns]`: whether column position j lies in the row's interval `[r, r + n)` along every axis.
+def within(columns, at, rows):
+    """`[rows, columns]`: whether a column of the tile at `at` lies in the row's interval along every axis.
 
     Unsigned, so that one comparison tests both ends.
     """
-    mask = (j2[None, :] - r2[:, None]).to(tl.uint32) < n2[:, None].to(tl.uint32)
-    if RANK >= 2:
-        mask = mask & ((j1[None, :] - r1[:, None]).to(tl.uint32) < n1[:, None].to(tl.uint32))
-    if RANK == 3:
-        mask = mask & ((j0[None, :] - r0[:, None]).to(tl.uint32) < n0[:, None].to(tl.uint32))
+    LAST: tl.constexpr = len(columns) - 1
+    mask = _axis_within(columns[LAST], rows.starts[LAST] - at[LAST], rows.sizes[LAST])
+    for axis in tl.static_range(LAST - 1, -1, -1):
+        mask = mask & _axis_within(columns[axis], rows.starts[axis] - at[axis], rows.sizes[axis])
     return mask
 
 
 @triton.jit
-def neighborhood_of(table, head):
-    """A head's row of the `[H, 4, 3]` table: windows, strides, dilations, modes."""
-    row = table + head * 12
-    return (
-        tl.load(row), tl.load(row + 1), tl.load(row + 2),
-        tl.load(row + 3), tl.load(row + 4), tl.load(row + 5),
-        tl.load(row + 6), tl.load(row + 7), tl.load(row + 8),
-        tl.load(row + 9), tl.load(row + 10), tl.load(row + 11),
-    )  # fmt: skip
+def _load_axes(pointer, RANK: tl.constexpr):
+    values = ()
+    for axis in tl.static_range(RANK):
+        values = values + (tl.load(pointer + axis),)
+    return values
+
+
+@triton.jit
+def _axis_within(column, start, size):
+    return (column[None, :] - start[:, None]).to(tl.uint32) < size[:, None].to(tl.uint32)
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 Source: the running maximum and sum of FlashAttention-2 (arXiv 2307.08691, algorithm 1), and its recomputation of the
 weights from the log-sum-exp in the backward pass (algorithm 2).
 """
+# ruff: noqa: RUF005 - Triton has no starred tuples
 
 import triton
 import triton.language as tl
@@ -39,18 +40,13 @@ def biased(scores, mask, rpb, key_part, query_part, scale):
 
 
 @triton.jit
-def bias_strides(K0, K1, K2, RANK: tl.constexpr):
-    """Of a head's bias table `[2*K0-1, 2*K1-1, 2*K2-1]`: two strides, the place of offset 0, and its size."""
-    R2 = 2 * K2 - 1
-    stride0 = R2
-    stride1 = R2
-    middle = K2 - 1
-    size = R2
-    if RANK >= 2:
-        middle += (K1 - 1) * R2
-        size = R2 * (2 * K1 - 1)
-        stride0 = size
-    if RANK == 3:
-        middle += (K0 - 1) * stride0
-        size = stride0 * (2 * K0 - 1)
-    return stride0, stride1, middle, size
+def bias_strides(windows):
+    """Of a head's bias table `[2*K-1, ...]`: its strides per axis, the place of offset 0, and its size."""
+    strides = ()
+    middle = 0
+    size = 1
+    for axis in tl.static_range(len(windows) - 1, -1, -1):
+        strides = (size,) + strides
+        middle += (windows[axis] - 1) * size
+        size *= 2 * windows[axis] - 1
+    return strides, middle, size

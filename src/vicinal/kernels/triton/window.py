@@ -4,7 +4,12 @@ All of it speaks of positions within one dilation group. Lengths, windows, strid
 run-time integers, so that neither a new window nor a new length compiles a new kernel; two constexprs keep
 the common case cheap: `STRIDED` (some stride exceeds 1) and `MODED` (some axis is not `SHIFT`). Arguments may be
 scalars or blocks. Integers are divided only where they are not negative: Triton's truncation is a floor there.
+
+What there is one of per axis comes in tuples, as long as the problem has axes: one source serves every rank.
 """
+# ruff: noqa: RUF005 - Triton has no starred tuples
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -14,6 +19,35 @@ from vicinal.geometry import window as definition
 SHIFT = tl.constexpr(definition.SHIFT)  # at a border the window moves inward
 CLIP = tl.constexpr(definition.CLIP)  # at a border the window is cut
 CAUSAL = tl.constexpr(definition.CAUSAL)  # the window ends at the query
+
+
+class Axes(NamedTuple):
+    """A problem's axes, at run time: each field has one integer per axis."""
+
+    lengths: Any
+    windows: Any
+    strides: Any
+    dilations: Any
+    modes: Any
+
+
+class Flags(NamedTuple):
+    """What kernels are compiled for, to keep the common case cheap."""
+
+    strided: bool  # some stride exceeds 1
+    dilated: bool  # some dilation exceeds 1
+    moded: bool  # some axis is not `SHIFT`
+    wide: bool  # offsets within a tile may need more than 31 bits
+    checked: bool  # tiles of a box may pass the end of an axis
+
+
+class Tile(NamedTuple):
+    """The tile of one program, in its dilation group; a tuple per axis, but `beyond`."""
+
+    group: Any
+    first: Any  # position within the group
+    lengths: Any  # of the group
+    beyond: Any  # past the end of the group: there is nothing to do
 
 
 # --- the rule: one axis ------------------------------------------------------------------------------------
@@ -124,64 +158,6 @@ def box_start(start, stop, length, TILE: tl.constexpr):
     return tl.maximum(tl.minimum(start, length - covered), 0)
 
 
-# --- tiles: all axes ---------------------------------------------------------------------------------------
-
-
-@triton.jit
-def decode_tile(
-    index, L0, L1, L2, E0, E1, E2,
-    TILE0: tl.constexpr, TILE1: tl.constexpr, TILE2: tl.constexpr, RANK: tl.constexpr, DILATED: tl.constexpr,
-):  # fmt: skip
-    """A program's number -> its tile: the dilation group and the first position along each axis.
-
-    Three axes always; fewer are the last ones, and the leading lengths are 1. Groups vary slowest, so that
-    programs that run together share keys. Returns (group0, group1, group2, first0, first1, first2); a first
-    position may lie past the end of its group, and does for a number past the last tile: nothing to do then.
-    """
-    t0 = 0
-    t1 = 0
-    n2 = tiles_along(L2, E2, TILE2, DILATED)
-    t2 = index % n2
-    g = index // n2
-    if RANK >= 2:
-        n1 = tiles_along(L1, E1, TILE1, DILATED)
-        t1 = g % n1
-        g = g // n1
-    if RANK == 3:
-        n0 = tiles_along(L0, E0, TILE0, DILATED)
-        t0 = g % n0
-        g = g // n0
-    g0 = 0
-    g1 = 0
-    g2 = g % E2
-    slower = g // E2
-    if RANK >= 2:
-        g1 = slower % E1
-        slower = slower // E1
-    if RANK == 3:
-        g0 = slower % E0
-        slower = slower // E0
-    return g0, g1, g2, t0 * TILE0, t1 * TILE1, tl.where(slower > 0, L2, t2 * TILE2)
-
-
-@triton.jit
-def tile_positions(TILE0: tl.constexpr, TILE1: tl.constexpr, TILE2: tl.constexpr):
-    """The positions within a tile of its `TILE0 * TILE1 * TILE2` tokens, row-major: one block per axis."""
-    token = tl.arange(0, TILE0 * TILE1 * TILE2)
-    return token // (TILE1 * TILE2), token // TILE2 % TILE1, token % TILE2
-
-
-@triton.jit
-def linear(x0, x1, x2, s0, s1, s2, RANK: tl.constexpr):
-    """`x0 * s0 + x1 * s1 + x2 * s2` over the last `RANK` axes; 64-bit where an operand is."""
-    offset = x2 * s2
-    if RANK >= 2:
-        offset = offset + x1 * s1
-    if RANK == 3:
-        offset = offset + x0 * s0
-    return offset
-
-
 @triton.jit
 def key_box(
     first, length, window, stride, mode,
@@ -219,19 +195,128 @@ def query_box(
     return begin, begin + (stop - start + QUERY_TILE - 1) // QUERY_TILE * QUERY_TILE, low, high
 
 
+# --- tiles: all axes ---------------------------------------------------------------------------------------
+
+
 @triton.jit
-def next_tile(
-    c0, c1, c2, begin1, begin2, end1, end2,
-    TILE0: tl.constexpr, TILE1: tl.constexpr, TILE2: tl.constexpr, RANK: tl.constexpr,
+def tile_of(index, axes, TILE: tl.constexpr, DILATED: tl.constexpr):
+    """A program's number -> its `Tile`.
+
+    Groups vary slowest, so that programs that run together share keys. A number past the last tile is `beyond`.
+    """
+    group, first = _group_and_first(index, axes.lengths, axes.dilations, TILE, DILATED)
+    lengths = ()
+    for axis in tl.static_range(len(TILE)):
+        lengths = lengths + (group_length(axes.lengths[axis], axes.dilations[axis], group[axis], DILATED),)
+    beyond = first[0] >= lengths[0]
+    for axis in tl.static_range(1, len(TILE)):
+        beyond = beyond | (first[axis] >= lengths[axis])
+    return Tile(group, first, lengths, beyond)
+
+
+@triton.jit
+def positions_in(TILE: tl.constexpr):
+    """The positions within a tile of its tokens, row-major: one block per axis."""
+    token = tl.arange(0, size_of(TILE))
+    positions = ()
+    for axis in tl.static_range(len(TILE)):
+        positions = positions + (token // size_of(TILE, axis + 1) % TILE[axis],)
+    return positions
+
+
+@triton.constexpr_function
+def size_of(TILE, FIRST=0):
+    """How many tokens a tile has, or its axes from `FIRST` on."""
+    size = 1
+    for tokens in TILE[FIRST:]:
+        size *= tokens
+    return size
+
+
+@triton.jit
+def shifted(positions, first):
+    """`positions + first` along each axis."""
+    sums = ()
+    for axis in tl.static_range(len(first)):
+        sums = sums + (first[axis] + positions[axis],)
+    return sums
+
+
+@triton.jit
+def tokens_at(positions, group, dilations):
+    """Positions within a dilation group -> positions along the axes."""
+    tokens = ()
+    for axis in tl.static_range(len(group)):
+        tokens = tokens + (group[axis] + positions[axis] * dilations[axis],)
+    return tokens
+
+
+@triton.jit
+def linear(positions, strides):
+    """The sum of `positions` times `strides`; 64-bit where an operand is."""
+    offset = positions[len(positions) - 1] * strides[len(positions) - 1]
+    for axis in tl.static_range(len(positions) - 2, -1, -1):
+        offset = offset + positions[axis] * strides[axis]
+    return offset
+
+
+@triton.jit
+def next_tile(at, begin, end, TILE: tl.constexpr):
+    """The tile after the one at `at` of a box from `begin` to `end`, the last axis fastest."""
+    moved = ()
+    x = at[len(TILE) - 1] + TILE[len(TILE) - 1]
+    for axis in tl.static_range(len(TILE) - 1, 0, -1):
+        wrap = x >= end[axis]
+        moved = (tl.where(wrap, begin[axis], x),) + moved
+        x = tl.where(wrap, at[axis - 1] + TILE[axis - 1], at[axis - 1])
+    return (x,) + moved
+
+
+@triton.jit
+def chosen(condition, these, others):
+    """`tl.where` along each axis."""
+    picked = ()
+    for axis in tl.static_range(len(these)):
+        picked = picked + (tl.where(condition, these[axis], others[axis]),)
+    return picked
+
+
+@triton.jit
+def decode_tile(
+    index, L0, L1, L2, E0, E1, E2,
+    TILE0: tl.constexpr, TILE1: tl.constexpr, TILE2: tl.constexpr, RANK: tl.constexpr, DILATED: tl.constexpr,
 ):  # fmt: skip
-    """The tile after the one at (c0, c1, c2), the last axis fastest."""
-    c2 += TILE2
-    if RANK >= 2:
-        wrap = c2 >= end2
-        c2 = tl.where(wrap, begin2, c2)
-        c1 = tl.where(wrap, c1 + TILE1, c1)
-    if RANK == 3:
-        wrap = c1 >= end1
-        c1 = tl.where(wrap, begin1, c1)
-        c0 = tl.where(wrap, c0 + TILE0, c0)
-    return c0, c1, c2
+    """`tile_of` for kernels that always have three axes, fewer being the last ones.
+
+    Returns (group0, group1, group2, first0, first1, first2).
+    """
+    lengths = (L0, L1, L2)
+    dilations = (E0, E1, E2)
+    group, first = _group_and_first(
+        index, lengths[3 - RANK :], dilations[3 - RANK :], (TILE0, TILE1, TILE2)[3 - RANK :], DILATED
+    )
+    absent = (0, 0, 0)
+    g0, g1, g2 = absent[RANK:] + group
+    f0, f1, f2 = absent[RANK:] + first
+    return g0, g1, g2, f0, f1, f2
+
+
+@triton.jit
+def tile_positions(TILE0: tl.constexpr, TILE1: tl.constexpr, TILE2: tl.constexpr):
+    """`positions_in` a tile of three axes."""
+    return positions_in((TILE0, TILE1, TILE2))
+
+
+@triton.jit
+def _group_and_first(index, lengths, dilations, TILE: tl.constexpr, DILATED: tl.constexpr):
+    LAST: tl.constexpr = len(TILE) - 1
+    first = ()
+    for axis in tl.static_range(LAST, -1, -1):
+        count = tiles_along(lengths[axis], dilations[axis], TILE[axis], DILATED)
+        first = (index % count * TILE[axis],) + first
+        index = index // count
+    group = ()
+    for axis in tl.static_range(LAST, -1, -1):
+        group = (index % dilations[axis],) + group
+        index = index // dilations[axis]
+    return group, first[:LAST] + (tl.where(index > 0, lengths[LAST], first[LAST]),)
