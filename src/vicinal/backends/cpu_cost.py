@@ -33,7 +33,7 @@ CHUNK_BYTES = 4 << 20  # of strips at a time: they should stay in the last-level
 MASK_BYTES = 4 << 20  # of masks that differ from tile to tile
 MASK_PAIRS = 1 << 22  # of one masked tile
 CALL_NS, COPY_NS = 20e3, 8e3  # before anything is computed or copied; twice that with several threads
-APART_NS = 100e3  # to wake threads that take chunks of their own, and to wait for them
+APART_NS = 1e6  # threads that take chunks of their own wake, while torch's still spin after an operation before
 IN_STEP_NS = 400e3  # at most lost while they wait for each other's Python
 SHARED = 0.8  # what torch's threads achieve of their number in one operation
 
