@@ -2,7 +2,6 @@
 
 One program per tile of additional keys and slice of the queries; slices are summed afterwards, in order.
 """
-# ruff: noqa: RUF005 - Triton has no starred tuples
 
 import triton
 import triton.language as tl

@@ -3,7 +3,6 @@
 Forward (`INVERSE` false) a tile holds queries, and its box and intervals hold keys; backward (`INVERSE`) a tile holds
 keys, and its box and intervals hold the queries that attend to them.
 """
-# ruff: noqa: RUF005 - Triton has no starred tuples
 
 from typing import Any, NamedTuple
 

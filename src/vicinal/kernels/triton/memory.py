@@ -4,7 +4,6 @@ Strides come in units of `VECTOR` elements, a power of two that divides every st
 the compiler that rows are aligned, which a run-time stride would hide from it, and so loads are 16 bytes wide.
 Offsets within a tile are 32-bit unless `WIDE`; the offset of a tile is always 64-bit.
 """
-# ruff: noqa: RUF005 - Triton has no starred tuples
 
 from typing import Any, NamedTuple
 

@@ -3,7 +3,6 @@
 Source: the running maximum and sum of FlashAttention-2 (arXiv 2307.08691, algorithm 1), and its recomputation of the
 weights from the log-sum-exp in the backward pass (algorithm 2).
 """
-# ruff: noqa: RUF005 - Triton has no starred tuples
 
 import triton
 import triton.language as tl

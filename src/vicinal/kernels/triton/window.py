@@ -7,7 +7,6 @@ scalars or blocks. Integers are divided only where they are not negative: Triton
 
 What there is one of per axis comes in tuples, as long as the problem has axes: one source serves every rank.
 """
-# ruff: noqa: RUF005 - Triton has no starred tuples
 
 from typing import Any, NamedTuple
 
