@@ -15,7 +15,7 @@ Nothing is added in memory, so the same inputs give the same bits. Seven matrix 
 Source: FlashAttention-2 (arXiv 2307.08691, algorithm 2) for the mathematics; the schedule is this project's.
 """
 
-# ruff: noqa: B007, RUF005, RUF059 (Gluon compiles this: it takes no starred lists, and tuples come whole)
+# ruff: noqa: B007, RUF059 (Gluon compiles this: it takes no starred lists, and tuples come whole)
 
 from vicinal.kernels.gluon.compat import (
     fence_async_shared,

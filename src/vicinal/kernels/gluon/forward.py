@@ -20,7 +20,7 @@ waste less then. Queries and outputs are described as `[X0, X1, X2, heads, colum
 Head dims that are no power of two are moved and multiplied in pieces (`vicinal.kernels.gluon.pieces`).
 """
 
-# ruff: noqa: B007, RUF005, RUF059 (Gluon compiles this: it takes no starred lists, and tuples come whole)
+# ruff: noqa: B007, RUF059 (Gluon compiles this: it takes no starred lists, and tuples come whole)
 
 from vicinal.kernels.gluon.compat import (
     fence_async_shared,
