@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
@@ -25,6 +25,7 @@ from torch import Tensor
 from vicinal.backends import unfused_launch as launch
 from vicinal.backends.slots import Slots
 from vicinal.backends.unfused_launch import Settings
+from vicinal.bench.paper_processes import settle_keys
 from vicinal.geometry.neighborhood import Neighborhood
 
 PROBLEMS = [  # lengths, window, batch, heads, head dim, dtype
@@ -50,18 +51,27 @@ def settings_to_try(variant: str, dim: int) -> list[Settings]:
 def main() -> None:
     """Compile, time, print, and write the file named, if any."""
     processes = int(sys.argv[2]) if len(sys.argv) > 2 else 8
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    settle_keys()
+    with multiprocessing.get_context("spawn").Pool(processes, settle_keys) as pool:
         pool.map(compile_one, list(product(range(len(PROBLEMS)), ("gemm", "naive"), KERNELS)), chunksize=1)
-    rows = [row for index in range(len(PROBLEMS)) for row in time_problem(index)]
-    for index, variant, kernel in product(range(len(PROBLEMS)), ("gemm", "naive"), KERNELS):
-        own = [r for r in rows if (r["problem"], r["variant"], r["kernel"]) == (name_of(index), variant, kernel)]
-        ok = sorted((r for r in own if r["ms"] is not None), key=lambda r: r["ms"])
-        default = next((f"{r['ms']:.3f}" for r in ok if r["default"]), "failed")
-        best = "none" if not ok else f"{ok[0]['ms']:.3f} {ok[0]['warps']}/{ok[0]['stages']}/{ok[0]['slots']}"
-        print(f"{name_of(index)} {variant} {kernel}: default {default} ms, best {best} (warps/stages/slots)")
-    if len(sys.argv) > 1:
-        with open(sys.argv[1], "w") as file:
-            json.dump(rows, file, indent=1)
+    rows: list[dict[str, Any]] = []
+    for index in range(len(PROBLEMS)):
+        own = time_problem(index)
+        rows += own
+        for variant, kernel in product(("gemm", "naive"), KERNELS):
+            print(summary(name_of(index), variant, kernel, own), flush=True)
+        if len(sys.argv) > 1:
+            with open(sys.argv[1], "w") as file:
+                json.dump(rows, file, indent=1)
+
+
+def summary(problem: str, variant: str, kernel: str, rows: Sequence[dict[str, Any]]) -> str:
+    """One line: the default's time, and the best setting with its time."""
+    ok = [r for r in rows if (r["variant"], r["kernel"]) == (variant, kernel) and r["ms"] is not None]
+    ok.sort(key=lambda r: r["ms"])
+    default = next((f"{r['ms']:.3f}" for r in ok if r["default"]), "failed")
+    best = "none" if not ok else f"{ok[0]['ms']:.3f} {ok[0]['warps']}/{ok[0]['stages']}/{ok[0]['slots']}"
+    return f"{problem} {variant} {kernel}: default {default} ms, best {best} (warps/stages/slots)"
 
 
 def compile_one(what: tuple[int, str, str]) -> None:
