@@ -50,7 +50,8 @@ class HopperBackend:
         return unsupported_anywhere(problem)
 
     def declines(self, problem: Problem, direction: Direction) -> str | None:
-        ours, theirs = hopper_estimate.seconds(problem, direction), cost.seconds(problem, direction)
+        ours = hopper_estimate.seconds(problem, direction, self.configs(problem, direction)[0])
+        theirs = cost.seconds(problem, direction)
         if theirs < CLEARLY * ours:
             return f"the triton backend is estimated to be faster: {1e6 * theirs:.3g} us against {1e6 * ours:.3g}"
         return None

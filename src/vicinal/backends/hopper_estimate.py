@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from math import ceil
 
 from vicinal.backends.hopper_layout import launches
-from vicinal.backends.hopper_tiles import WARPGROUPS, backward_configs, forward_configs, steps
+from vicinal.backends.hopper_tiles import WARPGROUPS, steps
 from vicinal.backends.protocol import Direction
 from vicinal.problem import Problem
+from vicinal.tuning.config import TileConfig
 from vicinal.tuning.cost import gpu_of
 
 
@@ -39,10 +40,9 @@ RATES: Mapping[Direction, Rates] = {
 }
 
 
-def seconds(problem: Problem, direction: Direction) -> float:
-    """The estimate for the tiling that `configs` lists first."""
+def seconds(problem: Problem, direction: Direction, config: TileConfig) -> float:
+    """The estimate for one tiling of a pass."""
     rates = RATES[direction]
-    config = (forward_configs if direction == "forward" else backward_configs)(problem)[0]
     each, tiles = steps(problem, config)
     d = (problem.head_dim + problem.value_dim) / 2
     tile = each * max(rates.step[0] + rates.step[1] * d, rates.step[2]) + rates.tile[0] + rates.tile[1] * d
