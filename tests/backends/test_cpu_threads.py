@@ -1,6 +1,7 @@
 """Tasks of the CPU backend side by side: what they compute, what they raise, what they leave alone."""
 
 import os
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -102,6 +103,30 @@ def test_exceptions_reach_the_caller_and_the_threads_live_on(two_threads, error)
     done = []
     cpu_threads.each(done.append, range(4), True)
     assert sorted(done) == list(range(4))
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers that interrupt")
+def test_an_interrupted_caller_can_go_on(two_threads):
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(number, frame):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    begun = []
+    try:
+        with pytest.raises(Interrupted):
+            cpu_threads.each(lambda task: (begun.append(task), time.sleep(0.02)), range(1000), True)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    done = []
+    cpu_threads.each(done.append, range(4), True)
+    assert sorted(done) == list(range(4))
+    time.sleep(0.1)
+    assert len(begun) < 100
 
 
 def test_tasks_within_tasks_run_in_turn(two_threads):

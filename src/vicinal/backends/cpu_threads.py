@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
@@ -45,16 +46,26 @@ def each(function: Callable[[Task], None], tasks: Iterable[Task], apart: bool) -
         except BaseException as error:
             errors.append(error)
 
-    _team(count).run(work)
+    try:
+        while not _team(count).run(work):
+            pass
+    except BaseException as error:  # the caller is interrupted: the threads end with their tasks
+        errors.append(error)
+        raise
     if errors:
         raise errors[0]
 
 
 class _Team:
-    """Threads that wait to do something at the same time."""
+    """Threads that wait to do something at the same time.
+
+    Attributes:
+        left: whether a caller was interrupted while they were at work, after which they cannot be asked again.
+    """
 
     def __init__(self, count: int) -> None:
-        self._work: Callable[[], None] = lambda: None
+        self.left = False
+        self._work: Callable[[], None] = _nothing
         self._begin = [Lock() for _ in range(count)]
         self._end = [Lock() for _ in range(count)]
         self._turn = Lock()
@@ -66,18 +77,27 @@ class _Team:
             end.acquire()
         torch.set_num_threads(count)  # the default again, which the threads have set to theirs
 
-    def run(self, work: Callable[[], None]) -> None:
-        """Call `work`, which raises nothing, on every thread; return when all have."""
+    def run(self, work: Callable[[], None]) -> bool:
+        """Call `work`, which raises nothing, on every thread; True when all have, False if they cannot be asked."""
         with self._turn:
-            self._work = work
-            for begin in self._begin:
-                begin.release()
-            for end in self._end:
-                end.acquire()
+            if self.left:
+                return False
+            try:
+                self._work = work
+                for begin in self._begin:
+                    begin.release()
+                for end in self._end:
+                    end.acquire()
+                self._work = _nothing  # and hold on to none of its tensors
+            except BaseException:
+                self.left = True
+                raise
+        return True
 
     def _serve(self, begin: Any, end: Any, processor: int | None) -> None:
         if processor is not None:
-            os.sched_setaffinity(0, {processor})  # of this thread
+            with suppress(OSError):  # not allowed here
+                os.sched_setaffinity(0, {processor})  # of this thread
         torch.get_num_threads()  # sets this thread up, once
         torch.set_num_threads(1)  # of this thread, and the default for threads that torch has not met yet
         while True:
@@ -92,11 +112,15 @@ _making = Lock()
 
 def _team(count: int) -> _Team:
     """The process's team of `count` threads."""
-    if count not in _teams:
-        with _making:
-            if count not in _teams:
-                _teams[count] = _Team(count)
-    return _teams[count]
+    with _making:
+        team = _teams.get(count)
+        if team is None or team.left:
+            team = _teams[count] = _Team(count)
+        return team
+
+
+def _nothing() -> None:
+    pass
 
 
 def _processors(count: int) -> Sequence[int | None]:
