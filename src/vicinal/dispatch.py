@@ -96,11 +96,11 @@ def plan(problem: Problem, name: str | None = None) -> Plan:
     if not able:
         words = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
         raise ValueError(f"no backend can run this problem: {words}")
-    return Plan(problem, _preferred(able, problem, "forward"), _preferred(able, problem, "backward"))
+    return Plan(problem, preferred(able, problem, "forward"), preferred(able, problem, "backward"))
 
 
-def _preferred(able: Sequence[Backend], problem: Problem, direction: Direction) -> Backend:
-    """The first that does not decline, or simply the first."""
+def preferred(able: Sequence[Backend], problem: Problem, direction: Direction) -> Backend:
+    """Of backends that can run `problem`, in order, the first that does not decline; or simply the first."""
     return next((b for b in able if b.declines(problem, direction) is None), able[0])
 
 

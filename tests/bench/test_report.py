@@ -5,9 +5,11 @@ import torch
 from rich.console import Console
 
 from vicinal.bench import report
+from vicinal.bench.cases import Case
 from vicinal.bench.measure import Effort, Measurement, Timing
-from vicinal.bench.record import Record, measurements_of
+from vicinal.bench.record import Record, measurements_of, problem_of
 from vicinal.bench.roofline import Limits
+from vicinal.geometry.neighborhood import Neighborhood
 
 
 def timing(seconds):
@@ -61,9 +63,27 @@ def test_ratio_is_of_kernel_times_where_both_have_one():
 def test_our_result_is_the_first_of_ours_that_has_one():
     broken = Measurement("vicinal hopper", "neighborhood", "forward", "failed", "why")
     second = measurement("vicinal triton", 0.1)
-    assert report.our_result([measurement("peer", 0.1), broken, second], "forward") is second
-    assert report.our_result([broken], "forward") is None
-    assert report.our_result([second], "backward") is None
+    assert report.our_result({}, [measurement("peer", 0.1), broken, second], "forward") is second
+    assert report.our_result({}, [broken], "forward") is None
+    assert report.our_result({}, [second], "backward") is None
+
+
+@pytest.mark.parametrize(("window", "chosen"), [(7, "vicinal triton"), (80, "vicinal hopper")])
+def test_our_result_is_of_the_backend_that_dispatch_would_choose(window, chosen):
+    neighborhood = Neighborhood.of(2, window).resolve((128, 128))
+    case = Case("", (128, 128), neighborhood, 4, 32 if window == 7 else 128, 8, dtype=torch.bfloat16)
+    record = Record("", None, torch.device("cpu"), Effort())
+    both = [measurement("vicinal hopper", 0.1), measurement("vicinal triton", 0.1)]
+    record.add(case, both)
+    written = record.document["cases"][0]
+    assert report.our_result(written, measurements_of(written), "forward").system == chosen
+
+
+def test_the_problem_of_a_case_is_read_back(record):
+    for written in record.document["cases"]:
+        problem = problem_of(written)
+        assert problem.useful_scores == written["useful_scores"]
+        assert problem.dtype == torch.float32
 
 
 def test_file_holds_what_was_measured(record, tmp_path):

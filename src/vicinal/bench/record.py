@@ -25,6 +25,8 @@ from vicinal import info
 from vicinal.bench.cases import Case
 from vicinal.bench.measure import Effort, Measurement, Timing
 from vicinal.bench.roofline import Limits, least_bytes
+from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.problem import Problem
 
 SCHEMA = 1
 KIND = "vicinal bench"
@@ -97,6 +99,20 @@ def measurements_of(case: dict[str, Any]) -> list[Measurement]:
         )
         for m in case["measurements"]
     ]
+
+
+def problem_of(case: dict[str, Any]) -> Problem:
+    """The problem of one case of a document, on no device."""
+    axes = zip(case["window"], case["stride"], case["dilation"], case["causal"], case["boundary"])
+    sizes = {name: case[name] for name in ("batch", "heads", "kv_heads", "head_dim", "value_dim")}
+    return Problem(
+        **sizes,
+        lengths=tuple(case["lengths"]),
+        dtype=info.DTYPES[case["dtype"]],
+        device=torch.device("meta"),
+        neighborhoods=(Neighborhood(tuple(Axis(*axis) for axis in axes)),),
+        scale=case["head_dim"] ** -0.5,
+    )
 
 
 def _plain(measurement: Measurement) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def _points(record: Record, dtype: torch.dtype) -> list[Point]:
     """Our forward passes of one dtype."""
     points = []
     for case in record.document["cases"]:
-        ours = report.our_result(measurements_of(case), "forward")
+        ours = report.our_result(case, measurements_of(case), "forward")
         if ours is not None and ours.best is not None and DTYPES[case["dtype"]] == dtype:
             moved = case["least_bytes"]["forward"]
             points.append(Point(case["name"], ours.flops, moved, ours.best.median))
