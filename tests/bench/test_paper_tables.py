@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vicinal.bench.cases import Case
-from vicinal.bench.paper_document import document
+from vicinal.bench.paper_document import document, kind_of
 from vicinal.bench.paper_plots import draw, intensity, moved_bytes, qk_intensity
 from vicinal.bench.paper_problems import problems
 from vicinal.bench.paper_systems import FUSED, GEMM, NAIVE
@@ -37,6 +37,7 @@ def line(index, systems, rank=1, dtype="float16", error=None):
         "rank": rank,
         "dtype": dtype,
         "lengths": list(case.lengths),
+        "dilation": list(case.neighborhood.dilation),
         "batch": case.batch,
         "heads": case.heads,
         "head_dim": case.head_dim,
@@ -111,12 +112,27 @@ def test_document(results):
     assert "| 1-D | fused | 100.0% (100%) | 100.0% (100%) of 2 |  | 50.0% (98.2%) of 2 |" in text
     assert "| 1-D | float16 | fused | 300% | 1759% | 100% | 500% | 3 |" in text
     assert "| 1-D | float16 | GEMM | 50% | 502% | 0% | 100% | 2 |" in text
-    lost = f"| {LINES[0]['name']} | float16 | forward | triton | other | 2000000.0 | flash 2.00 | 4.7% |"
+    lost = f"| {LINES[0]['name']} | float16 | forward | triton | small | 2000000.0 | flash 2.00 | 4.7% |"
     assert lost in text
-    assert "| 1-D | float16 | forward | 1 of 3 | 0 | 0 | 1 | flash 1 | 2.00 |" in text
+    assert "| 1-D | float16 | forward | 1 of 3 |  | 0 of 1 | 1 of 2 |  | flash 1 | 2.00 |" in text
     assert "| float16 | forward+backward | flash | 8.0 (at most 8.0) |" in text
     assert "2 problems took 6 s in all, 3.00 s each" in text
     assert "took longer than 1 s" in text
+
+
+@pytest.mark.parametrize(
+    ("lengths", "dilation", "share", "batch", "kind"),
+    [
+        ((64, 64), (1, 1), 0.3, 8, "dense"),
+        ((64, 64), (9, 8), 0.01, 8, "thin"),
+        ((64, 64), (2, 2), 0.01, 1, "small"),
+        ((64, 64), (2, 2), 0.01, 8, "other"),
+    ],
+)
+def test_kinds(lengths, dilation, share, batch, kind):
+    pairs = share * batch * (lengths[0] * lengths[1]) ** 2
+    problem = {"lengths": lengths, "dilation": dilation, "batch": batch, "heads": 1, "useful_scores": pairs}
+    assert kind_of(problem) == kind
 
 
 def test_no_results_is_said(tmp_path):

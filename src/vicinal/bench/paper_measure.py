@@ -20,7 +20,7 @@ from torch import Tensor
 from vicinal import info
 from vicinal.bench.cases import Case, Pass, random_inputs
 from vicinal.bench.measure import Effort, time_calls
-from vicinal.bench.paper_systems import GEMM, NAIVE, PLAIN, fused_backends, systems
+from vicinal.bench.paper_systems import STORING_WEIGHTS, fused_backends, systems
 from vicinal.bench.peers import System
 from vicinal.bench.truth import QUICK, Truth, truth
 from vicinal.geometry.neighborhood import Neighborhood
@@ -215,7 +215,7 @@ def _checked(
     made, tensors, result["peak_bytes"] = first_run(system, case, problem, inputs, grad)
     errors = expected.errors(tensors)
     result["errors"] = {name: _rounded(e) for name, e in errors.items()}
-    stored = problem.dtype if system.name in (NAIVE, GEMM, PLAIN) else None
+    stored = problem.dtype if system.name in STORING_WEIGHTS else None
     faults = expected.faults(errors, stored)
     if not faults:
         return made

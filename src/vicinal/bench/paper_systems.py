@@ -24,6 +24,7 @@ from vicinal.problem import Problem
 from vicinal.unfused import neighborhood_av, neighborhood_qk
 
 NAIVE, GEMM, FUSED, PLAIN, COMPILED = "naive", "gemm", "fused", "plain torch", "compiled plain"
+STORING_WEIGHTS = (NAIVE, GEMM, PLAIN, COMPILED)  # in the inputs' dtype; fused systems keep them in registers
 
 
 def systems(device: torch.device, compiled: bool = False) -> list[System]:

@@ -96,7 +96,7 @@ def plot_roofline(limits: Limits, points: Sequence[Point], path: Path, title: st
     """Draw achieved FLOP/s over intensity, under the device's roof, into an image file."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     axes = figure.subplots()
     knee = limits.flops / limits.bandwidth
     xs = [p.flops / p.bytes for p in points]

@@ -316,10 +316,11 @@ def _attend(
 def _sdpa(
     q: Tensor, k: Tensor, v: Tensor, grad: Tensor, mask: Tensor | None, scale: float, complete: Tensor
 ) -> tuple[Tensor, ...]:
-    """The same by torch's SDPA in the dtype of the tensors: a fused kernel that takes masks, also on a GPU."""
+    """The same by torch's SDPA in the dtype of the tensors: the fused kernel that takes masks, with or without one."""
     leaves = [t.detach().requires_grad_() for t in (q, k, v)]
     keys, values = (t.expand(q.shape[0], *t.shape)[None] for t in leaves[1:])
-    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+    fused = SDPBackend.EFFICIENT_ATTENTION if q.device.type == "cuda" else SDPBackend.FLASH_ATTENTION
+    with sdpa_kernel([fused, SDPBackend.MATH]):
         output = scaled_dot_product_attention(leaves[0][None], keys, values, attn_mask=mask, scale=scale)[0]
     dq, dk, dv = torch.autograd.grad(output, leaves, grad)
     return output.detach(), dq, dk[complete], dv[complete]
