@@ -57,6 +57,14 @@ def test_compiled_autograd_traces_the_operator(leaves):
         torch.testing.assert_close(leaf.grad, grad)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_trace_holds_the_operator(leaves, grad):
+    with torch.set_grad_enabled(grad):
+        graph = torch.jit.trace(lambda *x: na2d(*x, kernel_size=5), tuple(leaves), check_trace=False).inlined_graph
+    assert "vicinal::attend" in {node.kind() for node in graph.nodes()}
+
+
 def test_a_subclass_is_watched(leaves):
     class Own(torch.Tensor):
         pass

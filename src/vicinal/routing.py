@@ -127,8 +127,10 @@ def _prepare(
 
 
 def _watched(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether something must see this call as an operator: a mode, a transform, a tensor subclass."""
+    """Whether something must see this call as an operator: a mode, a transform, tracing, a tensor subclass."""
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    if torch._C._get_tracing_state() is not None:
         return True
     return any(t is not None and type(t) not in _TENSORS for t in tensors)
 

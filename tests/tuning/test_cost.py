@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import prod
 
 import pytest
@@ -49,15 +48,8 @@ def test_every_tiling_fits(given, kernel):
 @pytest.mark.parametrize("kernel", ["forward", "query", "key_value"])
 @pytest.mark.parametrize("given", PROBLEMS)
 def test_sixty_four_rows_never_have_eight_warps(given, kernel):
-    """Two to four times slower on Hopper."""
+    """Two to four times slower on Hopper, and in float32 wrong with 16 keys (Triton 3.6; docs/performance.md)."""
     assert [c for c in cost._ranked(given, kernel) if prod(c.query_tile) == 64 and c.warps > 4] == []
-
-
-@pytest.mark.parametrize("kernel", ["forward", "query", "key_value"])
-@pytest.mark.parametrize("given", PROBLEMS)
-def test_wide_float32_stays_with_what_has_run(given, kernel):
-    wide = replace(given, dtype=torch.float32, head_dim=128, value_dim=128)
-    assert {(prod(c.query_tile) <= 32, c.stages) for c in cost._ranked(wide, kernel)} == {(True, 2)}
 
 
 @pytest.mark.parametrize("given", PROBLEMS)
