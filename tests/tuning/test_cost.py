@@ -10,6 +10,7 @@ import torch
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Problem
 from vicinal.tuning import cost
+from vicinal.tuning.config import TileConfig
 
 of = Neighborhood.of
 
@@ -50,6 +51,22 @@ def test_every_tiling_fits(given, kernel):
 def test_sixty_four_rows_never_have_eight_warps(given, kernel):
     """Two to four times slower on Hopper, and in float32 wrong with 16 keys (Triton 3.6; docs/performance.md)."""
     assert [c for c in cost._ranked(given, kernel) if prod(c.query_tile) == 64 and c.warps > 4] == []
+
+
+SPILLING = [  # compiled for sm_90: bytes spilled per thread in the key and value gradients, one warp
+    pytest.param(problem((8, 32, 32), of(3, (5, 7, 7), 1, (1, 2, 2)), head_dim=128), (4, 2, 2), (1, 4, 8), id="1144"),
+    pytest.param(problem((28, 28), of(2, 13)), (4, 4), (8, 8), id="1472"),
+    pytest.param(problem((28, 28), of(2, 9), head_dim=128), (2, 8), (2, 16), id="1124"),
+    pytest.param(problem((28, 28), of(2, 13)), (4, 4), (8, 16), id="3364"),
+]
+
+
+@pytest.mark.parametrize(("given", "keys", "queries"), SPILLING)
+def test_a_warp_is_not_given_more_than_its_registers_hold(given, keys, queries):
+    """Such programs took 3 to 7 times their estimate on an H200."""
+    spilling = TileConfig(keys, queries, 1, 3)
+    assert cost.estimate(given, "key_value", spilling).registers > cost.MOST_REGISTERS
+    assert spilling not in cost._ranked(given, "key_value")
 
 
 @pytest.mark.parametrize("given", PROBLEMS)

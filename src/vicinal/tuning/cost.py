@@ -63,6 +63,8 @@ class Kernel:
         instructions: per score.
         registers: fits of registers per thread (per accumulator, per score, fixed), with warpgroup instructions.
         registers_without: the same with a single warp's instructions.
+        demand: fits of what a single warp's instructions make a thread hold (per accumulator, per score, per element of
+            the key tile, fixed): beyond the registers there are, it is spilled.
         latency: of a step, by number of stages, in units of STEP_LATENCY.
     """
 
@@ -70,13 +72,14 @@ class Kernel:
     instructions: float
     registers: tuple[float, float, float]
     registers_without: tuple[float, float, float]
+    demand: tuple[float, float, float, float]
     latency: dict[int, float]
 
 
 KERNELS: dict[Pass, Kernel] = {
-    "forward": Kernel((1, 1), 6.4, (1.4, 1.5, 52), (2.2, 2.6, 30), {2: 0.96, 3: 0.96}),
-    "query": Kernel((2, 1), 9.4, (1.8, 2.1, 26), (2.2, 1.7, 58), {2: 1.14, 3: 0.58}),
-    "key_value": Kernel((2, 2), 5.0, (1.2, 4.2, 38), (0.9, 3.2, 90), {2: 1.79, 3: 1.57}),
+    "forward": Kernel((1, 1), 6.4, (1.4, 1.5, 52), (2.2, 2.6, 30), (2.2, 2.6, 0.0, 30), {2: 0.96, 3: 0.96}),
+    "query": Kernel((2, 1), 9.4, (1.8, 2.1, 26), (2.2, 1.7, 58), (2.2, 1.7, 0.3, 58), {2: 1.14, 3: 0.58}),
+    "key_value": Kernel((2, 2), 5.0, (1.2, 4.2, 38), (0.9, 3.2, 90), (1.0, 1.95, 0.35, 90), {2: 1.79, 3: 1.57}),
 }
 
 
@@ -138,6 +141,10 @@ def estimate(problem: Problem, kernel: Pass, config: TileConfig) -> Estimate:
     together = gpu.warpgroups and rows >= 64 and config.warps >= 4
     per_accumulator, per_score, fixed = what.registers if together else what.registers_without
     registers = per_accumulator * accumulators + per_score * scores + fixed
+    if not together:
+        per_element = (accumulators, scores, columns * (d + dv) / threads, 1.0)
+        demand = sum(a * b for a, b in zip(what.demand, per_element))
+        registers = max(registers, demand) if demand > MOST_REGISTERS else registers
     registers += 0 if gpu.warpgroups else 30
     registers += scores if problem.has_rpb else 0
     resident = rows * (d if kernel == "forward" else d + dv) * size
