@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vicinal.backends.hopper_layout import Descriptor
+from vicinal.backends.kernel_cache import settle_keys
 
 KNOWN_ADDRESSES = 256  # encoded arguments kept per launcher, and descriptors per argument
 
@@ -76,6 +77,7 @@ class Launcher:
             (_from(tensor, offset) if offset else tensor) if tile is None else tensor_descriptor(tensor, tile)
             for tensor, tile, offset in zip(tensors, self.tensors, self.offsets)
         ]
+        settle_keys()
         return self.kernel.warmup(*arguments, *self.rest, grid=self.grid, **self.options)
 
     def _prepare(self, tensors: Sequence[Tensor]) -> None:

@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from vicinal.backends.kernel_cache import settle_keys
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.tiles import groups, key_interval, query_interval, tiles
 from vicinal.geometry.window import SHIFT, mode
@@ -53,7 +54,10 @@ class Launch:
         if self._run is not None and aligned:
             self._run(*tensors, *self._plain)
             return
-        if isinstance(self.kernel, triton.JITFunction) and any(isinstance(a, tuple) for a in self.arguments):
+        compiles = isinstance(self.kernel, triton.JITFunction)  # else it is interpreted
+        if compiles:
+            settle_keys()
+        if compiles and any(isinstance(a, tuple) for a in self.arguments):
             run = self.compile(tensors)[self.grid]
             run(*tensors, *self._plain)
         else:

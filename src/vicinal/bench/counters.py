@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from vicinal import info
+from vicinal.backends.kernel_cache import settle_keys
 from vicinal.bench.cases import Case, random_inputs
-from vicinal.bench.paper_processes import settle_keys
 from vicinal.bench.paper_systems import FUSED, GEMM, NAIVE, systems
 from vicinal.geometry.neighborhood import Neighborhood
 

@@ -15,14 +15,13 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
-from importlib import import_module
 from multiprocessing.connection import Connection
-from pkgutil import iter_modules
 from typing import Any
 
 import torch
 
 from vicinal import dispatch, info
+from vicinal.backends.kernel_cache import settle_keys
 from vicinal.bench.cases import Case, random_inputs
 from vicinal.bench.paper_measure import EFFORT, Ready, empty_line, first_run, prepare, usable, warm_up, words
 from vicinal.bench.paper_systems import systems
@@ -77,23 +76,6 @@ def _only_compile(device: torch.device) -> None:
     JITFunction.__getitem__ = lambda self, grid: partial(self.warmup, grid=grid)
     CompiledKernel.__getitem__ = loaded
     compat.launch_function = lambda kernel, grid, device: (lambda i, t: (t,), loaded(kernel, grid))
-
-
-def settle_keys() -> None:
-    """Make the keys of our kernels in Triton's cache on disk the same in every process that begins with this.
-
-    Triton 3.6 leaves a callee's constants out of its caller's key where the callee's own has not been computed yet, so
-    that keys depend on which kernel a process compiles first.
-    """
-    from triton.runtime.jit import JITFunction
-
-    for package in ("triton", "gluon"):
-        folder = import_module(f"vicinal.kernels.{package}")
-        for name in sorted(module.name for module in iter_modules(folder.__path__)):
-            with suppress(ImportError):  # a Triton without Gluon
-                for _, value in sorted(vars(import_module(f"{folder.__name__}.{name}")).items()):
-                    if isinstance(value, JITFunction):
-                        value.cache_key  # noqa: B018 - computed once, then kept
 
 
 _unfused_compiled: set[tuple[object, ...]] = set()
