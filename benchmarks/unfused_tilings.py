@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from vicinal.backends import unfused_launch as launch
+from vicinal.backends.kernel_cache import settle_keys
 from vicinal.backends.slots import Slots
 from vicinal.backends.unfused_launch import Settings
-from vicinal.backends.kernel_cache import settle_keys
 from vicinal.geometry.neighborhood import Neighborhood
 
 PROBLEMS = [  # lengths, window, batch, heads, head dim, dtype
