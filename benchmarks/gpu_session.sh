@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Everything that docs/benchmarks.md and docs/paper.md take from a GPU, in one call of limited length:
+#     benchmarks/gpu_session.sh RESULTS_FOLDER [SECONDS] [suite|paper|both]
+# First the suite's kernels are compiled by parallel processes, then the suite runs alone, in parts of which each has a
+# time limit (what a part has when it ends is kept), then the paper's sweep takes the seconds that are left (a rerun
+# with the same folder goes on where it stopped). Needs torch, triton, rich and typer in python3; no installation.
+# One H200, 16 cores: compiling 135 s, parts 45, 91, more than 75 and 25 s, the sweep 27 s and then 0.37 s a problem.
+set -u
+OUT=$1 SECONDS_IN_ALL=${2:-590} WHAT=${3:-both}
+mkdir -p "$OUT"
+cd "$(dirname "$0")/.."
+export PYTHONPATH=src PYTHONUNBUFFERED=1 TORCHINDUCTOR_COMPILE_THREADS=1
+left() { echo $((SECONDS_IN_ALL - SECONDS)); }
+
+part() { # name, seconds, options of `vicinal bench`
+    local name=$1 limit=$2
+    shift 2
+    timeout "$limit" python3 -m vicinal.cli bench --suite gpu --samples 4 --seconds 0.1 \
+        --json "$OUT/gpu-$name.json" "$@" > "$OUT/gpu-$name.log" 2>&1
+    echo "suite, $name: exit status $?, $(left) s left"
+}
+
+if [ "$WHAT" != paper ]; then
+    python3 -c 'from vicinal.bench.cases import SUITES; print(*(c.name for c in SUITES["gpu"].cases), sep="\0", end="\0")' |
+        xargs -0 -P 15 -I{} timeout 100 python3 -m vicinal.cli bench --suite gpu --only {} --peer Flex \
+            --samples 3 --seconds 0.01 > /dev/null 2>&1
+    echo "suite's kernels compiled, $(left) s left"
+    part lines 60 --peer flash --peer cuDNN --only dense --only 1-D
+    part models 120 --peer flash --peer cuDNN --peer Flex --peer mask \
+        --only Cosmos --only 33x33 --only 13x13 --only HDiT --only NAT
+    part large 60 --peer flash --peer cuDNN --peer Flex --only 'window 80x80'
+    part video 120 --peer flash --peer cuDNN --peer Flex --only 18x24x24
+    part ltx 60 --peer Flex --peer flash --only LTX --forward
+fi
+if [ "$WHAT" != suite ] && [ "$(left)" -gt 60 ]; then
+    timeout $(($(left) - 15)) python3 -m vicinal.cli bench paper --results "$OUT/paper.jsonl" \
+        --sample 300 --sample-others 100 --dtype float16 --dtype float32 --compiled 1 \
+        --seconds $(($(left) - 30)) --problem-seconds 25 --compilers 13 --workers 8 > "$OUT/paper.log" 2>&1
+    echo "paper's sweep: exit status $?, $(left) s left"
+    timeout $(($(left) > 0 ? $(left) : 1)) python3 -m vicinal.bench.counters "$OUT/paper.jsonl" >> "$OUT/paper.log" 2>&1
+fi
