@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -101,15 +101,16 @@ def attention(
         TypeError, ValueError: as `neighborhood_attention`.
     """
     _warn_ignored(
-        q_tile_size=(q_tile_size, None),
-        kv_tile_size=(kv_tile_size, None),
-        backward_q_tile_size=(backward_q_tile_size, None),
-        backward_kv_tile_size=(backward_kv_tile_size, None),
-        backward_kv_splits=(backward_kv_splits, None),
-        backward_use_pt_reduction=(backward_use_pt_reduction, False),
-        run_persistent_kernel=(run_persistent_kernel, True),
-        kernel_schedule=(kernel_schedule, None),
-        torch_compile=(torch_compile, False),
+        _ATTENTION_KNOBS,
+        q_tile_size,
+        kv_tile_size,
+        backward_q_tile_size,
+        backward_kv_tile_size,
+        backward_kv_splits,
+        backward_use_pt_reduction,
+        run_persistent_kernel,
+        kernel_schedule,
+        torch_compile,
     )
     query, key, value, *_ = _autocast(Inputs(query, key, value))
     check_attention_inputs(query, key, value)
@@ -204,16 +205,17 @@ def _na(rank: int) -> Callable[..., Output]:
         boundary: PerAxis[Boundary] = "shift",
     ) -> Output:
         _warn_ignored(
-            attention_kwargs=(attention_kwargs, None),
-            q_tile_shape=(q_tile_shape, None),
-            kv_tile_shape=(kv_tile_shape, None),
-            backward_q_tile_shape=(backward_q_tile_shape, None),
-            backward_kv_tile_shape=(backward_kv_tile_shape, None),
-            backward_kv_splits=(backward_kv_splits, None),
-            backward_use_pt_reduction=(backward_use_pt_reduction, False),
-            run_persistent_kernel=(run_persistent_kernel, True),
-            kernel_schedule=(kernel_schedule, None),
-            torch_compile=(torch_compile, False),
+            _KNOBS,
+            attention_kwargs,
+            q_tile_shape,
+            kv_tile_shape,
+            backward_q_tile_shape,
+            backward_kv_tile_shape,
+            backward_kv_splits,
+            backward_use_pt_reduction,
+            run_persistent_kernel,
+            kernel_schedule,
+            torch_compile,
         )
         causal = False if is_causal is None else is_causal
         return neighborhood_attention(
@@ -286,14 +288,26 @@ def _neighborhood(rank: int, *values: Any) -> Neighborhood:
     if torch.compiler.is_compiling():
         return Neighborhood.of(rank, *values)
     try:
-        return _known_neighborhood(rank, *(x for value in values for x in per_axis("", value, rank)))
+        for value in values:
+            if type(value) not in _SCALARS:
+                return _known_neighborhood(rank, *(x for value in values for x in per_axis("", value, rank)))
+        return _known_neighborhood(rank, *values)
     except (TypeError, ValueError):
         return Neighborhood.of(rank, *values)  # raises again, by the argument's name
 
 
+_SCALARS = (int, bool, str, type(None))
+
+
 @lru_cache(maxsize=4096, typed=True)  # typed: 3.0 and True are not taken for 3 and 1
-def _known_neighborhood(rank: int, *flat: Any) -> Neighborhood:
-    return Neighborhood.of(rank, *(flat[i : i + rank] for i in range(0, len(flat), rank)))
+def _known_neighborhood(rank: int, *values: Any) -> Neighborhood:
+    """From one value of each kind, or from one for every axis of each, flattened: lists cannot be looked up."""
+    if len(values) > _KINDS:
+        values = tuple(values[i : i + rank] for i in range(0, len(values), rank))
+    return Neighborhood.of(rank, *values)
+
+
+_KINDS = 5  # window, stride, dilation, causal, boundary
 
 
 def _autocast(inputs: Inputs) -> Inputs:
@@ -312,9 +326,23 @@ _AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
 _warned: set[str] = set()
 
 
-def _warn_ignored(**knobs: tuple[object, object]) -> None:
-    """One warning, per set of knobs (value and default), that performance knobs of NATTEN have no meaning here."""
-    given = [name for name, (value, default) in knobs.items() if value is not default]
-    if given and (names := ", ".join(given)) not in _warned:
+def _warn_ignored(defaults: Mapping[str, object], *given: object) -> None:
+    """One warning, per set of knobs, that performance knobs of NATTEN have no meaning here."""
+    if given == tuple(defaults.values()):
+        return
+    names = ", ".join(name for (name, default), value in zip(defaults.items(), given) if value != default)
+    if names not in _warned:
         _warned.add(names)
         warnings.warn(f"vicinal ignores {names}: it chooses tiles by itself (see `vicinal explain`)", stacklevel=3)
+
+
+_SHARED_KNOBS = {
+    "backward_kv_splits": None,
+    "backward_use_pt_reduction": False,
+    "run_persistent_kernel": True,
+    "kernel_schedule": None,
+    "torch_compile": False,
+}
+_TILES = ("q_tile", "kv_tile", "backward_q_tile", "backward_kv_tile")
+_KNOBS = {"attention_kwargs": None, **{f"{tile}_shape": None for tile in _TILES}, **_SHARED_KNOBS}
+_ATTENTION_KNOBS = {**{f"{tile}_size": None for tile in _TILES}, **_SHARED_KNOBS}

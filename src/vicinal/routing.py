@@ -132,10 +132,10 @@ def _watched(tensors: Sequence[Tensor | None]) -> bool:
         return True
     if torch._C._get_tracing_state() is not None:
         return True
-    return any(t is not None and type(t) not in _TENSORS for t in tensors)
+    return not _PLAIN.issuperset(map(type, tensors))
 
 
-_TENSORS = (Tensor, torch.nn.Parameter)
+_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 
 
 def _batched(*grads: Tensor | None) -> bool:
