@@ -26,16 +26,24 @@ AUTOMATIC = ("hopper", "triton", "cpu")  # the unfused one runs only when named
 
 @dataclass(frozen=True)
 class Plan:
-    """How one problem is run; made once, applied many times.
+    """How one problem is run; made once, applied many times, each part when first asked for.
 
     Attributes:
-        backend, gradients: what runs the forward pass, and the backward pass.
+        able: the backends that can run the problem and may be chosen, in order of preference.
+        backend, gradients: of these, what runs the forward pass, and the backward pass.
         forward, backward: their tilings.
     """
 
     problem: Problem
-    backend: Backend
-    gradients: Backend
+    able: tuple[Backend, ...]
+
+    @cached_property
+    def backend(self) -> Backend:
+        return preferred(self.able, self.problem, "forward")
+
+    @cached_property
+    def gradients(self) -> Backend:
+        return preferred(self.able, self.problem, "backward")
 
     @cached_property
     def forward(self) -> TileConfig:
@@ -90,17 +98,19 @@ def plan(problem: Problem, name: str | None = None) -> Plan:
         reason = chosen.unsupported(problem)
         if reason is not None:
             raise ValueError(f"backend {name!r} cannot run this problem: {reason}")
-        return Plan(problem, chosen, chosen)
+        return Plan(problem, (chosen,))
     reasons = {candidate: unsupported(candidate, problem) for candidate in AUTOMATIC}
-    able = [backend(candidate) for candidate, reason in reasons.items() if reason is None]
+    able = tuple(backend(candidate) for candidate, reason in reasons.items() if reason is None)
     if not able:
         words = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
         raise ValueError(f"no backend can run this problem: {words}")
-    return Plan(problem, preferred(able, problem, "forward"), preferred(able, problem, "backward"))
+    return Plan(problem, able)
 
 
 def preferred(able: Sequence[Backend], problem: Problem, direction: Direction) -> Backend:
     """Of backends that can run `problem`, in order, the first that does not decline; or simply the first."""
+    if len(able) == 1:
+        return able[0]
     return next((b for b in able if b.declines(problem, direction) is None), able[0])
 
 
