@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from vicinal.backends import unfused_launch as launch
-from vicinal.backends.kernel_cache import settle_keys
 from vicinal.backends.slots import Slots
 from vicinal.backends.unfused_launch import Settings
 from vicinal.geometry.neighborhood import Neighborhood
@@ -51,8 +50,7 @@ def settings_to_try(variant: str, dim: int) -> list[Settings]:
 def main() -> None:
     """Compile, time, print, and write the file named, if any."""
     processes = int(sys.argv[2]) if len(sys.argv) > 2 else 8
-    settle_keys()
-    with multiprocessing.get_context("spawn").Pool(processes, settle_keys) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
         pool.map(compile_one, list(product(range(len(PROBLEMS)), ("gemm", "naive"), KERNELS)), chunksize=1)
     rows: list[dict[str, Any]] = []
     for index in range(len(PROBLEMS)):

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 
 from vicinal import info
-from vicinal.backends.kernel_cache import settle_keys
 from vicinal.bench.cases import Case, random_inputs
 from vicinal.bench.paper_systems import FUSED, GEMM, NAIVE, systems
 from vicinal.geometry.neighborhood import Neighborhood
@@ -90,7 +89,6 @@ def cases() -> dict[str, Case]:
 
 def run_forward_passes(device: torch.device) -> None:
     """One forward pass of each system on each problem within the profiler's range, after one that warms up."""
-    settle_keys()
     for case in cases().values():
         problem = case.problem(device)
         inputs = random_inputs(problem)

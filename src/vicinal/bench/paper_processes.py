@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from vicinal import dispatch, info
-from vicinal.backends.kernel_cache import settle_keys
 from vicinal.bench.cases import Case, random_inputs
 from vicinal.bench.paper_measure import EFFORT, Ready, empty_line, first_run, prepare, usable, warm_up, words
 from vicinal.bench.paper_systems import systems
@@ -72,7 +71,6 @@ def _only_compile(device: torch.device) -> None:
         return lambda *args, **options: None
 
     torch.cuda.set_device(device)
-    settle_keys()
     JITFunction.__getitem__ = lambda self, grid: partial(self.warmup, grid=grid)
     CompiledKernel.__getitem__ = loaded
     compat.launch_function = lambda kernel, grid, device: (lambda i, t: (t,), loaded(kernel, grid))
@@ -244,7 +242,6 @@ def _serve(connection: Connection, device: torch.device) -> None:
     """A measuring process: answers requests until the connection is closed."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        settle_keys()
     ready: Ready | None = None
     while True:
         try:

@@ -64,8 +64,9 @@ def summarize(document: dict[str, Any]) -> list[Summary]:
     ratios: dict[tuple[str, str], list[tuple[float, str]]] = {}
     for case in document["cases"]:
         measurements = measurements_of(case)
+        ours_by_pass = {p: our_result(case, measurements, p) for p in {m.passed for m in measurements}}
         for m in measurements:
-            ours = our_result(case, measurements, m.passed)
+            ours = ours_by_pass[m.passed]
             if ours is None or m.system == ours.system:
                 continue
             found = ratio(ours, m)
