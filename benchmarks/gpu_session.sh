@@ -29,8 +29,8 @@ if [ "$WHAT" != paper ]; then
     part models 120 --peer flash --peer cuDNN --peer Flex --peer mask \
         --only Cosmos --only 33x33 --only 13x13 --only HDiT --only NAT
     part large 60 --peer flash --peer cuDNN --peer Flex --only 'window 80x80'
-    part video 120 --peer flash --peer cuDNN --peer Flex --only 18x24x24
     part ltx 60 --peer Flex --peer flash --only LTX --forward
+    part video 190 --samples 3 --peer flash --peer cuDNN --peer Flex --only 18x24x24
 fi
 if [ "$WHAT" != suite ] && [ "$(left)" -gt 60 ]; then
     timeout $(($(left) - 15)) python3 -m vicinal.cli bench paper --results "$OUT/paper.jsonl" \
