@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vicinal.backends import unfused_kernels as kernels
 from vicinal.backends import unfused_launch as launch
 from vicinal.backends.slots import Slots
-from vicinal.backends.unfused_launch import Settings
+from vicinal.backends.unfused_kernels import Settings
 from vicinal.geometry.neighborhood import Neighborhood
 
 PROBLEMS = [  # lengths, window, batch, heads, head dim, dtype
@@ -84,12 +85,12 @@ def compile_one(what: tuple[int, str, str]) -> None:
 
 def time_problem(index: int) -> list[dict[str, Any]]:
     """Every kernel with every setting on one problem, in turns."""
-    lengths, _window, _batch, _heads, dim, dtype = PROBLEMS[index]
+    dim, dtype = PROBLEMS[index][4:]
     rows = []
     for kernel, call in calls_of(index).items():
         expected = call("torch").float()
         for variant in ("gemm", "naive"):
-            default = launch.settings(variant, kernel, len(lengths), dim, dtype)
+            default = kernels.settings(variant, dim, dtype)
             for tried in settings_to_try(variant, dim):
                 row = {"problem": name_of(index), "variant": variant, "kernel": kernel, **asdict(tried)}
                 row |= {"default": tried == default, "ms": None, "error": None}
@@ -143,14 +144,14 @@ def seconds(call: Callable[[], object], samples: int = 7) -> float:
 @contextmanager
 def overridden(chosen: Settings) -> Iterator[None]:
     """Launch all kernels with these settings."""
-    before = launch.settings
-    launch.settings = lambda *_: chosen
-    launch._prepared.clear()
+    before = kernels.settings
+    kernels.settings = lambda *_: chosen
+    kernels._prepared.clear()
     try:
         yield
     finally:
-        launch.settings = before
-        launch._prepared.clear()
+        kernels.settings = before
+        kernels._prepared.clear()
 
 
 if __name__ == "__main__":

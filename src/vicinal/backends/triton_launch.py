@@ -54,15 +54,12 @@ class Launch:
         if self._run is not None and aligned:
             self._run(*tensors, *self._plain)
             return
-        compiles = isinstance(self.kernel, triton.JITFunction)  # else it is interpreted
-        if compiles:
-            settle_keys()
-        if compiles and any(isinstance(a, tuple) for a in self.arguments):
-            run = self.compile(tensors)[self.grid]
-            run(*tensors, *self._plain)
-        else:
-            compiled = self.kernel[self.grid](*tensors, *self.arguments, **self.options)
-            run = None if compiled is None else compiled[self.grid]
+        if not isinstance(self.kernel, triton.JITFunction):  # it is interpreted
+            self.kernel[self.grid](*tensors, *self.arguments, **self.options)
+            return
+        settle_keys()
+        run = self.compile(tensors)[self.grid]
+        run(*tensors, *self._plain)
         if aligned:
             self._run = run
 
@@ -125,14 +122,13 @@ class Forward:
 
 def tiles_of(problem: Problem, tile: Tile) -> int:
     """How many tiles one head has, the most of any head's neighborhood."""
+    return max(tile_count(n, problem.lengths, tile) for n in set(problem.neighborhoods))
 
-    def count(neighborhood: Neighborhood) -> int:
-        return prod(
-            a.dilation * ceil(ceil(length / a.dilation) / size)
-            for a, length, size in zip(neighborhood.axes, problem.lengths, tile)
-        )
 
-    return max(count(n) for n in set(problem.neighborhoods))
+def tile_count(neighborhood: Neighborhood, lengths: tuple[int, ...], tile: Tile) -> int:
+    """How many tiles there are, as kernels count them: of every dilation group those of the longest one."""
+    each = zip(neighborhood.axes, lengths, tile)
+    return prod(a.dilation * ceil(ceil(length / a.dilation) / size) for a, length, size in each)
 
 
 def may_pass_end(problem: Problem, tile: Tile, box_tile: Tile, inverse: bool = False) -> bool:

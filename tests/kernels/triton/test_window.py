@@ -70,16 +70,13 @@ def test_rule_is_the_geometrys(strided, moded):
 
 
 @triton.jit
-def decode(results, L0, L1, L2, E0, E1, E2, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
-           RANK: tl.constexpr, DILATED: tl.constexpr):  # fmt: skip
+def place(results, lengths, dilations, TILE: tl.constexpr, DILATED: tl.constexpr):
     index = tl.program_id(0)
-    g0, g1, g2, f0, f1, f2 = kernels.decode_tile(index, L0, L1, L2, E0, E1, E2, T0, T1, T2, RANK, DILATED)
-    tl.store(results + index * 6 + 0, g0)
-    tl.store(results + index * 6 + 1, g1)
-    tl.store(results + index * 6 + 2, g2)
-    tl.store(results + index * 6 + 3, f0)
-    tl.store(results + index * 6 + 4, f1)
-    tl.store(results + index * 6 + 5, f2)
+    RANK: tl.constexpr = len(TILE)
+    tile = kernels.tile_of(index, kernels.Axes(lengths, lengths, lengths, dilations, lengths), TILE, DILATED)
+    for axis in tl.static_range(RANK):
+        tl.store(results + (index * 2 + 0) * RANK + axis, tile.group[axis])
+        tl.store(results + (index * 2 + 1) * RANK + axis, tile.first[axis])
 
 
 @pytest.mark.parametrize(
@@ -94,25 +91,23 @@ def decode(results, L0, L1, L2, E0, E1, E2, T0: tl.constexpr, T1: tl.constexpr, 
     ],
 )
 def test_programs_meet_every_token_once(lengths, dilation, tile):
-    rank, lead = len(lengths), (1,) * (3 - len(lengths))
-    full = [lead + t for t in (lengths, dilation, tile)]
-    axes = [Axis(1, 1, d) for d in full[1]]
+    axes = [Axis(1, 1, d) for d in dilation]
     programs = 1
-    for length, d, size in zip(*full, strict=True):
+    for length, d, size in zip(lengths, dilation, tile, strict=True):
         programs *= d * triton.cdiv(triton.cdiv(length, d), size)
     spare = 3
-    results = torch.full((programs + spare, 6), -1, dtype=torch.int32, device=device)
-    decode[(programs + spare,)](results, *full[0], *full[1], *full[2], rank, max(dilation) > 1)
+    results = torch.full((programs + spare, 2, len(lengths)), -1, dtype=torch.int32, device=device)
+    place[(programs + spare,)](results, lengths, dilation, tile, max(dilation) > 1)
 
     met = []
-    for *group, f0, f1, f2 in results.tolist():
+    for group, first in results.tolist():
         ranges = []
-        for axis, length, g, first, size in zip(axes, full[0], group, (f0, f1, f2), full[2], strict=True):
+        for axis, length, g, begin, size in zip(axes, lengths, group, first, tile, strict=True):
             own = tiles.groups(axis, length)[g] if g < axis.dilation else tiles.Group(0, 0)
-            positions = range(first, min(first + size, own.length))
+            positions = range(begin, min(begin + size, own.length))
             ranges.append([own.offset + p * axis.dilation for p in positions])
         met += product(*ranges)
-    assert sorted(met) == list(product(*map(range, full[0])))
+    assert sorted(met) == list(product(*map(range, lengths)))
 
 
 @triton.jit

@@ -93,16 +93,23 @@ def rows_of(tile, axes, TILE: tl.constexpr, FLAGS: tl.constexpr, INVERSE: tl.con
     inside = positions[LAST] < tile.lengths[LAST]
     for axis in tl.static_range(LAST - 1, -1, -1):
         inside = inside & (positions[axis] < tile.lengths[axis])
+    starts, sizes = intervals_of(positions, tile.lengths, axes, FLAGS, INVERSE)
+    return Rows(inside, offsets, positions, starts, sizes)
+
+
+@triton.jit
+def intervals_of(positions, lengths, axes, FLAGS: tl.constexpr, INVERSE: tl.constexpr):
+    """The starts and sizes of the intervals of tokens at `positions` in groups of `lengths`, per axis."""
     starts = ()
     sizes = ()
-    for axis in tl.static_range(LAST, -1, -1):
+    for axis in tl.static_range(len(positions) - 1, -1, -1):
         start, size = _axis_interval(
-            positions[axis], tile.lengths[axis], axes.windows[axis], axes.strides[axis], axes.modes[axis],
+            positions[axis], lengths[axis], axes.windows[axis], axes.strides[axis], axes.modes[axis],
             FLAGS.strided, FLAGS.moded, INVERSE,
         )  # fmt: skip
         starts = (start,) + starts
         sizes = (size,) + sizes
-    return Rows(inside, offsets, positions, starts, sizes)
+    return starts, sizes
 
 
 @triton.jit

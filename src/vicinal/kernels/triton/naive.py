@@ -2,163 +2,145 @@
 
 What "Faster Neighborhood Attention" (arXiv 2403.04690) improves on: dot products of one query with its neighbors, a
 block of slots at a time. Gradients of keys gather over the queries that attend to a key (inverse neighborhood), so
-that no kernel needs atomics. One source for 1-D, 2-D and 3-D.
+that no kernel needs atomics. One source for every rank.
 """
 
 import triton
 import triton.language as tl
 
-from vicinal.kernels.triton.slots import GEOMETRY, coordinates, in_group, mixed, unmixed, window
-from vicinal.kernels.triton.window import first_query_starting_at, first_query_stopping_after
+from vicinal.kernels.triton.boxes import intervals_of
+from vicinal.kernels.triton.memory import head_at, rows_within, tile_at, token_strides
+from vicinal.kernels.triton.slots import RUN_TIME, load_columns, product, tokens_numbered, unravelled
+from vicinal.kernels.triton.softmax import bias_strides
+from vicinal.kernels.triton.window import linear, shifted, tokens_at
 
 
-@triton.jit(do_not_specialize=GEOMETRY)
+@triton.jit(do_not_specialize=RUN_TIME)
 def pn(
-    Q, K, Bias, A, q_b, q_n, q_h, k_b, k_n, k_h, a_b, a_n, a_h,
-    heads, group, tokens, D, scale, fill,
-    L0, L1, L2, W0, W1, W2, S0, S1, S2, E0, E1, E2, M0, M1, M2,
-    RANK: tl.constexpr, STRIDED: tl.constexpr, MODED: tl.constexpr, DILATED: tl.constexpr,
-    HAS_BIAS: tl.constexpr, ACC: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    query, key,
+    bias,  # None where there is none
+    attn,  # written
+    scale,
+    fill,  # of absent slots
+    heads, group_size,
+    programs,  # tokens of a batch entry
+    axes, query_strides, key_strides,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
+    VECTOR: tl.constexpr, FLAGS: tl.constexpr,
+    ACC: tl.constexpr,  # dtype of the sums
 ):  # fmt: skip
-    """`A[query, slot] = scale * Q[query] . K[key] (+ bias)`, `fill` in absent slots."""
-    h, n, b = _program(heads, tokens)
-    x0, x1, x2 = coordinates(n, L1, L2, RANK)
-    g0, i0, n0 = in_group(x0, L0, E0, DILATED)
-    g1, i1, n1 = in_group(x1, L1, E1, DILATED)
-    g2, i2, n2 = in_group(x2, L2, E2, DILATED)
-    start0, stop0 = window(i0, n0, W0, S0, M0, STRIDED, MODED)
-    start1, stop1 = window(i1, n1, W1, S1, M1, STRIDED, MODED)
-    start2, stop2 = window(i2, n2, W2, S2, M2, STRIDED, MODED)
-    q_row = Q + b * q_b + n.to(tl.int64) * q_n + h * q_h
-    k_head = K + b * k_b + (h // group) * k_h
-    a_row = A + b * a_b + n.to(tl.int64) * a_n + h * a_h
-    slots = W0 * W1 * W2
+    """`attn[query, slot] = scale * query . key (+ bias)`, `fill` in absent slots."""
+    n, h, b = _program_of(programs, heads)
+    token = tokens_numbered(n, axes, FLAGS, False)
+    slots = product(axes.windows)
+    query += head_at(b, h, query_strides, VECTOR) + tile_at(token.places, query_strides.tokens, VECTOR)
+    key += head_at(b, h // group_size, key_strides, VECTOR)
+    key += tile_at(tokens_at(token.starts, token.group, axes.dilations), key_strides.tokens, VECTOR)
+    attn += ((b * programs + n) * heads + h) * slots
+    if bias is not None:
+        bias_steps, middle, size = bias_strides(axes.windows)
+        bias += h * size + middle + linear(token.starts, bias_steps) - linear(token.positions, bias_steps)
     for first in range(0, slots, BLOCK_S):
         s = first + tl.arange(0, BLOCK_S)
-        s0, s1, s2 = unmixed(s, W1, W2, RANK)
-        j0 = start0 + s0
-        j1 = start1 + s1
-        j2 = start2 + s2
-        present = s < slots
-        if MODED:
-            present &= (j0 < stop0) & (j1 < stop1) & (j2 < stop2)
-        token = mixed(j0 * E0 + g0, j1 * E1 + g1, j2 * E2 + g2, L1, L2, RANK).to(tl.int64)
-        score = tl.zeros((BLOCK_S,), dtype=ACC)
-        for d_first in range(0, D, BLOCK_D):
-            d = d_first + tl.arange(0, BLOCK_D)
-            q = tl.load(q_row + d, mask=d < D, other=0.0).to(ACC)
-            k = tl.load(
-                k_head + (token * k_n)[:, None] + d[None, :], mask=present[:, None] & (d < D)[None, :], other=0.0
-            )
+        slot, present = _slots_at(s, slots, axes, token, FLAGS)
+        rows = rows_within(slot, axes.dilations, key_strides.tokens, VECTOR, FLAGS.wide)
+        score = tl.zeros([BLOCK_S], ACC)
+        for column in range(0, D, BLOCK_D):
+            d = column + tl.arange(0, BLOCK_D)
+            q = tl.load(query + d, mask=d < D, other=0.0).to(ACC)
+            k = load_columns(key, rows, present, column, D, BLOCK_D)
             score += tl.sum(k.to(ACC) * q[None, :], 1)
         score *= scale
-        if HAS_BIAS:
-            r = mixed(j0 - i0 + W0 - 1, j1 - i1 + W1 - 1, j2 - i2 + W2 - 1, 2 * W1 - 1, 2 * W2 - 1, RANK)
-            size = (2 * W0 - 1) * (2 * W1 - 1) * (2 * W2 - 1)
-            score += tl.load(Bias + h * size + r, mask=present, other=0.0).to(ACC)
-        if MODED:
+        if bias is not None:
+            score += tl.load(bias + linear(slot, bias_steps), mask=present, other=0.0).to(ACC)
+        if FLAGS.moded:
             score = tl.where(present, score, fill)
-        tl.store(a_row + s, score.to(A.dtype.element_ty), mask=s < slots)
+        tl.store(attn + s, score.to(attn.dtype.element_ty), mask=s < slots)
 
 
-@triton.jit(do_not_specialize=GEOMETRY)
+@triton.jit(do_not_specialize=RUN_TIME)
 def nn(
-    A, V, O, a_b, a_n, a_h, v_b, v_n, v_h, o_b, o_n, o_h,
-    heads, group, tokens, D, scale,
-    L0, L1, L2, W0, W1, W2, S0, S1, S2, E0, E1, E2, M0, M1, M2,
-    RANK: tl.constexpr, STRIDED: tl.constexpr, MODED: tl.constexpr, DILATED: tl.constexpr,
-    ACC: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    attn, value,
+    output,  # written
+    scale, heads, group_size, programs,
+    axes, attn_strides, value_strides,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
+    VECTOR: tl.constexpr, FLAGS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """`O[query] = scale * sum over slots of A[query, slot] * V[key]`."""
-    h, n, b = _program(heads, tokens)
-    x0, x1, x2 = coordinates(n, L1, L2, RANK)
-    g0, i0, n0 = in_group(x0, L0, E0, DILATED)
-    g1, i1, n1 = in_group(x1, L1, E1, DILATED)
-    g2, i2, n2 = in_group(x2, L2, E2, DILATED)
-    start0, stop0 = window(i0, n0, W0, S0, M0, STRIDED, MODED)
-    start1, stop1 = window(i1, n1, W1, S1, M1, STRIDED, MODED)
-    start2, stop2 = window(i2, n2, W2, S2, M2, STRIDED, MODED)
-    a_row = A + b * a_b + n.to(tl.int64) * a_n + h * a_h
-    v_head = V + b * v_b + (h // group) * v_h
-    o_row = O + b * o_b + n.to(tl.int64) * o_n + h * o_h
-    slots = W0 * W1 * W2
-    for d_first in range(0, D, BLOCK_D):
-        d = d_first + tl.arange(0, BLOCK_D)
-        total = tl.zeros((BLOCK_D,), dtype=ACC)
+    """`output[query] = scale * sum over slots of attn[query, slot] * value[key]`."""
+    n, h, b = _program_of(programs, heads)
+    token = tokens_numbered(n, axes, FLAGS, False)
+    slots = product(axes.windows)
+    attn += head_at(b, h, attn_strides, 1) + tile_at(token.places, attn_strides.tokens, 1)
+    value += head_at(b, h // group_size, value_strides, VECTOR)
+    value += tile_at(tokens_at(token.starts, token.group, axes.dilations), value_strides.tokens, VECTOR)
+    output += ((b * programs + n) * heads + h) * D
+    for column in range(0, D, BLOCK_D):
+        d = column + tl.arange(0, BLOCK_D)
+        total = tl.zeros([BLOCK_D], ACC)
         for first in range(0, slots, BLOCK_S):
             s = first + tl.arange(0, BLOCK_S)
-            s0, s1, s2 = unmixed(s, W1, W2, RANK)
-            j0 = start0 + s0
-            j1 = start1 + s1
-            j2 = start2 + s2
-            present = s < slots
-            if MODED:
-                present &= (j0 < stop0) & (j1 < stop1) & (j2 < stop2)
-            token = mixed(j0 * E0 + g0, j1 * E1 + g1, j2 * E2 + g2, L1, L2, RANK).to(tl.int64)
-            a = tl.load(a_row + s, mask=present, other=0.0).to(ACC)
-            v = tl.load(
-                v_head + (token * v_n)[:, None] + d[None, :], mask=present[:, None] & (d < D)[None, :], other=0.0
-            )
+            slot, present = _slots_at(s, slots, axes, token, FLAGS)
+            a = tl.load(attn + s, mask=present, other=0.0).to(ACC)
+            rows = rows_within(slot, axes.dilations, value_strides.tokens, VECTOR, FLAGS.wide)
+            v = load_columns(value, rows, present, column, D, BLOCK_D)
             total += tl.sum(v.to(ACC) * a[:, None], 0)
-        tl.store(o_row + d, (total * scale).to(O.dtype.element_ty), mask=d < D)
+        tl.store(output + d, (total * scale).to(output.dtype.element_ty), mask=d < D)
 
 
-@triton.jit(do_not_specialize=GEOMETRY)
+@triton.jit(do_not_specialize=RUN_TIME)
 def inverse(
-    A, Q, O, a_b, a_n, a_h, q_b, q_n, q_h, o_b, o_n, o_h,
-    heads, group, tokens, D, scale,
-    L0, L1, L2, W0, W1, W2, S0, S1, S2, E0, E1, E2, M0, M1, M2,
-    RANK: tl.constexpr, STRIDED: tl.constexpr, MODED: tl.constexpr, DILATED: tl.constexpr,
-    ACC: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    attn, query,
+    output,  # written
+    scale,
+    heads,  # of keys; each gathers from its `group_size` query heads
+    group_size, programs,
+    axes, attn_strides, query_strides,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
+    VECTOR: tl.constexpr, FLAGS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """`O[key] = scale * sum over the queries that attend to key of A[query, key's slot] * Q[query]`.
-
-    `heads` are the keys' heads; each gathers from its `group` query heads.
-    """
-    h, n, b = _program(heads, tokens)
-    x0, x1, x2 = coordinates(n, L1, L2, RANK)
-    g0, j0, n0 = in_group(x0, L0, E0, DILATED)
-    g1, j1, n1 = in_group(x1, L1, E1, DILATED)
-    g2, j2, n2 = in_group(x2, L2, E2, DILATED)
-    # Window ends never decrease along an axis: the queries that attend to a key are one interval per axis.
-    first0 = first_query_stopping_after(j0, n0, W0, S0, M0, STRIDED, MODED)
-    first1 = first_query_stopping_after(j1, n1, W1, S1, M1, STRIDED, MODED)
-    first2 = first_query_stopping_after(j2, n2, W2, S2, M2, STRIDED, MODED)
-    count0 = first_query_starting_at(j0 + 1, n0, W0, S0, M0, STRIDED, MODED) - first0
-    count1 = first_query_starting_at(j1 + 1, n1, W1, S1, M1, STRIDED, MODED) - first1
-    count2 = first_query_starting_at(j2 + 1, n2, W2, S2, M2, STRIDED, MODED) - first2
-    o_row = O + b * o_b + n.to(tl.int64) * o_n + h * o_h
-    count = tl.maximum(count0, 0) * tl.maximum(count1, 0) * tl.maximum(count2, 0)
-    for d_first in range(0, D, BLOCK_D):
-        d = d_first + tl.arange(0, BLOCK_D)
-        total = tl.zeros((BLOCK_D,), dtype=ACC)
-        for member in range(0, group):
-            a_head = A + b * a_b + (h * group + member) * a_h
-            q_head = Q + b * q_b + (h * group + member) * q_h
+    """`output[key] = scale * sum over the queries that attend to key of attn[query, key's slot] * query`."""
+    n, h, b = _program_of(programs, heads)
+    token = tokens_numbered(n, axes, FLAGS, True)
+    steps = token_strides(axes.windows)
+    own = linear(token.positions, steps)
+    count = product(token.sizes)
+    first_query = tokens_at(token.starts, token.group, axes.dilations)
+    attn += tile_at(first_query, attn_strides.tokens, 1)
+    query += tile_at(first_query, query_strides.tokens, VECTOR)
+    output += ((b * programs + n) * heads + h) * D
+    for column in range(0, D, BLOCK_D):
+        d = column + tl.arange(0, BLOCK_D)
+        total = tl.zeros([BLOCK_D], ACC)
+        for member in range(0, group_size):
+            attn_head = attn + head_at(b, h * group_size + member, attn_strides, 1)
+            query_head = query + head_at(b, h * group_size + member, query_strides, VECTOR)
             for first in range(0, count, BLOCK_S):
                 c = first + tl.arange(0, BLOCK_S)
-                c0, c1, c2 = unmixed(c, count1, count2, RANK)
-                i0 = first0 + c0
-                i1 = first1 + c1
-                i2 = first2 + c2
-                start0, _stop0 = window(i0, n0, W0, S0, M0, STRIDED, MODED)
-                start1, _stop1 = window(i1, n1, W1, S1, M1, STRIDED, MODED)
-                start2, _stop2 = window(i2, n2, W2, S2, M2, STRIDED, MODED)
-                slot = mixed(j0 - start0, j1 - start1, j2 - start2, W1, W2, RANK)
-                token = mixed(i0 * E0 + g0, i1 * E1 + g1, i2 * E2 + g2, L1, L2, RANK).to(tl.int64)
-                a = tl.load(a_head + token * a_n + slot, mask=c < count, other=0.0).to(ACC)
-                q = tl.load(
-                    q_head + (token * q_n)[:, None] + d[None, :],
-                    mask=(c < count)[:, None] & (d < D)[None, :],
-                    other=0.0,
-                )
+                offset = unravelled(c, token.sizes)
+                starts, _sizes = intervals_of(shifted(offset, token.starts), token.lengths, axes, FLAGS, False)
+                rows = rows_within(offset, axes.dilations, attn_strides.tokens, 1, FLAGS.wide)
+                a = tl.load(attn_head + rows + (own - linear(starts, steps)), mask=c < count, other=0.0).to(ACC)
+                rows = rows_within(offset, axes.dilations, query_strides.tokens, VECTOR, FLAGS.wide)
+                q = load_columns(query_head, rows, c < count, column, D, BLOCK_D)
                 total += tl.sum(q.to(ACC) * a[:, None], 0)
-        tl.store(o_row + d, (total * scale).to(O.dtype.element_ty), mask=d < D)
+        tl.store(output + d, (total * scale).to(output.dtype.element_ty), mask=d < D)
 
 
 @triton.jit
-def _program(heads, tokens):
-    """The head, token and batch element of this program; the batch element 64-bit, as it multiplies a stride."""
-    p = tl.program_id(0)
-    n = p // heads
-    return p % heads, n % tokens, (n // tokens).to(tl.int64)
+def _program_of(programs, heads):
+    """The token, head and batch entry (64-bit) of this program: heads next to each other."""
+    pid = tl.program_id(0)
+    token = pid // heads
+    return token % programs, pid % heads, (token // programs).to(tl.int64)
+
+
+@triton.jit
+def _slots_at(number, slots, axes, token, FLAGS: tl.constexpr):
+    """Of slots by their numbers: the place in the window along each axis, and whether `token` has a key there."""
+    place = unravelled(number, axes.windows)
+    present = number < slots
+    if FLAGS.moded:
+        for axis in tl.static_range(len(place)):
+            present &= place[axis] < token.sizes[axis]
+    return place, present

@@ -1,127 +1,144 @@
 """Slots of attention weights in Triton, shared by the naive and the GEMM kernels. The rule: `vicinal.backends.slots`.
 
-Conventions of both: always three axes, fewer are the last ones with leading lengths and windows of 1. Tensors are
-`[B, N, heads, C]` over flattened tokens with their own strides, the last axis contiguous; offsets of rows are 64-bit.
+A window's slots are numbered row-major: the strides of `token_strides(windows)` turn a key's place in its window into
+its slot. Weights `[B, *X, H, slots]` and inputs are read at any strides but a contiguous last dimension; what is
+written is contiguous.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from vicinal.kernels.triton.window import group_length, window_start, window_stop
+from vicinal.kernels.triton.boxes import intervals_of, within
+from vicinal.kernels.triton.memory import head_at, tile_at, token_strides
+from vicinal.kernels.triton.window import group_length, linear
 
-# Run-time integers that must not be specialised on: else every window, length or count of heads compiles anew.
-# Strides of attention weights are among them, as they follow from the window.
-GEOMETRY = [f"{name}{axis}" for name in "LWSEM" for axis in range(3)] + ["heads", "group", "tokens"]
-GEOMETRY += ["a_b", "a_n", "a_h", "q_b", "k_b", "v_b", "o_b"]
+# Never specialised on; nor are the tuples, by how they are launched: neither a new window nor a new length compiles.
+RUN_TIME = ("scale", "fill", "heads", "group_size", "programs")
 
 
-@triton.jit
-def coordinates(n, L1, L2, RANK: tl.constexpr):
-    """A flattened token's position along each axis."""
-    x0 = 0
-    x1 = 0
-    x2 = n
-    if RANK >= 2:
-        x2 = n % L2
-        x1 = n // L2
-    if RANK == 3:
-        x0 = x1 // L1
-        x1 = x1 % L1
-    return x0, x1, x2
+class Tokens(NamedTuple):
+    """Tokens anywhere on the axes, each with its interval as of `boxes.Rows`; a tuple per axis."""
+
+    places: Any  # along the axes
+    group: Any  # the dilation group
+    positions: Any  # within it
+    lengths: Any  # of the group
+    starts: Any  # of the token's interval
+    sizes: Any
 
 
 @triton.jit
-def in_group(x, length, dilation, DILATED: tl.constexpr):
-    """A position's dilation group, its position in there, and the group's length."""
-    group = x * 0
-    if DILATED:
-        group = x % dilation
-        x = x // dilation
-    return group, x, group_length(length, dilation, group, DILATED)
+def tokens_numbered(number, axes, FLAGS: tl.constexpr, INVERSE: tl.constexpr):
+    """Row-major numbers of tokens -> the `Tokens`, with their keys or, if `INVERSE`, their queries."""
+    places = unravelled(number, axes.lengths)
+    group = ()
+    positions = ()
+    lengths = ()
+    for axis in tl.static_range(len(places)):
+        member = places[axis] * 0
+        position = places[axis]
+        if FLAGS.dilated:
+            member = places[axis] % axes.dilations[axis]
+            position = places[axis] // axes.dilations[axis]
+        group = group + (member,)
+        positions = positions + (position,)
+        lengths = lengths + (group_length(axes.lengths[axis], axes.dilations[axis], member, FLAGS.dilated),)
+    starts, sizes = intervals_of(positions, lengths, axes, FLAGS, INVERSE)
+    return Tokens(places, group, positions, lengths, starts, sizes)
 
 
 @triton.jit
-def window(i, length, size, stride, mode, STRIDED: tl.constexpr, MODED: tl.constexpr):
-    """`[start, stop)` of the window of position `i`."""
-    start = window_start(i, length, size, stride, mode, STRIDED, MODED)
-    if MODED:
-        stop = window_stop(i, length, size, stride, mode, STRIDED, MODED)
-    else:
-        stop = start + size
-    return start, stop
+def unravelled(number, sizes):
+    """A row-major number in an array of `sizes` -> the place along each axis."""
+    places = ()
+    for axis in tl.static_range(len(sizes) - 1, 0, -1):
+        places = (number % sizes[axis],) + places
+        number = number // sizes[axis]
+    return (number,) + places
 
 
 @triton.jit
-def mixed(s0, s1, s2, W1, W2, RANK: tl.constexpr):
-    """Row-major number of `(s0, s1, s2)` where the last two axes have sizes `W1` and `W2`."""
-    number = s2
-    if RANK >= 2:
-        number += s1 * W2
-    if RANK == 3:
-        number += s0 * (W1 * W2)
-    return number
+def product(sizes):
+    """How many elements an array of `sizes` has."""
+    count = sizes[0]
+    for axis in tl.static_range(1, len(sizes)):
+        count = count * sizes[axis]
+    return count
 
 
 @triton.jit
-def unmixed(number, W1, W2, RANK: tl.constexpr):
-    """The inverse of `mixed`."""
-    s0 = 0
-    s1 = 0
-    s2 = number
-    if RANK >= 2:
-        s2 = number % W2
-        s1 = number // W2
-    if RANK == 3:
-        s0 = s1 // W1
-        s1 = s1 % W1
-    return s0, s1, s2
+def load_columns(pointer, rows, inside, first, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """`BLOCK_D` columns from `first` of the rows at `pointer + rows`; zeros where not `inside`, and past `D`."""
+    d = first + tl.arange(0, BLOCK_D)
+    mask = inside[:, None]
+    if D % BLOCK_D != 0:
+        mask = mask & (d < D)[None, :]
+    return tl.load(pointer + rows[:, None] + d[None, :], mask=mask, other=0.0)
 
 
-@triton.jit(do_not_specialize=[*GEOMETRY, "g_b", "g_n", "g_h", "batch_tokens", "chunk", "bias_size"])
+@triton.jit
+def store_columns(pointer, rows, inside, tile, first, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Write `tile` to `BLOCK_D` columns from `first` of the rows at `pointer + rows` where `inside`, up to `D`."""
+    d = first + tl.arange(0, BLOCK_D)
+    mask = inside[:, None]
+    if D % BLOCK_D != 0:
+        mask = mask & (d < D)[None, :]
+    tl.store(pointer + rows[:, None] + d[None, :], tile.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=[*RUN_TIME, "batch_programs", "chunk"])
 def bias_sum(
-    G, Out, g_b, g_n, g_h, heads, tokens, batch_tokens, chunk, bias_size,
-    L0, L1, L2, W0, W1, W2, S0, S1, S2, E0, E1, E2, M0, M1, M2,
-    RANK: tl.constexpr, STRIDED: tl.constexpr, MODED: tl.constexpr, DILATED: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    grad,
+    partial,  # written
+    heads,
+    programs,  # tokens of a batch entry
+    batch_programs,  # and of all
+    chunk, axes, strides,
+    FLAGS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """Part `program_id(2)` of the sums by relative position `[H, 2*W0-1, ...]` of gradients `[B, N, H, slots]`.
+    """Part `program_id(2)` of the sums by relative position `[H, 2*K-1, ...]` of gradients `[B, *X, H, slots]`.
 
     A program sums a block of relative positions of one head over `chunk` tokens: no atomics. Relative positions next
     to each other are slots next to each other, so loads are in rows.
     """
-    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     h = tl.program_id(1)
-    r0, r1, r2 = unmixed(r, 2 * W1 - 1, 2 * W2 - 1, RANK)
-    total = tl.zeros((BLOCK_R,), dtype=tl.float32)
+    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    table, size = _table_of(axes.windows)
+    relative = unravelled(r, table)
+    steps = token_strides(axes.windows)
+    relative_part = linear(relative, steps)
+    total = tl.zeros([BLOCK_R], tl.float32)
     begin = tl.program_id(2) * chunk
-    end = tl.minimum(begin + chunk, batch_tokens)
-    for at in range(begin, end, BLOCK_N):
-        bn = at + tl.arange(0, BLOCK_N)
-        n = bn % tokens
-        x0, x1, x2 = coordinates(n, L1, L2, RANK)
-        ok = (bn < end)[:, None] & (r < bias_size)[None, :]
-        _g2, i2, n2 = in_group(x2, L2, E2, DILATED)
-        start2, stop2 = window(i2, n2, W2, S2, M2, STRIDED, MODED)
-        j2 = (i2 - W2 + 1)[:, None] + r2[None, :]
-        ok &= (j2 >= start2[:, None]) & (j2 < stop2[:, None])
-        s2 = j2 - start2[:, None]
-        s1 = s2 * 0
-        s0 = s2 * 0
-        if RANK >= 2:
-            _g1, i1, n1 = in_group(x1, L1, E1, DILATED)
-            start1, stop1 = window(i1, n1, W1, S1, M1, STRIDED, MODED)
-            j1 = (i1 - W1 + 1)[:, None] + r1[None, :]
-            ok &= (j1 >= start1[:, None]) & (j1 < stop1[:, None])
-            s1 = j1 - start1[:, None]
-        if RANK == 3:
-            _g0, i0, n0 = in_group(x0, L0, E0, DILATED)
-            start0, stop0 = window(i0, n0, W0, S0, M0, STRIDED, MODED)
-            j0 = (i0 - W0 + 1)[:, None] + r0[None, :]
-            ok &= (j0 >= start0[:, None]) & (j0 < stop0[:, None])
-            s0 = j0 - start0[:, None]
-        row = (bn // tokens).to(tl.int64) * g_b + n.to(tl.int64) * g_n + h * g_h
-        slot = mixed(s0, s1, s2, W1, W2, RANK)
-        grad = tl.load(G + row[:, None] + slot, mask=ok, other=0.0)
-        total += tl.sum(grad.to(tl.float32), 0)
-    out = (tl.program_id(2) * heads + h) * bias_size + r
-    tl.store(Out + out, total, mask=r < bias_size)
+    end = tl.minimum(begin + chunk, batch_programs)
+    for first in range(begin, end, BLOCK_N):
+        number = first + tl.arange(0, BLOCK_N)
+        tokens = tokens_numbered(number % programs, axes, FLAGS, False)
+        reach = _first_reach(tokens.positions, axes.windows)
+        mask = within(relative, reach, tokens) & (number < end)[:, None] & (r < size)[None, :]
+        row = head_at((number // programs).to(tl.int64), h, strides, 1) + tile_at(tokens.places, strides.tokens, 1)
+        row += linear(reach, steps) - linear(tokens.starts, steps)
+        each = tl.load(grad + row[:, None] + relative_part[None, :], mask=mask, other=0.0)
+        total += tl.sum(each.to(tl.float32), 0)
+    tl.store(partial + (tl.program_id(2) * heads + h) * size + r, total, mask=r < size)
+
+
+@triton.jit
+def _table_of(windows):
+    """The shape of a head's bias table, `2*K-1` along each axis, and its size."""
+    shape = ()
+    size = 1
+    for axis in tl.static_range(len(windows)):
+        shape = shape + (2 * windows[axis] - 1,)
+        size = size * (2 * windows[axis] - 1)
+    return shape, size
+
+
+@triton.jit
+def _first_reach(positions, windows):
+    """The furthest positions before queries that a window reaches: relative positions are counted from there."""
+    reach = ()
+    for axis in tl.static_range(len(windows)):
+        reach = reach + (positions[axis] - windows[axis] + 1,)
+    return reach

@@ -281,32 +281,6 @@ def chosen(condition, these, others):
 
 
 @triton.jit
-def decode_tile(
-    index, L0, L1, L2, E0, E1, E2,
-    TILE0: tl.constexpr, TILE1: tl.constexpr, TILE2: tl.constexpr, RANK: tl.constexpr, DILATED: tl.constexpr,
-):  # fmt: skip
-    """`tile_of` for kernels that always have three axes, fewer being the last ones.
-
-    Returns (group0, group1, group2, first0, first1, first2).
-    """
-    lengths = (L0, L1, L2)
-    dilations = (E0, E1, E2)
-    group, first = _group_and_first(
-        index, lengths[3 - RANK :], dilations[3 - RANK :], (TILE0, TILE1, TILE2)[3 - RANK :], DILATED
-    )
-    absent = (0, 0, 0)
-    g0, g1, g2 = absent[RANK:] + group
-    f0, f1, f2 = absent[RANK:] + first
-    return g0, g1, g2, f0, f1, f2
-
-
-@triton.jit
-def tile_positions(TILE0: tl.constexpr, TILE1: tl.constexpr, TILE2: tl.constexpr):
-    """`positions_in` a tile of three axes."""
-    return positions_in((TILE0, TILE1, TILE2))
-
-
-@triton.jit
 def _group_and_first(index, lengths, dilations, TILE: tl.constexpr, DILATED: tl.constexpr):
     LAST: tl.constexpr = len(TILE) - 1
     first = ()

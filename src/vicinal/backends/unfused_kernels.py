@@ -1,0 +1,159 @@
+"""Launching the Triton kernels of the unfused operators.
+
+Eager calls on small problems are bound by the host, so a launch is prepared once per signature, and kept.
+"""
+
+from __future__ import annotations
+
+from math import ceil, prod
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from vicinal.backends.slots import Slots
+from vicinal.backends.triton_launch import (
+    Launch,
+    axes_of,
+    device_of,
+    in_vectors,
+    options_of,
+    rows_last,
+    strides_of,
+    tile_count,
+    vector_of,
+)
+from vicinal.backends.unfused_launch import TILES
+from vicinal.kernels.triton import gemm, naive
+from vicinal.kernels.triton import slots as shared
+from vicinal.kernels.triton.window import Flags
+from vicinal.tuning.config import TileConfig
+
+MAX_PREPARED = 4096  # all are dropped when there are more
+BLOCK_N, BLOCK_R = 32, 32  # tokens and relative positions that a program of `bias_sum` takes at a time
+
+
+class Call(NamedTuple):
+    """An operator without its tensors: kernel, variant, slots, and its numbers, as the kernel takes them."""
+
+    kernel: str
+    variant: str
+    slots: Slots
+    numbers: tuple[float, ...]
+
+
+class Settings(NamedTuple):
+    """How a kernel is launched: warps and pipeline stages; naive kernels also take `slots` slots at a time."""
+
+    warps: int
+    stages: int
+    slots: int = 0
+
+
+def settings(variant: str, dim: int, dtype: torch.dtype) -> Settings:
+    """The best of benchmarks/unfused_tilings.py, among those that fit 255 registers without spills (sm_90)."""
+    if variant == "naive":
+        return Settings(warps=1, stages=3, slots=min(max(512 // _block(dim, 1), 4), 64))
+    return Settings(warps=8 if dtype == torch.float32 or dim > 64 else 4, stages=2)
+
+
+def run(call: Call, inputs: tuple[Tensor, ...], output: Tensor, bias: Tensor | None = None) -> None:
+    """Write `output`, contiguous, from heads-last inputs; "pn" alone may have a bias."""
+    if output.numel() == 0:
+        return
+    inputs = tuple(rows_last(t) for t in inputs)
+    bias = None if bias is None else bias.contiguous()
+    signature = tuple((t.shape, t.stride()) for t in inputs)
+    key = (call, signature, bias is None, output.shape, inputs[0].dtype, output.device, _allows_tf32())
+    launch = _prepared.get(key)
+    if launch is None:
+        if len(_prepared) >= MAX_PREPARED:
+            _prepared.clear()
+        prepare = _prepare_bias_sum if call.kernel == "bias_sum" else _prepare
+        launch = _prepared[key] = prepare(call, inputs, output)
+    tensors = (*inputs, bias, output) if call.kernel == "pn" else (*inputs, output)
+    addresses = 0
+    for tensor in tensors:
+        if tensor is not None:
+            addresses |= tensor.data_ptr()
+    with device_of(output):
+        launch(tensors, addresses & 15 == 0)
+
+
+def bias_sum(grad: Tensor, slots: Slots) -> Tensor:
+    """See `unfused_torch.bias_sum`; summed in parts, enough to fill a large GPU."""
+    heads, size, tokens = grad.shape[-2], prod(slots.bias_shape), grad.shape[0] * slots.tokens
+    parts = max(1, min(ceil(tokens / (4 * BLOCK_N)), 2048 // (ceil(size / BLOCK_R) * heads)))
+    partial = grad.new_empty((parts, heads, *slots.bias_shape), dtype=torch.float32)
+    run(Call("bias_sum", "", slots, ()), (grad,), partial)
+    return partial.sum(0).to(grad.dtype)
+
+
+_prepared: dict[Any, Launch] = {}
+
+
+def _prepare(call: Call, inputs: tuple[Tensor, ...], output: Tensor) -> Launch:
+    first, second = inputs
+    slots, is_pn = call.slots, call.kernel == "pn"
+    batch, heads, dim = output.shape[0], output.shape[-2], (first if is_pn else output).shape[-1]
+    group_size = first.shape[-2] // (heads if call.kernel == "inverse" else second.shape[-2])
+    strides = strides_of(first), strides_of(second)
+    vector = vector_of(strides if is_pn else strides[1:], second.element_size())
+    chosen = settings(call.variant, dim, second.dtype)
+    flags = _flags(slots, inputs)
+    constants: tuple[Any, ...]
+    if call.variant == "naive":
+        programs, blocks = slots.tokens, 1
+        accumulator = tl.float64 if second.dtype == torch.float64 else tl.float32
+        constants = (_block(dim, 1), chosen.slots, vector, flags, accumulator)
+    else:
+        tile, full = TILES[len(slots.lengths)], second.dtype == torch.float32
+        block = min(_block(dim, 16), 64 if full else 128)
+        programs, blocks = tile_count(slots.neighborhood, slots.lengths, tile), 1 if is_pn else ceil(dim / block)
+        constants = (block, tile, vector, flags, "tf32" if full and _allows_tf32() else "ieee")
+    arguments = (
+        *call.numbers,
+        *(heads, group_size, programs),
+        axes_of(slots.neighborhood, slots.lengths),
+        in_vectors(strides[0], vector if is_pn else 1),
+        in_vectors(strides[1], vector),
+        dim,
+        *constants,
+    )
+    kernel = getattr(naive if call.variant == "naive" else gemm, call.kernel)
+    options = options_of(TileConfig((), (), chosen.warps, chosen.stages))
+    return Launch(kernel, (batch * programs * heads, blocks, 1), arguments, options)
+
+
+def _prepare_bias_sum(call: Call, inputs: tuple[Tensor, ...], partial: Tensor) -> Launch:
+    slots, (grad,), parts = call.slots, inputs, partial.shape[0]
+    heads, tokens = grad.shape[-2], grad.shape[0] * slots.tokens
+    arguments = (
+        *(heads, slots.tokens, tokens, ceil(tokens / parts)),
+        axes_of(slots.neighborhood, slots.lengths),
+        in_vectors(strides_of(grad), 1),
+        *(_flags(slots, inputs), BLOCK_N, BLOCK_R),
+    )
+    grid = (ceil(prod(slots.bias_shape) / BLOCK_R), heads, parts)
+    return Launch(shared.bias_sum, grid, arguments, options_of(TileConfig((), (), warps=4)))
+
+
+def _flags(slots: Slots, inputs: tuple[Tensor, ...]) -> Flags:
+    reach = [sum((n - 1) * s for n, s in zip(t.shape[1:-2], t.stride()[1:-2])) for t in inputs]
+    return Flags(
+        strided=max(slots.neighborhood.stride) > 1,
+        dilated=max(slots.neighborhood.dilation) > 1,
+        moded=slots.has_absent_slots,
+        wide=max(reach) + slots.count >= 2**31,
+        checked=True,
+    )
+
+
+def _block(dim: int, least: int) -> int:
+    """Columns at a time: a power of two, at most 128."""
+    return min(max(1 << (dim - 1).bit_length(), least), 128)
+
+
+def _allows_tf32() -> bool:
+    return torch.backends.cuda.matmul.allow_tf32
