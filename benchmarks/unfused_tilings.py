@@ -3,7 +3,7 @@
     PYTHONPATH=src python3 benchmarks/unfused_tilings.py [results.json [processes that compile]]
 
 Kernels are compiled by several processes first. Every result is compared with plain torch's before it is timed. Prints
-one line per problem and kernel: the time of the default, and of the best setting.
+one line per problem and kernel: the time of the default, and of the best tiling.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from vicinal.backends import unfused_kernels as kernels
 from vicinal.backends import unfused_launch as launch
 from vicinal.backends.slots import Slots
-from vicinal.backends.unfused_kernels import Settings
+from vicinal.backends.unfused_kernels import Tiling
 from vicinal.geometry.neighborhood import Neighborhood
 
 PROBLEMS = [  # lengths, window, batch, heads, head dim, dtype
@@ -40,12 +40,14 @@ KERNELS = ("pn", "nn", "inverse")
 ALLOWED = 2e-3  # relative error in half precision
 
 
-def settings_to_try(variant: str, dim: int) -> list[Settings]:
+def tilings_to_try(variant: str, dim: int) -> list[Tiling]:
     """Warps, stages and slots."""
+    if variant == "tiled":
+        return [Tiling(warps, stages) for warps, stages in product((1, 2), (1, 2))]
     if variant == "gemm":
-        return [Settings(warps, stages) for warps, stages in product((4, 8), (1, 2, 3))]
+        return [Tiling(warps, stages) for warps, stages in product((4, 8), (1, 2, 3))]
     few = max(256 // dim, 4)
-    return [Settings(w, 3, s) for w, s in ((1, few), (1, 2 * few), (1, 4 * few), (2, 4 * few), (4, 8 * few))]
+    return [Tiling(w, 3, s) for w, s in ((1, few), (1, 2 * few), (1, 4 * few), (2, 4 * few), (4, 8 * few))]
 
 
 def main() -> None:
@@ -65,7 +67,7 @@ def main() -> None:
 
 
 def summary(problem: str, variant: str, kernel: str, rows: Sequence[dict[str, Any]]) -> str:
-    """One line: the default's time, and the best setting with its time."""
+    """One line: the default's time, and the best tiling with its time."""
     ok = [r for r in rows if (r["variant"], r["kernel"]) == (variant, kernel) and r["ms"] is not None]
     ok.sort(key=lambda r: r["ms"])
     default = next((f"{r['ms']:.3f}" for r in ok if r["default"]), "failed")
@@ -74,24 +76,25 @@ def summary(problem: str, variant: str, kernel: str, rows: Sequence[dict[str, An
 
 
 def compile_one(what: tuple[int, str, str]) -> None:
-    """Run one kernel of one problem once with every setting, so that Triton's cache has it."""
+    """Run one kernel of one problem once with every tiling, so that Triton's cache has it."""
     index, variant, kernel = what
     call = calls_of(index)[kernel]
-    for tried in settings_to_try(variant, PROBLEMS[index][4]):
+    for tried in tilings_to_try(kind_of(index, variant, kernel), PROBLEMS[index][4]):
         with suppress(Exception), overridden(tried):
             call(variant)
             torch.cuda.synchronize()
 
 
 def time_problem(index: int) -> list[dict[str, Any]]:
-    """Every kernel with every setting on one problem, in turns."""
+    """Every kernel with every tiling on one problem, in turns."""
     dim, dtype = PROBLEMS[index][4:]
     rows = []
     for kernel, call in calls_of(index).items():
         expected = call("torch").float()
         for variant in ("gemm", "naive"):
-            default = kernels.settings(variant, dim, dtype)
-            for tried in settings_to_try(variant, dim):
+            kind = kind_of(index, variant, kernel)
+            default = kernels.tiling(kind, dim, dtype)
+            for tried in tilings_to_try(kind, dim):
                 row = {"problem": name_of(index), "variant": variant, "kernel": kernel, **asdict(tried)}
                 row |= {"default": tried == default, "ms": None, "error": None}
                 try:
@@ -120,6 +123,14 @@ def calls_of(index: int) -> dict[str, Callable[[str], Tensor]]:
     }
 
 
+def kind_of(index: int, variant: str, kernel: str) -> str:
+    """The variant, or "tiled" where that is what the naive one runs."""
+    lengths, window, _batch, _heads, dim, dtype = PROBLEMS[index]
+    slots = Slots(Neighborhood.of(len(lengths), window).resolve(lengths), lengths)
+    tiled = variant == "naive" and kernel == "pn" and kernels.is_tiled(slots, torch.empty(0, dim, dtype=dtype))
+    return "tiled" if tiled else variant
+
+
 def name_of(index: int) -> str:
     """A problem in words."""
     lengths, window, _batch, _heads, dim, dtype = PROBLEMS[index]
@@ -142,15 +153,15 @@ def seconds(call: Callable[[], object], samples: int = 7) -> float:
 
 
 @contextmanager
-def overridden(chosen: Settings) -> Iterator[None]:
-    """Launch all kernels with these settings."""
-    before = kernels.settings
-    kernels.settings = lambda *_: chosen
+def overridden(chosen: Tiling) -> Iterator[None]:
+    """Launch all kernels with these tilings."""
+    before = kernels.tiling
+    kernels.tiling = lambda *_: chosen
     kernels._prepared.clear()
     try:
         yield
     finally:
-        kernels.settings = before
+        kernels.tiling = before
         kernels._prepared.clear()
 
 

@@ -80,7 +80,7 @@ def test_windows_do_not_compile_anew(variant):
     from vicinal.kernels.triton import gemm, naive
 
     kernels = {"naive": naive, "gemm": gemm}[variant]
-    x = torch.randn(1, 40, 40, 2, 32, device="cuda", dtype=torch.float16)
+    x = torch.randn(1, 40, 40, 2, 64, device="cuda", dtype=torch.float16)
 
     def compiled() -> int:
         caches = [kernel.device_caches[torch.cuda.current_device()][0] for kernel in (kernels.pn, kernels.nn)]

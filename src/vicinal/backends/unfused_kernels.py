@@ -30,11 +30,73 @@ from vicinal.kernels.triton import slots as shared
 from vicinal.kernels.triton.window import Flags
 from vicinal.tuning.config import TileConfig
 
+TILED = (4, 8), (4, 4)  # queries and keys of the naive special case, `is_tiled`
 MAX_PREPARED = 4096  # all are dropped when there are more
 BLOCK_N, BLOCK_R = 32, 32  # tokens and relative positions that a program of `bias_sum` takes at a time
 
 
-class Call(NamedTuple):
+class Tiling(NamedTuple):
+    """How a kernel is launched: warps, pipeline stages, and the slots that a naive kernel takes at a time."""
+
+    warps: int
+    stages: int
+    slots: int = 0
+
+
+def tiling(variant: str, dim: int, dtype: torch.dtype) -> Tiling:
+    """The best of benchmarks/unfused_tilings.py, among those that fit 255 registers without spills (sm_90)."""
+    if variant == "naive":
+        return Tiling(warps=1, stages=3, slots=min(max(512 // _block(dim, 1), 4), 64))
+    if variant == "tiled":
+        return Tiling(warps=1, stages=1)
+    return Tiling(warps=8 if dtype == torch.float32 or dim > 64 else 4, stages=2)
+
+
+def pn(query: Tensor, key: Tensor, rpb: Tensor | None, slots: Slots, scale: float, fill: float, variant: str) -> Tensor:
+    """See `unfused_torch.pn`; `variant` "naive" or "gemm"."""
+    if variant == "naive" and is_tiled(slots, query):
+        variant = "tiled"
+    shape = (*query.shape[:-1], slots.count)
+    numbers: tuple[float, ...]
+    if variant == "naive":
+        numbers, attn = (scale, fill), query.new_empty(shape)
+    else:  # tiles only touch slots that hold a key
+        numbers = (scale,)
+        attn = query.new_full(shape, fill) if slots.has_absent_slots else query.new_empty(shape)
+    _run(_Call("pn", variant, slots, numbers), (query, key), attn, rpb)
+    return attn
+
+
+def nn(attn: Tensor, value: Tensor, slots: Slots, scale: float, variant: str) -> Tensor:
+    """See `unfused_torch.nn`; `variant` "naive" or "gemm"."""
+    output = value.new_empty((*attn.shape[:-1], value.shape[-1]))
+    _run(_Call("nn", variant, slots, (scale,)), (attn, value), output)
+    return output
+
+
+def inverse(attn: Tensor, query: Tensor, kv_heads: int, slots: Slots, scale: float, variant: str) -> Tensor:
+    """See `unfused_torch.inverse`; `variant` "naive" or "gemm"."""
+    output = query.new_empty((*query.shape[:-2], kv_heads, query.shape[-1]))
+    _run(_Call("inverse", variant, slots, (scale,)), (attn, query), output)
+    return output
+
+
+def bias_sum(grad: Tensor, slots: Slots) -> Tensor:
+    """See `unfused_torch.bias_sum`; summed in parts, enough to fill a large GPU."""
+    heads, size, tokens = grad.shape[-2], prod(slots.bias_shape), grad.shape[0] * slots.tokens
+    parts = max(1, min(ceil(tokens / (4 * BLOCK_N)), 2048 // (ceil(size / BLOCK_R) * heads)))
+    partial = grad.new_empty((parts, heads, *slots.bias_shape), dtype=torch.float32)
+    _run(_Call("bias_sum", "", slots, ()), (grad,), partial)
+    return partial.sum(0).to(grad.dtype)
+
+
+def is_tiled(slots: Slots, query: Tensor) -> bool:
+    """Whether naive QK takes the paper's special case: queries of a tile share their keys; still no tensor cores."""
+    special = len(slots.lengths) == 2 and query.shape[-1] == 32 and max(slots.window) <= 13
+    return special and query.dtype != torch.float64
+
+
+class _Call(NamedTuple):
     """An operator without its tensors: kernel, variant, slots, and its numbers, as the kernel takes them."""
 
     kernel: str
@@ -43,22 +105,10 @@ class Call(NamedTuple):
     numbers: tuple[float, ...]
 
 
-class Settings(NamedTuple):
-    """How a kernel is launched: warps and pipeline stages; naive kernels also take `slots` slots at a time."""
-
-    warps: int
-    stages: int
-    slots: int = 0
+_prepared: dict[Any, Launch] = {}
 
 
-def settings(variant: str, dim: int, dtype: torch.dtype) -> Settings:
-    """The best of benchmarks/unfused_tilings.py, among those that fit 255 registers without spills (sm_90)."""
-    if variant == "naive":
-        return Settings(warps=1, stages=3, slots=min(max(512 // _block(dim, 1), 4), 64))
-    return Settings(warps=8 if dtype == torch.float32 or dim > 64 else 4, stages=2)
-
-
-def run(call: Call, inputs: tuple[Tensor, ...], output: Tensor, bias: Tensor | None = None) -> None:
+def _run(call: _Call, inputs: tuple[Tensor, ...], output: Tensor, bias: Tensor | None = None) -> None:
     """Write `output`, contiguous, from heads-last inputs; "pn" alone may have a bias."""
     if output.numel() == 0:
         return
@@ -81,37 +131,28 @@ def run(call: Call, inputs: tuple[Tensor, ...], output: Tensor, bias: Tensor | N
         launch(tensors, addresses & 15 == 0)
 
 
-def bias_sum(grad: Tensor, slots: Slots) -> Tensor:
-    """See `unfused_torch.bias_sum`; summed in parts, enough to fill a large GPU."""
-    heads, size, tokens = grad.shape[-2], prod(slots.bias_shape), grad.shape[0] * slots.tokens
-    parts = max(1, min(ceil(tokens / (4 * BLOCK_N)), 2048 // (ceil(size / BLOCK_R) * heads)))
-    partial = grad.new_empty((parts, heads, *slots.bias_shape), dtype=torch.float32)
-    run(Call("bias_sum", "", slots, ()), (grad,), partial)
-    return partial.sum(0).to(grad.dtype)
-
-
-_prepared: dict[Any, Launch] = {}
-
-
-def _prepare(call: Call, inputs: tuple[Tensor, ...], output: Tensor) -> Launch:
+def _prepare(call: _Call, inputs: tuple[Tensor, ...], output: Tensor) -> Launch:
     first, second = inputs
-    slots, is_pn = call.slots, call.kernel == "pn"
+    slots, is_pn, dtype = call.slots, call.kernel == "pn", second.dtype
     batch, heads, dim = output.shape[0], output.shape[-2], (first if is_pn else output).shape[-1]
     group_size = first.shape[-2] // (heads if call.kernel == "inverse" else second.shape[-2])
     strides = strides_of(first), strides_of(second)
-    vector = vector_of(strides if is_pn else strides[1:], second.element_size())
-    chosen = settings(call.variant, dim, second.dtype)
-    flags = _flags(slots, inputs)
+    vector = vector_of(strides if is_pn else strides[1:], dtype.itemsize)
+    chosen = tiling(call.variant, dim, dtype)
+    common = (vector, _flags(slots, inputs))
     constants: tuple[Any, ...]
     if call.variant == "naive":
         programs, blocks = slots.tokens, 1
-        accumulator = tl.float64 if second.dtype == torch.float64 else tl.float32
-        constants = (_block(dim, 1), chosen.slots, vector, flags, accumulator)
+        constants = (_block(dim, 1), chosen.slots, *common, tl.float64 if dtype == torch.float64 else tl.float32)
+    elif call.variant == "tiled":
+        programs, blocks = tile_count(slots.neighborhood, slots.lengths, TILED[0]), 1
+        constants = (_block(dim, 16), *TILED, *common, "ieee", False)
     else:
-        tile, full = TILES[len(slots.lengths)], second.dtype == torch.float32
+        tile, full = TILES[len(slots.lengths)], dtype == torch.float32
         block = min(_block(dim, 16), 64 if full else 128)
         programs, blocks = tile_count(slots.neighborhood, slots.lengths, tile), 1 if is_pn else ceil(dim / block)
-        constants = (block, tile, vector, flags, "tf32" if full and _allows_tf32() else "ieee")
+        precision = "tf32" if full and _allows_tf32() else "ieee"
+        constants = (block, tile, tile, *common, precision, True) if is_pn else (block, tile, *common, precision)
     arguments = (
         *call.numbers,
         *(heads, group_size, programs),
@@ -126,7 +167,7 @@ def _prepare(call: Call, inputs: tuple[Tensor, ...], output: Tensor) -> Launch:
     return Launch(kernel, (batch * programs * heads, blocks, 1), arguments, options)
 
 
-def _prepare_bias_sum(call: Call, inputs: tuple[Tensor, ...], partial: Tensor) -> Launch:
+def _prepare_bias_sum(call: _Call, inputs: tuple[Tensor, ...], partial: Tensor) -> Launch:
     slots, (grad,), parts = call.slots, inputs, partial.shape[0]
     heads, tokens = grad.shape[-2], grad.shape[0] * slots.tokens
     arguments = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from vicinal.backends import unfused_torch
 from vicinal.backends.slots import Slots
 
 VARIANTS = ("gemm", "naive", "torch")
-TILES = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}  # 64 tokens, as in the paper (section 3.1)
+TILES = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}  # of the GEMM kernels: 64 tokens, as in the paper (section 3.1)
 
 
 def choose(tensor: Tensor, variant: str | None) -> str:
@@ -54,45 +55,28 @@ def pn(query: Tensor, key: Tensor, rpb: Tensor | None, slots: Slots, scale: floa
     """Pointwise-neighborhood; see `unfused_torch.pn`."""
     if variant == "torch":
         return unfused_torch.pn(query, key, rpb, slots, scale, fill)
-    from vicinal.backends import unfused_kernels
-
-    shape = (*query.shape[:-1], slots.count)
-    partial = variant == "gemm" and slots.has_absent_slots  # its tiles only touch slots that hold a key
-    attn = query.new_full(shape, fill) if partial else query.new_empty(shape)
-    numbers = (scale,) if variant == "gemm" else (scale, fill)
-    unfused_kernels.run(unfused_kernels.Call("pn", variant, slots, numbers), (query, key), attn, rpb)
-    return attn
+    return _kernels().pn(query, key, rpb, slots, scale, fill, variant)
 
 
 def nn(attn: Tensor, value: Tensor, slots: Slots, scale: float, variant: str) -> Tensor:
     """Neighborhood-neighborhood; see `unfused_torch.nn`."""
     if variant == "torch":
         return unfused_torch.nn(attn, value, slots, scale)
-    from vicinal.backends import unfused_kernels
-
-    output = value.new_empty((*attn.shape[:-1], value.shape[-1]))
-    unfused_kernels.run(unfused_kernels.Call("nn", variant, slots, (scale,)), (attn, value), output)
-    return output
+    return _kernels().nn(attn, value, slots, scale, variant)
 
 
 def inverse(attn: Tensor, query: Tensor, kv_heads: int, slots: Slots, scale: float, variant: str) -> Tensor:
     """Inverse-neighborhood; see `unfused_torch.inverse`."""
     if variant == "torch":
         return unfused_torch.inverse(attn, query, kv_heads, slots, scale)
-    from vicinal.backends import unfused_kernels
-
-    output = query.new_empty((*query.shape[:-2], kv_heads, query.shape[-1]))
-    unfused_kernels.run(unfused_kernels.Call("inverse", variant, slots, (scale,)), (attn, query), output)
-    return output
+    return _kernels().inverse(attn, query, kv_heads, slots, scale, variant)
 
 
 def bias_sum(grad: Tensor, slots: Slots, variant: str) -> Tensor:
     """The gradient of the relative positional bias; see `unfused_torch.bias_sum`."""
     if variant == "torch" or grad.dtype == torch.float64:  # rare: no float64 kernel
         return unfused_torch.bias_sum(grad, slots)
-    from vicinal.backends import unfused_kernels
-
-    return unfused_kernels.bias_sum(grad, slots)
+    return _kernels().bias_sum(grad, slots)
 
 
 def dense_qk(query: Tensor, keys: Tensor) -> Tensor:
@@ -107,6 +91,13 @@ def dense_av(attn: Tensor, values: Tensor) -> Tensor:
     grouped = attn.flatten(1, -3).unflatten(2, (values.shape[2], -1))
     output = torch.einsum("bnhgm,bmhd->bnhgd", grouped, values)
     return output.reshape(*attn.shape[:-1], values.shape[-1])
+
+
+def _kernels() -> Any:
+    """`unfused_kernels`, imported when it is first needed: it needs Triton."""
+    from vicinal.backends import unfused_kernels
+
+    return unfused_kernels
 
 
 def _interpreted() -> bool:
