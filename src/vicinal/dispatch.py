@@ -18,6 +18,7 @@ from vicinal.tuning.config import TileConfig
 BACKENDS: dict[str, str] = {  # name -> module; in order of preference, imported when first asked for
     "hopper": "vicinal.backends.hopper",
     "triton": "vicinal.backends.triton",
+    "numba": "vicinal.backends.numba",
     "cpu": "vicinal.backends.cpu",
     "unfused": "vicinal.backends.unfused",
 }
