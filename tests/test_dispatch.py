@@ -12,11 +12,17 @@ def problem():
     return Problem.of(Inputs(*(torch.zeros(1, 8, 2, 4) for _ in range(3))), [Neighborhood.of(1, 3)], 0.5)
 
 
-def test_cpu_tensors_go_to_the_cpu_backend(problem):
+def test_cpu_tensors_go_to_the_compiled_kernels(problem):
     chosen = dispatch.plan(problem)
-    assert chosen.backend.name == "cpu"
+    assert chosen.backend.name == "numba"
     assert chosen.forward in chosen.backend.configs(problem, "forward")
     assert chosen.backward in chosen.backend.configs(problem, "backward")
+
+
+def test_without_numba_cpu_tensors_go_to_torch_s_operations(problem, monkeypatch):
+    monkeypatch.setattr("vicinal.backends.numba.missing", lambda: "it needs numba")
+    chosen = dispatch.plan.__wrapped__(problem)
+    assert chosen.backend.name == chosen.gradients.name == "cpu"
 
 
 def test_plans_are_made_once(problem):
@@ -41,7 +47,7 @@ def test_unknown_backend(problem):
 def test_no_backend_at_all():
     tensors = Inputs(*(torch.zeros(1, 8, 2, 4, device="meta") for _ in range(3)))
     nowhere = Problem.of(tensors, [Neighborhood.of(1, 3)], 0.5)
-    with pytest.raises(ValueError, match="no backend can run this problem: hopper: .*; triton: .*; cpu: "):
+    with pytest.raises(ValueError, match="no backend can run this problem: hopper: .*; triton: .*; numba: .*; cpu: "):
         dispatch.plan(nowhere)
 
 

@@ -22,7 +22,7 @@ BACKENDS: dict[str, str] = {  # name -> module; in order of preference, imported
     "cpu": "vicinal.backends.cpu",
     "unfused": "vicinal.backends.unfused",
 }
-AUTOMATIC = ("hopper", "triton", "cpu")  # the unfused one runs only when named
+AUTOMATIC = ("hopper", "triton", "numba", "cpu")  # the unfused one runs only when named
 
 
 @dataclass(frozen=True)

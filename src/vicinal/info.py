@@ -34,10 +34,11 @@ DTYPES = {
 def versions() -> dict[str, str]:
     """Versions of what results depend on; the commit where vicinal runs from a git checkout."""
     found = {"vicinal": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    try:
-        found["triton"] = metadata.version("triton")
-    except metadata.PackageNotFoundError:
-        found["triton"] = "not installed"
+    for package in ("triton", "numba"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
     if torch.version.cuda is not None:
         found["cuda"] = torch.version.cuda
     commit = _commit()

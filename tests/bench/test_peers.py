@@ -27,9 +27,12 @@ def test_cpu_peer_computes_what_it_says(case, index, uncompiled):
     assert by_pass["forward"].computes == ("self attention" if "self" in system.name else "neighborhood")
 
 
-def test_our_backend_is_timed_with_its_tiling(small_case):
-    (system,) = vicinal_systems(small_case.problem("cpu"))
-    assert system.name == "vicinal cpu"
+@pytest.mark.parametrize(("index", "name"), [(0, "vicinal numba"), (1, "vicinal cpu")])
+def test_our_backends_are_timed_with_their_tilings(small_case, index, name):
+    systems = vicinal_systems(small_case.problem("cpu"))
+    assert len(systems) == 2
+    system = systems[index]
+    assert system.name == name
     results = measure(small_case, [system], "cpu", QUICK)
     assert [m.status for m in results] == ["ok"] * 3, [m.reason for m in results]
     assert all("TileConfig" in m.note for m in results)
