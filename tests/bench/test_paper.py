@@ -15,7 +15,7 @@ from vicinal.bench.paper_measure import empty_line, prepare
 from vicinal.bench.paper_problems import problems
 from vicinal.bench.paper_processes import Workers
 from vicinal.bench.paper_systems import FUSED, GEMM, NAIVE, PLAIN, systems
-from vicinal.bench.peers import System
+from vicinal.bench.peers import System, compiled_for
 from vicinal.cli import main
 from vicinal.geometry.neighborhood import Neighborhood
 
@@ -81,7 +81,7 @@ def test_a_run_goes_on_where_it_was_interrupted(few, tmp_path):
     file = tmp_path / "results.jsonl"
     sweep = Sweep(file, CPU, ranks=(1,), sample=2, command="a command")
     assert run(sweep).measured == 2
-    assert [line["name"] for line in read(file)] == [c.name for c, _ in sweep.items()]
+    assert [line["name"] for line in read(file)] == [case.name for case in sweep.cases()]
     text = file.read_text()
     file.write_text(text + '{"kind": "problem", "name": "cut o')  # an interruption in the middle of a line
     seen = []
@@ -119,7 +119,7 @@ def test_a_process_that_dies_or_hangs_is_recorded_and_replaced():
 def test_problems_with_an_error_are_retried_only_when_asked(few, tmp_path):
     file = tmp_path / "results.jsonl"
     sweep = Sweep(file, CPU, ranks=(1,), sample=1)
-    case = sweep.items()[0][0]
+    case = sweep.cases()[0]
     file.write_text(json.dumps({**empty_line(case, case.problem("cpu")), "error": "was broken"}) + "\n")
     assert run(sweep).present == 1
     assert run(replace(sweep, retry=True)).measured == 1
@@ -128,32 +128,37 @@ def test_problems_with_an_error_are_retried_only_when_asked(few, tmp_path):
 
 def test_dimensions_take_turns(tmp_path):
     sweep = Sweep(tmp_path / "r.jsonl", CPU, sample=2, dtypes=(torch.float16, torch.float32), compiled=1)
-    items = sweep.items()
-    assert [len(c.lengths) for c, _ in items] == [1, 2, 3] * 4
-    assert [c.dtype for c, _ in items] == ([torch.float16] * 3 + [torch.float32] * 3) * 2
-    assert [compiled for _, compiled in items] == [True] * 3 + [False] * 9
-    assert all(case in problems(len(case.lengths), case.dtype) for case, _ in items)
+    cases = sweep.cases()
+    assert [len(case.lengths) for case in cases] == [1, 2, 3] * 4
+    assert [case.dtype for case in cases] == ([torch.float16] * 3 + [torch.float32] * 3) * 2
+    assert all(case in problems(len(case.lengths), case.dtype) for case in cases)
+    assert sweep.groups() == [[case] for case in cases[:3]]
 
 
 def test_other_dtypes_may_have_fewer_problems_spread_over_the_run(tmp_path):
     sweep = Sweep(tmp_path / "r", CPU, (1,), (torch.float16, torch.float32), sample=10, sample_others=2)
-    dtypes = [c.dtype for c, _ in sweep.items()]
+    dtypes = [case.dtype for case in sweep.cases()]
     assert [i for i, dtype in enumerate(dtypes) if dtype == torch.float32] == [3, 9]
     assert len(dtypes) == 12
 
 
 def test_problems_under_compile_have_processes_of_their_own(few, tmp_path, monkeypatch):
+    """One for each group, which takes its problems in turn once all others are done; more are not begun when late."""
     seen = []
-    monkeypatch.setattr(paper.Workers, "begin", lambda self, batch: seen.append(batch) or real(self, batch))
-    sweep = Sweep(tmp_path / "r.jsonl", CPU, ranks=(1,), sample=2, compiled=1)
-    monkeypatch.setattr(Sweep, "items", lambda self: [(few[0], True), (few[1], False)])
+    groups = [[few[0]], [few[1], replace(few[1], name="on the same tensors")]]
+    begin = Workers.begin
+    monkeypatch.setattr(Workers, "begin", lambda self, batch: seen.append(batch) or begin(self, batch))
     monkeypatch.setattr(Workers, "finish", lambda self, begun, seconds: [{**line, "error": "x"} for _, line in begun])
-    assert run(sweep).failed == 2
-    assert seen == [[(few[0], True)], [(few[1], False)]]
-    assert [line["name"] for line in read(sweep.results)] == [few[1].name, few[0].name]
+    monkeypatch.setattr(Sweep, "groups", lambda self: groups)
+    sweep = Sweep(tmp_path / "r.jsonl", CPU, ranks=(1,), sample=3, compiled=3)
+    assert run(sweep).failed == 4
+    assert seen == [[(few[1], True), (few[0], True)], [(few[2], False)], [(groups[1][1], True)]]
+    assert [line["name"] for line in read(sweep.results)] == [few[2].name, few[1].name, few[0].name, groups[1][1].name]
+    assert run(sweep).present == 4
 
-
-real = Workers.begin
+    hurried = replace(sweep, results=tmp_path / "hurried.jsonl", seconds=0.0)
+    outcome = run(hurried)
+    assert (outcome.failed, outcome.complete) == (2, False)
 
 
 def test_the_command_runs_and_reports(few, tmp_path, capsys):
@@ -165,3 +170,13 @@ def test_the_command_runs_and_reports(few, tmp_path, capsys):
     assert main([*arguments, "--report-only"]) == 0
     assert main(["bench", "paper", "--results", str(file), "--dtype", "int8"]) == 2
     assert "--dtype" in capsys.readouterr().err
+
+
+def test_what_is_compiled_is_kept_for_tensors_of_the_same_shapes(monkeypatch):
+    resets = []
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(1))
+    window = replace(TINY, neighborhood=Neighborhood.of(1, 3))
+    longer = replace(TINY, lengths=(32,))
+    for case, expected in [(longer, 1), (TINY, 2), (window, 2), (longer, 3)]:
+        compiled_for(case.problem(CPU), lambda x: x)
+        assert len(resets) == expected

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vicinal.bench import paper_problems
-from vicinal.bench.paper_problems import COUNTS, GRIDS, grid, problems, sample
+from vicinal.bench.paper_problems import COUNTS, GRIDS, grid, on_shared_tensors, problems, sample
 
 RANKS = (1, 2, 3)
 
@@ -57,3 +57,19 @@ def test_samples_are_nested_and_give_every_size_its_share(rank):
 
 def test_another_seed_is_another_sample():
     assert sample(problems(2), 50, seed=0) != sample(problems(2), 50, seed=1)
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_groups_share_their_tensors(rank):
+    cases = problems(rank)
+    chosen = sample(cases, 40)
+    groups = on_shared_tensors(cases, chosen, 12)
+    assert sum(map(len, groups)) == 12
+    assert [group[0] for group in groups] == [case for case in chosen if case in [group[0] for group in groups]]
+    assert len({case.name for group in groups for case in group}) == 12
+    for group in groups:
+        assert len({(c.lengths, c.batch, c.heads, c.head_dim, c.dtype) for c in group}) == 1
+
+
+def test_no_groups_where_none_are_asked_for():
+    assert on_shared_tensors(problems(1), sample(problems(1), 3), 0) == []

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from math import ceil
 from statistics import quantiles
 from typing import Literal
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from vicinal.bench.cases import Case, Pass, random_inputs
-from vicinal.bench.peers import Attend, System
+from vicinal.bench.graphs import captured, own_stream
+from vicinal.bench.peers import System, both, without_grad
 from vicinal.bench.truth import Truth, truth
 from vicinal.dispatch import plan
 from vicinal.problem import Inputs, Problem
@@ -106,7 +107,7 @@ def measure(
     A system that cannot run, raises, or returns a wrong result is reported so and not timed.
     """
     problem = case.problem(device)
-    with _stream(problem.device):
+    with own_stream(problem.device):
         inputs = random_inputs(problem)
         generator = torch.Generator(problem.device).manual_seed(1)
         shape = (*inputs.query.shape[:-1], problem.value_dim)
@@ -176,12 +177,18 @@ def time_kernels(calls: Calls, device: torch.device | str, effort: Effort = Effo
         single = min(_sample_cuda(call, 1) for _ in range(3))
         counts[name] = min(20, max(1, ceil(effort.sample_seconds / max(single, 1e-7))))
         try:
-            graphs[name] = _graph(call, counts[name]).replay
+            graphs[name] = captured(call, counts[name], torch.device(device)).replay
         except Exception as error:
-            failed[name] = _words(error)
+            failed[name] = words(error)
     timings = time_calls(graphs, device, effort)
     per_call = {name: _scaled(t, counts[name]) for name, t in timings.items()}
     return {name: failed[name] if name in failed else per_call[name] for name in calls}
+
+
+def words(error: BaseException) -> str:
+    """An error in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 class _Ready:
@@ -197,13 +204,12 @@ class _Ready:
 
     def prepare(self, case: Case, problem: Problem, inputs: Inputs, grad: Tensor, effort: Effort) -> None:
         """Make the callables; on any failure say so in `outcome`."""
-        first = self.system.layout == "heads-first"
-        leaves = [_heads_first(t) if first else t for t in inputs[:3]]
-        upstream = _heads_first(grad) if first else grad
+        leaves = [self.system.arranged(t) for t in inputs[:3]]
+        upstream = self.system.arranged(grad)
         try:
             with _time_limit(effort.prepare_seconds):
                 attend = self.system.prepare(problem)
-                forward = partial(_without_grad, attend, leaves)
+                forward = partial(without_grad, attend, leaves)
                 self._check({"output": forward()}, grad)
             self._offer(case, "forward", forward)
         except Exception as error:
@@ -223,7 +229,7 @@ class _Ready:
                 backward = partial(torch.autograd.grad, output, leaves, upstream, retain_graph=True)
                 self._check(dict(zip(("dq", "dk", "dv"), backward())), grad)
             self._offer(case, "backward", backward)
-            self._offer(case, "forward+backward", partial(_both, attend, leaves, upstream))
+            self._offer(case, "forward+backward", partial(both, attend, leaves, upstream))
         except Exception as error:
             self._give_up(backward_passes, error)
 
@@ -269,17 +275,16 @@ class _Ready:
             self.outcome[p] = ("ok", None)
 
     def _check(self, results: Mapping[str, Tensor], like: Tensor) -> None:
-        if self.system.layout == "heads-first":
-            results = {name: t.transpose(1, 2).unflatten(1, like.shape[1:-2]) for name, t in results.items()}
-        errors = self.expected.errors(results)
+        errors = self.expected.errors(self.system.heads_last(results, like.shape[1:-2]))
         self.errors.update(errors)
         faults = self.expected.faults(errors)
         if faults:
             raise WrongResult("; ".join(faults))
 
     def _give_up(self, passes: Sequence[Pass], error: Exception) -> None:
-        status: Status = "wrong" if isinstance(error, WrongResult) else "failed"
-        self.outcome.update(dict.fromkeys(passes, (status, _words(error))))
+        wrong = isinstance(error, WrongResult)
+        outcome: tuple[Status, str] = ("wrong", str(error)) if wrong else ("failed", words(error))
+        self.outcome.update(dict.fromkeys(passes, outcome))
 
     def _note(self, p: Pass) -> str:
         if not self.system.ours:
@@ -322,21 +327,7 @@ def _truth_or_why(problem: Problem, inputs: Inputs, grad: Tensor, gradients: boo
     try:
         return truth(problem, inputs, grad, gradients)
     except Exception as error:
-        return _words(error)
-
-
-def _heads_first(t: Tensor) -> Tensor:
-    """`[B, *X, H, D]` to a contiguous `[B, H, N, D]`."""
-    return t.flatten(1, -3).transpose(1, 2).contiguous()
-
-
-def _without_grad(attend: Attend, leaves: Sequence[Tensor]) -> Tensor:
-    with torch.no_grad():
-        return attend(*leaves)
-
-
-def _both(attend: Attend, leaves: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(attend(*leaves), leaves, grad)
+        return words(error)
 
 
 def _sample_cpu(call: Callable[[], object], count: int) -> float:
@@ -358,14 +349,6 @@ def _sample_cuda(call: Callable[[], object], count: int) -> float:
     return start.elapsed_time(stop) / 1e3
 
 
-def _graph(call: Callable[[], object], count: int) -> torch.cuda.CUDAGraph:
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-        for _ in range(count):
-            call()
-    return graph
-
-
 def _timing(samples: Sequence[float], calls: int) -> Timing:
     lower, median, upper = quantiles(samples, n=4, method="inclusive")
     return Timing(median, lower, upper, len(samples), calls)
@@ -375,22 +358,6 @@ def _scaled(timing: Timing, calls: int) -> Timing:
     return Timing(
         timing.median / calls, timing.lower / calls, timing.upper / calls, timing.samples, timing.calls * calls
     )
-
-
-@contextmanager
-def _stream(device: torch.device) -> Iterator[None]:
-    """A CUDA stream of its own: backward passes run where their forward ran, and capture needs a side stream."""
-    if device.type != "cuda":
-        yield
-        return
-    with torch.cuda.device(device), torch.cuda.stream(_side_stream(device)):
-        yield
-        torch.cuda.synchronize(device)
-
-
-@cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # one for all cases: freed memory is reused on its own stream only
 
 
 @contextmanager
@@ -410,11 +377,3 @@ def _time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def _words(error: Exception) -> str:
-    """An error in one line."""
-    if isinstance(error, WrongResult):
-        return str(error)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -22,7 +22,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ import torch
 
 from vicinal import info
 from vicinal.bench.cases import Case
-from vicinal.bench.paper_problems import pairs_of_self_attention, problems, sample
-from vicinal.bench.paper_processes import Compilers, Item, Workers
+from vicinal.bench.paper_problems import on_shared_tensors, pairs_of_self_attention, problems, sample
+from vicinal.bench.paper_processes import Compilers, Workers
 
 SCHEMA = 2
 KIND, END = "vicinal paper", "end"
@@ -51,7 +51,8 @@ class Sweep:
         sample: problems per rank and dtype; None for all.
         sample_others: of dtypes after the first; None for as many.
         seed: of the sample.
-        compiled: of these, how many also run FlexAttention and compiled plain attention (seconds of compilation each).
+        compiled: problems per rank that also run FlexAttention and compiled plain attention: the sample's first and,
+            beside the sample, others on tensors of the same shapes, for which nothing compiles anew.
         seconds: stop before the next problem once the run has taken so long; None for no limit.
         problem_seconds: a problem that takes longer is given up.
         compilers: processes that compile kernels into Triton's cache, ahead of the measuring ones, on CUDA.
@@ -75,18 +76,32 @@ class Sweep:
     retry: bool = False
     command: str = ""
 
-    def items(self) -> list[Item]:
-        """The problems, ranks and dtypes in turns, so that a run cut short has its share of each; whether compiled."""
+    def cases(self) -> list[Case]:
+        """The sample's problems, ranks and dtypes in turns, so that a run cut short has its share of each."""
         placed = []
         for column, (dtype, rank) in enumerate(product(self.dtypes, self.ranks)):
-            every = problems(rank, dtype)
-            if self.device.type != "cuda":
-                every = tuple(case for case in every if pairs_of_self_attention(case) <= CPU_PAIRS)
-            count = self.sample if dtype == self.dtypes[0] or self.sample_others is None else self.sample_others
-            chosen = sample(every, len(every) if count is None else count, self.seed)
-            compiled = self.compiled if dtype == self.dtypes[0] else 0
-            placed += [((i + 0.5) / len(chosen), column, (case, i < compiled)) for i, case in enumerate(chosen)]
-        return [item for _, _, item in sorted(placed, key=lambda x: x[:2])]
+            chosen = self._chosen(dtype, rank)
+            placed += [((i + 0.5) / len(chosen), column, case) for i, case in enumerate(chosen)]
+        return [case for _, _, case in sorted(placed, key=lambda x: x[:2])]
+
+    def groups(self) -> list[list[Case]]:
+        """The problems that also run what torch.compile makes, of the first dtype; a group shares what it compiles."""
+        found = []
+        for rank in self.ranks:
+            every, chosen = self._every(self.dtypes[0], rank), self._chosen(self.dtypes[0], rank)
+            found += on_shared_tensors(every, chosen, self.compiled)
+        return found
+
+    def _every(self, dtype: torch.dtype, rank: int) -> tuple[Case, ...]:
+        every = problems(rank, dtype)
+        if self.device.type != "cuda":
+            every = tuple(case for case in every if pairs_of_self_attention(case) <= CPU_PAIRS)
+        return every
+
+    def _chosen(self, dtype: torch.dtype, rank: int) -> list[Case]:
+        every = self._every(dtype, rank)
+        count = self.sample if dtype == self.dtypes[0] or self.sample_others is None else self.sample_others
+        return sample(every, len(every) if count is None else count, self.seed)
 
 
 @dataclass
@@ -109,22 +124,28 @@ def run(sweep: Sweep, progress: Callable[[int, int, str], None] = lambda done, t
     """Run the sweep, appending to its file. `progress` gets problems done, problems in all, and the next one's name."""
     start = time.monotonic()
     done = {key_of(line) for line in read(sweep.results) if not (sweep.retry and line["error"] is not None)}
-    items = sweep.items()
-    todo = [item for item in items if _key(item[0]) not in done]
-    outcome = Outcome(present=len(items) - len(todo))
-    if not todo:
+    groups = sweep.groups()
+    total = len({_key(case) for case in (*sweep.cases(), *chain(*groups))})
+    groups = [[case for case in group if _key(case) not in done] for group in groups]
+    groups = sorted(filter(None, groups), key=len, reverse=True)
+    late = {_key(case) for case in chain(*groups)}
+    todo = [case for case in sweep.cases() if _key(case) not in done | late]
+    outcome = Outcome(present=total - len(todo) - len(late))
+    if not todo and not late:
         return outcome
     workers = sweep.workers if sweep.device.type == "cuda" else 1
-    slow, todo = [item for item in todo if item[1]], [item for item in todo if not item[1]]
     with (
-        Compilers([case for case, _ in todo], sweep.device, sweep.compilers) as compilers,
-        Workers(sweep.device, len(slow)) as late,
+        Compilers(todo, sweep.device, sweep.compilers) as compilers,
+        Workers(sweep.device, len(groups)) as compiling,
         Workers(sweep.device, workers) as measuring,
     ):
-        progress(outcome.present, len(items), "starting")
-        begun = late.begin(slow)
+        progress(outcome.present, total, "starting")
+        begun = compiling.begin([(group[0], True) for group in groups])
         header = {"kind": KIND, "schema": SCHEMA, **measuring.header(sweep.dtypes), "command": sweep.command}
         _append(sweep.results, {**header, "workers": workers, "compilers": sweep.compilers})
+
+        def is_late() -> bool:
+            return sweep.seconds is not None and time.monotonic() - start > sweep.seconds
 
         def record(lines: list[dict[str, Any]]) -> None:
             for line in lines:
@@ -133,17 +154,25 @@ def run(sweep: Sweep, progress: Callable[[int, int, str], None] = lambda done, t
 
         for first in range(0, len(todo), workers):
             batch = todo[first : first + workers]
-            if sweep.seconds is not None and time.monotonic() - start > sweep.seconds:
+            if is_late():
                 outcome.complete = False
                 break
-            progress(outcome.present + first, len(items), batch[0][0].name)
-            for case, _ in batch:
+            progress(outcome.present + first, total, batch[0].name)
+            for case in batch:
                 compilers.wait(case)
-            record(measuring.measure(batch, sweep.problem_seconds))
-        left = sweep.problem_seconds if outcome.complete else LATE_SECONDS
-        record(late.finish(begun, left))
+            record(measuring.measure([(case, False) for case in batch], sweep.problem_seconds))
+        record(compiling.finish(begun, sweep.problem_seconds if outcome.complete else LATE_SECONDS))
+        for turn in range(
+            1, max(map(len, groups), default=1)
+        ):  # the same process for each group: the longest are first
+            if is_late():
+                outcome.complete = False
+                break
+            turns = [(group[turn], True) for group in groups if turn < len(group)]
+            progress(outcome.present + outcome.measured + outcome.failed, total, turns[0][0].name)
+            record(compiling.measure(turns, sweep.problem_seconds))
         if outcome.complete:
-            progress(len(items), len(items), "")
+            progress(total, total, "")
     seconds = time.monotonic() - start
     _append(sweep.results, {"kind": END, "problems": outcome.measured + outcome.failed, "seconds": round(seconds, 2)})
     return outcome

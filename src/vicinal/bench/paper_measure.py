@@ -7,10 +7,10 @@ timing must have it alone. So they are two steps: `prepare`, then `Ready.time`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -19,9 +19,10 @@ from torch import Tensor
 
 from vicinal import info
 from vicinal.bench.cases import Case, Pass, random_inputs
-from vicinal.bench.measure import Effort, time_calls
+from vicinal.bench.graphs import captured, own_stream
+from vicinal.bench.measure import Effort, time_calls, words
 from vicinal.bench.paper_systems import STORING_WEIGHTS, fused_backends, systems
-from vicinal.bench.peers import System
+from vicinal.bench.peers import System, both, without_grad
 from vicinal.bench.truth import QUICK, Truth, truth
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
@@ -54,7 +55,7 @@ class Ready:
         """Time every call; the completed line."""
         start = time.perf_counter()
         try:
-            with _stream(device):
+            with own_stream(device):
                 for p in self.calls:
                     self._time(p, device)
         except Exception as error:
@@ -89,7 +90,7 @@ def prepare(case: Case, compiled: bool, device: torch.device) -> Ready:
     problem = case.problem(device)
     ready = Ready(empty_line(case, problem))
     try:
-        with _stream(device):
+        with own_stream(device):
             _prepare_all(ready, case, problem, systems(device, compiled))
         ready.line["fused"] = fused_backends(problem, case.passes)
     except Exception as error:
@@ -103,14 +104,14 @@ def warm_up(device: torch.device) -> None:
         case = Case("", (64,), Neighborhood.of(1, 5), 1, 64, dtype=dtype, passes=("forward", "forward+backward"))
         problem = case.problem(device)
         inputs = random_inputs(problem)
-        with _stream(device), suppress(Exception):
+        with own_stream(device), suppress(Exception):
             for target in (problem, case.self_attention().problem(device)):
                 truth(target, inputs, inputs.query, True, QUICK)
             for system in systems(device):
                 if system.computes == "self attention" and system.unsupported(problem) is None:
                     made, _, _ = first_run(system, case, problem, inputs, inputs.query)
                     if device.type == "cuda":
-                        _captured(made["forward"], device)
+                        _worth_a_graph(made["forward"], device)
 
 
 def usable(device: torch.device) -> bool:
@@ -144,12 +145,6 @@ def empty_line(case: Case, problem: Problem) -> dict[str, Any]:
         "error": None,
         "systems": {},
     }
-
-
-def words(error: BaseException) -> str:
-    """An error in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 # Preparing --------------------------------------------------------------------------------------------------------
@@ -186,12 +181,12 @@ def _prepare_all(ready: Ready, case: Case, problem: Problem, every: Sequence[Sys
         for p, calls in ready.calls.items():
             for name, call in calls.items():
                 try:
-                    captured = _captured(call, problem.device)
+                    made_graph = _worth_a_graph(call, problem.device)
                 except Exception as error:
                     ready.line["systems"][name]["reason"] = f"no CUDA graph: {words(error)}"
                     continue
-                if captured is not None:
-                    ready.graphs[p][name] = captured
+                if made_graph is not None:
+                    ready.graphs[p][name] = made_graph
         clock("graphs")
 
 
@@ -227,9 +222,8 @@ def first_run(
     system: System, case: Case, problem: Problem, inputs: Inputs, grad: Tensor
 ) -> tuple[dict[Pass, Callable[[], object]], dict[str, Tensor], int | None]:
     """The calls to time; the heads-last results of a first run; the memory that run took beyond its inputs."""
-    first = system.layout == "heads-first"
-    leaves = [_heads_first(t) if first else t for t in inputs[:3]]
-    upstream = _heads_first(grad) if first else grad
+    leaves = [system.arranged(t) for t in inputs[:3]]
+    upstream = system.arranged(grad)
     attend = system.prepare(problem)
     made: dict[Pass, Callable[[], object]] = {}
     cuda = problem.device.type == "cuda"
@@ -239,13 +233,12 @@ def first_run(
     with torch.no_grad():
         found = {"output": attend(*leaves)}
     if "forward" in case.passes:
-        made["forward"] = partial(_without_grad, attend, leaves)
+        made["forward"] = partial(without_grad, attend, leaves)
     if "forward+backward" in case.passes and system.no_backward(problem) is None:
         leaves = [t.detach().requires_grad_() for t in leaves]
-        found |= dict(zip(("dq", "dk", "dv"), _both(attend, leaves, upstream)))
-        made["forward+backward"] = partial(_both, attend, leaves, upstream)
-    if first:
-        found = {name: t.transpose(1, 2).unflatten(1, problem.lengths) for name, t in found.items()}
+        found |= dict(zip(("dq", "dk", "dv"), both(attend, leaves, upstream)))
+        made["forward+backward"] = partial(both, attend, leaves, upstream)
+    found = system.heads_last(found, problem.lengths)
     peak = None
     if cuda:
         torch.cuda.synchronize()  # an error of this system's kernels shows here, not at the next one's
@@ -253,23 +246,7 @@ def first_run(
     return made, {name: t.detach() for name, t in found.items()}, peak
 
 
-def _heads_first(t: Tensor) -> Tensor:
-    return t.flatten(1, -3).transpose(1, 2).contiguous()
-
-
-def _without_grad(attend: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Tensor:
-    with torch.no_grad():
-        return attend(*leaves)
-
-
-def _both(attend: Callable[..., Tensor], leaves: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(attend(*leaves), leaves, grad)
-
-
-# CUDA graphs ------------------------------------------------------------------------------------------------------
-
-
-def _captured(call: Callable[[], object], device: torch.device) -> tuple[torch.cuda.CUDAGraph, int] | None:
+def _worth_a_graph(call: Callable[[], object], device: torch.device) -> tuple[torch.cuda.CUDAGraph, int] | None:
     """A graph of some calls and how many they are; None for a call so long that it is not worth it."""
     torch.cuda.synchronize()
     start = time.perf_counter()
@@ -279,46 +256,7 @@ def _captured(call: Callable[[], object], device: torch.device) -> tuple[torch.c
     if seconds > LONGEST_CAPTURED:
         return None
     count = min(GRAPH_CALLS, max(1, ceil(GRAPH_SECONDS / seconds)))
-    return _graph(call, count, _pool(device)), count
-
-
-def _graph(call: Callable[[], object], count: int, pool: Any) -> torch.cuda.CUDAGraph:
-    """Like `torch.cuda.graph`, which first returns all cached memory to the device: that took most of the time."""
-    graph = torch.cuda.CUDAGraph()
-    graph.capture_begin(pool=pool)
-    try:
-        for _ in range(count):
-            call()
-    finally:
-        graph.capture_end()
-    return graph
-
-
-@cache
-def _pool(device: torch.device) -> Any:
-    """Memory for all graphs, which run one at a time; kept by a graph that does next to nothing."""
-    keeper = torch.zeros(1, device=device)
-    _keepers.append((_graph(lambda: keeper.add_(1), 1, None), keeper))
-    return _keepers[-1][0].pool()
-
-
-_keepers: list[tuple[torch.cuda.CUDAGraph, Tensor]] = []
-
-
-@contextmanager
-def _stream(device: torch.device) -> Iterator[None]:
-    """A CUDA stream other than the default, which capture needs; one for all problems, so that memory is reused."""
-    if device.type != "cuda":
-        yield
-        return
-    with torch.cuda.stream(_side_stream(device)):
-        yield
-        torch.cuda.synchronize(device)
-
-
-@cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    return captured(call, count, device), count
 
 
 def _rounded(number: float) -> float:

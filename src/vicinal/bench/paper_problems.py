@@ -10,6 +10,7 @@ spatial size is in it.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -112,6 +113,25 @@ def sample(cases: tuple[Case, ...], count: int, seed: int = 0) -> list[Case]:
         random.Random(f"{seed} {lengths}").shuffle(members)
         placed += [((i + 0.5) / len(members), lengths, i) for i in range(len(members))]
     return [strata[lengths][i] for _, lengths, i in sorted(placed)[:count]]
+
+
+def on_shared_tensors(cases: tuple[Case, ...], first: Sequence[Case], count: int) -> list[list[Case]]:
+    """`count` of the problems, in groups on tensors of the same shapes: all with those of `first[0]`, and so on.
+
+    Of a group only the windows and dilations differ; its first member is one of `first`.
+    """
+    groups: list[list[Case]] = []
+    for case in first:
+        if count <= 0 or any(case in group for group in groups):
+            continue
+        members = [case, *(other for other in cases if other != case and _tensors(other) == _tensors(case))]
+        groups.append(members[:count])
+        count -= len(members)
+    return groups
+
+
+def _tensors(case: Case) -> tuple[object, ...]:
+    return case.lengths, case.batch, case.heads, case.head_dim, case.dtype
 
 
 def pairs_of_self_attention(case: Case) -> int:

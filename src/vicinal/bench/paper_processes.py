@@ -3,7 +3,7 @@
 Problems are measured in batches, one for each measuring process: all prepare theirs at once, then they time them one
 after the other, so that a timing has the GPU to itself. A process that crashes, hangs or breaks its CUDA context is
 replaced, and costs one problem. What torch.compile takes many seconds for is prepared by processes of its own while
-other problems run, and timed last.
+other problems run, and timed last; then the problems that share what it compiled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import torch
 
 from vicinal import dispatch, info
 from vicinal.bench.cases import Case, random_inputs
-from vicinal.bench.paper_measure import EFFORT, Ready, empty_line, first_run, prepare, usable, warm_up, words
+from vicinal.bench.measure import words
+from vicinal.bench.paper_measure import EFFORT, Ready, empty_line, first_run, prepare, usable, warm_up
 from vicinal.bench.paper_systems import systems
 from vicinal.bench.roofline import measure_limits
 from vicinal.geometry.neighborhood import Neighborhood
@@ -89,13 +90,16 @@ def _compile(device: torch.device, case: Case) -> None:
         output, lse = plan.backend.forward(problem, plan.forward, inputs)
         if gradients:
             plan.gradients.backward(problem, plan.backward, inputs, output, lse, output, None)
-    rank, dilated = len(case.lengths), max(case.neighborhood.dilation) > 1
-    kind = (rank, case.dtype, case.head_dim, dilated)
+    # What the unfused kernels are compiled for; windows beyond 13 do not take the tiled special case of naive QK.
+    rank, dilation = len(case.lengths), 2 if max(case.neighborhood.dilation) > 1 else 1
+    beyond = rank == 2 and any(k is None or k > 13 for k in case.neighborhood.window)
+    window = 15 if beyond else 3
+    kind = (rank, case.dtype, case.head_dim, dilation, window)
     if kind in _unfused_compiled:
         return
     _unfused_compiled.add(kind)
-    small = Neighborhood.of(rank, 3, 1, 2 if dilated else 1)
-    case = Case("", (8,) * rank, small, 2, case.head_dim, 2, dtype=case.dtype, passes=case.passes)
+    small = Neighborhood.of(rank, window, 1, dilation)
+    case = Case("", (2 * window + 2,) * rank, small, 2, case.head_dim, 2, dtype=case.dtype, passes=case.passes)
     problem = case.problem(device)
     inputs = random_inputs(problem)
     for system in systems(device)[:2]:

@@ -18,7 +18,7 @@ from vicinal import dispatch
 from vicinal.backends import unfused_launch
 from vicinal.bench.cases import Pass
 from vicinal.bench.masks import dense_mask
-from vicinal.bench.peers import MASK_BYTES_LIMIT, Attend, System, peers
+from vicinal.bench.peers import MASK_BYTES_LIMIT, Attend, System, compiled_for, peers
 from vicinal.functional import neighborhood_attention
 from vicinal.problem import Problem
 from vicinal.unfused import neighborhood_av, neighborhood_qk
@@ -28,7 +28,7 @@ STORING_WEIGHTS = (NAIVE, GEMM, PLAIN, COMPILED)  # in the inputs' dtype; fused 
 
 
 def systems(device: torch.device, compiled: bool = False) -> list[System]:
-    """Every system for a device; with `compiled` also those that take seconds of compilation per problem."""
+    """Every system for a device; with `compiled` also those that compile for seconds for each shape of tensors."""
     every = peers(device)
     self_attention = [s for s in every if s.computes == "self attention"]
     variants = {NAIVE: "naive", GEMM: "gemm"} if device.type == "cuda" else {PLAIN: "torch"}
@@ -97,4 +97,4 @@ def _compiled_plain(problem: Problem) -> Attend:
         scores = (problem.scale * (query @ key.transpose(-1, -2))).masked_fill(~mask, float("-inf"))
         return scores.softmax(-1) @ value
 
-    return torch.compile(attend, dynamic=False)
+    return compiled_for(problem, attend)

@@ -6,7 +6,7 @@ masks, compilation) is made outside the timing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +50,27 @@ class System:
     def ours(self) -> bool:
         return self.name.startswith("vicinal")
 
+    def arranged(self, t: Tensor) -> Tensor:
+        """A heads-last tensor in the system's layout, contiguous where that is another."""
+        return t if self.layout == "heads-last" else t.flatten(1, -3).transpose(1, 2).contiguous()
+
+    def heads_last(self, results: Mapping[str, Tensor], lengths: Sequence[int]) -> dict[str, Tensor]:
+        """The system's results, by name, heads-last: `[B, *X, H, D]`."""
+        if self.layout == "heads-last":
+            return dict(results)
+        return {name: t.transpose(1, 2).unflatten(1, lengths) for name, t in results.items()}
+
+
+def without_grad(attend: Attend, leaves: Sequence[Tensor]) -> Tensor:
+    """A forward pass, nothing kept for a backward pass."""
+    with torch.no_grad():
+        return attend(*leaves)
+
+
+def both(attend: Attend, leaves: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    """Forward and backward pass: the gradients of query, key and value."""
+    return torch.autograd.grad(attend(*leaves), leaves, grad)
+
 
 def vicinal_system(backend: str) -> System:
     """One backend of this library, through its public function."""
@@ -78,6 +99,23 @@ def peers(device: torch.device | str) -> list[System]:
         _masked_sdpa(),
         _flex(),
     ]
+
+
+def compiled_for(problem: Problem, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function under torch.compile, for the shapes of one problem.
+
+    What was compiled for the problem before is kept where that had the same tensors (masks are tensors, too, so that
+    another window compiles nothing), else dropped: torch.compile gives up on what it has compiled too often.
+    """
+    global _compiled_shapes
+    shapes = (problem.lengths, problem.batch, problem.heads, problem.kv_heads, problem.head_dim, problem.value_dim)
+    if _compiled_shapes != (shapes, problem.dtype, problem.device):
+        torch._dynamo.reset()
+        _compiled_shapes = (shapes, problem.dtype, problem.device)
+    return torch.compile(function, dynamic=False)
+
+
+_compiled_shapes: object = None
 
 
 def _vicinal(backend: str, problem: Problem) -> Attend:
@@ -123,9 +161,8 @@ def _flex() -> System:
         from torch.nn.attention.flex_attention import flex_attention
 
         torch._functorch.config.donated_buffer = False  # one graph serves many backward passes
-        torch._dynamo.reset()
         return partial(
-            torch.compile(flex_attention, dynamic=False),
+            compiled_for(problem, flex_attention),
             block_mask=flex_block_mask(problem),
             scale=problem.scale,
             enable_gqa=problem.group_size > 1,
