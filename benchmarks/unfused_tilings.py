@@ -13,7 +13,6 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from functools import partial
 from itertools import product
 from statistics import median
@@ -95,7 +94,7 @@ def time_problem(index: int) -> list[dict[str, Any]]:
             kind = kind_of(index, variant, kernel)
             default = kernels.tiling(kind, dim, dtype)
             for tried in tilings_to_try(kind, dim):
-                row = {"problem": name_of(index), "variant": variant, "kernel": kernel, **asdict(tried)}
+                row = {"problem": name_of(index), "variant": variant, "kernel": kernel, **tried._asdict()}
                 row |= {"default": tried == default, "ms": None, "error": None}
                 try:
                     with overridden(tried):
