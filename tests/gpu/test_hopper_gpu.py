@@ -120,10 +120,13 @@ def error(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30))
 
 
-def check_forward(case: tuple, neighborhoods: list[Neighborhood] | None = None) -> None:
+def check_forward(case: tuple, neighborhoods: list[Neighborhood] | None = None, growing: bool = False) -> None:
     from vicinal.backends.hopper import BACKEND
 
     problem, own, inputs = make(case)
+    if growing:  # maxima that rise from key tile to key tile, by more in some rows than in others
+        ramp = torch.linspace(0.1, 12, problem.lengths[-1], device="cuda", dtype=problem.dtype)[:, None, None]
+        inputs = inputs._replace(key=inputs.key * ramp)
     if neighborhoods is not None:
         own = [n.resolve(problem.lengths) for n in neighborhoods]
         problem = Problem.of(inputs, own, problem.scale)
@@ -164,6 +167,12 @@ def test_forward(case):
 @pytest.mark.parametrize("case", RANDOM.values(), ids=RANDOM)
 def test_forward_random(case):
     check_forward(case)
+
+
+@pytest.mark.parametrize("name", ["1d-whole", "1d-causal", "2d", "2d-long", "2d-stride", "2d-gqa-packed", "dim-192"])
+def test_forward_of_growing_scores(name):
+    """Every way of rescaling: none, of some warps, of all; also at value dim 64, where it is always done."""
+    check_forward(CASES[name], growing=True)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

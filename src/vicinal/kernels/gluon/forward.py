@@ -6,7 +6,8 @@ their windows covers, from its first key, in tiles `[N0, N1, N2]`, into rings of
 warpgroup passes over the tiles that only the other one needs (at most `STAGES - 1` in a row). `SPLIT` is the fastest
 axis of the walk, so that while one passes over the end of a line the other passes over the start of the next.
 
-A warpgroup issues QK of its next tile, then PV of its last one, then does the softmax of the next while PV runs.
+A warpgroup issues QK of its next tile, then PV of its last one, then does the softmax of the next while PV runs. From
+value dim 128 on, sums are only rescaled where a maximum has grown (`vicinal.kernels.gluon.rescale`).
 Only tiles that are not wholly inside every window of the warpgroup are masked: one scalar test per tile.
 Source of the schedule: FlashAttention-3 (arXiv 2407.08608, section 3); of the walk: this project's design.
 
@@ -42,6 +43,7 @@ from vicinal.kernels.gluon.pieces import (
     write_pieces,
     zeros,
 )
+from vicinal.kernels.gluon.rescale import followed, rescaled
 from vicinal.kernels.gluon.softmax import masked
 from vicinal.kernels.gluon.walk import (
     AXES,
@@ -227,6 +229,7 @@ def _consumer(
     VD: gl.constexpr = o_desc.block_shape[4]
     VP: gl.constexpr = DV // VD
     QP: gl.constexpr = D // q_s.shape[5]
+    LAZY: gl.constexpr = DV >= 128  # below, exponentials are what is waited for, and skipping products costs 1 to 3%
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VD, 16])
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=o_layout, k_width=2)
@@ -324,16 +327,20 @@ def _consumer(
             c = in_order(a, b, w, SPLIT)
             d = in_order(a1, b1, w1, SPLIT)
             s = _mask(s, c, d, low, high, starts, widths, N, RANK, PAIRED, s_layout)
-            m_new = gl.maximum(m, gl.max(s, 1) * scale)
+            top = gl.max(s, 1) * scale
+            m_new = followed(m, top) if LAZY else gl.maximum(m, top)
             finite = _finite(m_new)
             alpha = gl.exp2(m - finite)
             p = gl.exp2(s * scale - finite[:, None])
             l = l * gl.convert_layout(alpha, l_layout)[:, None] + _in_thread_sums(p, BM, BN)
             m = m_new
-            factor = gl.convert_layout(alpha, gl.SliceLayout(1, o_layout))[:, None]
+            factor = gl.convert_layout(alpha, gl.SliceLayout(1, o_layout))
+            if LAZY and not PAIRED:
+                # Passed long ago. Its branch keeps ptxas from moving the wait for PV up to before the softmax.
+                mbarrier.wait(v_ready.index(last % STAGES), (last // STAGES) & 1)
             out, pb = finished(out, pb, VP)
             mbarrier.arrive(v_empty.index(last % STAGES), count=1)
-            out = scaled(out, factor, VP)
+            out = rescaled(out, factor, VP) if LAZY else scaled(out, factor[:, None], VP)
             pb = gl.convert_layout(p.to(o_desc.dtype), p_layout)
         if OWN_OUTPUT:
             mbarrier.arrive(q_empty.index(W), count=1)
