@@ -258,7 +258,7 @@ BAD_CALLS = {
         dict(additional_keys=EXTRA_K, additional_values=EXTRA_V[:, :2]), ValueError, "same number of tokens"
     ),
     "no additional tokens": (
-        dict(additional_keys=EXTRA_K[:, :0], additional_values=EXTRA_V[:, :0]), ValueError, "at least 1, got 0 and 0"
+        dict(additional_keys=EXTRA_K[:, :0], additional_values=EXTRA_V[:, :0]), ValueError, "with M at least 1"
     ),
     "rpb of the wrong shape": (dict(rpb=torch.zeros(4, 5, 4)), ValueError, r"rpb must have shape .*\[4, 5, 5\]"),
     "rpb of another dtype": (dict(rpb=torch.zeros(4, 5, 5, dtype=F64)), TypeError, "rpb must have query's dtype"),

@@ -215,11 +215,11 @@ def test_slots_counts():
     ("call", "message"),
     [
         (lambda x: unfused.na1d_qk(x, x, 3), "must have 4 dimensions"),
-        (lambda x: unfused.na2d_qk(x, x[:, :2], 3), "does not fit query"),
+        (lambda x: unfused.na2d_qk(x, x[:, :2], 3), "batch and spatial lengths of query"),
         (lambda x: unfused.na2d_qk(x, x, 9), "must not exceed the axis"),
         (lambda x: unfused.na2d_qk(x, x, 3, rpb=torch.zeros(2, 3, 3)), "rpb must have shape"),
         (lambda x: unfused.na2d_qk(x, x, 3, variant="fast"), "variant must be one of"),
-        (lambda x: unfused.na2d_qk(x, x, 3, additional_keys=x), "additional_keys must be"),
+        (lambda x: unfused.na2d_qk(x, x, 3, additional_keys=x), "additional_keys must have shape"),
         (lambda x: unfused.na2d_av(x, x, 3), "attn must have shape"),
         (lambda x: unfused.na2d_qk(x.double(), x.double(), 3, variant="gemm"), "no float64"),
     ],

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from vicinal.backends import unfused_launch as launch
 from vicinal.backends.slots import Slots
+from vicinal.checks import check_additional, check_key, check_rpb, check_tensor
 from vicinal.geometry.neighborhood import Neighborhood, PerAxis
 from vicinal.unfused_operators import nn, pn
 
@@ -82,18 +83,19 @@ def neighborhood_qk(
     Raises:
         TypeError, ValueError: an argument that does not fit, or a variant that cannot run here, with the reason.
     """
+    check_tensor("query", query, query)
     slots = _slots(query, kernel_size, stride, dilation, is_causal, boundary)
-    _check_pair("key", key, query, query.shape[-1])
+    check_tensor("key", key, query)
+    check_key(query, key)
     if rpb is not None:
-        expected = (query.shape[-2], *slots.bias_shape)
-        if tuple(rpb.shape) != expected:
-            raise ValueError(f"rpb must have shape [heads, 2*kernel_size-1, ...] = {expected}, got {tuple(rpb.shape)}")
+        check_rpb(rpb, query.shape[-2], slots.neighborhood)
         rpb = rpb.to(query.dtype)
     name = launch.choose(query, variant)
     scores = pn(query, key, rpb, slots.neighborhood.encode(), scale, float("-inf"), name)
     if additional_keys is None:
         return scores
-    _check_additional("additional_keys", additional_keys, key)
+    check_tensor("additional_keys", additional_keys, key)
+    check_additional("additional_keys", additional_keys, key)
     return torch.cat([scores, scale * launch.dense_qk(query, additional_keys)], -1)
 
 
@@ -123,6 +125,7 @@ def neighborhood_av(
     Raises:
         TypeError, ValueError: an argument that does not fit, or a variant that cannot run here, with the reason.
     """
+    check_tensor("value", value, value)
     slots = _slots(value, kernel_size, stride, dilation, is_causal, boundary)
     extra = 0 if additional_values is None else additional_values.shape[1]
     if attn.ndim != value.ndim or attn.shape[:-2] != value.shape[:-2] or attn.shape[-1] != slots.count + extra:
@@ -140,7 +143,8 @@ def neighborhood_av(
     output = nn(attn[..., : slots.count], value, slots.neighborhood.encode(), 1.0, name)
     if additional_values is None:
         return output
-    _check_additional("additional_values", additional_values, value)
+    check_tensor("additional_values", additional_values, value)
+    check_additional("additional_values", additional_values, value)
     return output + launch.dense_av(attn[..., slots.count :], additional_values)
 
 
@@ -266,8 +270,6 @@ na1d_av, na2d_av, na3d_av = _av(1), _av(2), _av(3)
 
 
 def _slots(tensor: Tensor, kernel_size, stride, dilation, is_causal, boundary) -> Slots:  # type: ignore[no-untyped-def]
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        raise TypeError(f"query, key and value must be floating-point tensors, got {getattr(tensor, 'dtype', tensor)}")
     rank = tensor.ndim - 3
     if rank not in (1, 2, 3):
         raise ValueError(f"tensors must be [batch, 1 to 3 lengths, heads, head_dim], got {list(tensor.shape)}")
@@ -282,21 +284,3 @@ def _slots(tensor: Tensor, kernel_size, stride, dilation, is_causal, boundary) -
 @lru_cache(maxsize=1024, typed=True)
 def _cached_slots(lengths: tuple[int, ...], *arguments: Any) -> Slots:
     return Slots(Neighborhood.of(len(lengths), *arguments).resolve(lengths), lengths)
-
-
-def _check_pair(name: str, other: Tensor, query: Tensor, head_dim: int) -> None:
-    if other.dtype != query.dtype or other.device != query.device:
-        raise TypeError(f"{name} must be {query.dtype} on {query.device}, got {other.dtype} on {other.device}")
-    if other.ndim != query.ndim or other.shape[:-2] != query.shape[:-2] or other.shape[-1] != head_dim:
-        raise ValueError(f"{name} {list(other.shape)} does not fit query {list(query.shape)}")
-    if query.shape[-2] % other.shape[-2]:
-        raise ValueError(f"query's heads {query.shape[-2]} must be a multiple of {name}'s heads {other.shape[-2]}")
-
-
-def _check_additional(name: str, extra: Tensor, like: Tensor) -> None:
-    expected = [like.shape[0], extra.shape[1] if extra.ndim == 4 else "M", *like.shape[-2:]]
-    if list(extra.shape) != expected or extra.dtype != like.dtype or extra.device != like.device:
-        raise ValueError(
-            f"{name} must be [batch, M, heads, head_dim] = {expected} {like.dtype} on {like.device}, "
-            f"got {list(extra.shape)} {extra.dtype} on {extra.device}"
-        )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Literal, cast
 
 import torch
@@ -134,7 +135,7 @@ def _self_sdpa(
 
 def _masked_sdpa() -> System:
     def unsupported(problem: Problem) -> str | None:
-        size = _tokens(problem) ** 2 * (1 + problem.dtype.itemsize)  # torch adds a float copy of a boolean mask
+        size = prod(problem.lengths) ** 2 * (1 + problem.dtype.itemsize)  # torch adds a float copy of a boolean mask
         if size > MASK_BYTES_LIMIT:
             return f"its dense masks would take {size / 2**30:.0f} GiB (limit {MASK_BYTES_LIMIT >> 30})"
         return None
@@ -182,10 +183,3 @@ def _half_only(problem: Problem) -> str | None:
 
 def _any(problem: Problem) -> str | None:
     return None
-
-
-def _tokens(problem: Problem) -> int:
-    tokens = 1
-    for length in problem.lengths:
-        tokens *= length
-    return tokens

@@ -7,6 +7,7 @@ vicinal does not have are remembered, and say once that they have no effect.
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -22,12 +23,13 @@ class MemoryUsagePreference(Enum):
     Unrestricted = 2
 
 
+@dataclass
 class _Settings:
-    fused = False
-    gemm = True
-    deterministic = False
-    kv_parallel = False
-    memory = MemoryUsagePreference.Default
+    fused: bool = False
+    gemm: bool = True
+    deterministic: bool = False
+    kv_parallel: bool = False
+    memory: MemoryUsagePreference = MemoryUsagePreference.Default
 
 
 _settings = _Settings()

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vicinal.unfused  # noqa: F401 - registers the operators that are counted
 from vicinal.geometry.neighborhood import decode
-from vicinal.geometry.work import useful_scores
+from vicinal.geometry.work import call_scores
 
 
 def get_flops(model: torch.nn.Module, input: Any, disable_warnings: bool = False) -> int:
@@ -44,14 +44,8 @@ def add_natten_handle(flop_ctr: Any) -> Any:
 
 def _attend(inputs: list[Any], outputs: list[Any]) -> int:
     query, value = _shape(inputs[0]), _shape(inputs[2])
-    pairs = _pairs(query, _integers(inputs[6]))
-    if inputs[3].type().kind() != "NoneType":
-        batch, *lengths, heads, _dim = query
-        tokens = 1
-        for length in lengths:
-            tokens *= length
-        pairs += batch * heads * tokens * _shape(inputs[3])[1]
-    return pairs * (query[-1] + value[-1])
+    additional = 0 if inputs[3].type().kind() == "NoneType" else _shape(inputs[3])[1]
+    return _pairs(query, _integers(inputs[6]), additional) * (query[-1] + value[-1])
 
 
 def _pn(inputs: list[Any], outputs: list[Any]) -> int:
@@ -63,11 +57,11 @@ def _nn(inputs: list[Any], outputs: list[Any]) -> int:
     return _pairs(_shape(inputs[0]), _integers(inputs[2])) * _shape(inputs[1])[-1]
 
 
-def _pairs(shape: list[int], code: list[int]) -> int:
+def _pairs(shape: list[int], code: list[int], additional: int = 0) -> int:
     """Query-key pairs of all heads and batch elements, from a shape `[B, *X, H, _]` and encoded neighborhoods."""
     batch, *lengths, heads, _dim = shape
-    each = [n.resolve(lengths) for n in decode(code, len(lengths))]
-    return batch * heads // len(each) * sum(useful_scores(n, tuple(lengths)) for n in each)
+    neighborhoods = [n.resolve(lengths) for n in decode(code, len(lengths))]
+    return batch * call_scores(neighborhoods, tuple(lengths), heads, additional)
 
 
 def _shape(value: Any) -> list[int]:

@@ -35,7 +35,7 @@ class HeadsFirstAttention(nn.Module):
     """
 
     rank: ClassVar[int]
-    pads = False
+    pads: ClassVar[bool] = False
 
     def __init__(
         self,

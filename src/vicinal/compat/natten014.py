@@ -55,9 +55,10 @@ def natten2dav(attn: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor
 
 
 class NeighborhoodAttention1D(HeadsFirstAttention):
-    """0.14's module over `[B, X, dim]`; arguments as `vicinal.compat.modules.HeadsFirstAttention`."""
+    """0.14's module over `[B, X, dim]`; arguments as `HeadsFirstAttention`, whose `rel_pos_bias` is `bias` here."""
 
     rank = 1
+    pads = True
 
     def __init__(
         self,
@@ -73,7 +74,6 @@ class NeighborhoodAttention1D(HeadsFirstAttention):
     ) -> None:
         dilation = 1 if dilation is None else dilation
         super().__init__(dim, num_heads, kernel_size, dilation, False, bias, qkv_bias, qk_scale, attn_drop, proj_drop)
-        self.pads = True
 
 
 class NeighborhoodAttention2D(NeighborhoodAttention1D):
