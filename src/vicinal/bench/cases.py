@@ -78,6 +78,15 @@ def random_inputs(problem: Problem, seed: int = 0) -> Inputs:
     )
 
 
+def useful_flops(problem: Problem, passed: Pass) -> int:
+    """FLOPs of the scores inside windows, none wasted."""
+    if passed == "forward":
+        return problem.forward_flops
+    if passed == "backward":
+        return problem.backward_flops
+    return problem.forward_flops + problem.backward_flops
+
+
 @dataclass(frozen=True)
 class Suite:
     """Cases that are reported together.

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vicinal.bench.cases import Case, Pass, random_inputs
+from vicinal.bench.cases import Case, Pass, random_inputs, useful_flops
 from vicinal.bench.graphs import captured, own_stream
 from vicinal.bench.peers import System, both, without_grad
 from vicinal.bench.truth import Truth, truth
@@ -245,8 +245,6 @@ class _Ready:
         return True
 
     def measurements(self, case: Case, timed: Mapping[tuple[str, Pass], _Timed]) -> list[Measurement]:
-        work = {"forward": self.target.forward_flops, "backward": self.target.backward_flops}
-        work["forward+backward"] = sum(work.values())
         results = []
         for p in case.passes:
             status, reason = self.outcome[p]
@@ -263,7 +261,7 @@ class _Ready:
                     dict(self.errors),
                     dict(self.expected.tolerances),
                     self.expected.sampled,
-                    work[p],
+                    useful_flops(self.target, p),
                     self._note(p) if status == "ok" else "",
                 )
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from vicinal.bench.cases import Pass
+from vicinal.bench.cases import Pass, useful_flops
 from vicinal.bench.measure import Effort, time_calls
 from vicinal.problem import Problem, lse_dtype
 
@@ -71,15 +71,6 @@ def least_bytes(problem: Problem, passed: Pass) -> int:
     forward = query + key + value + output + lse
     backward = forward + output + query + key + value
     return {"forward": forward, "backward": backward, "forward+backward": forward + backward}[passed]
-
-
-def useful_flops(problem: Problem, passed: Pass) -> int:
-    """FLOPs of the scores inside windows, none wasted."""
-    if passed == "forward":
-        return problem.forward_flops
-    if passed == "backward":
-        return problem.backward_flops
-    return problem.forward_flops + problem.backward_flops
 
 
 def intensity(problem: Problem, passed: Pass) -> float:
