@@ -60,6 +60,23 @@ def test_ratio_is_of_kernel_times_where_both_have_one():
     assert report.ratio(ours, Measurement("peer", "neighborhood", "forward", "failed", "why")) is None
 
 
+def test_share_of_rate_counts_each_systems_own_flops():
+    from dataclasses import replace
+
+    ours = measurement("vicinal triton", 0.010)
+    everything = replace(measurement("SDPA cuDNN (self attention)", 0.050), flops=10 * 10**9)
+    assert report.share_of_rate(ours, everything) == pytest.approx(5 / 10)
+
+
+def test_page_tells_our_share_of_cudnns_rate(small_case):
+    made = Record("vicinal bench", "gpu", torch.device("cpu"), Effort())
+    made.add(small_case, [measurement("vicinal cpu", 0.002), measurement("SDPA cuDNN (self attention)", 0.001)])
+    made.finish()
+    head, _, row = report.markdown(made.document, "x.json").splitlines()[-3:]
+    assert "of SDPA cuDNN's FLOP/s" in head
+    assert "| 50% |" in row
+
+
 def test_our_result_is_the_first_of_ours_that_has_one():
     broken = Measurement("vicinal hopper", "neighborhood", "forward", "failed", "why")
     second = measurement("vicinal triton", 0.1)
