@@ -41,11 +41,9 @@ ALLOWED = 2e-3  # relative error in half precision
 
 def tilings_to_try(variant: str, dim: int) -> list[Tiling]:
     """Warps, stages and slots."""
-    if variant == "tiled":
-        return [Tiling(warps, stages) for warps, stages in product((1, 2), (1, 2))]
     if variant == "gemm":
         return [Tiling(warps, stages) for warps, stages in product((4, 8), (1, 2, 3))]
-    few = max(256 // dim, 4)
+    few = max(512 // dim, 4)
     return [Tiling(w, 3, s) for w, s in ((1, few), (1, 2 * few), (1, 4 * few), (2, 4 * few), (4, 8 * few))]
 
 
@@ -78,7 +76,7 @@ def compile_one(what: tuple[int, str, str]) -> None:
     """Run one kernel of one problem once with every tiling, so that Triton's cache has it."""
     index, variant, kernel = what
     call = calls_of(index)[kernel]
-    for tried in tilings_to_try(kind_of(index, variant, kernel), PROBLEMS[index][4]):
+    for tried in tilings_to_try(variant, PROBLEMS[index][4]):
         with suppress(Exception), overridden(tried):
             call(variant)
             torch.cuda.synchronize()
@@ -91,9 +89,8 @@ def time_problem(index: int) -> list[dict[str, Any]]:
     for kernel, call in calls_of(index).items():
         expected = call("torch").float()
         for variant in ("gemm", "naive"):
-            kind = kind_of(index, variant, kernel)
-            default = kernels.tiling(kind, dim, dtype)
-            for tried in tilings_to_try(kind, dim):
+            default = kernels.tiling(variant, kernel, dim, dtype)
+            for tried in tilings_to_try(variant, dim):
                 row = {"problem": name_of(index), "variant": variant, "kernel": kernel, **tried._asdict()}
                 row |= {"default": tried == default, "ms": None, "error": None}
                 try:
@@ -120,14 +117,6 @@ def calls_of(index: int) -> dict[str, Callable[[str], Tensor]]:
         "nn": lambda v: launch.nn(attn, x, slots, 1.0, v),
         "inverse": lambda v: launch.inverse(attn, x, heads, slots, 1.0, v),
     }
-
-
-def kind_of(index: int, variant: str, kernel: str) -> str:
-    """The variant, or "tiled" where that is what the naive one runs."""
-    lengths, window, _batch, _heads, dim, dtype = PROBLEMS[index]
-    slots = Slots(Neighborhood.of(len(lengths), window).resolve(lengths), lengths)
-    tiled = variant == "naive" and kernel == "pn" and kernels.is_tiled(slots, torch.empty(0, dim, dtype=dtype))
-    return "tiled" if tiled else variant
 
 
 def name_of(index: int) -> str:

@@ -30,7 +30,6 @@ from vicinal.kernels.triton import slots as shared
 from vicinal.kernels.triton.window import Flags
 from vicinal.tuning.config import TileConfig
 
-TILED = (4, 8), (4, 4)  # queries and keys of the naive special case, `is_tiled`
 MAX_PREPARED = 4096  # all are dropped when there are more
 BLOCK_N, BLOCK_R = 32, 32  # tokens and relative positions that a program of `bias_sum` takes at a time
 
@@ -43,19 +42,17 @@ class Tiling(NamedTuple):
     slots: int = 0
 
 
-def tiling(variant: str, dim: int, dtype: torch.dtype) -> Tiling:
-    """The best of benchmarks/unfused_tilings.py, among those that fit 255 registers without spills (sm_90)."""
+def tiling(variant: str, kernel: str, dim: int, dtype: torch.dtype) -> Tiling:
+    """The best of benchmarks/unfused_tilings.py on an H200; beyond 128 dims what any GPU's shared memory holds."""
     if variant == "naive":
-        return Tiling(warps=1, stages=3, slots=min(max(512 // _block(dim, 1), 4), 64))
-    if variant == "tiled":
-        return Tiling(warps=1, stages=1)
-    return Tiling(warps=8 if dtype == torch.float32 or dim > 64 else 4, stages=2)
+        return Tiling(warps=1, stages=3, slots=min(max(1024 // _block(dim, 1), 16), 64))
+    if dtype == torch.float32 or dim > 128:
+        return Tiling(warps=4, stages=1)
+    return Tiling(warps=4, stages=3 if kernel == "pn" else 2)
 
 
 def pn(query: Tensor, key: Tensor, rpb: Tensor | None, slots: Slots, scale: float, fill: float, variant: str) -> Tensor:
     """See `unfused_torch.pn`; `variant` "naive" or "gemm"."""
-    if variant == "naive" and is_tiled(slots, query):
-        variant = "tiled"
     shape = (*query.shape[:-1], slots.count)
     numbers: tuple[float, ...]
     if variant == "naive":
@@ -88,12 +85,6 @@ def bias_sum(grad: Tensor, slots: Slots) -> Tensor:
     partial = grad.new_empty((parts, heads, *slots.bias_shape), dtype=torch.float32)
     _run(_Call("bias_sum", "", slots, ()), (grad,), partial)
     return partial.sum(0).to(grad.dtype)
-
-
-def is_tiled(slots: Slots, query: Tensor) -> bool:
-    """Whether naive QK takes the paper's special case: queries of a tile share their keys; still no tensor cores."""
-    special = len(slots.lengths) == 2 and query.shape[-1] == 32 and max(slots.window) <= 13
-    return special and query.dtype != torch.float64
 
 
 class _Call(NamedTuple):
@@ -138,21 +129,18 @@ def _prepare(call: _Call, inputs: tuple[Tensor, ...], output: Tensor) -> Launch:
     group_size = first.shape[-2] // (heads if call.kernel == "inverse" else second.shape[-2])
     strides = strides_of(first), strides_of(second)
     vector = vector_of(strides if is_pn else strides[1:], dtype.itemsize)
-    chosen = tiling(call.variant, dim, dtype)
+    chosen = tiling(call.variant, call.kernel, dim, dtype)
     common = (vector, _flags(slots, inputs))
     constants: tuple[Any, ...]
     if call.variant == "naive":
         programs, blocks = slots.tokens, 1
         constants = (_block(dim, 1), chosen.slots, *common, tl.float64 if dtype == torch.float64 else tl.float32)
-    elif call.variant == "tiled":
-        programs, blocks = tile_count(slots.neighborhood, slots.lengths, TILED[0]), 1
-        constants = (_block(dim, 16), *TILED, *common, "ieee", False)
     else:
         tile, full = TILES[len(slots.lengths)], dtype == torch.float32
         block = min(_block(dim, 16), 64 if full else 128)
         programs, blocks = tile_count(slots.neighborhood, slots.lengths, tile), 1 if is_pn else ceil(dim / block)
         precision = "tf32" if full and _allows_tf32() else "ieee"
-        constants = (block, tile, tile, *common, precision, True) if is_pn else (block, tile, *common, precision)
+        constants = (block, tile, *common, precision)
     arguments = (
         *call.numbers,
         *(heads, group_size, programs),

@@ -90,16 +90,13 @@ def _compile(device: torch.device, case: Case) -> None:
         output, lse = plan.backend.forward(problem, plan.forward, inputs)
         if gradients:
             plan.gradients.backward(problem, plan.backward, inputs, output, lse, output, None)
-    # What the unfused kernels are compiled for; windows beyond 13 do not take the tiled special case of naive QK.
     rank, dilation = len(case.lengths), 2 if max(case.neighborhood.dilation) > 1 else 1
-    beyond = rank == 2 and any(k is None or k > 13 for k in case.neighborhood.window)
-    window = 15 if beyond else 3
-    kind = (rank, case.dtype, case.head_dim, dilation, window)
+    kind = (rank, case.dtype, case.head_dim, dilation)  # what the unfused kernels are compiled for
     if kind in _unfused_compiled:
         return
     _unfused_compiled.add(kind)
-    small = Neighborhood.of(rank, window, 1, dilation)
-    case = Case("", (2 * window + 2,) * rank, small, 2, case.head_dim, 2, dtype=case.dtype, passes=case.passes)
+    small = Neighborhood.of(rank, 3, 1, dilation)
+    case = Case("", (8,) * rank, small, 2, case.head_dim, 2, dtype=case.dtype, passes=case.passes)
     problem = case.problem(device)
     inputs = random_inputs(problem)
     for system in systems(device)[:2]:

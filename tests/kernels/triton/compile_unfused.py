@@ -32,25 +32,16 @@ from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.kernels.triton import gemm, naive
 from vicinal.kernels.triton import slots as shared
 
-KERNELS = {  # "tiled" is what "naive" runs at head dim 32
-    "naive": (naive.pn, naive.nn, naive.inverse, shared.bias_sum),
-    "gemm": (gemm.pn, gemm.nn, gemm.inverse, shared.bias_sum),
-    "tiled": (gemm.pn,),
-}
+KERNELS = {"naive": (naive.pn, naive.nn, naive.inverse), "gemm": (gemm.pn, gemm.nn, gemm.inverse)}
 WINDOWS = [  # lengths, geometry: the first compiles, the others must find it compiled
     ((32, 32), {"kernel_size": 7}),
     ((33, 40), {"kernel_size": (16, 3)}),
     ((64, 17), {"kernel_size": (5, 17)}),
 ]
-TILED_WINDOWS = [((32, 32), {"kernel_size": 7}), ((33, 40), {"kernel_size": (8, 3)}), ((64, 13), {"kernel_size": 13})]
 
 
 def run(lengths: tuple[int, ...], geometry: dict, dtype: torch.dtype, variant: str, heads: int) -> None:
     slots = Slots(Neighborhood.of(len(lengths), **geometry).resolve(lengths), lengths)
-    if variant == "tiled":
-        x = torch.zeros(1, *lengths, heads, 32, dtype=dtype)
-        launch.pn(x, x, None, slots, 1.0, 0.0, "naive")
-        return
     x = torch.zeros(1, *lengths, heads, 64, dtype=dtype)
     attn = torch.zeros(1, *lengths, heads, slots.count, dtype=dtype)
     rpb = torch.zeros(heads, *slots.bias_shape, dtype=dtype)
@@ -80,9 +71,9 @@ if __name__ == "__main__":
     Launch.__call__ = lambda self, tensors, aligned: compiled.append((self.kernel, self.compile(tensors)))
     for variant, kernels in KERNELS.items():
         compiled.clear()
-        for i, (lengths, geometry) in enumerate(TILED_WINDOWS if variant == "tiled" else WINDOWS):
+        for i, (lengths, geometry) in enumerate(WINDOWS):
             run(lengths, geometry, torch.float16, variant, heads=1 + i)
-        for function in kernels:
+        for function in (*kernels, shared.bias_sum):
             own = [kernel for f, kernel in compiled if f is function]
             ptx = own[0].asm["ptx"]
             row = {

@@ -13,7 +13,6 @@ pytest.importorskip("triton")
 SCRIPT = Path(__file__).with_name("compile_unfused.py")
 SOURCE = Path(__file__).parents[3] / "src"
 NAMES = [f"{variant}.{kernel}" for variant in ("naive", "gemm") for kernel in ("pn", "nn", "inverse", "bias_sum")]
-NAMES += ["tiled.pn"]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from vicinal.kernels.triton.boxes import box_of, coverage, intervals_of, program
 from vicinal.kernels.triton.memory import head_at, own_rows, rows_within, tile_at, token_strides
 from vicinal.kernels.triton.slots import RUN_TIME, load_columns, product, store_columns
 from vicinal.kernels.triton.softmax import bias_strides
-from vicinal.kernels.triton.window import linear, next_tile, positions_in, shifted, size_of, tile_of, tokens_at
+from vicinal.kernels.triton.window import linear, next_tile, shifted, size_of, tile_of, tokens_at
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
@@ -26,24 +26,22 @@ def pn(
     programs,  # tiles of a head
     axes, query_strides, key_strides,
     D: tl.constexpr, BLOCK_D: tl.constexpr,
-    TILE: tl.constexpr, KEY_TILE: tl.constexpr,
+    TILE: tl.constexpr,  # of queries and of keys
     VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
-    TENSOR_CORES: tl.constexpr,  # else the products are float32's, if `PRECISION` is "ieee": multiply-adds
 ):  # fmt: skip
     """`attn[query, slot] = scale * query . key (+ bias)`; absent slots are left alone."""
-    OPERAND: tl.constexpr = query.dtype.element_ty if TENSOR_CORES else tl.float32
     index, h, b = program_of(programs, heads)
     tile = tile_of(index, axes, TILE, FLAGS.dilated)
     if tile.beyond:
         return
 
-    box = box_of(tile, axes, TILE, KEY_TILE, FLAGS, False)
+    box = box_of(tile, axes, TILE, TILE, FLAGS, False)
     rows = rows_of(tile, axes, TILE, FLAGS, False)
-    columns = positions_in(KEY_TILE)
+    columns = rows.offsets
     query += head_at(b, h, query_strides, VECTOR)
     query += tile_at(tokens_at(tile.first, tile.group, axes.dilations), query_strides.tokens, VECTOR)
-    q_rows = rows_within(rows.offsets, axes.dilations, query_strides.tokens, VECTOR, FLAGS.wide)
-    q = load_columns(query, q_rows, rows.inside, 0, D, BLOCK_D).to(OPERAND)
+    q_rows = rows_within(columns, axes.dilations, query_strides.tokens, VECTOR, FLAGS.wide)
+    q = load_columns(query, q_rows, rows.inside, 0, D, BLOCK_D)
     key += head_at(b, h // group_size, key_strides, VECTOR)
     k_rows = rows_within(columns, axes.dilations, key_strides.tokens, VECTOR, FLAGS.wide)
     steps = token_strides(axes.windows)
@@ -56,13 +54,13 @@ def pn(
     at = box.begin
     for _ in range(box.count):
         token = tokens_at(at, tile.group, axes.dilations)
-        there, _full = coverage(columns, at, tile, box, KEY_TILE)
+        there, _full = coverage(columns, at, tile, box, TILE)
         k_tile = key + tile_at(token, key_strides.tokens, VECTOR)
-        k = load_columns(k_tile, k_rows, there, 0, D, BLOCK_D).to(OPERAND)
+        k = load_columns(k_tile, k_rows, there, 0, D, BLOCK_D)
         scores = tl.dot(q, k.T, input_precision=PRECISION)
         for first in range(BLOCK_D, D, BLOCK_D):
-            more = load_columns(query, q_rows, rows.inside, first, D, BLOCK_D).to(OPERAND)
-            k = load_columns(k_tile, k_rows, there, first, D, BLOCK_D).to(OPERAND)
+            more = load_columns(query, q_rows, rows.inside, first, D, BLOCK_D)
+            k = load_columns(k_tile, k_rows, there, first, D, BLOCK_D)
             scores = tl.dot(more, k.T, scores, input_precision=PRECISION)
         scores *= scale
         present = within(columns, at, rows) & rows.inside[:, None]
@@ -72,7 +70,7 @@ def pn(
             scores += tl.load(bias + place, mask=present, other=0.0).to(tl.float32)
         slots = attn + written[:, None] + linear(positions, steps)[None, :]
         tl.store(slots, scores.to(attn.dtype.element_ty), mask=present)
-        at = next_tile(at, box.begin, box.end, KEY_TILE)
+        at = next_tile(at, box.begin, box.end, TILE)
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
