@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vicinal.backends import unfused_launch
+from vicinal.backends import unfused_kernels, unfused_launch
 from vicinal.backends.slots import Slots
 from vicinal.geometry.neighborhood import Neighborhood
 
@@ -20,3 +20,34 @@ def test_bias_sum_over_parts_that_no_block_divides(lengths, window):
     grad = torch.randn(1, *lengths, 2, slots.count)
     expected = unfused_launch.bias_sum(grad, slots, "torch")
     torch.testing.assert_close(unfused_launch.bias_sum(grad, slots, "naive"), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU compiles what is interpreted here")
+@pytest.mark.parametrize("variant", ["naive", "gemm"])
+def test_offsets_of_64_bits_are_the_same(variant, monkeypatch):
+    """What tensors of more than 2**31 elements take: too large for a test without a GPU."""
+    lengths, geometry = (5, 6), {"kernel_size": (3, 2), "dilation": (1, 2), "is_causal": (True, False)}
+    slots = Slots(Neighborhood.of(2, **geometry).resolve(lengths), lengths)
+    x, attn = torch.randn(1, *lengths, 1, 8), torch.randn(1, *lengths, 1, slots.count)
+
+    def results() -> list[torch.Tensor]:
+        return [
+            unfused_launch.pn(x, x, None, slots, 0.3, 0.0, variant),
+            unfused_launch.nn(attn, x, slots, 1.0, variant),
+            unfused_launch.inverse(attn, x, 1, slots, 1.0, variant),
+        ]
+
+    narrow = results()
+    flags = unfused_kernels._flags
+    monkeypatch.setattr(unfused_kernels, "_flags", lambda *arguments: flags(*arguments)._replace(wide=True))
+    monkeypatch.setattr(unfused_kernels, "_prepared", {})
+    for got, expected in zip(results(), narrow, strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_which_tensors_need_offsets_of_64_bits():
+    lengths = (1 << 16,)
+    slots = Slots(Neighborhood.of(1, 4200).resolve(lengths), lengths)
+    x, attn = (torch.empty(1, *lengths, 8, n, device="meta") for n in (16, slots.count))
+    assert not unfused_kernels._flags(slots, (x, x)).wide
+    assert unfused_kernels._flags(slots, (attn, x)).wide
