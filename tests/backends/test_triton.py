@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import triton.runtime.interpreter
@@ -13,7 +15,7 @@ from vicinal.backends import triton as backend
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning.config import TileConfig
-from vicinal.tuning.cost import read, spell
+from vicinal.tuning.cost import TOGETHER, read, spell
 
 of = Neighborhood.of
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,7 +56,16 @@ def call(
     return strategies.Call(resolved, lengths, batch, heads, kv_heads, head_dim, value_dim, additional, has_rpb, seed)
 
 
-def check(drawn, dtype=torch.float32, tiles=None, backward=True, with_grad_lse=True, scale=None, inputs=None):
+def check(
+    drawn,
+    dtype=torch.float32,
+    tiles=None,
+    backward=True,
+    with_grad_lse=True,
+    scale=None,
+    inputs=None,
+    together=None,
+):
     scale = drawn.scale if scale is None else scale
     inputs = drawn.inputs(dtype, device) if inputs is None else inputs
     problem = Problem.of(inputs, drawn.neighborhoods, scale)
@@ -70,6 +81,8 @@ def check(drawn, dtype=torch.float32, tiles=None, backward=True, with_grad_lse=T
     grad_output = torch.randn(output.shape, generator=generator).to(output)
     grad_lse = torch.randn(lse.shape, generator=generator).to(lse) if with_grad_lse else None
     config = TileConfig(*tiles) if tiles else backend.BACKEND.configs(problem, "backward")[0]
+    if together is not None:
+        config = replace(config, variant=spell(read(config.variant)) + TOGETHER * together)
     grads = backend.BACKEND.backward(problem, config, inputs, output, lse, grad_output, grad_lse)
     for grad, given_ in zip(grads, inputs, strict=True):
         assert (grad is None) == (given_ is None)
@@ -140,6 +153,23 @@ def test_features(drawn):
 )
 def test_heads_with_neighborhoods_of_their_own(drawn):
     check(drawn)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        pytest.param(call((37,), of(1, 20), heads=2, kv_heads=2, batch=2), id="1d"),
+        pytest.param(
+            call((6, 7), of(2, (2, 3), dilation=(3, 2)), heads=4, kv_heads=2, value_dim=16), id="dilation-gqa"
+        ),
+        pytest.param(call((5, 7), of(2, 4, stride=(1, 3), is_causal=(True, False)), additional=5), id="causal-more"),
+        pytest.param(call((6, 9), of(2, 3), has_rpb=True, batch=2), id="rpb"),
+        pytest.param(call((6, 5), (of(2, 3), of(2, (2, 5), dilation=(3, 1))), heads=2), id="per-head-shared-keys"),
+    ],
+)
+def test_gradients_in_two_launches_and_in_one(drawn, together):
+    check(drawn, together=together)
 
 
 @pytest.mark.parametrize(
@@ -250,4 +280,4 @@ def test_cpu_tensors_are_not_taken_outside_tests():
 
 def test_variants_are_spelled_both_ways():
     config = TileConfig((2, 4, 8), (4, 1, 16), 8, 3)
-    assert read(spell(config)) == config
+    assert read(spell(config)) == read(spell(config) + TOGETHER) == config

@@ -33,11 +33,15 @@ PROBLEMS = [
 ]
 
 
+def listed(given, kernel):
+    return [config for _, config in cost._ranked(given, kernel)]
+
+
 @pytest.mark.parametrize("kernel", ["forward", "query", "key_value"])
 @pytest.mark.parametrize("given", PROBLEMS)
 def test_every_tiling_fits(given, kernel):
     shared = cost.gpu_of(given).shared
-    tilings = cost._ranked(given, kernel)
+    tilings = listed(given, kernel)
     assert tilings
     for config in tilings:
         assert len(config.query_tile) == len(config.key_tile) == given.rank
@@ -50,7 +54,7 @@ def test_every_tiling_fits(given, kernel):
 @pytest.mark.parametrize("given", PROBLEMS)
 def test_sixty_four_rows_never_have_eight_warps(given, kernel):
     """Two to four times slower on Hopper, and in float32 wrong with 16 keys (Triton 3.6; docs/performance.md)."""
-    assert [c for c in cost._ranked(given, kernel) if prod(c.query_tile) == 64 and c.warps > 4] == []
+    assert [c for c in listed(given, kernel) if prod(c.query_tile) == 64 and c.warps > 4] == []
 
 
 SPILLING = [  # compiled for sm_90: bytes spilled per thread in the key and value gradients, one warp
@@ -66,7 +70,7 @@ def test_a_warp_is_not_given_more_than_its_registers_hold(given, keys, queries):
     """Such programs took 3 to 7 times their estimate on an H200."""
     spilling = TileConfig(keys, queries, 1, 3)
     assert cost.estimate(given, "key_value", spilling).registers > cost.MOST_REGISTERS
-    assert spilling not in cost._ranked(given, "key_value")
+    assert spilling not in listed(given, "key_value")
 
 
 @pytest.mark.parametrize("given", PROBLEMS)

@@ -35,8 +35,8 @@ class Rates:
 
 
 RATES: Mapping[Direction, Rates] = {
-    "forward": Rates((180.0, 1.97, 270.0), (900.0, 0.0), 3000.0),
-    "backward": Rates((306.0, 8.06, 700.0), (4400.0, 25.0), 9000.0),
+    "forward": Rates((192.0, 1.79, 295.0), (804.0, 5.8), 3970.0),
+    "backward": Rates((549.0, 7.88, 836.0), (530.0, 49.4), 4890.0),
 }
 
 
@@ -45,7 +45,8 @@ def seconds(problem: Problem, direction: Direction, config: TileConfig) -> float
     rates = RATES[direction]
     each, tiles = steps(problem, config)
     d = (problem.head_dim + problem.value_dim) / 2
-    tile = each * max(rates.step[0] + rates.step[1] * d, rates.step[2]) + rates.tile[0] + rates.tile[1] * d
+    walk = each * max(rates.step[0] + rates.step[1] * d, rates.step[2])
+    ends = rates.tile[0] + rates.tile[1] * d
     count = len(launches(problem))
-    waves = ceil(tiles / count / (WARPGROUPS * gpu_of(problem).processors))
-    return 1e-9 * count * (waves * WARPGROUPS * tile + rates.launch)
+    turns = WARPGROUPS * ceil(tiles / count / (WARPGROUPS * gpu_of(problem).processors))
+    return 1e-9 * count * (turns * walk + (turns - 1) * ends + rates.launch)

@@ -16,11 +16,11 @@ from vicinal.backends.triton_launch import (
     tiles_of,
 )
 from vicinal.kernels.triton.additional import additional_gradient_kernel
-from vicinal.kernels.triton.backward import key_value_gradient_kernel, query_gradient_kernel
+from vicinal.kernels.triton.backward import gradients_kernel, key_value_gradient_kernel, query_gradient_kernel
 from vicinal.kernels.triton.bias import bias_gradient_kernel
 from vicinal.problem import Inputs
 from vicinal.tuning.config import TileConfig
-from vicinal.tuning.cost import read
+from vicinal.tuning.cost import in_one_launch, read
 
 BIAS_TILES = {1: (32,), 2: (4, 8), 3: (2, 4, 4)}  # of queries and of keys: what a sum along diagonals has room for
 BIAS_SCRATCH = 2**28  # bytes of partial bias gradients, at most (but one table per head)
@@ -38,9 +38,13 @@ class Backward:
         self._per_query_head = problem.per_head and problem.group_size > 1
         self._problem = problem
         self._table = prepared.table
-        self._query = _query_launch(prepared, config)
         key_value = read(config.variant) if config.variant else config
-        self._key_value = _key_value_launch(prepared, key_value, self._per_query_head)
+        self._both = self._query = self._key_value = None
+        if in_one_launch(config):
+            self._both = _gradients_launch(prepared, config, key_value, self._per_query_head)
+        else:
+            self._query = _query_launch(prepared, config)
+            self._key_value = _key_value_launch(prepared, key_value, self._per_query_head)
         self._additional = _additional_launch(prepared) if problem.additional else None
         self._bias = _bias_launch(prepared) if problem.has_rpb else None
 
@@ -53,11 +57,23 @@ class Backward:
         query, key, value, extra_keys, extra_values, rpb = inputs
         delta = torch.empty_like(lse)
         grad_query = _like(query)
-        self._query(
-            (*inputs, self._table, output, lse, grad_output, grad_lse, delta, grad_query),
-            ok,
-        )
-        grad_key, grad_value = self._key_value_gradients(inputs, lse, grad_output, delta, ok)
+        if self._per_query_head:
+            grad_key = query.new_empty((*query.shape[:-1], key.shape[-1]), dtype=torch.float32)
+            grad_value = query.new_empty((*query.shape[:-1], value.shape[-1]), dtype=torch.float32)
+        else:
+            grad_key, grad_value = _like(key), _like(value)
+        read = (*inputs, self._table, output, lse, grad_output, grad_lse)
+        if self._both is not None:
+            self._both((*read, delta, grad_query, grad_key, grad_value), ok)
+        else:
+            assert self._query is not None
+            assert self._key_value is not None
+            self._query((*read, delta, grad_query), ok)
+            self._key_value((query, key, value, rpb, self._table, lse, grad_output, delta, grad_key, grad_value), ok)
+        if self._per_query_head:
+            groups = (key.shape[-2], self._problem.group_size)
+            grad_key = grad_key.unflatten(-2, groups).sum(-2).to(key.dtype)
+            grad_value = grad_value.unflatten(-2, groups).sum(-2).to(value.dtype)
         grads = Inputs(grad_query, grad_key, grad_value)
         if self._additional is not None:
             assert extra_keys is not None
@@ -79,33 +95,14 @@ class Backward:
             grads = grads._replace(rpb=partial.sum(1).to(rpb.dtype))
         return grads
 
-    def _key_value_gradients(
-        self, inputs: Inputs, lse: Tensor, grad_output: Tensor, delta: Tensor, ok: bool
-    ) -> tuple[Tensor, Tensor]:
-        query, key, value, _, _, rpb = inputs
-        tensors = (query, key, value, rpb, self._table, lse, grad_output, delta)
-        if not self._per_query_head:
-            grad_key, grad_value = _like(key), _like(value)
-            self._key_value((*tensors, grad_key, grad_value), ok)
-            return grad_key, grad_value
-        shape = query.shape[:-1]
-        grad_key = query.new_empty((*shape, key.shape[-1]), dtype=torch.float32)
-        grad_value = query.new_empty((*shape, value.shape[-1]), dtype=torch.float32)
-        self._key_value((*tensors, grad_key, grad_value), ok)
-        groups = (key.shape[-2], self._problem.group_size)
-        return (
-            grad_key.unflatten(-2, groups).sum(-2).to(key.dtype),
-            grad_value.unflatten(-2, groups).sum(-2).to(value.dtype),
-        )
-
 
 def _like(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 def _query_launch(prepared: Prepared, config: TileConfig) -> Launch:
-    problem, (tile, key_tile) = prepared.problem, (config.query_tile, config.key_tile)
-    programs = tiles_of(problem, tile)
+    problem = prepared.problem
+    programs, count = _query_programs(prepared, config)
     arguments = (
         prepared.scale,
         problem.heads,
@@ -113,36 +110,74 @@ def _query_launch(prepared: Prepared, config: TileConfig) -> Launch:
         problem.additional,
         programs,
         *prepared.arguments(),
-        tile,
-        key_tile,
+        config.query_tile,
+        config.key_tile,
         prepared.vector,
-        prepared.flags(tile, key_tile),
+        prepared.flags(config.query_tile, config.key_tile),
         precision_of(problem),
     )
-    grid = (problem.batch * problem.heads * programs, 1, 1)
-    return Launch(query_gradient_kernel, grid, arguments, options_of(config))
+    return Launch(query_gradient_kernel, (count, 1, 1), arguments, options_of(config, prepared.chained))
 
 
 def _key_value_launch(prepared: Prepared, config: TileConfig, per_query_head: bool) -> Launch:
-    problem, (tile, query_tile) = prepared.problem, (config.query_tile, config.key_tile)
-    programs = tiles_of(problem, tile)
+    problem = prepared.problem
+    programs, count = _key_programs(prepared, config, per_query_head)
     arguments = (
         prepared.scale,
         problem.heads,
         problem.group_size,
         programs,
         *prepared.arguments(),
-        tile,
-        query_tile,
+        config.query_tile,
+        config.key_tile,
         prepared.vector,
-        prepared.flags(tile, query_tile, inverse=True),
+        prepared.flags(config.query_tile, config.key_tile, inverse=True),
         problem.group_size > 1 and not per_query_head,
         per_query_head,
         precision_of(problem),
     )
-    heads = problem.heads if per_query_head else problem.kv_heads
-    grid = (problem.batch * heads * programs, 1, 1)
-    return Launch(key_value_gradient_kernel, grid, arguments, options_of(config))
+    return Launch(key_value_gradient_kernel, (count, 1, 1), arguments, options_of(config, prepared.chained))
+
+
+def _gradients_launch(prepared: Prepared, query: TileConfig, key_value: TileConfig, per_query_head: bool) -> Launch:
+    """Both of the above; of warps and stages there is one number for both, the query gradient's."""
+    problem = prepared.problem
+    programs, count = _query_programs(prepared, query)
+    key_programs, key_count = _key_programs(prepared, key_value, per_query_head)
+    arguments = (
+        prepared.scale,
+        problem.heads,
+        problem.group_size,
+        problem.additional,
+        programs,
+        key_programs,
+        key_count,
+        *prepared.arguments(),
+        query.query_tile,
+        query.key_tile,
+        key_value.query_tile,
+        key_value.key_tile,
+        prepared.vector,
+        prepared.flags(query.query_tile, query.key_tile),
+        prepared.flags(key_value.query_tile, key_value.key_tile, inverse=True),
+        problem.group_size > 1 and not per_query_head,
+        per_query_head,
+        precision_of(problem),
+    )
+    return Launch(gradients_kernel, (key_count + count, 1, 1), arguments, options_of(query, prepared.chained))
+
+
+def _query_programs(prepared: Prepared, config: TileConfig) -> tuple[int, int]:
+    """Programs of one head, and of all."""
+    programs = tiles_of(prepared.problem, config.query_tile)
+    return programs, prepared.problem.batch * prepared.problem.heads * programs
+
+
+def _key_programs(prepared: Prepared, config: TileConfig, per_query_head: bool) -> tuple[int, int]:
+    """Likewise; `query_tile` is the program's tile of keys."""
+    problem = prepared.problem
+    programs = tiles_of(problem, config.query_tile)
+    return programs, problem.batch * (problem.heads if per_query_head else problem.kv_heads) * programs
 
 
 def _additional_launch(prepared: Prepared) -> Launch:

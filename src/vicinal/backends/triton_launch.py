@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from math import ceil, gcd, prod
 from typing import Any
 
@@ -104,7 +105,7 @@ class Forward:
                 problem.scale <= 0,
                 precision_of(problem),
             ),
-            options_of(config),
+            options_of(config, prepared.chained),
         )
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -222,6 +223,11 @@ class Prepared:
         return cls(problem, strides, vector_of(strides, problem.dtype.itemsize), table)
 
     @property
+    def chained(self) -> bool:
+        """Whether kernels are launched before the one ahead has ended."""
+        return chains(self.problem.device)
+
+    @property
     def scale(self) -> float:
         """The factor of the scores, times log2(e)."""
         return self.problem.scale * LOG2E.value
@@ -243,6 +249,7 @@ class Prepared:
             moded=any(mode(a) != SHIFT for a in axes),
             wide=is_wide(problem, (*self.strides[:3], contiguous), (tile, box_tile)),
             checked=may_pass_end(problem, tile, box_tile, inverse),
+            chained=self.chained,
         )
 
 
@@ -275,9 +282,21 @@ def device_of(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(device)
 
 
-def options_of(config: TileConfig) -> dict[str, int]:
-    """The tiling's launch options. Multiply-adds are fused: the newest Triton asks to be told."""
-    return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
+@cache
+def chains(device: torch.device) -> bool:
+    """Whether the GPU launches a kernel before the one ahead has ended, where both agree: NVIDIA's, from Hopper on."""
+    if device.type != "cuda" or torch.version.hip:
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def options_of(config: TileConfig, chained: bool = False) -> dict[str, int]:
+    """The tiling's launch options. Multiply-adds are fused: the newest Triton asks to be told.
+
+    `chained`: the kernel calls `await_previous` before it touches memory.
+    """
+    options = {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
+    return options | {"launch_pdl": True} if chained else options
 
 
 def _contiguous_strides(problem: Problem) -> list[int]:

@@ -11,7 +11,7 @@ and `tests/kernels/triton/test_compile.py` guards them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import islice
 from math import ceil, prod
@@ -19,7 +19,8 @@ from typing import Literal
 
 import torch
 
-from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.tiles import groups, key_interval, query_interval, tiles
 from vicinal.geometry.work import computed_scores
 from vicinal.problem import Problem
 from vicinal.tuning.config import TileConfig
@@ -32,26 +33,28 @@ WARPS = {16: (1, 4), 32: (1, 2, 4, 8), 64: (2, 4), 128: (4, 8)}
 KEY_TILES = (16, 32, 64, 128)
 STAGES = {1: (2,), 2: (2, 3), 3: (2, 3)}  # by rank: Triton 3.6 leaves a loop along one axis unpipelined at 3
 LISTED = 24  # tilings returned, at most
+TOGETHER = "+"  # ends the variant of a backward in one launch
 
 REGISTERS = 65536  # per multiprocessor
 MOST_REGISTERS = 262  # per thread, estimated: a few bytes of spills cost less than smaller tiles
 THREADS = 2048  # per multiprocessor
 PROGRAMS = 32  # likewise
 CLOCK = 1.7e9  # cycles per second, of the fit
-LAUNCH = 3e-6  # seconds, for a kernel to start and end
+LAUNCH = 5e-7  # seconds, of a kernel beyond its programs
 ISSUES = 4.0  # instructions per cycle
 EXPONENTIALS = 16.0  # per cycle
-L2_BYTES = 60.0  # per cycle and multiprocessor, and L1 helps
-WARPGROUP_FLOPS = 4200.0  # matrix FLOPs per cycle reached with 16-bit operands, by a warpgroup's instructions
-WARP_FLOPS = 1260.0  # likewise, by a single warp's
-SPLIT = 3.8  # products take so much longer where warpgroups share 64 rows
-NARROW = 0.33  # warpgroups' products slow down by this power of 64 / columns below 64
-OVERLAP = 0.45  # of what is not the bottleneck, what remains beside it in a lone program
-STEP_INSTRUCTIONS = 15.0  # per warp and step, besides those per score
-PROGRAM_INSTRUCTIONS = 690.0  # per warp and program
-MASK_INSTRUCTIONS = 5.3  # per score of a partial tile
-STEP_LATENCY = 570.0  # cycles of a step that other programs may fill
-PROGRAM_LATENCY = 3900.0  # likewise, of a program's start and end
+L2_BYTES = 50.6  # per cycle and multiprocessor, and L1 helps
+WARPGROUP_FLOPS = 3420.0  # matrix FLOPs per cycle reached with 16-bit operands, by a warpgroup's instructions
+WARP_FLOPS = 1090.0  # likewise, by a single warp's
+SPLIT = 1.21  # products and instructions take so much longer where warps share their rows
+TOGETHER_COST = 1.12  # of both gradients in one launch: registers of the larger, and delta computed twice
+NARROW = 0.36  # warpgroups' products slow down by this power of 64 / columns below 64
+OVERLAP = 0.419  # of what is not the bottleneck, what remains beside it in a lone program
+STEP_INSTRUCTIONS = 29.1  # per warp and step, besides those per score
+PROGRAM_INSTRUCTIONS = 337.0  # per warp and program
+MASK_INSTRUCTIONS = 3.8  # per score of a partial tile
+STEP_LATENCY = 639.0  # cycles of a step that other programs may fill
+PROGRAM_LATENCY = 3640.0  # likewise, of a program's start and end
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,9 @@ class Kernel:
 
 
 KERNELS: dict[Pass, Kernel] = {
-    "forward": Kernel((1, 1), 6.4, (1.4, 1.5, 52), (2.2, 2.6, 30), (2.2, 2.6, 0.0, 30), {2: 0.96, 3: 0.96}),
-    "query": Kernel((2, 1), 9.4, (1.8, 2.1, 26), (2.2, 1.7, 58), (2.2, 1.7, 0.3, 58), {2: 1.14, 3: 0.58}),
-    "key_value": Kernel((2, 2), 5.0, (1.2, 4.2, 38), (0.9, 3.2, 90), (1.0, 1.95, 0.35, 90), {2: 1.79, 3: 1.57}),
+    "forward": Kernel((1, 1), 4.09, (1.4, 1.5, 52), (2.2, 2.6, 30), (2.2, 2.6, 0.0, 30), {2: 1.0, 3: 1.0}),
+    "query": Kernel((2, 1), 10.1, (1.8, 2.1, 26), (2.2, 1.7, 58), (2.2, 1.7, 0.3, 58), {2: 0.762, 3: 0.422}),
+    "key_value": Kernel((2, 2), 10.6, (1.2, 4.2, 38), (0.9, 3.2, 90), (1.0, 1.95, 0.35, 90), {2: 1.74, 3: 0.86}),
 }
 
 
@@ -98,10 +101,8 @@ def tilings(problem: Problem, direction: Literal["forward", "backward"]) -> list
     A backward tiling is of the query gradient's kernel; its `variant` is the key and value gradients' (`spell`).
     """
     if direction == "forward":
-        return list(_ranked(problem, "forward"))
-    query, key_value = _ranked(problem, "query"), _ranked(problem, "key_value")
-    pairs = sorted((i + j, i, j) for i in range(len(query)) for j in range(len(key_value)))[:LISTED]
-    return [_with_variant(query[i], spell(key_value[j])) for _, i, j in pairs]
+        return [config for _, config in _ranked(problem, "forward")]
+    return [config for _, config in _backward(problem)]
 
 
 def spell(config: TileConfig) -> str:
@@ -110,24 +111,56 @@ def spell(config: TileConfig) -> str:
     return "/".join((*tiles, str(config.warps), str(config.stages)))
 
 
+def in_one_launch(config: TileConfig) -> bool:
+    """Whether a backward tiling computes all gradients in one launch: its variant ends in `TOGETHER`."""
+    return config.variant.endswith(TOGETHER)
+
+
 def read(variant: str) -> TileConfig:
-    """The inverse of `spell`.
+    """The inverse of `spell`, of a variant that may end in `TOGETHER`.
 
     Raises:
         ValueError: not such a string.
     """
-    query, key, warps, stages = variant.split("/")
+    query, key, warps, stages = variant.removesuffix(TOGETHER).split("/")
     tile = [tuple(int(n) for n in t.split("x")) for t in (query, key)]
     return TileConfig(tile[0], tile[1], int(warps), int(stages))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a tiling needs of a multiprocessor, and what it costs."""
+    """What the programs of a tiling need of a multiprocessor, and what they do there, in its cycles.
 
-    registers: float  # per thread
-    shared: int  # bytes per program
-    cycles: float  # of the whole problem, on all multiprocessors together
+    Attributes:
+        registers: per thread.
+        shared: bytes per program.
+        warps: per program.
+        programs: of the whole problem.
+        steps: per program, on average, and the most that one takes.
+        parts: what a step keeps busy for how long: matrix products, instructions, exponentials, the way to L2.
+        latency: of a step.
+        ends: instructions of a program's start and end.
+        cycles: of a launch, until its last program ends.
+    """
+
+    registers: float
+    shared: int
+    warps: int
+    programs: int
+    steps: float
+    most: int
+    parts: tuple[float, float, float, float]
+    latency: float
+    ends: float
+    cycles: float = 0.0
+
+    def beside(self, at_once: int, steps: float) -> float:
+        """Cycles from the start to the end of a program of `steps` where `at_once` of them share a multiprocessor."""
+        quarters = min(4, self.warps * at_once) / 4  # of the multiprocessor that have a warp
+        *computed, moved = self.parts
+        parts = [part / quarters for part in computed] + [moved]
+        busy = max(parts) + OVERLAP * (sum(parts) - max(parts)) / at_once**0.9
+        return steps * (at_once * busy + self.latency) + at_once * self.ends / quarters + PROGRAM_LATENCY
 
 
 def estimate(problem: Problem, kernel: Pass, config: TileConfig) -> Estimate:
@@ -153,8 +186,6 @@ def estimate(problem: Problem, kernel: Pass, config: TileConfig) -> Estimate:
         registers += 0.7 * per_score * scores + (2.0 * rows + 1.5 * columns) * (d + dv) / threads
         shared = int(1.8 * shared)
 
-    at_once = min(REGISTERS / (min(max(registers, 32), 255) * threads), gpu.shared / shared, THREADS / threads)
-    at_once = max(1, min(int(at_once), PROGRAMS))
     flops = (WARPGROUP_FLOPS if together else WARP_FLOPS) * (1.0 if size == 2 else 0.15)
     products = 2 * rows * columns * (what.products[0] * d + what.products[1] * dv) / flops
     if together and columns < 64:
@@ -163,28 +194,48 @@ def estimate(problem: Problem, kernel: Pass, config: TileConfig) -> Estimate:
     rescaled = accumulators if kernel == "forward" else 0
     issue = config.warps * (scores * per_score + rescaled + STEP_INSTRUCTIONS) / ISSUES
     if rows < 16 * config.warps:
-        products, issue = products * SPLIT, issue * SPLIT**0.5
-    parts = [products, issue, rows * columns / EXPONENTIALS, columns * (d + dv) * size / L2_BYTES]
-    busy = max(parts) + OVERLAP * (sum(parts) - max(parts)) / at_once**0.9
-    latency = STEP_LATENCY * what.latency[config.stages] * (1.3 if config.warps == 8 else 1.0)
-    step = busy + latency / at_once
-    ends = PROGRAM_LATENCY / at_once + config.warps * PROGRAM_INSTRUCTIONS / ISSUES
+        products, issue = products * SPLIT, issue * SPLIT
+    latency = STEP_LATENCY * what.latency[config.stages]
 
-    cycles = 0.0
+    programs = steps = most = 0
     for neighborhood, heads in _sampled(problem):
-        tiles = _tiles(neighborhood, problem.lengths, config.query_tile)
-        computed = computed_scores(neighborhood, problem.lengths, config.query_tile, config.key_tile)
-        steps = computed / (rows * columns * tiles) + ceil(problem.additional / columns)
-        slots = gpu.processors * at_once
-        cycles += ceil(problem.batch * heads * tiles / slots) * slots * (steps * step + ends)
-    return Estimate(registers, shared, cycles)
+        programs += heads * _tiles(neighborhood, problem.lengths, config.query_tile)
+        lengths = zip(neighborhood.axes, problem.lengths, config.query_tile, config.key_tile)
+        walked = [_axis_steps(*along, kernel == "key_value") for along in lengths]
+        steps += heads * prod(total for total, _ in walked)
+        most = max(most, prod(longest for _, longest in walked))
+    extra = ceil(problem.additional / columns)
+    found = Estimate(
+        registers,
+        shared,
+        config.warps,
+        programs=problem.batch * programs,
+        steps=steps / programs + extra,
+        most=most + extra,
+        parts=(products, issue, rows * columns / EXPONENTIALS, columns * (d + dv) * size / L2_BYTES),
+        latency=latency,
+        ends=config.warps * PROGRAM_INSTRUCTIONS / ISSUES,
+    )
+    return replace(found, cycles=launch_cycles(gpu, found))
+
+
+def launch_cycles(gpu: Gpu, *kinds: Estimate) -> float:
+    """Cycles until the last program ends of a launch of programs of these kinds, with the registers of the larger."""
+    warps, registers = max(e.warps for e in kinds), max(e.registers for e in kinds)
+    per_program = 32 * warps * min(max(registers, 32), 255)
+    at_once = min(REGISTERS / per_program, gpu.shared / max(e.shared for e in kinds), THREADS / (32 * warps))
+    here = ceil(sum(e.programs for e in kinds) / gpu.processors)
+    at_once = max(1, min(int(at_once), PROGRAMS, here))
+    times = [e.beside(at_once, e.steps) for e in kinds]
+    work = sum(e.programs * time for e, time in zip(kinds, times)) / (gpu.processors * at_once)
+    return max(max(times) * ceil(work / max(times) - 1e-9), *(e.beside(at_once, e.most) for e in kinds))
 
 
 def seconds(problem: Problem, direction: Literal["forward", "backward"]) -> float:
     """An estimate of the time of the tilings listed first; against another backend's, only their ratio matters."""
-    kernels: tuple[Pass, ...] = ("forward",) if direction == "forward" else ("query", "key_value")
-    cycles = sum(estimate(problem, kernel, _ranked(problem, kernel)[0]).cycles for kernel in kernels)
-    return cycles / gpu_of(problem).processors / CLOCK + LAUNCH * len(kernels)
+    if direction == "forward":
+        return _seconds(_ranked(problem, "forward")[0][0].cycles, 1)
+    return _backward(problem)[0][0]
 
 
 def gpu_of(problem: Problem) -> Gpu:
@@ -198,15 +249,35 @@ def gpu_of(problem: Problem) -> Gpu:
 
 
 @lru_cache(maxsize=1024)
-def _ranked(problem: Problem, kernel: Pass) -> tuple[TileConfig, ...]:
+def _ranked(problem: Problem, kernel: Pass) -> tuple[tuple[Estimate, TileConfig], ...]:
     """Tilings that fit, the cheapest first; if none is expected to fit, the one with the fewest registers."""
     costed = [(estimate(problem, kernel, c), c) for c in _candidates(problem)]
     shared = gpu_of(problem).shared
-    fitting = [(e.cycles, c) for e, c in costed if e.registers <= MOST_REGISTERS and e.shared <= shared]
+    fitting = [(e, c) for e, c in costed if e.registers <= MOST_REGISTERS and e.shared <= shared]
     if not fitting:
-        return (min(costed, key=lambda item: (item[0].shared > shared, item[0].registers))[1],)
-    fitting.sort(key=lambda item: item[0])
-    return tuple(c for _, c in fitting[:LISTED])
+        return (min(costed, key=lambda item: (item[0].shared > shared, item[0].registers)),)
+    fitting.sort(key=lambda item: item[0].cycles)
+    return tuple(fitting[:LISTED])
+
+
+@lru_cache(maxsize=1024)
+def _backward(problem: Problem) -> tuple[tuple[float, TileConfig], ...]:
+    """Tilings of the backward with their estimated seconds, in two launches and in one, the cheapest first."""
+    gpu = gpu_of(problem)
+    found = []
+    for query, own in _ranked(problem, "query"):
+        for key_value, other in _ranked(problem, "key_value"):
+            apart = _seconds(query.cycles + key_value.cycles, 2)
+            found.append((apart, replace(own, variant=spell(other))))
+            if (own.warps, own.stages) == (other.warps, other.stages):
+                together = _seconds(TOGETHER_COST * launch_cycles(gpu, query, key_value), 1)
+                found.append((together, replace(own, variant=spell(other) + TOGETHER)))
+    found.sort(key=lambda item: item[0])
+    return tuple(found[:LISTED])
+
+
+def _seconds(cycles: float, launches: int) -> float:
+    return cycles / CLOCK + launches * LAUNCH
 
 
 def _candidates(problem: Problem) -> Iterator[TileConfig]:
@@ -272,14 +343,24 @@ def _full_fraction(problem: Problem, config: TileConfig) -> float:
     return fraction
 
 
+@lru_cache(maxsize=16384)
+def _axis_steps(axis: Axis, length: int, tile: int, box_tile: int, inverse: bool) -> tuple[int, int]:
+    """Along an axis: steps of all tiles of all dilation groups, and the most of one tile; `inverse`: of keys' tiles."""
+    interval = query_interval if inverse else key_interval
+    total = most = 0
+    lengths = [group.length for group in groups(axis, length)]
+    for n in set(lengths):
+        boxes = [interval(axis, n, own) for own in tiles(n, tile)]
+        steps = [ceil((stop - start) / box_tile) for start, stop in boxes]
+        total += lengths.count(n) * sum(steps)
+        most = max(most, *steps)
+    return total, most
+
+
 def _tiles(neighborhood: Neighborhood, lengths: tuple[int, ...], tile: Tile) -> int:
     return prod(
         a.dilation * ceil(ceil(length / a.dilation) / t) for a, length, t in zip(neighborhood.axes, lengths, tile)
     )
-
-
-def _with_variant(config: TileConfig, variant: str) -> TileConfig:
-    return TileConfig(config.query_tile, config.key_tile, config.warps, config.stages, variant)
 
 
 def _padded(size: int) -> int:

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of co
 
 from compile_driver import CompileOnlyDriver
 
+from vicinal.backends import triton_launch
 from vicinal.backends.triton_backward import Backward
 from vicinal.backends.triton_launch import Forward, Launch, Prepared
 from vicinal.geometry.neighborhood import Neighborhood
@@ -86,6 +87,7 @@ of = Neighborhood.of
 VARIANTS = [
     Variant("2d", (128, 128), (of(2, 33),), torch.bfloat16, 64),
     Variant("2d-d128", (256, 256), (of(2, 80),), torch.float16, 128),
+    Variant("small", (8, 8), (of(2, 3),), torch.float16, 64),  # all gradients in one launch
     Variant("nat", (56, 56), (of(2, 7),), torch.float16, 32, has_rpb=True),
     Variant("float32", (4096,), (of(1, 256),), torch.float32, 64),
     Variant(
@@ -125,11 +127,12 @@ def launches(variant: Variant, config: TileConfig | None = None) -> list[tuple[L
     first, second = (config or cost.tilings(problem, direction)[0] for direction in ("forward", "backward"))
     forward = Forward(prepared, first, False)._launch
     backward = Backward(prepared, second)
-    found = [
-        (forward, (*given, table, x, f32)),
-        (backward._query, (*given, table, x, f32, x, None, f32, x)),
-        (backward._key_value, (q, k, v, rpb, table, f32, x, f32, x, x)),
-    ]
+    found = [(forward, (*given, table, x, f32))]
+    if backward._both is not None:
+        found.append((backward._both, (*given, table, x, f32, x, None, f32, x, x, x)))
+    else:
+        found.append((backward._query, (*given, table, x, f32, x, None, f32, x)))
+        found.append((backward._key_value, (q, k, v, rpb, table, f32, x, f32, x, x)))
     if backward._additional is not None:
         found.append((backward._additional, (q, ek, ev, f32, x, f32, f32, f32)))
     if backward._bias is not None:
@@ -169,6 +172,7 @@ def main(name: str, only: list[str]) -> None:
     target, shared = TARGETS[name]
     triton.runtime.driver.set_active(CompileOnlyDriver(target))
     cost.gpu_of = lambda problem: cost.Gpu(shared, name in ("sm_90", "sm_100"), 132)
+    triton_launch.chains = lambda device: name in ("sm_90", "sm_100")
     if target.backend == "hip":
         torch.version.hip = "compile-only"
     if only == ["once"]:

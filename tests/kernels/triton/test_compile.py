@@ -13,17 +13,18 @@ import pytest
 SCRIPT = Path(__file__).parent / "compile_only.py"
 # Bytes per thread spilled by (target, variant, kernel), as seen with Triton 3.6; where not listed, none may be.
 ALLOWED = {
+    ("sm_90", "2d-d128", "forward"): 16,
     ("sm_90", "2d-d128", "key_value_gradient"): 52,
     ("sm_90", "everything", "forward"): 64,
-    ("sm_90", "everything", "query_gradient"): 96,
+    ("sm_90", "everything", "query_gradient"): 100,
     ("sm_90", "everything", "key_value_gradient"): 104,
     ("sm_100", "nat", "bias_gradient"): 8,
 }
 COMPILED = {  # target: variants ([]: all)
     "sm_90": [],
-    "sm_80": ["2d", "nat"],
-    "sm_100": ["2d", "nat"],
-    "gfx942": ["2d", "nat"],
+    "sm_80": ["2d", "nat", "small"],
+    "sm_100": ["2d", "nat", "small"],
+    "gfx942": ["2d", "nat", "small"],
 }
 
 
@@ -39,7 +40,7 @@ def compiled(*arguments: str) -> list[dict]:
 def test_kernels_compile(target):
     rows = compiled(target, *COMPILED[target])
     kernels = {row["kernel"] for row in rows}
-    assert kernels >= {"forward", "query_gradient", "key_value_gradient", "bias_gradient"}
+    assert kernels >= {"forward", "query_gradient", "key_value_gradient", "gradients", "bias_gradient"}
     assert [row for row in rows if not row["fits"]] == []
     spilled = {(target, row["variant"], row["kernel"]): row["spilled"] for row in rows if row["spilled"]}
     assert {k: v for k, v in spilled.items() if v > ALLOWED.get(k, 0)} == {}

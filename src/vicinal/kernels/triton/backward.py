@@ -1,9 +1,10 @@
-"""Fused neighborhood attention, backward: two kernels, no atomics, the same bits every run.
+"""Fused neighborhood attention, backward: two kernels, or one, no atomics, the same bits every run.
 
 `query_gradient_kernel`: one program per tile of queries, walking the box of keys, as forward does. It also computes
 delta (the row sums of output times its gradient) for the kernels that follow.
 `key_value_gradient_kernel`: one program per tile of keys, walking the box of queries that reach it, and the heads of
 its group in order. A key's queries along an axis are an interval too, so its mask costs what the forward's does.
+`gradients_kernel`: both at once, for problems that do not fill the GPU; delta is computed by whoever needs it.
 
 Source: FlashAttention-2 (arXiv 2307.08691, algorithm 2), its one loop with atomic sums of dQ split in two.
 """
@@ -14,7 +15,9 @@ import triton.language as tl
 from vicinal.kernels.triton.boxes import axes_of_head, box_of, coverage, program_of, rows_of, within
 from vicinal.kernels.triton.forward import RUN_TIME
 from vicinal.kernels.triton.memory import (
+    await_previous,
     head_at,
+    let_next_start,
     load_rows,
     load_tile,
     own_rows,
@@ -50,10 +53,79 @@ def query_gradient_kernel(
     TILE: tl.constexpr, KEY_TILE: tl.constexpr,
     VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    _query_gradient(
+        tl.program_id(0), query, key, value, extra_keys, extra_values, rpb, table,
+        output, lse, grad_output, grad_lse, delta, grad_query,
+        scale, heads, group_size, additional, programs, axes, strides,
+        D, DV, TILE, KEY_TILE, VECTOR, FLAGS, PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=("scale", "heads", "group_size", "programs"))
+def key_value_gradient_kernel(
+    query, key, value, rpb, table, lse, grad_output, delta,
+    grad_key, grad_value,  # written
+    scale, heads, group_size, programs,
+    axes, strides,
+    D: tl.constexpr, DV: tl.constexpr,
+    TILE: tl.constexpr, QUERY_TILE: tl.constexpr,
+    VECTOR: tl.constexpr, FLAGS: tl.constexpr,
+    GROUPED: tl.constexpr,  # a program sums over the query heads of its key head
+    PER_QUERY_HEAD: tl.constexpr,  # gradients have one entry per query head, to be summed over each group later
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    _key_value_gradient(
+        tl.program_id(0), query, key, value, rpb, table, None, lse, grad_output, None, delta, grad_key, grad_value,
+        scale, heads, group_size, programs, axes, strides,
+        D, DV, TILE, QUERY_TILE, VECTOR, FLAGS, GROUPED, PER_QUERY_HEAD, PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=(*RUN_TIME, "key_programs", "key_total"))
+def gradients_kernel(
+    query, key, value, extra_keys, extra_values, rpb, table,
+    output, lse, grad_output,
+    grad_lse,  # None for zeros
+    delta, grad_query, grad_key, grad_value,  # written
+    scale, heads, group_size, additional, programs,
+    key_programs,  # tiles of keys of one head
+    key_total,  # programs with keys, which come first: they take longer
+    axes, strides,
+    D: tl.constexpr, DV: tl.constexpr,
+    TILE: tl.constexpr, KEY_TILE: tl.constexpr,  # of the query gradient
+    OWN_KEYS: tl.constexpr, QUERY_TILE: tl.constexpr,  # of the key and value gradients
+    VECTOR: tl.constexpr, FLAGS: tl.constexpr, INVERSE_FLAGS: tl.constexpr,
+    GROUPED: tl.constexpr, PER_QUERY_HEAD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    if pid < key_total:
+        _key_value_gradient(
+            pid, query, key, value, rpb, table, output, lse, grad_output, grad_lse, None, grad_key, grad_value,
+            scale, heads, group_size, key_programs, axes, strides,
+            D, DV, OWN_KEYS, QUERY_TILE, VECTOR, INVERSE_FLAGS, GROUPED, PER_QUERY_HEAD, PRECISION,
+        )  # fmt: skip
+    else:
+        _query_gradient(
+            pid - key_total, query, key, value, extra_keys, extra_values, rpb, table,
+            output, lse, grad_output, grad_lse, delta, grad_query,
+            scale, heads, group_size, additional, programs, axes, strides,
+            D, DV, TILE, KEY_TILE, VECTOR, FLAGS, PRECISION,
+        )  # fmt: skip
+
+
+@triton.jit
+def _query_gradient(
+    pid, query, key, value, extra_keys, extra_values, rpb, table,
+    output, lse, grad_output, grad_lse, delta, grad_query,
+    scale, heads, group_size, additional, programs, axes, strides,
+    D: tl.constexpr, DV: tl.constexpr, TILE: tl.constexpr, KEY_TILE: tl.constexpr,
+    VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     BN: tl.constexpr = size_of(KEY_TILE)
-    index, h, b = program_of(programs, heads)
+    index, h, b = program_of(pid, programs, heads)
     kv_head = h // group_size
     if table is not None:
+        await_previous(FLAGS.chained)
         axes = axes_of_head(axes, table, h)
     tile = tile_of(index, axes, TILE, FLAGS.dilated)
     if tile.beyond:
@@ -62,15 +134,17 @@ def query_gradient_kernel(
     box = box_of(tile, axes, TILE, KEY_TILE, FLAGS, False)
     rows = rows_of(tile, axes, TILE, FLAGS, False)
     written = own_rows(b, tile, rows, axes, heads, h)
+    query += head_at(b, h, strides.query, VECTOR)
+    await_previous(FLAGS.chained)
     do = load_rows(grad_output, written * DV, rows.inside, DV, True)
     o = load_rows(output, written * DV, rows.inside, DV, True)
+    log2_total = tl.load(lse + written, mask=rows.inside, other=0.0) * LOG2E
+    q = load_tile(query, tile, rows, axes.dilations, strides.query.tokens, D, VECTOR, FLAGS.wide)
+    # All that is read once is on its way before the first sum, and its barrier, waits for some of it.
     difference = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     if grad_lse is not None:
         difference -= tl.load(grad_lse + written, mask=rows.inside, other=0.0)
     tl.store(delta + written, difference, mask=rows.inside)
-    log2_total = tl.load(lse + written, mask=rows.inside, other=0.0) * LOG2E
-    query += head_at(b, h, strides.query, VECTOR)
-    q = load_tile(query, tile, rows, axes.dilations, strides.query.tokens, D, VECTOR, FLAGS.wide)
 
     columns = positions_in(KEY_TILE)
     k_rows = rows_within(columns, axes.dilations, strides.key.tokens, VECTOR, FLAGS.wide)
@@ -118,28 +192,29 @@ def query_gradient_kernel(
             ds = p * (weights_gradient - difference[:, None])
             accumulated = tl.dot(ds.to(k.dtype), k, accumulated, input_precision=PRECISION)
 
+    let_next_start(FLAGS.chained)
     store_rows(grad_query, written * D, rows.inside, accumulated * (scale * LN2), D)
 
 
-@triton.jit(do_not_specialize=("scale", "heads", "group_size", "programs"))
-def key_value_gradient_kernel(
-    query, key, value, rpb, table, lse, grad_output, delta,
-    grad_key, grad_value,  # written
-    scale, heads, group_size, programs,
-    axes, strides,
-    D: tl.constexpr, DV: tl.constexpr,
-    TILE: tl.constexpr, QUERY_TILE: tl.constexpr,
-    VECTOR: tl.constexpr, FLAGS: tl.constexpr,
-    GROUPED: tl.constexpr,  # a program sums over the query heads of its key head
-    PER_QUERY_HEAD: tl.constexpr,  # gradients have one entry per query head, to be summed over each group later
+@triton.jit
+def _key_value_gradient(
+    pid, query, key, value, rpb, table,
+    output,  # if there is no delta
+    lse, grad_output,
+    grad_lse,  # likewise; None for zeros
+    delta, grad_key, grad_value,
+    scale, heads, group_size, programs, axes, strides,
+    D: tl.constexpr, DV: tl.constexpr, TILE: tl.constexpr, QUERY_TILE: tl.constexpr,
+    VECTOR: tl.constexpr, FLAGS: tl.constexpr, GROUPED: tl.constexpr, PER_QUERY_HEAD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     out_heads = heads if PER_QUERY_HEAD else heads // group_size
-    index, out_head, b = program_of(programs, out_heads)
+    index, out_head, b = program_of(pid, programs, out_heads)
     first_head = out_head if PER_QUERY_HEAD else out_head * group_size
     turns = group_size if GROUPED else 1
     kv_head = first_head // group_size
     if table is not None:
+        await_previous(FLAGS.chained)
         axes = axes_of_head(axes, table, first_head)
     tile = tile_of(index, axes, TILE, FLAGS.dilated)
     if tile.beyond:
@@ -149,6 +224,7 @@ def key_value_gradient_kernel(
     rows = rows_of(tile, axes, TILE, FLAGS, True)
     key += head_at(b, kv_head, strides.key, VECTOR)
     value += head_at(b, kv_head, strides.value, VECTOR)
+    await_previous(FLAGS.chained)
     k = load_tile(key, tile, rows, axes.dilations, strides.key.tokens, D, VECTOR, FLAGS.wide)
     v = load_tile(value, tile, rows, axes.dilations, strides.value.tokens, DV, VECTOR, FLAGS.wide)
 
@@ -171,12 +247,14 @@ def key_value_gradient_kernel(
         row = token_rows(b, token, axes.lengths, heads, h)
         q = load_rows(query + tile_at(token, strides.query.tokens, VECTOR), q_rows, there, D, FLAGS.checked)
         do = load_rows(grad_output + row * DV, o_rows * DV, there, DV, FLAGS.checked)
-        if FLAGS.checked:
-            log2_total = tl.load(lse + row + o_rows, mask=there, other=0.0) * LOG2E
-            difference = tl.load(delta + row + o_rows, mask=there, other=0.0)
+        log2_total = _load_each(lse + row + o_rows, there, FLAGS.checked) * LOG2E
+        if delta is not None:
+            difference = _load_each(delta + row + o_rows, there, FLAGS.checked)
         else:
-            log2_total = tl.load(lse + row + o_rows) * LOG2E
-            difference = tl.load(delta + row + o_rows)
+            o = load_rows(output + row * DV, o_rows * DV, there, DV, FLAGS.checked)
+            difference = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+            if grad_lse is not None:
+                difference -= _load_each(grad_lse + row + o_rows, there, FLAGS.checked)
         scores = tl.dot(k, q.T, input_precision=PRECISION)
         if rpb is not None:
             mask = within(columns, at, rows) & rows.inside[:, None]
@@ -200,6 +278,15 @@ def key_value_gradient_kernel(
             h = tl.where(walked, h + 1, h)
             query += tl.where(walked, strides.query.head, 0).to(tl.int64) * VECTOR
 
+    let_next_start(FLAGS.chained)
     written = own_rows(b, tile, rows, axes, out_heads, out_head)
     store_rows(grad_key, written * D, rows.inside, dk * (scale * LN2), D)
     store_rows(grad_value, written * DV, rows.inside, dv, DV)
+
+
+@triton.jit
+def _load_each(pointers, inside, CHECKED: tl.constexpr):
+    if CHECKED:
+        return tl.load(pointers, mask=inside, other=0.0)
+    else:
+        return tl.load(pointers)

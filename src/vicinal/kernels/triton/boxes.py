@@ -43,9 +43,8 @@ class Rows(NamedTuple):
 
 
 @triton.jit
-def program_of(programs, heads):
-    """This program's number among the `programs` of a head, its head, and its batch entry (64-bit)."""
-    pid = tl.program_id(0)
+def program_of(pid, programs, heads):
+    """The number of program `pid` among the `programs` of a head, its head, and its batch entry (64-bit)."""
     return pid % programs, pid // programs % heads, (pid // programs // heads).to(tl.int64)
 
 

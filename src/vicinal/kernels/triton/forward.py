@@ -10,7 +10,9 @@ import triton.language as tl
 
 from vicinal.kernels.triton.boxes import axes_of_head, box_of, coverage, program_of, rows_of, within
 from vicinal.kernels.triton.memory import (
+    await_previous,
     head_at,
+    let_next_start,
     load_rows,
     load_tile,
     own_rows,
@@ -44,9 +46,10 @@ def forward_kernel(
     BM: tl.constexpr = size_of(TILE)
     BN: tl.constexpr = size_of(KEY_TILE)
     HAS_RPB: tl.constexpr = rpb is not None
-    index, h, b = program_of(programs, heads)
+    index, h, b = program_of(tl.program_id(0), programs, heads)
     kv_head = h // group_size
     if table is not None:
+        await_previous(FLAGS.chained)
         axes = axes_of_head(axes, table, h)
     tile = tile_of(index, axes, TILE, FLAGS.dilated)
     if tile.beyond:
@@ -55,6 +58,7 @@ def forward_kernel(
     box = box_of(tile, axes, TILE, KEY_TILE, FLAGS, False)
     rows = rows_of(tile, axes, TILE, FLAGS, False)
     query += head_at(b, h, strides.query, VECTOR)
+    await_previous(FLAGS.chained)
     q = load_tile(query, tile, rows, axes.dilations, strides.query.tokens, D, VECTOR, FLAGS.wide)
 
     columns = positions_in(KEY_TILE)
@@ -107,6 +111,7 @@ def forward_kernel(
                 scores, v, maximum, total, accumulated, scale, SCALED or HAS_RPB, PRECISION
             )
 
+    let_next_start(FLAGS.chained)
     accumulated = accumulated * (1.0 / total)[:, None]  # one division a row, not one an element
     written = own_rows(b, tile, rows, axes, heads, h)
     store_rows(output, written * DV, rows.inside, accumulated, DV)

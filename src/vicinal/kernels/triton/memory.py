@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from vicinal.kernels.triton.window import tokens_at
 
@@ -29,6 +30,26 @@ class InputStrides(NamedTuple):
     value: Strides
     extra_keys: Strides | None = None
     extra_values: Strides | None = None
+
+
+@triton.jit
+def await_previous(CHAINED: tl.constexpr):
+    """To be called before memory is read or written, by kernels that are launched before the one ahead has ended.
+
+    So launches, and what is computed before this call, are hidden (CUDA's programmatic dependent launch).
+    """
+    if CHAINED:
+        gdc_wait()
+
+
+@triton.jit
+def let_next_start(CHAINED: tl.constexpr):
+    """To be called when little is left to do: once all programs have called it, those of the next kernel may start.
+
+    Where they do they stay: started earlier, they would gather on the multiprocessors that are free first.
+    """
+    if CHAINED:
+        gdc_launch_dependents()
 
 
 @triton.jit

@@ -38,6 +38,7 @@ class Flags(NamedTuple):
     moded: bool  # some axis is not `SHIFT`
     wide: bool  # offsets within a tile may need more than 31 bits
     checked: bool  # tiles of a box may pass the end of an axis
+    chained: bool = False  # launched while the kernel before may still run: `memory.await_previous`
 
 
 class Tile(NamedTuple):
