@@ -8,6 +8,7 @@ import triton.language as tl
 
 from vicinal.kernels.triton.memory import head_at, load_rows, padded, store_rows, tile_at
 from vicinal.kernels.triton.softmax import LN2, LOG2E
+from vicinal.kernels.triton.window import product, unravelled
 
 
 @triton.jit(do_not_specialize=("scale", "heads", "group_size", "additional", "tiles", "slice_size"))
@@ -31,7 +32,7 @@ def additional_gradient_kernel(
     batch = (tl.num_programs(0) // tiles // kv_heads).to(tl.int64)
     part = tl.program_id(1)
     start = part * slice_size
-    tokens = _product(axes.lengths)
+    tokens = product(axes.lengths)
     stop = tl.minimum(start + slice_size, tokens)
 
     m = first_key + tl.arange(0, BM)
@@ -48,7 +49,7 @@ def additional_gradient_kernel(
             token = first + tl.arange(0, BN)
             there = token < stop
             rows = (b * tokens + token) * heads + h
-            q_rows = tile_at(_positions_of(token, axes.lengths), strides.query.tokens, VECTOR)
+            q_rows = tile_at(unravelled(token, axes.lengths), strides.query.tokens, VECTOR)
             q_rows += head_at(b, h, strides.query, VECTOR)
             q = load_rows(query, q_rows, there, D, True)
             do = load_rows(grad_output, rows * DV, there, DV, True)
@@ -64,21 +65,3 @@ def additional_gradient_kernel(
     rows = (((part * batch + b) * additional + m) * kv_heads + kv_head).to(tl.int64)
     store_rows(grad_keys, rows * D, inside, dk * (scale * LN2), D)
     store_rows(grad_values, rows * DV, inside, dv, DV)
-
-
-@triton.jit
-def _positions_of(token, lengths):
-    """A token's position along each axis, from its number."""
-    positions = ()
-    for axis in tl.static_range(len(lengths) - 1, 0, -1):
-        positions = (token % lengths[axis],) + positions
-        token = token // lengths[axis]
-    return (token,) + positions
-
-
-@triton.jit
-def _product(values):
-    result = values[0]
-    for axis in tl.static_range(1, len(values)):
-        result = result * values[axis]
-    return result

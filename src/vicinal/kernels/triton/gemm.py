@@ -11,9 +11,9 @@ import triton.language as tl
 
 from vicinal.kernels.triton.boxes import box_of, coverage, intervals_of, program_of, rows_of, within
 from vicinal.kernels.triton.memory import head_at, own_rows, rows_within, tile_at, token_strides
-from vicinal.kernels.triton.slots import RUN_TIME, load_columns, product, store_columns
+from vicinal.kernels.triton.slots import RUN_TIME, load_columns, store_columns
 from vicinal.kernels.triton.softmax import bias_strides
-from vicinal.kernels.triton.window import linear, next_tile, shifted, size_of, tile_of, tokens_at
+from vicinal.kernels.triton.window import linear, next_tile, product, shifted, size_of, tile_of, tokens_at
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
@@ -30,7 +30,7 @@ def pn(
     VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`attn[query, slot] = scale * query . key (+ bias)`; absent slots are left alone."""
-    index, h, b = program_of(programs, heads)
+    index, h, b = program_of(tl.program_id(0), programs, heads)
     tile = tile_of(index, axes, TILE, FLAGS.dilated)
     if tile.beyond:
         return
@@ -83,7 +83,7 @@ def nn(
     VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`output[query] = scale * sum over slots of attn[query, slot] * value[key]`, `BLOCK_D` columns of it."""
-    index, h, b = program_of(programs, heads)
+    index, h, b = program_of(tl.program_id(0), programs, heads)
     column = tl.program_id(1) * BLOCK_D
     tile = tile_of(index, axes, TILE, FLAGS.dilated)
     if tile.beyond:
@@ -129,7 +129,7 @@ def inverse(
 
     A tile of keys against the box of queries that reach it.
     """
-    index, h, b = program_of(programs, heads)
+    index, h, b = program_of(tl.program_id(0), programs, heads)
     column = tl.program_id(1) * BLOCK_D
     tile = tile_of(index, axes, TILE, FLAGS.dilated)
     if tile.beyond:

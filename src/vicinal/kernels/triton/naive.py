@@ -10,9 +10,9 @@ import triton.language as tl
 
 from vicinal.kernels.triton.boxes import intervals_of
 from vicinal.kernels.triton.memory import head_at, rows_within, tile_at, token_strides
-from vicinal.kernels.triton.slots import RUN_TIME, load_columns, product, tokens_numbered, unravelled
+from vicinal.kernels.triton.slots import RUN_TIME, load_columns, tokens_numbered
 from vicinal.kernels.triton.softmax import bias_strides
-from vicinal.kernels.triton.window import linear, shifted, tokens_at
+from vicinal.kernels.triton.window import linear, product, shifted, tokens_at, unravelled
 
 
 @triton.jit(do_not_specialize=RUN_TIME)

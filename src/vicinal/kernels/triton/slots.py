@@ -12,7 +12,7 @@ import triton.language as tl
 
 from vicinal.kernels.triton.boxes import intervals_of, within
 from vicinal.kernels.triton.memory import head_at, tile_at, token_strides
-from vicinal.kernels.triton.window import group_length, linear
+from vicinal.kernels.triton.window import group_length, linear, unravelled
 
 # Never specialised on; nor are the tuples, by how they are launched: neither a new window nor a new length compiles.
 RUN_TIME = ("scale", "fill", "heads", "group_size", "programs")
@@ -47,25 +47,6 @@ def tokens_numbered(number, axes, FLAGS: tl.constexpr, INVERSE: tl.constexpr):
         lengths = lengths + (group_length(axes.lengths[axis], axes.dilations[axis], member, FLAGS.dilated),)
     starts, sizes = intervals_of(positions, lengths, axes, FLAGS, INVERSE)
     return Tokens(places, group, positions, lengths, starts, sizes)
-
-
-@triton.jit
-def unravelled(number, sizes):
-    """A row-major number in an array of `sizes` -> the place along each axis."""
-    places = ()
-    for axis in tl.static_range(len(sizes) - 1, 0, -1):
-        places = (number % sizes[axis],) + places
-        number = number // sizes[axis]
-    return (number,) + places
-
-
-@triton.jit
-def product(sizes):
-    """How many elements an array of `sizes` has."""
-    count = sizes[0]
-    for axis in tl.static_range(1, len(sizes)):
-        count = count * sizes[axis]
-    return count
 
 
 @triton.jit

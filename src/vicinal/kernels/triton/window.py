@@ -261,6 +261,25 @@ def linear(positions, strides):
 
 
 @triton.jit
+def unravelled(number, sizes):
+    """A row-major number in an array of `sizes` -> the place along each axis."""
+    places = ()
+    for axis in tl.static_range(len(sizes) - 1, 0, -1):
+        places = (number % sizes[axis],) + places
+        number = number // sizes[axis]
+    return (number,) + places
+
+
+@triton.jit
+def product(sizes):
+    """How many elements an array of `sizes` has."""
+    count = sizes[0]
+    for axis in tl.static_range(1, len(sizes)):
+        count = count * sizes[axis]
+    return count
+
+
+@triton.jit
 def next_tile(at, begin, end, TILE: tl.constexpr):
     """The tile after the one at `at` of a box from `begin` to `end`, the last axis fastest."""
     moved = ()
