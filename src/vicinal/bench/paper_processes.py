@@ -255,6 +255,8 @@ def _serve(connection: Connection, device: torch.device) -> None:
             warm_up(device)
             answer = None
         elif what == "prepare":
+            if arguments[1]:
+                _compile_alone()
             ready = prepare(arguments[0], arguments[1], device)
             answer = None
         else:
@@ -262,6 +264,13 @@ def _serve(connection: Connection, device: torch.device) -> None:
             line, ready = ready.time(device), None
             answer = (line, usable(device))
         connection.send(answer)
+
+
+def _compile_alone() -> None:
+    """Let torch.compile start no processes: each of ours would have as many as there are processors."""
+    import torch._inductor.config
+
+    torch._inductor.config.compile_threads = 1
 
 
 def _header(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> dict[str, Any]:
