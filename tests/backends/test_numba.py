@@ -48,7 +48,7 @@ def run(inputs, neighborhoods, scale, seed, with_grad_lse=True, config=None):
 
 def supported(call):
     """The call without what the backend leaves to others."""
-    return replace(call, neighborhoods=call.neighborhoods[:1], additional=0, has_rpb=False)
+    return replace(call, neighborhoods=call.neighborhoods[:1], has_rpb=False)
 
 
 @pytest.fixture(params=[None, 9], ids=["one chunk", "chunks of 9 keys"])
@@ -103,9 +103,20 @@ def whole(window, dilation=1, **rest):
         whole(24, causal=True),
         whole(6, stride=6),
         whole(1),
+        replace(whole(7), additional=50),
         replace(whole(700), lengths=(1500,)),
     ],
-    ids=["whole", "whole groups", "unequal groups", "clipped", "causal", "blocked", "one key", "several chunks"],
+    ids=[
+        "whole",
+        "whole groups",
+        "unequal groups",
+        "clipped",
+        "causal",
+        "blocked",
+        "one key",
+        "many more keys",
+        "several chunks",
+    ],
 )
 def test_special_windows(call):
     inputs = call.inputs()
@@ -166,9 +177,9 @@ def assert_same(found, wanted):
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
-def plane(heads=2, kv_heads=1, dtype=torch.float32):
-    call = Call((Neighborhood((Axis(5, dilation=2), Axis(4))),), (14, 13), 1, heads, kv_heads, 24, 40, 0, False, 3)
-    return call, call.inputs(dtype)
+def plane():
+    call = Call((Neighborhood((Axis(5, dilation=2), Axis(4))),), (14, 13), 1, 2, 1, 24, 40, 2, False, 3)
+    return call, call.inputs(torch.float32)
 
 
 def test_inputs_are_left_alone_and_results_repeat(threads):
@@ -201,12 +212,10 @@ def test_threads_of_either_kind_give_the_same(kernel, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_nothing_is_written_elsewhere(dtype, direction, chunks, threads, monkeypatch):
-    call, inputs = plane(4, 2, dtype)
-    call = replace(call, head_dim=32, value_dim=48)
+    call = replace(plane()[0], heads=4, kv_heads=2, head_dim=32, value_dim=48, additional=5)
     inputs = call.inputs(dtype)
     problem = Problem.of(inputs, call.neighborhoods, call.scale)
-    query, key, value = inputs[:3]
-    shape = query.shape[:-1]
+    shape = inputs.query.shape[:-1]
     guarded = []
 
     def results(*shapes):
@@ -215,23 +224,24 @@ def test_nothing_is_written_elsewhere(dtype, direction, chunks, threads, monkeyp
             size = int(np.prod(wanted))
             memory = torch.full((size + 128,), 777.0, dtype=dtype)
             guarded.append(memory)
-            yield memory[64 : 64 + size].view(wanted).zero_()
+            yield memory[64 : 64 + size].view(wanted)
 
-    given = [query, key, value]
+    given = inputs[:5]
     if direction == "forward":
-        plan = numba_plan.call_plan(problem, direction, (3, 5), tuple(t.stride() for t in given), threads)
+        plan = numba_launch._plan(problem, direction, (3, 5), given)
         made = list(results((*shape, 48), shape))
     else:
-        given += [torch.randn(*shape, 48, dtype=dtype), torch.randn(shape, dtype=dtype)]
-        given += [torch.randn(*shape, 48, dtype=dtype), torch.randn(shape, dtype=dtype)]
-        plan = numba_plan.call_plan(problem, direction, (3, 5), tuple(t.stride() for t in given), threads)
-        made = list(results(query.shape, (plan.parts, *key.shape), (plan.parts, *value.shape)))
+        above = [torch.randn(s, dtype=dtype) for s in ((*shape, 48), shape)]
+        given += (*above, *(t.clone() for t in above))
+        plan = numba_launch._plan(problem, direction, (3, 5), given)
+        made = list(results(inputs.query.shape, *((plan.parts, *t.shape) for t in inputs[1:5])))
     assert plan.threads == threads
     scratch = np.full(plan.threads * plan.scratch + 128 + 64, 7, np.uint8)
     begin = scratch.ctypes.data + 64
     begin += -begin % 64
     monkeypatch.setattr(numba_launch.SCRATCH, "take", lambda size: begin)
     numba_launch._run(problem, direction, plan, (*given, *made))
+    assert not any((t == 777).any() for t in made)
     assert all((m[:64] == 777).all() and (m[-64:] == 777).all() for m in guarded)
     first = begin - scratch.ctypes.data
     assert (scratch[:first] == 7).all()
@@ -266,7 +276,6 @@ def test_large_scores(size):
         (dict(dtype=torch.bfloat16), "torch.bfloat16 is not one of"),
         (dict(device=torch.device("meta")), "not on a CPU"),
         (dict(has_rpb=True), "relative positional bias"),
-        (dict(additional=3), "additional keys"),
         (dict(neighborhoods=(Neighborhood.of(1, 3), Neighborhood.of(1, 4))), "one neighborhood for all heads"),
     ],
 )
@@ -368,5 +377,5 @@ def test_memory_of_scratch_is_bounded():
     call = Call((Neighborhood((Axis(None),)),), (1 << 14,), 1, 1, 1, 64, 64, 0, False, 0)
     problem = Problem.of(call.inputs(torch.float32), [Neighborhood.of(1, None)], 1.0)
     (config, *_) = BACKEND.configs(problem, "forward")
-    plan = numba_plan.call_plan(problem, "forward", config.query_tile, (None,) * 3, 2)
+    plan = numba_plan.call_plan(problem, "forward", config.query_tile, (None,) * 5, 2)
     assert plan.scratch < 300_000

@@ -34,8 +34,6 @@ class NumbaBackend:
             return f"{problem.dtype} is not one of {', '.join(map(str, DTYPES))}"
         if problem.has_rpb:
             return "it has no relative positional bias"
-        if problem.additional:
-            return "it has no additional keys"
         if problem.per_head:
             return "it has one neighborhood for all heads"
         return missing()
@@ -54,8 +52,7 @@ class NumbaBackend:
         """Output and log-sum-exp."""
         from vicinal.backends import numba_launch
 
-        with torch.no_grad():
-            return numba_launch.forward(problem, config.query_tile, inputs)
+        return numba_launch.forward(problem, config.query_tile, inputs)
 
     def backward(
         self,
@@ -70,8 +67,7 @@ class NumbaBackend:
         """Gradients of all inputs."""
         from vicinal.backends import numba_launch
 
-        with torch.no_grad():
-            return numba_launch.backward(problem, config.query_tile, inputs, output, lse, grad_output, grad_lse)
+        return numba_launch.backward(problem, config.query_tile, inputs, output, lse, grad_output, grad_lse)
 
 
 @cache

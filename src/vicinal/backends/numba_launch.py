@@ -21,12 +21,15 @@ DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 def forward(problem: Problem, tile: tuple[int, ...], inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp, contiguous."""
-    query, key, value = _rows(inputs.query), _rows(inputs.key), _rows(inputs.value)
-    strides = query.stride(), key.stride(), value.stride()
-    plan = call_plan(problem, "forward", tile, strides, torch.get_num_threads())
+    given = tuple([None if t is None else _rows(t) for t in inputs[:5]])
+    query, value = given[0], given[2]
+    assert query is not None
+    assert value is not None
+    plan = _plan(problem, "forward", tile, given)
     shape = query.shape[:-1]
-    output, lse = query.new_empty((*shape, value.shape[-1])), query.new_empty(shape)
-    _run(problem, "forward", plan, (query, key, value, output, lse))
+    output = torch.empty((*shape, value.shape[-1]), dtype=problem.dtype)
+    lse = torch.empty(shape, dtype=problem.dtype)
+    _run(problem, "forward", plan, (*given, output, lse))
     return _narrow(output, problem.value_dim), lse
 
 
@@ -39,27 +42,27 @@ def backward(
     grad_output: Tensor,
     grad_lse: Tensor | None,
 ) -> Inputs:
-    """Gradients of query, key and value, contiguous."""
-    query, key, value = _rows(inputs.query), _rows(inputs.key), _rows(inputs.value)
-    given = query, key, value, _rows(output), lse, _rows(grad_output), grad_lse
-    strides = tuple(None if t is None else t.stride() for t in given)
-    plan = call_plan(problem, "backward", tile, strides, torch.get_num_threads())
-    grad_query = query.new_empty(query.shape)
-    grad_key, grad_value = key.new_zeros((plan.parts, *key.shape)), value.new_zeros((plan.parts, *value.shape))
-    _run(problem, "backward", plan, (*given, grad_query, grad_key, grad_value))
-    if plan.parts > 1:
-        grad_key, grad_value = grad_key.sum(0, keepdim=True), grad_value.sum(0, keepdim=True)
-    return Inputs(
-        _narrow(grad_query, problem.head_dim),
-        _narrow(grad_key[0], problem.head_dim),
-        _narrow(grad_value[0], problem.value_dim),
-    )
+    """Gradients of all inputs, contiguous."""
+    rows = [None if t is None else _rows(t) for t in inputs[:5]]
+    given = (*rows, _rows(output), lse, _rows(grad_output), grad_lse)
+    plan = _plan(problem, "backward", tile, given)
+    query, *others = rows
+    assert query is not None
+    grads = [torch.empty(query.shape, dtype=problem.dtype)]
+    parts = [None if t is None else torch.empty((plan.parts, *t.shape), dtype=problem.dtype) for t in others]
+    _run(problem, "backward", plan, (*given, *grads, *parts))
+    found = [*grads, *(None if p is None else p[0] if plan.parts == 1 else p.sum(0) for p in parts)]
+    return Inputs(*(None if g is None else _narrow(g, t.shape[-1]) for g, t in zip(found, inputs)))  # type: ignore[arg-type, union-attr]
+
+
+def _plan(problem: Problem, direction: Direction, tile: tuple[int, ...], given: tuple[Tensor | None, ...]) -> CallPlan:
+    strides = tuple([None if t is None else t.stride() for t in given])
+    return call_plan(problem, direction, tile, strides, torch.get_num_threads())
 
 
 def _run(problem: Problem, direction: Direction, plan: CallPlan, tensors: tuple[Tensor | None, ...]) -> None:
     numbers = plan.numbers.copy()
-    addresses = [0 if t is None else t.data_ptr() for t in tensors]
-    numbers[c.ADDRESS : c.ADDRESS + len(addresses)] = addresses
+    numbers[c.ADDRESS : c.ADDRESS + len(tensors)] = [0 if t is None else t.data_ptr() for t in tensors]
     numbers[c.SCRATCH] = SCRATCH.take(plan.threads * plan.scratch)
     numba_threads.run(kernel(direction, DTYPES[problem.dtype]), numbers.ctypes.data, plan.threads)
 
@@ -67,9 +70,10 @@ def _run(problem: Problem, direction: Direction, plan: CallPlan, tensors: tuple[
 def _rows(tensor: Tensor) -> Tensor:
     """The tensor with contiguous rows of whole vectors: itself, or a copy with zeros after each row."""
     spare = -tensor.shape[-1] % LANES
-    if spare:
-        return pad(tensor, (0, spare))
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    if not spare and tensor.stride(-1) == 1:
+        return tensor
+    with torch.no_grad():
+        return pad(tensor, (0, spare)) if spare else tensor.contiguous()
 
 
 def _narrow(tensor: Tensor, width: int) -> Tensor:

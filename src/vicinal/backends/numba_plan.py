@@ -143,12 +143,12 @@ def call_plan(
     size = problem.dtype.itemsize
     numbers = np.zeros(c.LENGTH, np.int64)
     channels, value_channels = (ceil(n / LANES) for n in (problem.head_dim, problem.value_dim))
-    of_results = _result_strides(problem, direction, LANES * channels, LANES * value_channels)
-    for i, own in (*enumerate(strides), *of_results.items()):
+    results = _results(problem, direction, LANES * channels, LANES * value_channels)
+    contiguous = {place: tuple(prod(shape[i + 1 :]) for i in range(len(shape))) for place, shape in results.items()}
+    for place, own in (*enumerate(strides), *contiguous.items()):
         if own is not None:
-            batch, *spatial, head = (size * s for s in own[: problem.rank + 2])
-            at = c.STRIDE + c.STRIDES * i
-            numbers[at : at + c.STRIDES] = (batch, *(0,) * lead, *spatial, head)
+            at = c.STRIDE + c.STRIDES * place
+            numbers[at : at + c.STRIDES] = [size * s for s in _five(own, problem.rank, place in c.OF_ADDITIONAL)]
     kept: list[Ints] = []
 
     def address(table: Ints) -> int:
@@ -166,7 +166,7 @@ def call_plan(
     numbers[c.LANE_PLACES], numbers[c.LANE_BITS] = address(places), address(bits)
 
     counts = [len(f.tiles) for f in found]
-    rows = prod(f.keys for f in found) * problem.batch * problem.heads
+    rows = (prod(f.keys for f in found) + prod(counts) * problem.additional) * problem.batch * problem.heads
     threads = max(1, min(threads, int(rows * ROW_NS[direction] * LANES * (channels + value_channels) / START_NS)))
     spans = ceil(counts[2] / SPAN)
     strips = counts[0] * counts[1] * spans
@@ -184,22 +184,38 @@ def call_plan(
     numbers[c.CHUNK], numbers[c.SPAN], numbers[c.SPANS], numbers[c.TASKS] = CHUNK, SPAN, spans, tasks
     (numbers[c.SCALE],) = struct.unpack("q", struct.pack("d", problem.scale))
     numbers[c.PARTS] = parts
-    rows_of_keys = problem.batch * prod(lengths) * problem.kv_heads * LANES * size
-    numbers[c.PART_KEY], numbers[c.PART_VALUE] = rows_of_keys * channels, rows_of_keys * value_channels
+    for i, place in enumerate((c.GRAD_KEY, c.GRAD_VALUE, c.GRAD_ADDITIONAL_KEY, c.GRAD_ADDITIONAL_VALUE)):
+        numbers[c.PART + i] = size * prod(results.get(place, (0,)))
+    numbers[c.LENGTHS : c.LENGTHS + AXES] = lengths
+    numbers[c.ADDITIONAL] = problem.additional
     numbers[c.HAS_GRAD_LSE] = len(strides) > c.GRAD_LSE and strides[c.GRAD_LSE] is not None
     numbers[c.SCRATCH_BYTES] = scratch
     return CallPlan(numbers, tuple(kept), min(threads, tasks), scratch, parts)
 
 
-def _result_strides(problem: Problem, direction: Direction, width: int, value_width: int) -> dict[int, Strides]:
-    queries, keys = (
-        (problem.batch, *problem.lengths, problem.heads),
-        (problem.batch, *problem.lengths, problem.kv_heads),
-    )
-    shapes = {c.OUTPUT: (*queries, value_width), c.LSE: (*queries, 1)}
-    if direction == "backward":
-        shapes = {c.GRAD_QUERY: (*queries, width), c.GRAD_KEY: (*keys, width), c.GRAD_VALUE: (*keys, value_width)}
-    return {place: tuple(prod(s[i + 1 :]) for i in range(len(s))) for place, s in shapes.items()}
+def _results(problem: Problem, direction: Direction, width: int, value_width: int) -> dict[int, tuple[int, ...]]:
+    """Shapes of what is computed."""
+    queries = problem.batch, *problem.lengths, problem.heads
+    if direction == "forward":
+        return {c.OUTPUT: (*queries, value_width), c.LSE: (*queries, 1)}
+    keys = problem.batch, *problem.lengths, problem.kv_heads
+    additional = problem.batch, problem.additional, problem.kv_heads
+    return {
+        c.GRAD_QUERY: (*queries, width),
+        c.GRAD_KEY: (*keys, width),
+        c.GRAD_VALUE: (*keys, value_width),
+        c.GRAD_ADDITIONAL_KEY: (*additional, width),
+        c.GRAD_ADDITIONAL_VALUE: (*additional, value_width),
+    }
+
+
+def _five(strides: tuple[int, ...], rank: int, additional: bool) -> tuple[int, ...]:
+    """Strides of batch, three axes and heads."""
+    if additional:
+        batch, token, head = strides[:3]
+        return batch, token, 0, 0, head
+    batch, *spatial, head = strides[: rank + 2]
+    return batch, *(0,) * (AXES - rank), *spatial, head
 
 
 def _lanes(tile: tuple[int, ...]) -> tuple[Ints, Ints]:
@@ -233,7 +249,7 @@ def _place_scratch(numbers: Ints, size: int, channels: int, value_channels: int,
         c.GRAD_VALUES: 8 * keys,
         c.KEY_BITS: 2 * keys,
         **{c.AXIS_BITS + axis: 2 * (most + 1) for axis, most in enumerate(most_keys)},
-        c.POSITION: 8 * AXES,
+        c.POSITION: 8 * (AXES + 1),
     }
     total = 0
     for place, needed in wanted.items():

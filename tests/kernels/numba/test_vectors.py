@@ -71,3 +71,18 @@ def test_counters_tell_what_was_before():
     counter = np.array([5], np.int64)
     assert [run_add_atomically(counter.ctypes.data, 3) for _ in range(2)] == [5, 8]
     assert counter[0] == 11
+
+
+@njit
+def run_logarithm(x, into, zero):
+    v.store(into, v.logarithm(v.load(x, zero)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("low", "high"), [(0.5, 2), (1, 1e5), (1e-30, 1e30), (1, 1.001)])
+def test_logarithm_is_exact_to_its_last_bits(dtype, low, high):
+    x = np.geomspace(low, high, 16).astype(dtype)
+    found = np.empty_like(x)
+    run_logarithm(x.ctypes.data, found.ctypes.data, dtype(0))
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(found, np.log(x.astype(np.longdouble)), rtol=4 * eps, atol=eps)

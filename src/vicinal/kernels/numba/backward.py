@@ -11,7 +11,7 @@ from math import log
 from numba import njit
 
 from vicinal.kernels.numba import call as c
-from vicinal.kernels.numba.call import get
+from vicinal.kernels.numba.call import get, row_of, stride_of
 from vicinal.kernels.numba.products import ROWS_OF_KEYS, masked, scores, sum_keys, sum_queries
 from vicinal.kernels.numba.vectors import (
     LANES,
@@ -30,7 +30,7 @@ from vicinal.kernels.numba.vectors import (
     subtract,
     transpose,
 )
-from vicinal.kernels.numba.walk import begin, chunk, find_bits, find_rows, tile_of
+from vicinal.kernels.numba.walk import begin, chunk, find_bits, find_rows, keys_of, tile_of
 
 LOG2_E = 1 / log(2)
 
@@ -53,6 +53,8 @@ def backward(call, zero):
             break
         rest, kv_head = task // kv_heads, task % kv_heads
         batch, part = rest // parts, rest % parts
+        for i in range(4):
+            _clear(call, i, batch, kv_head, part, zero)
         for strip in range(strips * part // parts, strips * (part + 1) // parts):
             rest, first2 = strip // spans, strip % spans * span
             tile0, tile1 = tile_of(call, 0, rest // count1), tile_of(call, 1, rest % count1)
@@ -66,6 +68,23 @@ def backward(call, zero):
 
 
 @njit(error_model="numpy")
+def _clear(call, which, batch, kv_head, part, zero):
+    """Set one of a task's gradients to zero: of keys, values, additional keys or additional values."""
+    tensor = c.GRAD_KEY + which
+    vectors = get(call, c.CHANNELS if which % 2 == 0 else c.VALUE_CHANNELS)
+    lengths = c.LENGTHS if which < 2 else c.LENGTHS + 3
+    first = row_of(call, tensor, batch, kv_head) + part * get(call, c.PART + which)
+    count1, count2 = (get(call, c.LENGTHS + 1), get(call, c.LENGTHS + 2)) if which < 2 else (1, 1)
+    for x0 in range(get(call, lengths)):
+        for x1 in range(count1):
+            row = first + x0 * stride_of(call, tensor, 0) + x1 * stride_of(call, tensor, 1)
+            for _ in range(count2):
+                for i in range(vectors):
+                    store(row + i * LANES * itemsize(zero), splat(zero))
+                row += stride_of(call, tensor, 2)
+
+
+@njit(error_model="numpy")
 def _tile(call, scratch, batch, head, kv_head, part, tile0, tile1, tile2, zero):
     used = find_rows(call, scratch, c.QUERY, batch, head, tile0, tile1, tile2, 0)
     unread = scratch + get(call, c.UNREAD)
@@ -76,7 +95,7 @@ def _tile(call, scratch, batch, head, kv_head, part, tile0, tile1, tile2, zero):
     if get(call, c.HAS_GRAD_LSE):
         find_rows(call, scratch, c.GRAD_LSE, batch, head, tile0, tile1, tile2, 0)
     _columns(call, scratch, zero)
-    keys = get(tile0, c.KEY_COUNT) * get(tile1, c.KEY_COUNT) * get(tile2, c.KEY_COUNT)
+    keys = keys_of(call, tile0, tile1, tile2)
     chunks = -(-keys // get(call, c.CHUNK))
     size = -(-keys // chunks)
     begin(call, scratch)

@@ -14,10 +14,12 @@ from vicinal.kernels.numba.vectors import load_int
 NEXT_TASK = 0
 NEXT_THREAD = 8
 
-# Tensors: address and strides.
+# Tensors: address and strides. Additional keys and values have one axis, the first.
 ADDRESS = 16
-QUERY, KEY, VALUE, OUTPUT, LSE, GRAD_OUTPUT, GRAD_LSE, GRAD_QUERY, GRAD_KEY, GRAD_VALUE = range(10)
-TENSORS = 10
+QUERY, KEY, VALUE, ADDITIONAL_KEY, ADDITIONAL_VALUE, OUTPUT, LSE, GRAD_OUTPUT, GRAD_LSE = range(9)
+GRAD_QUERY, GRAD_KEY, GRAD_VALUE, GRAD_ADDITIONAL_KEY, GRAD_ADDITIONAL_VALUE = range(9, 14)
+OF_ADDITIONAL = (ADDITIONAL_KEY, ADDITIONAL_VALUE, GRAD_ADDITIONAL_KEY, GRAD_ADDITIONAL_VALUE)
+TENSORS = 14
 STRIDE = ADDRESS + TENSORS
 STRIDES = 5
 HEAD = 4  # place among a tensor's strides; the batch's is 0, an axis' is 1 + axis
@@ -27,18 +29,19 @@ HEADS = STRIDE + TENSORS * STRIDES
 GROUP = HEADS + 1  # query heads per key head
 CHANNELS = HEADS + 2  # of queries and keys, in 16ths
 VALUE_CHANNELS = HEADS + 3
-CHUNK = HEADS + 4  # most keys whose scores are held at a time
-SPAN = HEADS + 5  # tiles of the last axis per task
-SPANS = HEADS + 6
-TASKS = HEADS + 7
-SCALE = HEADS + 8  # the bits of a float64
-PARTS = HEADS + 9  # backward: tasks per batch element and key head
-PART_KEY = HEADS + 10  # backward: from one part's gradients of keys to the next
-PART_VALUE = HEADS + 11
-HAS_GRAD_LSE = HEADS + 12
+LENGTHS = HEADS + 4  # of three axes, then the number of additional keys
+ADDITIONAL = LENGTHS + 3
+CHUNK = HEADS + 8  # most keys whose scores are held at a time
+SPAN = HEADS + 9  # tiles of the last axis per task
+SPANS = HEADS + 10
+TASKS = HEADS + 11
+SCALE = HEADS + 12  # the bits of a float64
+PARTS = HEADS + 13  # backward: tasks per batch element and key head
+PART = HEADS + 14  # backward: from one part to the next, of the gradients of keys, values, additional keys and values
+HAS_GRAD_LSE = HEADS + 18
 
 # Axes: for each of three, the address and number of tiles, the address of windows, the distance of neighbors.
-AXIS = HEADS + 13
+AXIS = HEADS + 19
 AXIS_FIELDS = 4
 TILES, TILE_COUNT, WINDOWS, DILATION = range(AXIS_FIELDS)
 # A tile: first query and first key (coordinates), how many of each, place of its first query's window.

@@ -17,10 +17,13 @@ from vicinal.kernels.numba.vectors import (
     add,
     add_atomically,
     convert,
+    divide,
     exp2,
+    fma,
     itemsize,
     load,
     load_number,
+    logarithm,
     multiply,
     splat,
     store,
@@ -29,7 +32,7 @@ from vicinal.kernels.numba.vectors import (
     subtract,
     transpose,
 )
-from vicinal.kernels.numba.walk import begin, chunk, find_bits, find_rows, tile_of
+from vicinal.kernels.numba.walk import begin, chunk, find_bits, find_rows, keys_of, tile_of
 
 LOG2_E = 1 / log(2)
 LN_2 = log(2)
@@ -76,7 +79,7 @@ def _tile(call, scratch, batch, head, tile0, tile1, tile2, zero):
         transpose(rows + 8 * LANES * c.QUERY, i * vector, scale, queries + i * LANES * vector)
     store(scratch + get(call, c.HIGHEST), masked(zero))
     store(scratch + get(call, c.TOTAL), splat(zero))
-    keys = get(tile0, c.KEY_COUNT) * get(tile1, c.KEY_COUNT) * get(tile2, c.KEY_COUNT)
+    keys = keys_of(call, tile0, tile1, tile2)
     chunks = -(-keys // get(call, c.CHUNK))
     size = -(-keys // chunks)
     begin(call, scratch)
@@ -128,15 +131,16 @@ def _finish(call, scratch, batch, head, tile0, tile1, tile2, used, zero):
     find_rows(call, scratch, c.LSE, batch, head, tile0, tile1, tile2, -1)
     rows = scratch + get(call, c.ROWS)
     vectors, vector = get(call, c.VALUE_CHANNELS), LANES * itemsize(zero)
-    at_highest, at_total = scratch + get(call, c.HIGHEST), scratch + get(call, c.TOTAL)
+    at_lse, at_factor = scratch + get(call, c.HIGHEST), scratch + get(call, c.TOTAL)
+    total = load(at_factor, zero)
+    store(at_lse, fma(load(at_lse, zero), splat(convert(LN_2, zero)), logarithm(total)))
+    store(at_factor, divide(splat(convert(1.0, zero)), total))
     for lane in range(used):
         into = get(rows + 8 * LANES * c.OUTPUT, lane)
         if into == -1:
             continue
-        total = load_number(at_total + lane * itemsize(zero), zero)
-        highest = load_number(at_highest + lane * itemsize(zero), zero)
         row = scratch + get(call, c.OUTPUT_ROWS) + lane * vectors * vector
-        factor = splat(convert(1 / total, zero))
+        factor = splat(load_number(at_factor + lane * itemsize(zero), zero))
         for i in range(vectors):
             store(into + i * vector, multiply(load(row + i * vector, zero), factor))
-        store_number(get(rows + 8 * LANES * c.LSE, lane), convert(highest * LN_2 + log(total), zero))
+        store_number(get(rows + 8 * LANES * c.LSE, lane), load_number(at_lse + lane * itemsize(zero), zero))

@@ -72,14 +72,21 @@ def find_rows(call, scratch, tensor, batch, head, tile0, tile1, tile2, unread):
 @njit(error_model="numpy")
 def begin(call, scratch):
     """Set the walk to the start of the box."""
-    for axis in range(3):
-        store_int(scratch + get(call, c.POSITION) + 8 * axis, 0)
+    for place in range(4):
+        store_int(scratch + get(call, c.POSITION) + 8 * place, 0)
+
+
+@njit(error_model="numpy")
+def keys_of(call, tile0, tile1, tile2):
+    """How many keys the walk meets at most."""
+    return get(tile0, c.KEY_COUNT) * get(tile1, c.KEY_COUNT) * get(tile2, c.KEY_COUNT) + get(call, c.ADDITIONAL)
 
 
 @njit(error_model="numpy")
 def chunk(call, scratch, batch, head, tile0, tile1, tile2, size, part):
-    """The next `size` keys of the box that have any query, or the last: addresses and bits. How many; 0 at the end.
+    """The next `size` keys that have any query, or the last: addresses and bits. How many; 0 at the end.
 
+    Additional keys come first, then the box.
     `part`: also the addresses of their gradients, in that part; none if negative.
     """
     found = _collect(call, scratch, batch, head, tile0, tile1, tile2, size, part)
@@ -105,6 +112,18 @@ def _collect(call, scratch, batch, head, tile0, tile1, tile2, size, part):
     dilation2 = get(call, c.AXIS + 2 * c.AXIS_FIELDS + c.DILATION)
     i0, i1, i2 = load_int(position), load_int(position + 8), load_int(position + 16)
     found = 0
+    done = load_int(position + 24)
+    while done < get(call, c.ADDITIONAL) and found < size:
+        store_bits(key_bits + 2 * found, _lanes_of(call, tile0, tile1, tile2))
+        store_int(keys + 8 * found, _additional(call, c.ADDITIONAL_KEY, batch, head, done))
+        store_int(values + 8 * found, _additional(call, c.ADDITIONAL_VALUE, batch, head, done))
+        if part >= 0:
+            key, value = part * get(call, c.PART + 2), part * get(call, c.PART + 3)
+            store_int(grad_keys + 8 * found, key + _additional(call, c.GRAD_ADDITIONAL_KEY, batch, head, done))
+            store_int(grad_values + 8 * found, value + _additional(call, c.GRAD_ADDITIONAL_VALUE, batch, head, done))
+        found += 1
+        done += 1
+        store_int(position + 24, done)
     while i0 < count0:
         of0 = load_bits(bits0 + 2 * i0)
         x0 = get(tile0, c.FIRST_KEY) + i0 * dilation0
@@ -128,8 +147,8 @@ def _collect(call, scratch, batch, head, tile0, tile1, tile2, size, part):
                 if part >= 0:
                     key, key_step = _run(call, c.GRAD_KEY, batch, head, x0, x1, x2, dilation2)
                     value, value_step = _run(call, c.GRAD_VALUE, batch, head, x0, x1, x2, dilation2)
-                    key += part * get(call, c.PART_KEY)
-                    value += part * get(call, c.PART_VALUE)
+                    key += part * get(call, c.PART)
+                    value += part * get(call, c.PART + 1)
                     for i in range(start, i2):
                         store_int(grad_keys + 8 * begun, key)
                         store_int(grad_values + 8 * begun, value)
@@ -145,6 +164,23 @@ def _collect(call, scratch, batch, head, tile0, tile1, tile2, size, part):
         i1 = 0
     _stop(position, i0, i1, i2)
     return found
+
+
+@njit(error_model="numpy")
+def _lanes_of(call, tile0, tile1, tile2):
+    """The lanes that have a query."""
+    found = -1
+    for axis, tile in ((0, tile0), (1, tile1), (2, tile2)):
+        own = 0
+        for place in range(get(tile, c.QUERY_COUNT)):
+            own |= get(get(call, c.LANE_BITS) + 8 * LANES * axis, place)
+        found &= own
+    return found
+
+
+@njit(error_model="numpy")
+def _additional(call, tensor, batch, head, index):
+    return row_of(call, tensor, batch, head) + index * stride_of(call, tensor, 0)
 
 
 @njit(error_model="numpy")
