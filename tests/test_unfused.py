@@ -214,7 +214,8 @@ def test_slots_counts():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: unfused.na1d_qk(x, x, 3), "must have 4 dimensions"),
+        (lambda x: unfused.na1d_qk(x, x, 3), "query must have 4 dimensions"),
+        (lambda x: unfused.na3d_av(x, value=x, kernel_size=3), "value must have 6 dimensions"),
         (lambda x: unfused.na2d_qk(x, x[:, :2], 3), "batch and spatial lengths of query"),
         (lambda x: unfused.na2d_qk(x, x, 9), "must not exceed the axis"),
         (lambda x: unfused.na2d_qk(x, x, 3, rpb=torch.zeros(2, 3, 3)), "rpb must have shape"),

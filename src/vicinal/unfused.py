@@ -21,7 +21,8 @@ plain torch (`variant="torch"`). They work under `torch.compile`, autograd of an
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
+from inspect import signature
 from typing import Any
 
 import torch
@@ -148,122 +149,48 @@ def neighborhood_av(
     return output + launch.dense_av(attn[..., slots.count :], additional_values)
 
 
-def _qk(rank: int) -> Callable[..., Tensor]:
-    """`na{rank}d_qk`: one signature for the three."""
-
-    def qk(
-        query: Tensor,
-        key: Tensor,
-        kernel_size: PerAxis[int],
-        dilation: PerAxis[int] = 1,
-        additional_keys: Tensor | None = None,
-        is_causal: PerAxis[bool] = False,
-        rpb: Tensor | None = None,
-        *,
-        stride: PerAxis[int] = 1,
-        scale: float = 1.0,
-        boundary: PerAxis[str] = "shift",
-        variant: str | None = None,
-    ) -> Tensor:
-        return neighborhood_qk(
-            _ranked(query, rank),
-            key,
-            kernel_size,
-            dilation,
-            additional_keys,
-            is_causal,
-            rpb,
-            stride=stride,
-            scale=scale,
-            boundary=boundary,
-            variant=variant,
-        )
-
-    return _named(qk, f"na{rank}d_qk", f"`neighborhood_qk` of {rank}-D tensors; the same arguments.")
+def _qkrpb(
+    query: Tensor,
+    key: Tensor,
+    rpb: Tensor | None,
+    kernel_size: PerAxis[int],
+    dilation: PerAxis[int] = 1,
+    additional_keys: Tensor | None = None,
+    is_causal: PerAxis[bool] = False,
+    *,
+    stride: PerAxis[int] = 1,
+    scale: float = 1.0,
+    boundary: PerAxis[str] = "shift",
+    variant: str | None = None,
+) -> Tensor:
+    """`neighborhood_qk` with the bias third."""
+    numbers = (kernel_size, dilation, additional_keys, is_causal, rpb)
+    return neighborhood_qk(query, key, *numbers, stride=stride, scale=scale, boundary=boundary, variant=variant)
 
 
-def _qkrpb(rank: int) -> Callable[..., Tensor]:
-    """`na{rank}d_qkrpb`: the bias third."""
+def _ranked(function: Callable[..., Tensor], rank: int, kind: str, name: str) -> Callable[..., Tensor]:
+    """`na{rank}d_{kind}`: the function for tensors of one rank, which its argument `name` must have."""
+    place = list(signature(function).parameters).index(name)
 
-    def qkrpb(
-        query: Tensor,
-        key: Tensor,
-        rpb: Tensor | None,
-        kernel_size: PerAxis[int],
-        dilation: PerAxis[int] = 1,
-        additional_keys: Tensor | None = None,
-        is_causal: PerAxis[bool] = False,
-        *,
-        stride: PerAxis[int] = 1,
-        scale: float = 1.0,
-        boundary: PerAxis[str] = "shift",
-        variant: str | None = None,
-    ) -> Tensor:
-        return neighborhood_qk(
-            _ranked(query, rank),
-            key,
-            kernel_size,
-            dilation,
-            additional_keys,
-            is_causal,
-            rpb,
-            stride=stride,
-            scale=scale,
-            boundary=boundary,
-            variant=variant,
-        )
+    @wraps(function)
+    def ranked(*args: Any, **kwargs: Any) -> Tensor:
+        tensor = args[place] if len(args) > place else kwargs.get(name)
+        if isinstance(tensor, Tensor) and tensor.ndim != rank + 3:
+            raise ValueError(
+                f"{name} must have {rank + 3} dimensions [batch, {rank} lengths, heads, head_dim], "
+                f"got {list(tensor.shape)}"
+            )
+        return function(*args, **kwargs)
 
-    return _named(qkrpb, f"na{rank}d_qkrpb", f"`neighborhood_qk` of {rank}-D tensors, the bias third.")
+    ranked.__name__ = ranked.__qualname__ = f"na{rank}d_{kind}"
+    bias = ", the bias third" if kind == "qkrpb" else ""
+    ranked.__doc__ = f"`neighborhood_{kind[:2]}` of {rank}-D tensors; the same arguments{bias}."
+    return ranked
 
 
-def _av(rank: int) -> Callable[..., Tensor]:
-    """`na{rank}d_av`: one signature for the three."""
-
-    def av(
-        attn: Tensor,
-        value: Tensor,
-        kernel_size: PerAxis[int],
-        dilation: PerAxis[int] = 1,
-        additional_values: Tensor | None = None,
-        is_causal: PerAxis[bool] = False,
-        *,
-        stride: PerAxis[int] = 1,
-        boundary: PerAxis[str] = "shift",
-        variant: str | None = None,
-    ) -> Tensor:
-        return neighborhood_av(
-            attn,
-            _ranked(value, rank),
-            kernel_size,
-            dilation,
-            additional_values,
-            is_causal,
-            stride=stride,
-            boundary=boundary,
-            variant=variant,
-        )
-
-    return _named(av, f"na{rank}d_av", f"`neighborhood_av` of {rank}-D tensors; the same arguments.")
-
-
-def _named(function: Callable[..., Tensor], name: str, doc: str) -> Callable[..., Tensor]:
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = doc
-    return function
-
-
-def _ranked(tensor: Tensor, rank: int) -> Tensor:
-    if tensor.ndim != rank + 3:
-        raise ValueError(
-            f"tensors must have {rank + 3} dimensions [batch, {rank} lengths, heads, head_dim], "
-            f"got {list(tensor.shape)}"
-        )
-    return tensor
-
-
-na1d_qk, na2d_qk, na3d_qk = _qk(1), _qk(2), _qk(3)
-na1d_qkrpb, na2d_qkrpb, na3d_qkrpb = _qkrpb(1), _qkrpb(2), _qkrpb(3)
-na1d_av, na2d_av, na3d_av = _av(1), _av(2), _av(3)
+na1d_qk, na2d_qk, na3d_qk = (_ranked(neighborhood_qk, rank, "qk", "query") for rank in (1, 2, 3))
+na1d_qkrpb, na2d_qkrpb, na3d_qkrpb = (_ranked(_qkrpb, rank, "qkrpb", "query") for rank in (1, 2, 3))
+na1d_av, na2d_av, na3d_av = (_ranked(neighborhood_av, rank, "av", "value") for rank in (1, 2, 3))
 
 
 # Checks -----------------------------------------------------------------------------------------------------------
