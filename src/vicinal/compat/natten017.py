@@ -6,6 +6,7 @@ The fused functions have dilation as fifth argument (0.20 has stride there). Sig
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -63,48 +64,28 @@ def _fused(rank: int) -> Callable[..., Tensor]:
     return _named(na, f"na{rank}d", "Fused attention of `[B, *X, H, D]` tensors; scaled by `D ** -0.5` unless given.")
 
 
-def _qk(rank: int) -> Callable[..., Tensor]:
-    def qk(
-        query: Tensor,
-        key: Tensor,
-        kernel_size: PerAxis[int],
-        dilation: PerAxis[int] = 1,
-        additional_keys: Tensor | None = None,
-        is_causal: PerAxis[bool] | None = False,
-        rpb: Tensor | None = None,
-    ) -> Tensor:
-        return heads_first.qk(rank, query, key, kernel_size, dilation, additional_keys, is_causal, rpb)
-
-    return _named(qk, f"na{rank}d_qk", "Scores of `[B, H, *X, D]` tensors, not scaled; see `compat.heads_first.qk`.")
+def _qkrpb(
+    rank: int,
+    query: Tensor,
+    key: Tensor,
+    rpb: Tensor | None,
+    kernel_size: PerAxis[int],
+    dilation: PerAxis[int] = 1,
+    additional_keys: Tensor | None = None,
+    is_causal: PerAxis[bool] | None = False,
+) -> Tensor:
+    return heads_first.qk(rank, query, key, kernel_size, dilation, additional_keys, is_causal, rpb)
 
 
-def _qkrpb(rank: int, name: str) -> Callable[..., Tensor]:
-    def qkrpb(
-        query: Tensor,
-        key: Tensor,
-        rpb: Tensor | None,
-        kernel_size: PerAxis[int],
-        dilation: PerAxis[int] = 1,
-        additional_keys: Tensor | None = None,
-        is_causal: PerAxis[bool] | None = False,
-    ) -> Tensor:
-        return heads_first.qk(rank, query, key, kernel_size, dilation, additional_keys, is_causal, rpb)
+def _of_rank(function: Callable[..., Tensor], rank: int, kind: str, doc: str) -> Callable[..., Tensor]:
+    """`na{rank}d_{kind}`: the function with its first argument, the rank, given."""
 
-    return _named(qkrpb, f"na{rank}d_{name}", "Scores with the bias third; see `compat.heads_first.qk`.")
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        return function(rank, *args, **kwargs)
 
-
-def _av(rank: int) -> Callable[..., Tensor]:
-    def av(
-        attn: Tensor,
-        value: Tensor,
-        kernel_size: PerAxis[int],
-        dilation: PerAxis[int] = 1,
-        additional_values: Tensor | None = None,
-        is_causal: PerAxis[bool] | None = False,
-    ) -> Tensor:
-        return heads_first.av(rank, attn, value, kernel_size, dilation, additional_values, is_causal)
-
-    return _named(av, f"na{rank}d_av", "Weighted sums of `[B, H, *X, D]` values; see `compat.heads_first.av`.")
+    own = inspect.signature(function)
+    call.__signature__ = own.replace(parameters=list(own.parameters.values())[1:])  # type: ignore[attr-defined]
+    return _named(call, f"na{rank}d_{kind}", doc)
 
 
 def _named(function: Callable[..., Tensor], name: str, doc: str) -> Callable[..., Tensor]:
@@ -114,10 +95,15 @@ def _named(function: Callable[..., Tensor], name: str, doc: str) -> Callable[...
 
 
 na1d, na2d, na3d = _fused(1), _fused(2), _fused(3)
-na1d_qk, na2d_qk, na3d_qk = _qk(1), _qk(2), _qk(3)
-na1d_qkrpb, na2d_qkrpb, na3d_qkrpb = (_qkrpb(rank, "qkrpb") for rank in (1, 2, 3))
-na1d_qk_with_bias, na2d_qk_with_bias, na3d_qk_with_bias = (_qkrpb(rank, "qk_with_bias") for rank in (1, 2, 3))
-na1d_av, na2d_av, na3d_av = _av(1), _av(2), _av(3)
+_QK = "Scores of `[B, H, *X, D]` tensors, not scaled; see `compat.heads_first.qk`."
+_QKRPB = "Scores with the bias third; see `compat.heads_first.qk`."
+_AV = "Weighted sums of `[B, H, *X, D]` values; see `compat.heads_first.av`."
+na1d_qk, na2d_qk, na3d_qk = (_of_rank(heads_first.qk, rank, "qk", _QK) for rank in (1, 2, 3))
+na1d_qkrpb, na2d_qkrpb, na3d_qkrpb = (_of_rank(_qkrpb, rank, "qkrpb", _QKRPB) for rank in (1, 2, 3))
+na1d_qk_with_bias, na2d_qk_with_bias, na3d_qk_with_bias = (
+    _of_rank(_qkrpb, rank, "qk_with_bias", _QKRPB) for rank in (1, 2, 3)
+)
+na1d_av, na2d_av, na3d_av = (_of_rank(heads_first.av, rank, "av", _AV) for rank in (1, 2, 3))
 
 
 def natten3dqkrpb(
