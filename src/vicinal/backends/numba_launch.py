@@ -49,9 +49,10 @@ def backward(
     query, *others = rows
     assert query is not None
     grads = [torch.empty(query.shape, dtype=problem.dtype)]
-    parts = [None if t is None else torch.empty((plan.parts, *t.shape), dtype=problem.dtype) for t in others]
+    several = () if plan.parts == 1 else (plan.parts,)
+    parts = [None if t is None else torch.empty((*several, *t.shape), dtype=problem.dtype) for t in others]
     _run(problem, "backward", plan, (*given, *grads, *parts))
-    found = [*grads, *(None if p is None else p[0] if plan.parts == 1 else p.sum(0) for p in parts)]
+    found = [*grads, *(p.sum(0) if several and p is not None else p for p in parts)]
     return Inputs(*(None if g is None else _narrow(g, t.shape[-1]) for g, t in zip(found, inputs)))  # type: ignore[arg-type, union-attr]
 
 
