@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -207,6 +208,18 @@ def test_threads_of_either_kind_give_the_same(kernel, monkeypatch):
     numba_plan.call_plan.cache_clear()
     torch.testing.assert_close(together, alone)
     assert_same(together[:2], alone[:2])
+
+
+def test_callers_do_not_share_scratch_memory():
+    call, _ = plane()
+    call = replace(call, lengths=(48, 48))
+    inputs = [call.inputs(), Inputs(*(None if t is None else t * 0.5 for t in call.inputs()))]
+    problem = Problem.of(inputs[0], call.neighborhoods, call.scale)
+    config = any_config(problem, 0)
+    alone = [BACKEND.forward(problem, config, i) for i in inputs]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(20):
+            assert_same(list(pool.map(lambda i: BACKEND.forward(problem, config, i), inputs)), alone)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
