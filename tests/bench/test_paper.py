@@ -38,7 +38,7 @@ def measure_problem(case):
 def test_a_problem_is_measured_on_every_system():
     line = measure_problem(TINY)
     assert line["error"] is None
-    assert line["fused"] == "cpu"
+    assert line["fused"] == "numba"
     assert set(line["systems"]) == {PLAIN, FUSED, "SDPA (self attention)"}
     for result in line["systems"].values():
         assert result["status"] == "ok"

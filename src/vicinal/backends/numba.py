@@ -1,8 +1,8 @@
-"""The numba backend: kernels compiled for this CPU when first used. float32 and float64, on CPUs.
+"""The numba backend: kernels compiled for this CPU when first used.
 
 A tile is 16 queries, a vector's lanes; keys and values are read where they lie, weights stay in registers and the
-nearest cache, so that little but matrix products is left. Which tiles, keys and masks: `numba_plan`. Every result is
-deterministic for a number of threads.
+nearest cache, so that little but matrix products is left. Which tiles, keys and masks: `numba_plan`. Half precision is
+computed in float32. Every result is deterministic for a number of threads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vicinal.backends.protocol import Direction
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning.config import TileConfig
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LISTED = 8  # configs
 
 

@@ -14,23 +14,24 @@ from vicinal.backends.numba_plan import LANES, CallPlan, call_plan
 from vicinal.backends.protocol import Direction
 from vicinal.kernels.numba import call as c
 from vicinal.kernels.numba.compiled import kernel
-from vicinal.problem import Inputs, Problem
+from vicinal.problem import Inputs, Problem, lse_dtype
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 
 def forward(problem: Problem, tile: tuple[int, ...], inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp, contiguous."""
-    given = tuple([None if t is None else _rows(t) for t in inputs[:5]])
+    dtype = lse_dtype(problem.dtype)
+    given = tuple([None if t is None else _rows(t, dtype) for t in inputs[:5]])
     query, value = given[0], given[2]
     assert query is not None
     assert value is not None
     plan = _plan(problem, "forward", tile, given)
     shape = query.shape[:-1]
-    output = torch.empty((*shape, value.shape[-1]), dtype=problem.dtype)
-    lse = torch.empty(shape, dtype=problem.dtype)
+    output = torch.empty((*shape, value.shape[-1]), dtype=dtype)
+    lse = torch.empty(shape, dtype=dtype)
     _run(problem, "forward", plan, (*given, output, lse))
-    return _narrow(output, problem.value_dim), lse
+    return _narrow(output, problem.value_dim, problem.dtype), lse
 
 
 def backward(
@@ -43,17 +44,20 @@ def backward(
     grad_lse: Tensor | None,
 ) -> Inputs:
     """Gradients of all inputs, contiguous."""
-    rows = [None if t is None else _rows(t) for t in inputs[:5]]
-    given = (*rows, _rows(output), lse, _rows(grad_output), grad_lse)
+    dtype = lse_dtype(problem.dtype)
+    rows = [None if t is None else _rows(t, dtype) for t in inputs[:5]]
+    given = (*rows, _rows(output, dtype), lse, _rows(grad_output, dtype), grad_lse)
     plan = _plan(problem, "backward", tile, given)
     query, *others = rows
     assert query is not None
-    grads = [torch.empty(query.shape, dtype=problem.dtype)]
+    grads = [torch.empty(query.shape, dtype=dtype)]
     several = () if plan.parts == 1 else (plan.parts,)
-    parts = [None if t is None else torch.empty((*several, *t.shape), dtype=problem.dtype) for t in others]
+    parts = [None if t is None else torch.empty((*several, *t.shape), dtype=dtype) for t in others]
     _run(problem, "backward", plan, (*given, *grads, *parts))
     found = [*grads, *(p.sum(0) if several and p is not None else p for p in parts)]
-    return Inputs(*(None if g is None else _narrow(g, t.shape[-1]) for g, t in zip(found, inputs)))  # type: ignore[arg-type, union-attr]
+    widths = [0 if t is None else t.shape[-1] for t in inputs]
+    narrow = [None if g is None else _narrow(g, width, problem.dtype) for g, width in zip(found, widths)]
+    return Inputs(*narrow)  # type: ignore[arg-type]
 
 
 def _plan(problem: Problem, direction: Direction, tile: tuple[int, ...], given: tuple[Tensor | None, ...]) -> CallPlan:
@@ -65,20 +69,24 @@ def _run(problem: Problem, direction: Direction, plan: CallPlan, tensors: tuple[
     numbers = plan.numbers.copy()
     numbers[c.ADDRESS : c.ADDRESS + len(tensors)] = [0 if t is None else t.data_ptr() for t in tensors]
     numbers[c.SCRATCH] = SCRATCH.take(plan.threads * plan.scratch)
-    numba_threads.run(kernel(direction, DTYPES[problem.dtype]), numbers.ctypes.data, plan.threads)
+    numba_threads.run(kernel(direction, DTYPES[lse_dtype(problem.dtype)]), numbers.ctypes.data, plan.threads)
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    """The tensor with contiguous rows of whole vectors: itself, or a copy with zeros after each row."""
+def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in `dtype` with contiguous rows of whole vectors: itself, or a copy with zeros after each row."""
     spare = -tensor.shape[-1] % LANES
-    if not spare and tensor.stride(-1) == 1:
+    if not spare and tensor.stride(-1) == 1 and tensor.dtype == dtype:
         return tensor
     with torch.no_grad():
+        tensor = tensor.to(dtype)
         return pad(tensor, (0, spare)) if spare else tensor.contiguous()
 
 
-def _narrow(tensor: Tensor, width: int) -> Tensor:
-    return tensor if tensor.shape[-1] == width else tensor[..., :width].contiguous()
+def _narrow(tensor: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """The first `width` channels in `dtype`, contiguous."""
+    if tensor.shape[-1] == width and tensor.dtype == dtype:
+        return tensor
+    return tensor[..., :width].to(dtype).contiguous()
 
 
 class Scratch(local):

@@ -19,7 +19,7 @@ from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.tiles import groups, key_interval, tiles
 from vicinal.geometry.window import window_start, window_stop
 from vicinal.kernels.numba import call as c
-from vicinal.problem import Problem
+from vicinal.problem import Problem, lse_dtype
 
 LANES = 16
 CHUNK = 384  # keys whose scores are held at a time
@@ -140,7 +140,7 @@ def call_plan(
     lead = AXES - problem.rank
     axes, lengths = (Axis(1),) * lead + problem.neighborhood.axes, (1,) * lead + problem.lengths
     tile = (1,) * lead + tile
-    size = problem.dtype.itemsize
+    size = lse_dtype(problem.dtype).itemsize
     numbers = np.zeros(c.LENGTH, np.int64)
     channels, value_channels = (ceil(n / LANES) for n in (problem.head_dim, problem.value_dim))
     results = _results(problem, direction, LANES * channels, LANES * value_channels)

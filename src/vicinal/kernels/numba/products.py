@@ -194,18 +194,19 @@ def _make_sum(by_key: bool):
                                 values[i * wide + j] = FMA(builder, one, numbers[j], values[i * wide + j])
                         return values
 
+                    values = LOOP(builder, count, 1, [number(kind, 0.0)] * (high * wide), add_row)
                     places = [(base, j * LANES * size) for base in bases for j in range(wide)]
                     before = builder.block
+                    # Last, not first: sums of sums lose less to rounding.
                     with builder.if_then(accumulate):
-                        old = [LOAD(builder, kind, *place) for place in places]
+                        added = [builder.fadd(v, LOAD(builder, kind, *p)) for v, p in zip(values, places)]
                         loaded = builder.block
-                    start = []
-                    for value in old:
-                        start.append(builder.phi(kind))
-                        start[-1].add_incoming(number(kind, 0.0), before)
-                        start[-1].add_incoming(value, loaded)
-                    for value, place in zip(LOOP(builder, count, 1, start, add_row), places):
-                        STORE(builder, value, *place)
+                    finals = [builder.phi(kind) for _ in values]
+                    for final, value, more in zip(finals, values, added):
+                        final.add_incoming(value, before)
+                        final.add_incoming(more, loaded)
+                    for final, place in zip(finals, places):
+                        STORE(builder, final, *place)
                     return []
 
                 LOOP(builder, sums, high, [], block)
