@@ -4,7 +4,7 @@
 # First the suite's kernels are compiled by parallel processes, then the suite runs alone, in parts of which each has a
 # time limit (what a part has when it ends is kept), then the paper's sweep takes the seconds that are left (a rerun
 # with the same folder goes on where it stopped). Needs torch, triton, rich and typer in python3; no installation.
-# One H200, 16 cores: compiling 135 s, parts 45, 91, more than 75 and 25 s, the sweep 27 s and then 0.37 s a problem.
+# One H200, 16 cores: compiling 122 s, parts 28, 104, 54, 51 and 107 s; the sweep 27 s and then 0.37 s a problem.
 set -u
 OUT=$1 SECONDS_IN_ALL=${2:-590} WHAT=${3:-both}
 mkdir -p "$OUT"
