@@ -217,12 +217,11 @@ def _na(rank: int) -> Callable[..., Output]:
             kernel_schedule,
             torch_compile,
         )
-        causal = False if is_causal is None else is_causal
         return neighborhood_attention(
             query,
             key,
             value,
-            _neighborhood(rank, kernel_size, stride, dilation, causal, boundary),
+            _neighborhood(rank, kernel_size, stride, dilation, is_causal, boundary),
             scale=scale,
             additional_keys=additional_keys,
             additional_values=additional_values,

@@ -79,3 +79,7 @@ def test_is_whole(neighborhood, whole):
 def test_encoding_round_trips(one, two):
     pair = (one[0], two[0])
     assert decode(encode(pair), 2) == pair
+
+
+def test_no_word_on_causality_is_not_causal():
+    assert Neighborhood.of(2, 3, is_causal=None) == Neighborhood.of(2, 3, is_causal=False)

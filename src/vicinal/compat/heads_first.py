@@ -32,7 +32,7 @@ def qk(
         kernel_size,
         dilation,
         None if additional_keys is None else additional_keys.transpose(1, 2),
-        False if is_causal is None else is_causal,
+        is_causal,
         rpb,
         variant=context.unfused_variant(query),
     )
@@ -61,7 +61,7 @@ def av(
         kernel_size,
         dilation,
         None if additional_values is None else additional_values.transpose(1, 2),
-        False if is_causal is None else is_causal,
+        is_causal,
         variant=context.unfused_variant(value),
     )
     return output.movedim(-2, 1)

@@ -47,12 +47,11 @@ def _fused(rank: int) -> Callable[..., Tensor]:
             raise NotImplementedError("fused neighborhood attention takes no nested tensors")
         if xformers_kwargs:
             warnings.warn("vicinal ignores xformers_kwargs: it does not use xFormers", stacklevel=2)
-        causal = False if is_causal is None else is_causal
         output = neighborhood_attention(
             query,
             key,
             value,
-            Neighborhood.of(rank, kernel_size, 1, dilation, causal),
+            Neighborhood.of(rank, kernel_size, 1, dilation, is_causal),
             scale=None if scale == 0 else scale,  # 0 meant the default
             additional_keys=additional_keys,
             additional_values=additional_values,

@@ -31,6 +31,5 @@ def check_all_args(
     Raises:
         TypeError, ValueError: a value is of the wrong type, count or range.
     """
-    causal = False if is_causal is None else is_causal
-    neighborhood = Neighborhood.of(na_dim, kernel_size, 1, dilation, causal)
+    neighborhood = Neighborhood.of(na_dim, kernel_size, 1, dilation, is_causal)
     return neighborhood.window, neighborhood.dilation, neighborhood.causal

@@ -105,10 +105,12 @@ class Neighborhood:
         kernel_size: PerAxis[int | None],
         stride: PerAxis[int] = 1,
         dilation: PerAxis[int] = 1,
-        is_causal: PerAxis[bool] = False,
+        is_causal: PerAxis[bool] | None = False,
         boundary: PerAxis[Boundary] = "shift",
     ) -> Neighborhood:
         """A neighborhood of `rank` axes from values given once for all axes, or one per axis.
+
+        `is_causal=None` is False, as NATTEN has it.
 
         Raises:
             ValueError: a sequence is not of length `rank`, or a value is out of range.
@@ -118,7 +120,7 @@ class Neighborhood:
             per_axis("kernel_size", kernel_size, rank),
             per_axis("stride", stride, rank),
             per_axis("dilation", dilation, rank),
-            per_axis("is_causal", is_causal, rank),
+            per_axis("is_causal", False if is_causal is None else is_causal, rank),
             per_axis("boundary", cast(Any, boundary), rank),
         )
         return cls(tuple(Axis(*axis) for axis in values))
