@@ -68,11 +68,7 @@ class CpuBackend:
 
     def unsupported(self, problem: Problem) -> str | None:
         """A reason in words, or None."""
-        if problem.device.type != "cpu":
-            return f"the tensors are on {problem.device}, not on a CPU"
-        if problem.dtype not in DTYPES:
-            return f"{problem.dtype} is not one of {', '.join(map(str, DTYPES))}"
-        return None
+        return unsupported_tensors(problem)
 
     def declines(self, problem: Problem, direction: Direction) -> str | None:
         return None
@@ -102,6 +98,15 @@ class CpuBackend:
         """Gradients of all inputs."""
         with torch.no_grad():
             return _backward(problem, config, inputs, output, lse, grad_output, grad_lse)
+
+
+def unsupported_tensors(problem: Problem) -> str | None:
+    """Why no backend for CPUs can run `problem`; None when its tensors are such as they take."""
+    if problem.device.type != "cpu":
+        return f"the tensors are on {problem.device}, not on a CPU"
+    if problem.dtype not in DTYPES:
+        return f"{problem.dtype} is not one of {', '.join(map(str, DTYPES))}"
+    return None
 
 
 @lru_cache(maxsize=1024)

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-import torch
 from torch import Tensor
 
+from vicinal.backends.cpu import unsupported_tensors
 from vicinal.backends.protocol import Direction
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning.config import TileConfig
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LISTED = 8  # configs
 
 
@@ -28,10 +27,9 @@ class NumbaBackend:
 
     def unsupported(self, problem: Problem) -> str | None:
         """A reason in words, or None."""
-        if problem.device.type != "cpu":
-            return f"the tensors are on {problem.device}, not on a CPU"
-        if problem.dtype not in DTYPES:
-            return f"{problem.dtype} is not one of {', '.join(map(str, DTYPES))}"
+        reason = unsupported_tensors(problem)
+        if reason is not None:
+            return reason
         if problem.has_rpb:
             return "it has no relative positional bias"
         if problem.per_head:
