@@ -6,6 +6,8 @@ The 64-bit integers of a call are described in `vicinal.kernels.numba.call`.
 from __future__ import annotations
 
 import struct
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -36,14 +38,10 @@ class AxisTiles:
     Attributes:
         tiles: `[tiles, 5]`, see `vicinal.kernels.numba.call`.
         windows: `[queries, 2]` in the tiles' order: each query's keys, from and to, counted from its tile's first key.
-        keys: over all tiles.
-        most_keys: of a tile.
     """
 
     tiles: Ints
     windows: Ints
-    keys: int
-    most_keys: int
 
 
 @lru_cache(maxsize=256)
@@ -60,18 +58,17 @@ def axis_tiles(axis: Axis, length: int, size: int) -> AxisTiles:
             for query in range(start, stop):
                 own = window_start(axis, group.length, query), window_stop(axis, group.length, query)
                 windows.append((own[0] - low, own[1] - low))
-    found = np.array(table, np.int64)
-    return AxisTiles(found, np.array(windows, np.int64), int(found[:, 3].sum()), int(found[:, 3].max()))
+    return AxisTiles(np.array(table, np.int64), np.array(windows, np.int64))
 
 
 @lru_cache(maxsize=1024)
 def _keys_of_tiles(axis: Axis, length: int, size: int) -> tuple[int, int, int]:
     """Of all tiles of an axis: their number, their keys, the most keys of one."""
     number, total, most = 0, 0, 0
-    for group in groups(axis, length):
-        for tile in tiles(group.length, size):
-            low, high = key_interval(axis, group.length, tile)
-            number, total, most = number + 1, total + high - low, max(most, high - low)
+    for n, alike in Counter(group.length for group in groups(axis, length)).items():
+        intervals = [key_interval(axis, n, tile) for tile in tiles(n, size)]
+        keys = [high - low for low, high in intervals]
+        number, total, most = number + alike * len(keys), total + alike * sum(keys), max(most, *keys)
     return number, total, most
 
 
@@ -155,18 +152,17 @@ def call_plan(
         kept.append(table)
         return table.ctypes.data
 
-    found = [axis_tiles(*a) for a in zip(axes, lengths, tile)]
-    for i, own_tiles in enumerate(found):
+    counts, keys, most_keys = zip(*(_keys_of_tiles(*a) for a in zip(axes, lengths, tile)))
+    for i, own_tiles in enumerate(axis_tiles(*a) for a in zip(axes, lengths, tile)):
         at = c.AXIS + c.AXIS_FIELDS * i
         numbers[at + c.TILES] = address(own_tiles.tiles)
-        numbers[at + c.TILE_COUNT] = len(own_tiles.tiles)
+        numbers[at + c.TILE_COUNT] = counts[i]
         numbers[at + c.WINDOWS] = address(own_tiles.windows)
         numbers[at + c.DILATION] = axes[i].dilation
     places, bits = _lanes(tile)
     numbers[c.LANE_PLACES], numbers[c.LANE_BITS] = address(places), address(bits)
 
-    counts = [len(f.tiles) for f in found]
-    rows = (prod(f.keys for f in found) + prod(counts) * problem.additional) * problem.batch * problem.heads
+    rows = (prod(keys) + prod(counts) * problem.additional) * problem.batch * problem.heads
     threads = max(1, min(threads, int(rows * ROW_NS[direction] * LANES * (channels + value_channels) / START_NS)))
     spans = ceil(counts[2] / SPAN)
     strips = counts[0] * counts[1] * spans
@@ -178,7 +174,7 @@ def call_plan(
         if units < 4 * threads:
             parts = min(threads // gcd(units, threads), strips, MOST_PARTS)
         tasks = units * parts
-    scratch = _place_scratch(numbers, size, channels, value_channels, [f.most_keys for f in found])
+    scratch = _place_scratch(numbers, size, channels, value_channels, most_keys)
     numbers[c.HEADS], numbers[c.GROUP] = problem.heads, problem.group_size
     numbers[c.CHANNELS], numbers[c.VALUE_CHANNELS] = channels, value_channels
     numbers[c.CHUNK], numbers[c.SPAN], numbers[c.SPANS], numbers[c.TASKS] = CHUNK, SPAN, spans, tasks
@@ -229,7 +225,7 @@ def _lanes(tile: tuple[int, ...]) -> tuple[Ints, Ints]:
     return places, bits
 
 
-def _place_scratch(numbers: Ints, size: int, channels: int, value_channels: int, most_keys: list[int]) -> int:
+def _place_scratch(numbers: Ints, size: int, channels: int, value_channels: int, most_keys: Sequence[int]) -> int:
     """Sets where in a thread's scratch memory what is; how many bytes it is."""
     keys = CHUNK + SPARE
     row, widest = LANES * size, max(channels, value_channels)

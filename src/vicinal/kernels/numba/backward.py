@@ -26,7 +26,6 @@ from vicinal.kernels.numba.vectors import (
     splat,
     store,
     store_int,
-    store_number,
     subtract,
     transpose,
 )
@@ -132,12 +131,12 @@ def _columns(call, scratch, zero):
     if get(call, c.HAS_GRAD_LSE):
         for lane in range(LANES):
             number = load_number(get(rows + 8 * LANES * c.GRAD_LSE, lane), zero)
-            store_number(at_lse + lane * itemsize(zero), number)
+            store(at_lse + lane * itemsize(zero), number)
         delta = subtract(delta, load(at_lse, zero))
     store(at_delta, delta)
     for lane in range(LANES):
         number = load_number(get(rows + 8 * LANES * c.LSE, lane), zero)
-        store_number(at_lse + lane * itemsize(zero), convert(number * LOG2_E, zero))
+        store(at_lse + lane * itemsize(zero), convert(number * LOG2_E, zero))
 
 
 @njit(error_model="numpy")

@@ -28,7 +28,6 @@ from vicinal.kernels.numba.vectors import (
     splat,
     store,
     store_int,
-    store_number,
     subtract,
     transpose,
 )
@@ -143,4 +142,4 @@ def _finish(call, scratch, batch, head, tile0, tile1, tile2, used, zero):
         factor = splat(load_number(at_factor + lane * itemsize(zero), zero))
         for i in range(vectors):
             store(into + i * vector, multiply(load(row + i * vector, zero), factor))
-        store_number(get(rows + 8 * LANES * c.LSE, lane), load_number(at_lse + lane * itemsize(zero), zero))
+        store(get(rows + 8 * LANES * c.LSE, lane), load_number(at_lse + lane * itemsize(zero), zero))

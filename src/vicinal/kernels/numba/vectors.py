@@ -276,15 +276,6 @@ def load_number(typingctx, address, zero):
 
 
 @intrinsic
-def store_number(typingctx, address, value):
-    def generate(context, builder, signature, args):
-        STORE(builder, args[1], args[0])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, value), generate
-
-
-@intrinsic
 def load(typingctx, address, zero):
     """The vector at `address`."""
 
@@ -295,12 +286,14 @@ def load(typingctx, address, zero):
 
 
 @intrinsic
-def store(typingctx, address, vector):
+def store(typingctx, address, value):
+    """A number or a vector to `address`."""
+
     def generate(context, builder, signature, args):
         STORE(builder, args[1], args[0])
         return context.get_dummy_value()
 
-    return types.void(types.int64, vector), generate
+    return types.void(types.int64, value), generate
 
 
 @intrinsic
