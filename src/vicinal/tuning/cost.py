@@ -255,8 +255,11 @@ def _ranked(problem: Problem, kernel: Pass) -> tuple[tuple[Estimate, TileConfig]
     """Tilings that fit, the cheapest first; if none is expected to fit, the one with the fewest registers."""
     costed = [(estimate(problem, kernel, c), c) for c in _candidates(problem)]
     shared = gpu_of(problem).shared
-    fitting = [(e, c) for e, c in costed if e.registers <= MOST_REGISTERS and e.shared <= shared]
-    fitting = [(e, c) for e, c in fitting if not _is_compiled_badly(problem, kernel, c)]
+    fitting = [
+        (e, c)
+        for e, c in costed
+        if e.registers <= MOST_REGISTERS and e.shared <= shared and not _is_compiled_badly(problem, kernel, c)
+    ]
     if not fitting:
         return (min(costed, key=lambda item: (item[0].shared > shared, item[0].registers)),)
     fitting.sort(key=lambda item: item[0].cycles)
