@@ -51,6 +51,13 @@ def gradients(run: Run, inputs: Inputs, grad_output: Tensor, grad_lse: Tensor | 
     return [out.detach(), lse.detach(), *found]
 
 
+def random_gradients(output: Tensor, lse: Tensor, seed: int, with_lse: bool = True) -> tuple[Tensor, Tensor | None]:
+    """What may come from above: gradients of an output and of its log-sum-exp."""
+    generator = torch.Generator().manual_seed(seed)
+    grad, grad_lse = (torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype) for t in (output, lse))
+    return grad, grad_lse if with_lse else None
+
+
 def error(result: Tensor, truth: Tensor) -> float:
     """The largest difference, in units of the largest true value (or 1: inputs are about 1)."""
     assert result.shape == truth.shape
@@ -84,3 +91,21 @@ def assert_as_close_as_torch(
         floor = FLOOR[torch.float32 if name == "log-sum-exp" else dtype]
         allowed = FACTOR * error(theirs, true) + floor
         assert error(ours, true) <= allowed, f"{name}: error {error(ours, true):.2e}, allowed {allowed:.2e}"
+
+
+def assert_at_most_a_fifth_above_torch(
+    results: Sequence[Tensor], inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: float, grad_output: Tensor
+) -> None:
+    """`results`: output, log-sum-exp and the gradients of all inputs that are not None; by root mean squares."""
+    double = Inputs(*(None if t is None else t.double() for t in inputs))
+    truth = gradients(lambda i: reference(i, neighborhoods, scale), double, grad_output, None)
+    theirs = gradients(lambda i: torch_attention(i, neighborhoods, scale), inputs, grad_output, None)
+    names = ["output", "log-sum-exp", "query", "key", "value", "additional keys", "additional values"]
+    for name, a, b, true in zip(names, results, theirs, truth):
+        # A tiny floor: both may be within the rounding of the result itself.
+        floor = 0.3 * torch.finfo(a.dtype).eps * _rms(true)
+        assert _rms(a - true) <= 1.2 * _rms(b - true) + floor, name
+
+
+def _rms(tensor: Tensor) -> float:
+    return tensor.double().square().mean().sqrt().item()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -112,3 +114,17 @@ def calls(draw, ranks: tuple[int, ...] = (1, 2, 3), per_head: bool = True, max_h
         has_rpb=has_rpb,
         seed=draw(st.integers(0, 2**31)),
     )
+
+
+def whole(window: int, dilation: int = 1, **rest: Any) -> Call:
+    """One small line of tokens."""
+    return Call((Neighborhood((Axis(window, dilation=dilation, **rest),)),), (24,), 2, 2, 1, 8, 8, 0, False, 3)
+
+
+def layouts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The same values in other strides: a slice, heads first, every second token, expanded, channels first."""
+    yield torch.cat([tensor, tensor], -1)[..., : tensor.shape[-1]]
+    yield tensor.transpose(1, -2).contiguous().transpose(1, -2)
+    yield tensor.repeat_interleave(2, 1)[:, ::2]
+    yield torch.cat([tensor, tensor])[tensor.shape[0] :]
+    yield tensor.transpose(1, -1).contiguous().transpose(1, -1)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from closeness import gradients, torch_attention
-from strategies import Call, calls
+from closeness import assert_at_most_a_fifth_above_torch, gradients, random_gradients
+from strategies import Call, calls, layouts, whole
 from vicinal.backends import cpu, cpu_cost, cpu_masks, cpu_plan
 from vicinal.backends.cpu import BACKEND
 from vicinal.geometry.neighborhood import Axis, Neighborhood
@@ -27,10 +27,7 @@ def run(call_inputs, neighborhoods, scale, seed, with_grad_lse=True, configs=Non
     problem = Problem.of(call_inputs, neighborhoods, scale)
     forward, backward = configs or (any_config(problem, "forward", seed), any_config(problem, "backward", seed + 1))
     output, lse = BACKEND.forward(problem, forward, call_inputs)
-    generator = torch.Generator().manual_seed(seed)
-    grad = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
-    grad_lse = torch.randn(lse.shape, generator=generator, dtype=torch.float64).to(lse.dtype)
-    grad_lse = grad_lse if with_grad_lse else None
+    grad, grad_lse = random_gradients(output, lse, seed, with_grad_lse)
     grads = BACKEND.backward(problem, backward, call_inputs, output, lse, grad, grad_lse)
     return [output, lse, *(g for g in grads if g is not None)], grad, grad_lse
 
@@ -66,10 +63,6 @@ def test_random_problems_are_exact(call, with_grad_lse):
     assert all(t.is_contiguous() for t in found)
 
 
-def whole(window, dilation=1, **rest):
-    return Call((Neighborhood((Axis(window, dilation=dilation, **rest),)),), (24,), 2, 2, 1, 8, 8, 0, False, 3)
-
-
 @pytest.mark.parametrize(
     "call",
     [
@@ -97,14 +90,6 @@ def test_keys_beyond_one_block_of_the_fused_kernel():
     found, *grads = run(inputs, call.neighborhoods, call.scale, 0, configs=(config, config))
     wanted = gradients(lambda i: reference(i, call.neighborhoods, call.scale), inputs, *grads)
     torch.testing.assert_close(found, wanted, **EXACT)
-
-
-def layouts(tensor):
-    """The same values in other strides: a slice, heads first, every second token, expanded."""
-    yield torch.cat([tensor, tensor], -1)[..., : tensor.shape[-1]]
-    yield tensor.transpose(1, -2).contiguous().transpose(1, -2)
-    yield tensor.repeat_interleave(2, 1)[:, ::2]
-    yield torch.cat([tensor, tensor])[tensor.shape[0] :]
 
 
 @pytest.mark.parametrize("layout", range(4), ids=["slice", "heads first", "every second token", "second half"])
@@ -156,25 +141,14 @@ def test_threads_do_not_share_buffers():
             torch.testing.assert_close(together, alone, rtol=0, atol=0)
 
 
-def rms(tensor):
-    return tensor.double().square().mean().sqrt().item()
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("extra", [0, 7], ids=["window", "window and additional keys"])
 def test_error_is_at_most_a_fifth_above_torch_s(dtype, extra):
     neighborhood = Neighborhood((Axis(7), Axis(9)))
     call = Call((neighborhood,), (20, 23), 2, 4, 2, 32, 32, extra, False, 1)
     inputs = call.inputs(dtype)
-    double = Inputs(*(None if t is None else t.double() for t in inputs))
     found, grad, _ = run(inputs, call.neighborhoods, call.scale, 0, with_grad_lse=False)
-    truth = gradients(lambda i: reference(i, call.neighborhoods, call.scale), double, grad, None)
-    theirs = gradients(lambda i: torch_attention(i, call.neighborhoods, call.scale), inputs, grad, None)
-    names = ["output", "log-sum-exp", "query", "key", "value", "additional keys", "additional values"]
-    for name, a, b, true in zip(names, found, theirs, truth):
-        # A tiny floor: both may be within the rounding of the result itself.
-        floor = 0.3 * torch.finfo(a.dtype).eps * rms(true)
-        assert rms(a - true) <= 1.2 * rms(b - true) + floor, name
+    assert_at_most_a_fifth_above_torch(found, inputs, call.neighborhoods, call.scale, grad)
 
 
 def test_half_precision_beyond_its_range_inside():
