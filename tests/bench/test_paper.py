@@ -116,6 +116,67 @@ def test_a_process_that_dies_or_hangs_is_recorded_and_replaced():
         assert (line["name"], line["error"]) == ("another", None)
 
 
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("an illegal memory access"), False),
+    ],
+)
+def test_too_little_memory_for_a_system_is_noticed(monkeypatch, error, short):
+    def attend(query, key, value):
+        raise error
+
+    monkeypatch.setattr(paper_measure, "systems", lambda device, compiled: [broken(attend), *systems(device)])
+    ready = prepare(TINY, False, CPU)
+    assert ready.line["systems"]["broken"]["status"] == "failed"
+    assert ready.short == short
+
+
+class Process:
+    """In a worker's place: what it is asked, in order; `short` says how often memory is short for its problem."""
+
+    def __init__(self, name, short, asked):
+        self.name, self.short, self.asked = name, short, asked
+
+    def attempt(self, line, what, *arguments):
+        self.asked.append((self.name, what))
+        self.what = what
+
+    def answer(self, line, seconds):
+        if self.what == "prepare":
+            self.short -= 1
+            return self.short >= 0
+        return {"seconds": 1.0}, True
+
+    def give_back(self, seconds):
+        self.asked.append((self.name, "give back"))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_where_memory_is_short_all_give_theirs_back_and_the_problem_is_run_alone_once_more(times):
+    asked = []
+    workers = Workers(CPU, 2)
+    workers.each = [Process("a", times, asked), Process("b", 0, asked)]
+    lines = workers.measure([(TINY, False), (replace(TINY, name="another"), False)], 1.0)
+    assert asked[:3] == [("a", "prepare"), ("b", "prepare"), ("b", "time")]
+    assert asked[3:] == [("a", "give back"), ("b", "give back"), ("a", "prepare"), ("a", "time")]
+    assert [(line["name"], line["seconds"]) for line in lines] == [("tiny", 1.0), ("another", 1.0)]
+
+
+def test_a_process_that_gave_its_memory_back_goes_on_and_ends_by_itself():
+    with Workers(CPU, 1) as workers:
+        begun = workers.begin([(TINY, False)])
+        begun[0].wait(60.0)
+        workers.each[0].give_back(60.0)
+        begun[0].prepare()
+        (line,) = workers.finish(begun, 60.0)
+        assert line["systems"][FUSED]["status"] == "ok"
+        process = workers.each[0].process
+    assert process.exitcode == 0
+
+
 def test_problems_with_an_error_are_retried_only_when_asked(few, tmp_path):
     file = tmp_path / "results.jsonl"
     sweep = Sweep(file, CPU, ranks=(1,), sample=1)
@@ -148,7 +209,7 @@ def test_problems_under_compile_have_processes_of_their_own(few, tmp_path, monke
     groups = [[few[0]], [few[1], replace(few[1], name="on the same tensors")]]
     begin = Workers.begin
     monkeypatch.setattr(Workers, "begin", lambda self, batch: seen.append(batch) or begin(self, batch))
-    monkeypatch.setattr(Workers, "finish", lambda self, begun, seconds: [{**line, "error": "x"} for _, line in begun])
+    monkeypatch.setattr(Workers, "finish", lambda self, begun, seconds: [{**each.line, "error": "x"} for each in begun])
     monkeypatch.setattr(Sweep, "groups", lambda self: groups)
     sweep = Sweep(tmp_path / "r.jsonl", CPU, ranks=(1,), sample=3, compiled=3)
     assert run(sweep).failed == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -33,13 +34,27 @@ def captured(call: Callable[[], object], count: int, device: torch.device) -> to
     return _graph(call, count, _pool(device))
 
 
+def give_back(device: torch.device) -> None:
+    """Return all cached memory to the device, also that of graphs: none that was captured may be replayed any more."""
+    _keepers.clear()
+    _pool.cache_clear()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def _graph(call: Callable[[], object], count: int, pool: Any) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
     graph.capture_begin(pool=pool)
     try:
         for _ in range(count):
             call()
-    finally:
+    except BaseException:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what was captured until then may be nothing
+            graph.capture_end()
+        raise
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The CUDA Graph is empty")  # its time would be that of nothing
         graph.capture_end()
     return graph
 

@@ -135,7 +135,7 @@ def run(sweep: Sweep, progress: Callable[[int, int, str], None] = lambda done, t
         return outcome
     workers = sweep.workers if sweep.device.type == "cuda" else 1
     with (
-        Compilers(todo, sweep.device, sweep.compilers) as compilers,
+        Compilers([*todo, *chain(*(group[1:] for group in groups))], sweep.device, sweep.compilers) as compilers,
         Workers(sweep.device, len(groups)) as compiling,
         Workers(sweep.device, workers) as measuring,
     ):
@@ -162,14 +162,15 @@ def run(sweep: Sweep, progress: Callable[[int, int, str], None] = lambda done, t
                 compilers.wait(case)
             record(measuring.measure([(case, False) for case in batch], sweep.problem_seconds))
         record(compiling.finish(begun, sweep.problem_seconds if outcome.complete else LATE_SECONDS))
-        for turn in range(
-            1, max(map(len, groups), default=1)
-        ):  # the same process for each group: the longest are first
+        # Groups are sorted, the longest first, so that each stays with the process that compiled for it.
+        for turn in range(1, max(map(len, groups), default=1)):
             if is_late():
                 outcome.complete = False
                 break
             turns = [(group[turn], True) for group in groups if turn < len(group)]
             progress(outcome.present + outcome.measured + outcome.failed, total, turns[0][0].name)
+            for case, _ in turns:
+                compilers.wait(case)
             record(compiling.measure(turns, sweep.problem_seconds))
         if outcome.complete:
             progress(total, total, "")

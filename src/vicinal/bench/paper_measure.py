@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vicinal import info
 from vicinal.bench.cases import Case, Pass, random_inputs
-from vicinal.bench.graphs import captured, own_stream
+from vicinal.bench.graphs import captured, give_back, own_stream
 from vicinal.bench.measure import Effort, time_calls, words
 from vicinal.bench.paper_systems import STORING_WEIGHTS, fused_backends, systems
 from vicinal.bench.peers import System, both, without_grad
@@ -31,7 +31,7 @@ EFFORT = Effort(samples=5, seconds=0.03, sample_seconds=3e-4)
 LONGEST_CAPTURED = 0.02  # seconds; calls that take longer hide their host time: eager time is kernel time
 HOST_HIDDEN = 0.005  # a call that was not captured and yet is shorter than this has no kernel time
 GRAPH_SECONDS, GRAPH_CALLS = 0.003, 10  # of eager calls in a graph, about; and at most
-KEPT_BYTES = 4 << 30  # of freed memory that a process keeps from problem to problem
+KEPT_BYTES = 2 << 30  # of memory that a process keeps from problem to problem, of freed tensors and of graphs
 
 Calls = dict[Pass, dict[str, Callable[[], object]]]
 
@@ -44,12 +44,21 @@ class Ready:
         line: its object for the file, see `vicinal.bench.paper`; `time` completes it.
         calls: eager calls by pass and system.
         graphs: by pass and system, a CUDA graph of several calls, and of how many.
+        spent: seconds by step.
+        short: whether the device had too little memory for something.
     """
 
     line: dict[str, Any]
     calls: Calls = field(default_factory=dict)
     graphs: dict[Pass, dict[str, tuple[torch.cuda.CUDAGraph, int]]] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
+    short: bool = False
+
+    def why(self, error: Exception) -> str:
+        """An error in one line; one that says that memory ran out is remembered."""
+        said = words(error)
+        self.short |= out_of_memory(said)
+        return said
 
     def time(self, device: torch.device) -> dict[str, Any]:
         """Time every call; the completed line."""
@@ -59,7 +68,7 @@ class Ready:
                 for p in self.calls:
                     self._time(p, device)
         except Exception as error:
-            self.line["error"] = words(error)
+            self.line["error"] = self.why(error)
         self.spent["timing"] = time.perf_counter() - start
         self.line["seconds"] = _rounded(sum(self.spent.values()))
         self.line["spent"] = {what: _rounded(seconds) for what, seconds in self.spent.items()}
@@ -94,7 +103,7 @@ def prepare(case: Case, compiled: bool, device: torch.device) -> Ready:
             _prepare_all(ready, case, problem, systems(device, compiled))
         ready.line["fused"] = fused_backends(problem, case.passes)
     except Exception as error:
-        ready.line["error"] = words(error)
+        ready.line["error"] = ready.why(error)
     return ready
 
 
@@ -115,15 +124,20 @@ def warm_up(device: torch.device) -> None:
 
 
 def usable(device: torch.device) -> bool:
-    """Whether the CUDA context still works; frees cached memory where there is much."""
+    """Whether the CUDA context still works; gives memory back where much is kept. No graph may be in use."""
     try:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             if torch.cuda.memory_reserved(device) > KEPT_BYTES:
-                torch.cuda.empty_cache()
+                give_back(device)
     except Exception:
         return False
     return True
+
+
+def out_of_memory(said: str | None) -> bool:
+    """Whether an error is the device's lack of memory: torch's allocator and CUDA say so in the same words."""
+    return said is not None and "out of memory" in said
 
 
 def empty_line(case: Case, problem: Problem) -> dict[str, Any]:
@@ -174,7 +188,7 @@ def _prepare_all(ready: Ready, case: Case, problem: Problem, every: Sequence[Sys
             for p, call in made.items():
                 ready.calls[p][system.name] = call
         except Exception as error:
-            result |= {"status": "failed", "reason": words(error)}
+            result |= {"status": "failed", "reason": ready.why(error)}
             continue
         clock(system.name)
     if problem.device.type == "cuda":
@@ -183,7 +197,7 @@ def _prepare_all(ready: Ready, case: Case, problem: Problem, every: Sequence[Sys
                 try:
                     made_graph = _worth_a_graph(call, problem.device)
                 except Exception as error:
-                    ready.line["systems"][name]["reason"] = f"no CUDA graph: {words(error)}"
+                    ready.line["systems"][name]["reason"] = f"no CUDA graph: {ready.why(error)}"
                     continue
                 if made_graph is not None:
                     ready.graphs[p][name] = made_graph

@@ -2,7 +2,8 @@
 
 Problems are measured in batches, one for each measuring process: all prepare theirs at once, then they time them one
 after the other, so that a timing has the GPU to itself. A process that crashes, hangs or breaks its CUDA context is
-replaced, and costs one problem. What torch.compile takes many seconds for is prepared by processes of its own while
+replaced, and costs one problem. Where memory ran out, all give back what they keep, and the problem is run again with
+none beside it. What torch.compile takes many seconds for is prepared by processes of its own while
 other problems run, and timed last; then the problems that share what it compiled.
 """
 
@@ -12,7 +13,7 @@ import multiprocessing
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
 from multiprocessing.connection import Connection
@@ -22,14 +23,25 @@ import torch
 
 from vicinal import dispatch, info
 from vicinal.bench.cases import Case, random_inputs
+from vicinal.bench.graphs import give_back
 from vicinal.bench.measure import words
-from vicinal.bench.paper_measure import EFFORT, Ready, empty_line, first_run, prepare, usable, warm_up
+from vicinal.bench.paper_measure import (
+    EFFORT,
+    Ready,
+    empty_line,
+    first_run,
+    out_of_memory,
+    prepare,
+    usable,
+    warm_up,
+)
 from vicinal.bench.paper_systems import systems
 from vicinal.bench.roofline import measure_limits
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs
 
 Item = tuple[Case, bool]  # a problem; whether also the systems under torch.compile
+END_SECONDS = 5.0  # for processes to end by themselves
 
 
 # Compiling --------------------------------------------------------------------------------------------------------
@@ -124,7 +136,10 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         for worker in self.each:
-            worker.stop()
+            worker.release()
+        deadline = time.monotonic() + END_SECONDS
+        for worker in self.each:
+            worker.stop(max(0.0, deadline - time.monotonic()))
 
     def header(self, dtypes: tuple[torch.dtype, ...], seconds: float = 120.0) -> dict[str, Any]:
         """Date, machine, versions and, on CUDA, measured limits, for the file; once all processes are warm.
@@ -143,27 +158,61 @@ class Workers:
         """The objects of at most as many problems as there are processes; a problem has `seconds` for each step."""
         return self.finish(self.begin(batch), seconds)
 
-    def begin(self, batch: Sequence[Item]) -> list[tuple[_Worker, dict[str, Any]]]:
+    def begin(self, batch: Sequence[Item]) -> list[Attempt]:
         """Start preparing at most as many problems as there are processes; what `finish` takes."""
-        pairs = [(w, empty_line(case, case.problem("cpu"))) for w, (case, _) in zip(self.each, batch)]
-        for (worker, line), (case, compiled) in zip(pairs, batch):
-            worker.attempt(line, "prepare", case, compiled)
-        return pairs
+        begun = [Attempt(worker, *item) for worker, item in zip(self.each, batch)]
+        for attempt in begun:
+            attempt.prepare()
+        return begun
 
-    def finish(self, begun: Sequence[tuple[_Worker, dict[str, Any]]], seconds: float) -> list[dict[str, Any]]:
-        """Wait until all are prepared, then time one after the other: their objects."""
+    def finish(self, begun: Sequence[Attempt], seconds: float) -> list[dict[str, Any]]:
+        """Wait until all are prepared, then time one after the other: their objects.
+
+        Where memory ran out it may be others who had it: such a problem is run again alone, once.
+        """
         deadline = time.monotonic() + seconds
-        for worker, line in begun:
-            worker.answer(line, max(0.0, deadline - time.monotonic()))
-        for worker, line in begun:
-            if line["error"] is None:
-                worker.attempt(line, "time")
-                done = worker.answer(line, seconds)
-                if done is not None:
-                    line.update(done[0])
-                    if not done[1]:
-                        worker.stop()
-        return [line for _, line in begun]
+        for attempt in begun:
+            attempt.wait(max(0.0, deadline - time.monotonic()))
+        for attempt in begun:
+            if not attempt.short:
+                attempt.time(seconds)
+        for attempt in begun:
+            if attempt.short:
+                for worker in self.each:
+                    worker.give_back(seconds)
+                attempt.prepare()
+                attempt.wait(seconds)
+                attempt.time(seconds)
+        return [attempt.line for attempt in begun]
+
+
+@dataclass
+class Attempt:
+    """A problem that a process prepares, then times: its object for the file, and whether memory was short."""
+
+    worker: _Worker
+    case: Case
+    compiled: bool
+
+    def prepare(self) -> None:
+        """Ask for it, from the beginning."""
+        self.line, self.short = empty_line(self.case, self.case.problem("cpu")), False
+        self.worker.attempt(self.line, "prepare", self.case, self.compiled)
+
+    def wait(self, seconds: float) -> None:
+        """Until it is prepared."""
+        self.short = bool(self.worker.answer(self.line, seconds))
+
+    def time(self, seconds: float) -> None:
+        """Time it, unless something went wrong."""
+        if self.line["error"] is None:
+            self.worker.attempt(self.line, "time")
+            done = self.worker.answer(self.line, seconds)
+            if done is not None:
+                self.line.update(done[0])
+                self.short = out_of_memory(self.line["error"])
+                if not done[1]:
+                    self.worker.stop()
 
 
 class _Worker:
@@ -190,6 +239,13 @@ class _Worker:
         except RuntimeError as error:
             line["error"] = str(error)
             return None
+
+    def give_back(self, seconds: float) -> None:
+        """Let it forget what it has prepared and return its memory to the device; one that cannot is stopped."""
+        if self.process is not None:
+            line: dict[str, Any] = {"error": None}
+            self.attempt(line, "give back")
+            self.answer(line, seconds)
 
     def send(self, *request: object) -> None:
         if self.process is None:
@@ -226,17 +282,24 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def stop(self) -> None:
+    def release(self) -> None:
+        """Let the process end by itself, so that it cleans up."""
+        if self.connection is not None:
+            self.connection.close()
+        self.connection = None
+
+    def stop(self, patience: float = 0.0) -> None:
+        """End the process, by force after so many seconds."""
+        self.release()
         if self.process is not None:
+            self.process.join(patience)
             if self.process.is_alive():
                 self.process.terminate()
                 self.process.join(5)
             if self.process.is_alive():
                 self.process.kill()
             self.process.join()
-        if self.connection is not None:
-            self.connection.close()
-        self.process = self.connection = None
+        self.process = None
 
 
 def _serve(connection: Connection, device: torch.device) -> None:
@@ -258,6 +321,12 @@ def _serve(connection: Connection, device: torch.device) -> None:
             if arguments[1]:
                 _compile_alone()
             ready = prepare(arguments[0], arguments[1], device)
+            if arguments[1] and device.type == "cuda":
+                torch.cuda.empty_cache()  # it may be long until this is timed
+            answer = ready.short
+        elif what == "give back":
+            ready = None
+            give_back(device)
             answer = None
         else:
             assert ready is not None
