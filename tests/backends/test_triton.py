@@ -60,6 +60,7 @@ def check(
     drawn,
     dtype=torch.float32,
     tiles=None,
+    tiling=None,
     backward=True,
     with_grad_lse=True,
     scale=None,
@@ -72,7 +73,8 @@ def check(
     reason = backend.BACKEND.unsupported(problem)
     if reason is not None:
         pytest.skip(reason)
-    config = TileConfig(*tiles) if tiles else backend.BACKEND.configs(problem, "forward")[0]
+    tiling = TileConfig(*tiles) if tiles else tiling
+    config = tiling or backend.BACKEND.configs(problem, "forward")[0]
     output, lse = backend.BACKEND.forward(problem, config, inputs)
     if not backward:
         assert_as_close_as_torch([output, lse], inputs, drawn.neighborhoods, scale)
@@ -80,7 +82,7 @@ def check(
     generator = torch.Generator().manual_seed(drawn.seed + 1)
     grad_output = torch.randn(output.shape, generator=generator).to(output)
     grad_lse = torch.randn(lse.shape, generator=generator).to(lse) if with_grad_lse else None
-    config = TileConfig(*tiles) if tiles else backend.BACKEND.configs(problem, "backward")[0]
+    config = tiling or backend.BACKEND.configs(problem, "backward")[0]
     if together is not None:
         config = replace(config, variant=spell(read(config.variant)) + TOGETHER * together)
     grads = backend.BACKEND.backward(problem, config, inputs, output, lse, grad_output, grad_lse)
@@ -177,6 +179,33 @@ def test_gradients_in_two_launches_and_in_one(drawn, together):
 )
 def test_tiles_of_any_shape(query_tile, key_tile):
     check(call((11, 9), of(2, (5, 4), stride=(1, 2))), tiles=(query_tile, key_tile))
+
+
+UNFOLDED = [  # (problem, axis, tile of queries, tile of keys)
+    pytest.param(call((20,), of(1, 3, dilation=6)), 0, (2, 8), (4, 4), id="1d-uneven"),
+    pytest.param(call((21,), of(1, 3, dilation=7), heads=4, kv_heads=2, batch=2), 0, (4, 4), (4, 4), id="1d-even"),
+    pytest.param(call((23,), of(1, 5, stride=2, dilation=3, is_causal=True)), 0, (8, 2), (4, 4), id="1d-causal"),
+    pytest.param(call((19,), of(1, 4, dilation=9, boundary="clip"), additional=3), 0, (4, 4), (2, 8), id="1d-clip"),
+    pytest.param(call((9,), of(1, 2, dilation=12, boundary="clip")), 0, (2, 8), (2, 8), id="1d-groups-of-one"),
+    pytest.param(call((7, 8), of(2, (2, 3), dilation=(3, 2))), 0, (2, 2, 4), (2, 4, 2), id="2d-first"),
+    pytest.param(call((7, 9), of(2, (2, 2), dilation=(3, 4)), value_dim=16), 1, (2, 2, 4), (2, 2, 4), id="2d-second"),
+    pytest.param(call((6, 9), of(2, 3, dilation=(2, 3), stride=2), has_rpb=True), 1, (2, 4, 2), (2, 4, 2), id="2d-rpb"),
+]
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(("drawn", "axis", "query_tile", "key_tile"), UNFOLDED)
+def test_tiles_of_several_dilation_groups(drawn, axis, query_tile, key_tile, together):
+    tiling = TileConfig(query_tile, key_tile, unfolded=axis)
+    check(drawn, tiling=replace(tiling, variant=spell(tiling) + TOGETHER * together))
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_short_dilation_groups_share_tiles(direction):
+    drawn = call((64,), of(1, 3, dilation=21))
+    problem = Problem.of(drawn.inputs(torch.float16, device), drawn.neighborhoods, 0.1)
+    many = replace(problem, batch=64, heads=8, kv_heads=8)
+    assert backend.BACKEND.configs(many, direction)[0].unfolded == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

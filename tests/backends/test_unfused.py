@@ -13,6 +13,8 @@ from vicinal.reference import reference
 CASES = {
     "2-D grouped queries, bias, additional keys": ((4, 3), {"kernel_size": (3, 2), "dilation": (1, 1)}, 2, 1, 2, True),
     "1-D causal": ((7,), {"kernel_size": 3, "is_causal": True}, 1, 1, 0, False),
+    "1-D short dilation groups": ((10,), {"kernel_size": 2, "dilation": 4}, 2, 1, 0, True),
+    "2-D short dilation groups": ((5, 7), {"kernel_size": 2, "dilation": (2, 3)}, 1, 1, 0, True),
     "3-D": ((2, 3, 3), {"kernel_size": (2, 3, 2)}, 1, 1, 0, True),
 }
 

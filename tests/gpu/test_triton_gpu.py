@@ -92,14 +92,18 @@ def draw(kind: Kind, seed: int) -> strategies.Call:
     )  # fmt: skip
 
 
-def run_both(drawn, dtype, tiles=None, grad_lse=True):
+def run_both(drawn, dtype, tiles=None, grad_lse=True, unfolded=False):
+    """Forward and backward with these tiles, or the first tilings listed; `unfolded`: of several dilation groups."""
     inputs = drawn.inputs(dtype, "cuda")
     problem = Problem.of(inputs, drawn.neighborhoods, drawn.scale)
     assert BACKEND.unsupported(problem) is None
     forward, backward = (
         (TileConfig(*tiles), TileConfig(*tiles))
         if tiles
-        else (BACKEND.configs(problem, "forward")[0], BACKEND.configs(problem, "backward")[0])
+        else (
+            next(c for c in BACKEND.configs(problem, direction) if c.unfolded is not None or not unfolded)
+            for direction in ("forward", "backward")
+        )
     )
     output, lse = BACKEND.forward(problem, forward, inputs)
     generator = torch.Generator().manual_seed(drawn.seed)
@@ -133,6 +137,23 @@ def test_random_problems(kind, part):
 def test_tilings_that_the_backend_chooses(lengths, neighborhood, head_dim, dtype):
     drawn = strategies.Call((neighborhood.resolve(lengths),), lengths, 2, 4, 2, head_dim, head_dim, 0, False, 3)
     inputs, results, grad_output, grad_lse = run_both(drawn, dtype, grad_lse=False)
+    assert_as_close_as_torch(results, inputs, drawn.neighborhoods, drawn.scale, grad_output, grad_lse)
+
+
+@pytest.mark.parametrize("dtype", [HALF, FULL])
+@pytest.mark.parametrize(
+    ("lengths", "neighborhood", "head_dim"),
+    [
+        pytest.param((64,), of(1, 3, dilation=21), 64, id="1d-uneven"),
+        pytest.param((2048,), of(1, 3, dilation=682), 128, id="1d-many"),
+        pytest.param((130,), of(1, 7, dilation=13, stride=2, is_causal=True), 32, id="1d-causal-even"),
+        pytest.param((14, 14), of(2, 5, dilation=2), 64, id="2d-even"),
+        pytest.param((16, 17), of(2, (2, 3), dilation=(6, 5), boundary="clip"), 32, id="2d-clip-uneven"),
+    ],
+)
+def test_tiles_of_several_dilation_groups(lengths, neighborhood, head_dim, dtype):
+    drawn = strategies.Call((neighborhood.resolve(lengths),), lengths, 8, 4, 2, head_dim, head_dim, 0, False, 3)
+    inputs, results, grad_output, grad_lse = run_both(drawn, dtype, unfolded=True)
     assert_as_close_as_torch(results, inputs, drawn.neighborhoods, drawn.scale, grad_output, grad_lse)
 
 

@@ -68,7 +68,7 @@ class TritonBackend:
         if problem.has_rpb and len({n.window for n in problem.neighborhoods}) > 1:
             return "a relative positional bias needs the same kernel_size in every head"
         config = self.configs(problem, "forward")[0]
-        if problem.batch * problem.heads * tiles_of(problem, config.query_tile) > MAX_PROGRAMS:
+        if problem.batch * problem.heads * tiles_of(problem, config) > MAX_PROGRAMS:
             return "more tiles than a GPU's grid can hold"
         return None
 

@@ -109,11 +109,11 @@ def _query_launch(prepared: Prepared, config: TileConfig) -> Launch:
         problem.group_size,
         problem.additional,
         programs,
-        *prepared.arguments(),
+        *prepared.arguments(config.unfolded),
         config.query_tile,
         config.key_tile,
         prepared.vector,
-        prepared.flags(config.query_tile, config.key_tile),
+        prepared.flags(config),
         precision_of(problem),
     )
     return Launch(query_gradient_kernel, (count, 1, 1), arguments, options_of(config, prepared.chained))
@@ -127,11 +127,11 @@ def _key_value_launch(prepared: Prepared, config: TileConfig, per_query_head: bo
         problem.heads,
         problem.group_size,
         programs,
-        *prepared.arguments(),
+        *prepared.arguments(config.unfolded),
         config.query_tile,
         config.key_tile,
         prepared.vector,
-        prepared.flags(config.query_tile, config.key_tile, inverse=True),
+        prepared.flags(config, inverse=True),
         problem.group_size > 1 and not per_query_head,
         per_query_head,
         precision_of(problem),
@@ -140,7 +140,7 @@ def _key_value_launch(prepared: Prepared, config: TileConfig, per_query_head: bo
 
 
 def _gradients_launch(prepared: Prepared, query: TileConfig, key_value: TileConfig, per_query_head: bool) -> Launch:
-    """Both of the above; of warps and stages there is one number for both, the query gradient's."""
+    """Both of the above; warps, stages and the axis unfolded are the same for both, the query gradient's."""
     problem = prepared.problem
     programs, count = _query_programs(prepared, query)
     key_programs, key_count = _key_programs(prepared, key_value, per_query_head)
@@ -152,14 +152,14 @@ def _gradients_launch(prepared: Prepared, query: TileConfig, key_value: TileConf
         programs,
         key_programs,
         key_count,
-        *prepared.arguments(),
+        *prepared.arguments(query.unfolded),
         query.query_tile,
         query.key_tile,
         key_value.query_tile,
         key_value.key_tile,
         prepared.vector,
-        prepared.flags(query.query_tile, query.key_tile),
-        prepared.flags(key_value.query_tile, key_value.key_tile, inverse=True),
+        prepared.flags(query),
+        prepared.flags(key_value, inverse=True),
         problem.group_size > 1 and not per_query_head,
         per_query_head,
         precision_of(problem),
@@ -169,14 +169,14 @@ def _gradients_launch(prepared: Prepared, query: TileConfig, key_value: TileConf
 
 def _query_programs(prepared: Prepared, config: TileConfig) -> tuple[int, int]:
     """Programs of one head, and of all."""
-    programs = tiles_of(prepared.problem, config.query_tile)
+    programs = tiles_of(prepared.problem, config)
     return programs, prepared.problem.batch * prepared.problem.heads * programs
 
 
 def _key_programs(prepared: Prepared, config: TileConfig, per_query_head: bool) -> tuple[int, int]:
     """Likewise; `query_tile` is the program's tile of keys."""
     problem = prepared.problem
-    programs = tiles_of(problem, config.query_tile)
+    programs = tiles_of(problem, config)
     return programs, problem.batch * (problem.heads if per_query_head else problem.kv_heads) * programs
 
 
@@ -207,8 +207,8 @@ def _additional_launch(prepared: Prepared) -> Launch:
 
 def _bias_launch(prepared: Prepared) -> Launch:
     problem = prepared.problem
-    tile = BIAS_TILES[problem.rank]
-    programs = tiles_of(problem, tile)
+    config = TileConfig(BIAS_TILES[problem.rank], BIAS_TILES[problem.rank], warps=4, stages=1)
+    programs = tiles_of(problem, config)
     (window,) = {n.window for n in problem.neighborhoods}
     table_bytes = 4 * problem.heads * prod(2 * k - 1 for k in window if k is not None)
     shares = min(
@@ -223,10 +223,10 @@ def _bias_launch(prepared: Prepared) -> Launch:
         problem.batch,
         programs,
         *prepared.arguments(),
-        tile,
-        tile,
+        config.query_tile,
+        config.key_tile,
         prepared.vector,
-        prepared.flags(tile, tile),
+        prepared.flags(config),
         precision_of(problem),
     )
-    return Launch(bias_gradient_kernel, (shares, problem.heads, 1), arguments, options_of(TileConfig(tile, tile, 4, 1)))
+    return Launch(bias_gradient_kernel, (shares, problem.heads, 1), arguments, options_of(config))

@@ -5,7 +5,7 @@ Everything here is computed once per problem and cached by the backend: a call o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,6 +19,7 @@ from torch import Tensor
 from vicinal.backends.kernel_cache import settle_keys
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.tiles import groups, key_interval, query_interval, tiles
+from vicinal.geometry.unfold import beside, unfold
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.kernels.triton import memory as kernels
 from vicinal.kernels.triton.forward import forward_kernel
@@ -81,12 +82,11 @@ class Forward:
     def __init__(self, prepared: Prepared, config: TileConfig, copies: bool) -> None:
         """`copies`: the inputs need copying before the kernels can read them (`readable`)."""
         problem = prepared.problem
-        tile, key_tile = config.query_tile, config.key_tile
         self._shape = (problem.batch, *problem.lengths, problem.heads, problem.value_dim)
         self._lse_dtype = lse_dtype(problem.dtype)
         self._empty = problem.batch == 0
         self._copies = copies
-        programs = tiles_of(problem, tile)
+        programs = tiles_of(problem, config)
         self._table = prepared.table
         self._launch = Launch(
             forward_kernel,
@@ -97,11 +97,11 @@ class Forward:
                 problem.group_size,
                 problem.additional,
                 programs,
-                *prepared.arguments(),
-                tile,
-                key_tile,
+                *prepared.arguments(config.unfolded),
+                config.query_tile,
+                config.key_tile,
                 prepared.vector,
-                prepared.flags(tile, key_tile),
+                prepared.flags(config),
                 problem.scale <= 0,
                 precision_of(problem),
             ),
@@ -121,31 +121,48 @@ class Forward:
         return output, lse
 
 
-def tiles_of(problem: Problem, tile: Tile) -> int:
+def tiles_of(problem: Problem, config: TileConfig) -> int:
     """How many tiles one head has, the most of any head's neighborhood."""
-    return max(tile_count(n, problem.lengths, tile) for n in set(problem.neighborhoods))
+    each = set(problem.neighborhoods)
+    return max(tile_count(n, problem.lengths, config.query_tile, config.unfolded) for n in each)
 
 
-def tile_count(neighborhood: Neighborhood, lengths: tuple[int, ...], tile: Tile) -> int:
+def tile_count(neighborhood: Neighborhood, lengths: tuple[int, ...], tile: Tile, unfolded: int | None = None) -> int:
     """How many tiles there are, as kernels count them: of every dilation group those of the longest one."""
-    each = zip(neighborhood.axes, lengths, tile)
-    return prod(a.dilation * ceil(ceil(length / a.dilation) / size) for a, length, size in each)
+    sizes = tile if unfolded is None else (*tile[: unfolded + 1], *tile[unfolded + 2 :])
+    count = 1
+    for i, (axis, length, size) in enumerate(zip(neighborhood.axes, lengths, sizes)):
+        side_by_side = axis.dilation
+        if i == unfolded:
+            longer = (length - 1) % axis.dilation + 1
+            side_by_side = sum(ceil(n / tile[i + 1]) for n in (longer, axis.dilation - longer))
+        count *= side_by_side * ceil(ceil(length / axis.dilation) / size)
+    return count
 
 
-def may_pass_end(problem: Problem, tile: Tile, box_tile: Tile, inverse: bool = False) -> bool:
+def may_pass_end(problem: Problem, config: TileConfig, inverse: bool = False) -> bool:
     """Whether the tiles laid over some box may pass the end of an axis: then they need bounds checks.
 
     Boxes of keys for tiles of queries; if `inverse`, boxes of queries for tiles of keys.
     """
     interval = query_interval if inverse else key_interval
-    for neighborhood in set(problem.neighborhoods):
-        for axis, length, size, step in zip(neighborhood.axes, problem.lengths, tile, box_tile):
+    for neighborhood, lengths in parts_of(problem, config.unfolded):
+        for axis, length, size, step in zip(neighborhood.axes, lengths, config.query_tile, config.key_tile):
             for group_size in {g.length for g in groups(axis, length)}:
                 for own in tiles(group_size, size):
                     start, stop = interval(axis, group_size, own)
                     if ceil((stop - start) / step) * step > group_size:
                         return True
     return False
+
+
+def parts_of(problem: Problem, unfolded: int | None) -> Iterator[tuple[Neighborhood, tuple[int, ...]]]:
+    """Each distinct neighborhood with the lengths that it is for: with an axis unfolded, its parts."""
+    for neighborhood in set(problem.neighborhoods):
+        if unfolded is None:
+            yield neighborhood, problem.lengths
+        else:
+            yield from ((p.neighborhood, p.lengths) for p in unfold(neighborhood, problem.lengths, unfolded))
 
 
 def vector_of(strides: Strides, itemsize: int) -> int:
@@ -158,21 +175,21 @@ def strides_of(tensor: Tensor) -> tuple[int, ...]:
     return tuple(s if n > 1 else 0 for s, n in zip(tensor.stride()[:-1], tensor.shape[:-1]))
 
 
-def in_vectors(strides: tuple[int, ...], vector: int) -> kernels.Strides:
+def in_vectors(strides: tuple[int, ...], vector: int, unfolded: int | None = None) -> kernels.Strides:
     """Strides of `[B, *X, H]` in units of `vector`."""
     batch, *tokens, head = (s // vector for s in strides)
-    return kernels.Strides(batch, tuple(tokens), head)
+    return kernels.Strides(batch, _seen(tuple(tokens), unfolded), head)
 
 
-def is_wide(problem: Problem, strides: Strides, tiles: Sequence[Tile]) -> bool:
+def is_wide(problem: Problem, strides: Strides, config: TileConfig) -> bool:
     """Whether offsets within a tile may need more than 31 bits."""
     most = 0
     for neighborhood in problem.neighborhoods:
-        for tile in tiles:
+        dilations = axes_of(neighborhood, problem.lengths, config.unfolded).dilations
+        for tile in (config.query_tile, config.key_tile):
             for each in strides:
-                spatial = each[1:-1]
-                reach = [(t - 1) * a.dilation * s for t, a, s in zip(tile, neighborhood.axes, spatial)]
-                most = max(most, sum(reach))
+                spatial = _seen(each[1:-1], config.unfolded)
+                most = max(most, sum((t - 1) * d * s for t, d, s in zip(tile, dilations, spatial)))
     return most + 512 >= 2**31
 
 
@@ -232,14 +249,16 @@ class Prepared:
         """The factor of the scores, times log2(e)."""
         return self.problem.scale * LOG2E.value
 
-    def arguments(self) -> tuple[Any, ...]:
+    def arguments(self, unfolded: int | None = None) -> tuple[Any, ...]:
         """Axes (of the first head when heads differ), strides, and the sizes of keys and values."""
         problem = self.problem
-        strides = kernels.InputStrides(*(in_vectors(each, self.vector) for each in self.strides))
-        return axes_of(problem.neighborhoods[0], problem.lengths), strides, problem.head_dim, problem.value_dim
+        own = [in_vectors(each, self.vector, unfolded) for each in self.strides[:3]]
+        extra = [in_vectors(each, self.vector) for each in self.strides[3:]]
+        axes = axes_of(problem.neighborhoods[0], problem.lengths, unfolded)
+        return axes, kernels.InputStrides(*own, *extra), problem.head_dim, problem.value_dim
 
-    def flags(self, tile: Tile, box_tile: Tile, inverse: bool = False) -> Flags:
-        """What to compile a kernel for that lays `box_tile` over the boxes of `tile`; `inverse`: see `may_pass_end`."""
+    def flags(self, config: TileConfig, inverse: bool = False) -> Flags:
+        """What to compile a kernel of this tiling for; `inverse`: see `may_pass_end`."""
         problem = self.problem
         axes = [axis for n in problem.neighborhoods for axis in n.axes]
         contiguous = (1, *_contiguous_strides(problem), 1)
@@ -247,22 +266,28 @@ class Prepared:
             strided=any(a.stride > 1 for a in axes),
             dilated=any(a.dilation > 1 for a in axes),
             moded=any(mode(a) != SHIFT for a in axes),
-            wide=is_wide(problem, (*self.strides[:3], contiguous), (tile, box_tile)),
-            checked=may_pass_end(problem, tile, box_tile, inverse),
+            wide=is_wide(problem, (*self.strides[:3], contiguous), config),
+            checked=may_pass_end(problem, config, inverse),
             chained=self.chained,
+            unfolded=kernel_axis(config.unfolded),
         )
 
 
-def axes_of(neighborhood: Neighborhood, lengths: tuple[int, ...]) -> Axes:
+def axes_of(neighborhood: Neighborhood, lengths: tuple[int, ...], unfolded: int | None = None) -> Axes:
     """A neighborhood as kernels take it."""
     axes = neighborhood.axes
     return Axes(
-        lengths,
-        tuple(a.window for a in axes),
-        tuple(a.stride for a in axes),
-        tuple(a.dilation for a in axes),
-        tuple(mode(a) for a in axes),
+        _seen(lengths, unfolded, 1),
+        _seen(tuple(a.window for a in axes), unfolded, 1),
+        _seen(tuple(a.stride for a in axes), unfolded, 1),
+        _seen(tuple(a.dilation for a in axes), unfolded, 1),
+        _seen(tuple(mode(a) for a in axes), unfolded, SHIFT),
     )
+
+
+def kernel_axis(unfolded: int | None) -> int:
+    """`Flags.unfolded`: the kernels' axis of the dilation groups of axis `unfolded`."""
+    return -1 if unfolded is None else unfolded + 1
 
 
 def aligned(inputs: Inputs) -> bool:
@@ -297,6 +322,13 @@ def options_of(config: TileConfig, chained: bool = False) -> dict[str, int]:
     """
     options = {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
     return options | {"launch_pdl": True} if chained else options
+
+
+def _seen(values: tuple[Any, ...], unfolded: int | None, of_groups: int | None = None) -> tuple[Any, ...]:
+    """One value per axis of the kernel: groups side by side have their own, or that of the axis they are from."""
+    if unfolded is None:
+        return values
+    return beside(values, unfolded, values[unfolded] if of_groups is None else of_groups)
 
 
 def _contiguous_strides(problem: Problem) -> list[int]:

@@ -34,13 +34,13 @@ class UnfusedBackend:
         return None
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
-        """One tiling per variant that can run: tiles are fixed (64 tokens), as in the paper."""
-        tile = launch.TILES[problem.rank]
+        """One tiling per variant that can run: the GEMM kernels' tiles have 64 tokens, as in the paper."""
         one = (1,) * problem.rank
+        tile, unfolded = launch.gemm_tile(problem.neighborhoods[0], problem.lengths)
         best = launch.choose(torch.empty(0, dtype=problem.dtype, device=problem.device), None)
         variants = sorted(launch.VARIANTS, key=lambda v: v != best)
         return [
-            TileConfig(tile if v == "gemm" else one, tile if v == "gemm" else one, variant=v)
+            TileConfig(tile, tile, variant=v, unfolded=unfolded) if v == "gemm" else TileConfig(one, one, variant=v)
             for v in variants
             if launch.unsupported(v, problem.dtype, problem.device) is None
         ]

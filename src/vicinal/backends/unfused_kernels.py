@@ -18,13 +18,14 @@ from vicinal.backends.triton_launch import (
     axes_of,
     device_of,
     in_vectors,
+    kernel_axis,
     options_of,
     rows_last,
     strides_of,
     tile_count,
     vector_of,
 )
-from vicinal.backends.unfused_launch import TILES
+from vicinal.backends.unfused_launch import gemm_tile
 from vicinal.kernels.triton import gemm, naive
 from vicinal.kernels.triton import slots as shared
 from vicinal.kernels.triton.window import Flags
@@ -130,23 +131,25 @@ def _prepare(call: _Call, inputs: tuple[Tensor, ...], output: Tensor) -> Launch:
     strides = strides_of(first), strides_of(second)
     vector = vector_of(strides if is_pn else strides[1:], dtype.itemsize)
     chosen = tiling(call.variant, call.kernel, dim, dtype)
-    common = (vector, _flags(slots, inputs))
+    tile, unfolded = gemm_tile(slots.neighborhood, slots.lengths) if call.variant == "gemm" else ((), None)
+    common = (vector, _flags(slots, inputs, unfolded))
     constants: tuple[Any, ...]
     if call.variant == "naive":
         programs, blocks = slots.tokens, 1
         constants = (_block(dim, 1), chosen.slots, *common, tl.float64 if dtype == torch.float64 else tl.float32)
     else:
-        tile, full = TILES[len(slots.lengths)], dtype == torch.float32
+        full = dtype == torch.float32
         block = min(_block(dim, 16), 64 if full else 128)
-        programs, blocks = tile_count(slots.neighborhood, slots.lengths, tile), 1 if is_pn else ceil(dim / block)
+        programs = tile_count(slots.neighborhood, slots.lengths, tile, unfolded)
+        blocks = 1 if is_pn else ceil(dim / block)
         precision = "tf32" if full and _allows_tf32() else "ieee"
         constants = (block, tile, *common, precision)
     arguments = (
         *call.numbers,
         *(heads, group_size, programs),
-        axes_of(slots.neighborhood, slots.lengths),
-        in_vectors(strides[0], vector if is_pn else 1),
-        in_vectors(strides[1], vector),
+        axes_of(slots.neighborhood, slots.lengths, unfolded),
+        in_vectors(strides[0], vector if is_pn else 1, unfolded),
+        in_vectors(strides[1], vector, unfolded),
         dim,
         *constants,
     )
@@ -168,7 +171,7 @@ def _prepare_bias_sum(call: _Call, inputs: tuple[Tensor, ...], partial: Tensor) 
     return Launch(shared.bias_sum, grid, arguments, options_of(TileConfig((), (), warps=4)))
 
 
-def _flags(slots: Slots, inputs: tuple[Tensor, ...]) -> Flags:
+def _flags(slots: Slots, inputs: tuple[Tensor, ...], unfolded: int | None = None) -> Flags:
     reach = [sum((n - 1) * s for n, s in zip(t.shape[1:-2], t.stride()[1:-2])) for t in inputs]
     return Flags(
         strided=max(slots.neighborhood.stride) > 1,
@@ -176,6 +179,7 @@ def _flags(slots: Slots, inputs: tuple[Tensor, ...]) -> Flags:
         moded=slots.has_absent_slots,
         wide=max(reach) + slots.count >= 2**31,
         checked=True,
+        unfolded=kernel_axis(unfolded),
     )
 
 

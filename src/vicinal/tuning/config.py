@@ -15,6 +15,7 @@ class TileConfig:
         warps: warps per program (GPU).
         stages: depth of the key/value pipeline (GPU).
         variant: which of a backend's kernels, where it has several.
+        unfolded: a dilated axis that tiles see as two (`vicinal.geometry.unfold`): they have one more axis then.
     """
 
     query_tile: tuple[int, ...]
@@ -22,3 +23,4 @@ class TileConfig:
     warps: int = 4
     stages: int = 2
     variant: str = ""
+    unfolded: int | None = None

@@ -22,6 +22,7 @@ import torch
 
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.tiles import groups, key_interval, query_interval, tiles
+from vicinal.geometry.unfold import can_unfold, replace_at, unfold
 from vicinal.geometry.work import computed_scores
 from vicinal.problem import Problem
 from vicinal.tuning.config import TileConfig
@@ -34,6 +35,7 @@ Pass = Literal["forward", "query", "key_value"]  # the kernels that take tilings
 WARPS = {16: (1, 4), 32: (1, 2, 4), 64: (2, 4), 128: (4, 8)}
 KEY_TILES = (16, 32, 64, 128)
 STAGES = {1: (2,), 2: (2, 3), 3: (2, 3)}  # by rank: Triton 3.6 leaves a loop along one axis unpipelined at 3
+SHORT = 64  # tokens of a dilation group, below which tiles may hold several groups
 LISTED = 24  # tilings returned, at most
 TOGETHER = "+"  # ends the variant of a backward in one launch
 
@@ -108,9 +110,13 @@ def tilings(problem: Problem, direction: Literal["forward", "backward"]) -> list
 
 
 def spell(config: TileConfig) -> str:
-    """A tiling as a short string, for `TileConfig.variant`: `8x16/4x8/8/2`, that is tiles, warps and stages."""
+    """A tiling as a short string, for `TileConfig.variant`: `8x16/4x8/8/2`, that is tiles, warps and stages.
+
+    The axis that is unfolded, if any, comes last: `4x16/4x16/4/2/0`.
+    """
     tiles = ("x".join(map(str, t)) for t in (config.query_tile, config.key_tile))
-    return "/".join((*tiles, str(config.warps), str(config.stages)))
+    unfolded = () if config.unfolded is None else (str(config.unfolded),)
+    return "/".join((*tiles, str(config.warps), str(config.stages), *unfolded))
 
 
 def in_one_launch(config: TileConfig) -> bool:
@@ -124,9 +130,9 @@ def read(variant: str) -> TileConfig:
     Raises:
         ValueError: not such a string.
     """
-    query, key, warps, stages = variant.removesuffix(TOGETHER).split("/")
+    query, key, warps, stages, *unfolded = variant.removesuffix(TOGETHER).split("/")
     tile = [tuple(int(n) for n in t.split("x")) for t in (query, key)]
-    return TileConfig(tile[0], tile[1], int(warps), int(stages))
+    return TileConfig(tile[0], tile[1], int(warps), int(stages), unfolded=int(unfolded[0]) if unfolded else None)
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,8 @@ class Estimate:
 def estimate(problem: Problem, kernel: Pass, config: TileConfig) -> Estimate:
     """The estimate for one kernel. For `key_value` tiles, `query_tile` is the program's tile of keys."""
     gpu, what = gpu_of(problem), KERNELS[kernel]
+    if config.unfolded is not None:
+        problem = _unfolded(problem, config.unfolded)
     rows, columns, threads = prod(config.query_tile), prod(config.key_tile), 32 * config.warps
     d, dv, size = _padded(problem.head_dim), _padded(problem.value_dim), problem.dtype.itemsize
     scores = rows * columns / threads
@@ -275,7 +283,7 @@ def _backward(problem: Problem) -> tuple[tuple[float, TileConfig], ...]:
         for key_value, other in _ranked(problem, "key_value"):
             apart = _seconds(query.cycles + key_value.cycles, 2)
             found.append((apart, replace(own, variant=spell(other))))
-            if (own.warps, own.stages) == (other.warps, other.stages):
+            if (own.warps, own.stages, own.unfolded) == (other.warps, other.stages, other.unfolded):
                 together = _seconds(TOGETHER_COST * launch_cycles(gpu, query, key_value), 1)
                 found.append((together, replace(own, variant=spell(other) + TOGETHER)))
     found.sort(key=lambda item: item[0])
@@ -296,6 +304,22 @@ def _is_compiled_badly(problem: Problem, kernel: Pass, config: TileConfig) -> bo
 
 
 def _candidates(problem: Problem) -> Iterator[TileConfig]:
+    yield from _folded_candidates(problem)
+    for axis, (length, dilation) in enumerate(zip(problem.lengths, problem.neighborhoods[0].dilation)):
+        if ceil(length / dilation) < SHORT and not problem.per_head and can_unfold(problem.neighborhood, axis):
+            for config in _folded_candidates(_unfolded(problem, axis)):
+                yield replace(config, unfolded=axis)
+
+
+@lru_cache(maxsize=1024)
+def _unfolded(problem: Problem, axis: int) -> Problem:
+    """Of a problem with an axis seen as two, about the whole: all groups are as long as the longest."""
+    longest = unfold(problem.neighborhood, problem.lengths, axis)[0]
+    lengths = replace_at(longest.lengths, axis + 1, problem.neighborhood.axes[axis].dilation)
+    return replace(problem, lengths=lengths, neighborhoods=(longest.neighborhood,))
+
+
+def _folded_candidates(problem: Problem) -> Iterator[TileConfig]:
     for rows, allowed_warps in WARPS.items():
         for query_tile in _best_shapes(problem, rows, None):
             for columns in KEY_TILES:

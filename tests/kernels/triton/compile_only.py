@@ -88,6 +88,7 @@ VARIANTS = [
     Variant("2d", (128, 128), (of(2, 33),), torch.bfloat16, 64),
     Variant("2d-d128", (256, 256), (of(2, 80),), torch.float16, 128),
     Variant("small", (8, 8), (of(2, 3),), torch.float16, 64),  # all gradients in one launch
+    Variant("thin", (130,), (of(1, 7, dilation=18),), torch.float16, 64),  # tiles of several dilation groups
     Variant("nat", (56, 56), (of(2, 7),), torch.float16, 32, has_rpb=True),
     Variant("float32", (4096,), (of(1, 256),), torch.float32, 64),
     Variant(

@@ -7,9 +7,12 @@ import torch
 import triton
 import triton.language as tl
 
-from vicinal.geometry import tiles, window
-from vicinal.geometry.neighborhood import Axis
+from vicinal.backends import triton_launch
+from vicinal.geometry import window
+from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.kernels.triton import window as kernels
+from vicinal.kernels.triton.boxes import rows_of
+from vicinal.kernels.triton.memory import token_rows
 
 MODES = {0: ("shift", False), 1: ("clip", False), 2: ("shift", True)}
 BLOCK = 1 << 10
@@ -70,44 +73,39 @@ def test_rule_is_the_geometrys(strided, moded):
 
 
 @triton.jit
-def place(results, lengths, dilations, TILE: tl.constexpr, DILATED: tl.constexpr):
-    index = tl.program_id(0)
-    RANK: tl.constexpr = len(TILE)
-    tile = kernels.tile_of(index, kernels.Axes(lengths, lengths, lengths, dilations, lengths), TILE, DILATED)
-    for axis in tl.static_range(RANK):
-        tl.store(results + (index * 2 + 0) * RANK + axis, tile.group[axis])
-        tl.store(results + (index * 2 + 1) * RANK + axis, tile.first[axis])
+def count_tokens(counts, axes, TILE: tl.constexpr, FLAGS: tl.constexpr):
+    tile = kernels.tile_of(tl.program_id(0), axes, TILE, FLAGS)
+    rows = rows_of(tile, axes, TILE, FLAGS, False)
+    numbers = token_rows(0, kernels.tokens_at(rows.positions, tile.group, axes.dilations), axes.lengths, 1, 0)
+    tl.atomic_add(counts + numbers, 1, mask=rows.inside & (not tile.beyond))
 
 
 @pytest.mark.parametrize(
-    ("lengths", "dilation", "tile"),
+    ("lengths", "dilation", "tile", "unfolded"),
     [
-        ((11,), (1,), (4,)),
-        ((11,), (3,), (2,)),
-        ((5, 7), (1, 1), (2, 4)),
-        ((5, 7), (2, 3), (2, 2)),
-        ((3, 4, 6), (1, 1, 1), (2, 2, 4)),
-        ((3, 4, 6), (1, 2, 4), (2, 1, 1)),
+        ((11,), (1,), (4,), None),
+        ((11,), (3,), (2,), None),
+        ((5, 7), (1, 1), (2, 4), None),
+        ((5, 7), (2, 3), (2, 2), None),
+        ((3, 4, 6), (1, 1, 1), (2, 2, 4), None),
+        ((3, 4, 6), (1, 2, 4), (2, 1, 1), None),
+        ((11,), (3,), (2, 2), 0),
+        ((12,), (4,), (2, 8), 0),
+        ((5,), (8,), (2, 4), 0),
+        ((5, 7), (2, 3), (2, 2, 2), 0),
+        ((5, 7), (2, 3), (2, 2, 2), 1),
     ],
 )
-def test_programs_meet_every_token_once(lengths, dilation, tile):
-    axes = [Axis(1, 1, d) for d in dilation]
-    programs = 1
-    for length, d, size in zip(lengths, dilation, tile, strict=True):
-        programs *= d * triton.cdiv(triton.cdiv(length, d), size)
+def test_programs_meet_every_token_once(lengths, dilation, tile, unfolded):
+    neighborhood = Neighborhood(tuple(Axis(1, 1, d) for d in dilation))
+    programs = triton_launch.tile_count(neighborhood, lengths, tile, unfolded)
+    flags = kernels.Flags(
+        False, max(dilation) > 1, False, False, True, unfolded=-1 if unfolded is None else unfolded + 1
+    )
     spare = 3
-    results = torch.full((programs + spare, 2, len(lengths)), -1, dtype=torch.int32, device=device)
-    place[(programs + spare,)](results, lengths, dilation, tile, max(dilation) > 1)
-
-    met = []
-    for group, first in results.tolist():
-        ranges = []
-        for axis, length, g, begin, size in zip(axes, lengths, group, first, tile, strict=True):
-            own = tiles.groups(axis, length)[g] if g < axis.dilation else tiles.Group(0, 0)
-            positions = range(begin, min(begin + size, own.length))
-            ranges.append([own.offset + p * axis.dilation for p in positions])
-        met += product(*ranges)
-    assert sorted(met) == list(product(*map(range, lengths)))
+    counts = torch.zeros(lengths, dtype=torch.int32, device=device)
+    count_tokens[(programs + spare,)](counts, triton_launch.axes_of(neighborhood, lengths, unfolded), tile, flags)
+    assert (counts == 1).all()
 
 
 @triton.jit

@@ -127,7 +127,7 @@ def _query_gradient(
     if table is not None:
         await_previous(FLAGS.chained)
         axes = axes_of_head(axes, table, h)
-    tile = tile_of(index, axes, TILE, FLAGS.dilated)
+    tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
 
@@ -216,7 +216,7 @@ def _key_value_gradient(
     if table is not None:
         await_previous(FLAGS.chained)
         axes = axes_of_head(axes, table, first_head)
-    tile = tile_of(index, axes, TILE, FLAGS.dilated)
+    tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
 

@@ -43,7 +43,7 @@ def bias_gradient_kernel(
 
     for item in range(share, programs * batch, shares):
         b = (item // programs).to(tl.int64)
-        tile = tile_of(item % programs, axes, TILE, FLAGS.dilated)
+        tile = tile_of(item % programs, axes, TILE, FLAGS)
         box = box_of(tile, axes, TILE, KEY_TILE, FLAGS, False)
         count = tl.where(tile.beyond, 0, box.count)
         rows = rows_of(tile, axes, TILE, FLAGS, False)

@@ -51,7 +51,7 @@ def forward_kernel(
     if table is not None:
         await_previous(FLAGS.chained)
         axes = axes_of_head(axes, table, h)
-    tile = tile_of(index, axes, TILE, FLAGS.dilated)
+    tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
 

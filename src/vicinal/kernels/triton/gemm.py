@@ -3,7 +3,7 @@
 The three operators of "Faster Neighborhood Attention" (arXiv 2403.04690, section 3.1): pointwise-neighborhood (QK, dP),
 neighborhood-neighborhood (PV, dQ) and inverse-neighborhood (dK, dV), each a batched GEMM over spatial tiles: a tile is
 64, 8x8 or 4x4x4 tokens of one dilation group, against the box of tokens that its windows cover. The paper has 1-D and
-2-D; here one source has every rank, and strides.
+2-D; here one source has every rank, and strides, and tiles hold several dilation groups where these are shorter.
 """
 
 import triton
@@ -31,7 +31,7 @@ def pn(
 ):  # fmt: skip
     """`attn[query, slot] = scale * query . key (+ bias)`; absent slots are left alone."""
     index, h, b = program_of(tl.program_id(0), programs, heads)
-    tile = tile_of(index, axes, TILE, FLAGS.dilated)
+    tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
 
@@ -85,7 +85,7 @@ def nn(
     """`output[query] = scale * sum over slots of attn[query, slot] * value[key]`, `BLOCK_D` columns of it."""
     index, h, b = program_of(tl.program_id(0), programs, heads)
     column = tl.program_id(1) * BLOCK_D
-    tile = tile_of(index, axes, TILE, FLAGS.dilated)
+    tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
 
@@ -131,7 +131,7 @@ def inverse(
     """
     index, h, b = program_of(tl.program_id(0), programs, heads)
     column = tl.program_id(1) * BLOCK_D
-    tile = tile_of(index, axes, TILE, FLAGS.dilated)
+    tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
 

@@ -21,7 +21,11 @@ CAUSAL = tl.constexpr(definition.CAUSAL)  # the window ends at the query
 
 
 class Axes(NamedTuple):
-    """A problem's axes, at run time: each field has one integer per axis."""
+    """A problem's axes, at run time: each field has one integer per axis.
+
+    An axis that is of the dilation groups of the one before it has 1 for length, window, stride and dilation: its
+    tokens are counted by the length of that one.
+    """
 
     lengths: Any
     windows: Any
@@ -39,6 +43,7 @@ class Flags(NamedTuple):
     wide: bool  # offsets within a tile may need more than 31 bits
     checked: bool  # tiles of a box may pass the end of an axis
     chained: bool = False  # launched while the kernel before may still run: `memory.await_previous`
+    unfolded: int = -1  # the axis that is of the dilation groups of the axis before it (`vicinal.geometry.unfold`)
 
 
 class Tile(NamedTuple):
@@ -199,18 +204,24 @@ def query_box(
 
 
 @triton.jit
-def tile_of(index, axes, TILE: tl.constexpr, DILATED: tl.constexpr):
+def tile_of(index, axes, TILE: tl.constexpr, FLAGS: tl.constexpr):
     """A program's number -> its `Tile`.
 
     Groups vary slowest, so that programs that run together share keys. A number past the last tile is `beyond`.
     """
-    group, first = _group_and_first(index, axes.lengths, axes.dilations, TILE, DILATED)
+    group, first, left = _group_and_first(index, axes.lengths, axes.dilations, TILE, FLAGS)
+    beyond = left > 0
     lengths = ()
     for axis in tl.static_range(len(TILE)):
-        lengths = lengths + (group_length(axes.lengths[axis], axes.dilations[axis], group[axis], DILATED),)
-    beyond = first[0] >= lengths[0]
-    for axis in tl.static_range(1, len(TILE)):
-        beyond = beyond | (first[axis] >= lengths[axis])
+        if axis == FLAGS.unfolded:
+            longer, shorter = _groups_beside(axes.lengths[axis - 1], axes.dilations[axis - 1])
+            length = tl.where(group[axis] == 0, longer, shorter)
+        elif axis + 1 == FLAGS.unfolded:
+            length = group_length(axes.lengths[axis], axes.dilations[axis], group[axis + 1], True)
+        else:
+            length = group_length(axes.lengths[axis], axes.dilations[axis], group[axis], FLAGS.dilated)
+        beyond = beyond | (first[axis] >= length)
+        lengths = lengths + (length,)
     return Tile(group, first, lengths, beyond)
 
 
@@ -301,15 +312,37 @@ def chosen(condition, these, others):
 
 
 @triton.jit
-def _group_and_first(index, lengths, dilations, TILE: tl.constexpr, DILATED: tl.constexpr):
+def _group_and_first(index, lengths, dilations, TILE: tl.constexpr, FLAGS: tl.constexpr):
+    """Of a program's tile: its group, its first position, and what is left of the number, 0 but past the last."""
     LAST: tl.constexpr = len(TILE) - 1
     first = ()
     for axis in tl.static_range(LAST, -1, -1):
-        count = tiles_along(lengths[axis], dilations[axis], TILE[axis], DILATED)
-        first = (index % count * TILE[axis],) + first
+        if axis == FLAGS.unfolded:  # tiles of the longer groups, then of the shorter ones
+            longer, shorter = _groups_beside(lengths[axis - 1], dilations[axis - 1])
+            longer_tiles = (longer + TILE[axis] - 1) // TILE[axis]
+            count = longer_tiles + (shorter + TILE[axis] - 1) // TILE[axis]
+            place = index % count
+            is_longer = place < longer_tiles
+            first = (tl.where(is_longer, place, place - longer_tiles) * TILE[axis],) + first
+            beside = tl.where(is_longer, 0, longer)
+        else:
+            count = tiles_along(lengths[axis], dilations[axis], TILE[axis], FLAGS.dilated)
+            first = (index % count * TILE[axis],) + first
         index = index // count
     group = ()
     for axis in tl.static_range(LAST, -1, -1):
-        group = (index % dilations[axis],) + group
-        index = index // dilations[axis]
-    return group, first[:LAST] + (tl.where(index > 0, lengths[LAST], first[LAST]),)
+        if axis == FLAGS.unfolded:
+            group = (beside,) + group
+        elif axis + 1 == FLAGS.unfolded:
+            group = (0,) + group
+        else:
+            group = (index % dilations[axis],) + group
+            index = index // dilations[axis]
+    return group, first, index
+
+
+@triton.jit
+def _groups_beside(length, dilation):
+    """How many dilation groups of an axis are of the longest ones, and how many are a token shorter."""
+    longer = (length - 1) % dilation + 1
+    return longer, dilation - longer

@@ -1,0 +1,60 @@
+"""A dilated axis seen as two: positions within a dilation group, then the groups side by side.
+
+Attention along an axis of dilation d is d independent problems, each on every d-th token. Side by side they are one
+problem with one more axis, `[positions, groups]`, along which every window is one group wide. A tile over both axes
+holds tokens of several groups: where groups are short, a tile of one group would be mostly empty. No token moves:
+token `position * d + group` is where it was.
+
+Where d does not divide the length, the first groups are one token longer than the others: two `Part`s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from vicinal.geometry.neighborhood import MAX_RANK, Axis, Neighborhood
+from vicinal.geometry.tiles import groups
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Groups of one length, side by side.
+
+    Attributes:
+        neighborhood, lengths: of the part, with one axis more.
+        first: the group that its groups begin with.
+    """
+
+    neighborhood: Neighborhood
+    lengths: tuple[int, ...]
+    first: int
+
+
+def can_unfold(neighborhood: Neighborhood, axis: int) -> bool:
+    """Whether `axis` has dilation groups, and there is room for another axis."""
+    return neighborhood.rank < MAX_RANK and neighborhood.axes[axis].dilation > 1
+
+
+def unfold(neighborhood: Neighborhood, lengths: tuple[int, ...], axis: int) -> list[Part]:
+    """The parts of a problem (resolved) with `axis` seen as two; the longer groups first."""
+    undilated = replace(neighborhood.axes[axis], dilation=1)
+    seen = Neighborhood(beside(replace_at(neighborhood.axes, axis, undilated), axis, Axis(1)))
+    sizes = [group.length for group in groups(neighborhood.axes[axis], lengths[axis])]
+    parts = []
+    for size in sorted(set(sizes), reverse=True):
+        lengths_seen = beside(replace_at(lengths, axis, size), axis, sizes.count(size))
+        parts.append(Part(seen, lengths_seen, sizes.index(size)))
+    return parts
+
+
+def beside(values: tuple[T, ...], axis: int, value: T) -> tuple[T, ...]:
+    """One value per axis, with another for the groups of `axis`, which follow it."""
+    return (*values[: axis + 1], value, *values[axis + 1 :])
+
+
+def replace_at(values: tuple[T, ...], axis: int, value: T) -> tuple[T, ...]:
+    """The values, with another one at `axis`."""
+    return (*values[:axis], value, *values[axis + 1 :])
