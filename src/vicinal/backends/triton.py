@@ -123,7 +123,7 @@ def _key(problem: Problem, config: TileConfig, inputs: Inputs) -> tuple[object, 
     found: tuple[object, ...] = (problem, config, query.stride(), key.stride(), value.stride())
     if extra_keys is not None and extra_values is not None:
         found += (extra_keys.stride(), extra_values.stride())
-    return (*found, precision_of(problem)) if problem.dtype == torch.float32 else found
+    return (*found, precision_of(problem.dtype)) if problem.dtype == torch.float32 else found
 
 
 def _remember(cache: dict[Any, Any], key: Any, value: Any) -> None:

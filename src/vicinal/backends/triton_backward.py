@@ -114,7 +114,7 @@ def _query_launch(prepared: Prepared, config: TileConfig) -> Launch:
         config.key_tile,
         prepared.vector,
         prepared.flags(config),
-        precision_of(problem),
+        precision_of(problem.dtype),
     )
     return Launch(query_gradient_kernel, (count, 1, 1), arguments, options_of(config, prepared.chained))
 
@@ -134,7 +134,7 @@ def _key_value_launch(prepared: Prepared, config: TileConfig, per_query_head: bo
         prepared.flags(config, inverse=True),
         problem.group_size > 1 and not per_query_head,
         per_query_head,
-        precision_of(problem),
+        precision_of(problem.dtype),
     )
     return Launch(key_value_gradient_kernel, (count, 1, 1), arguments, options_of(config, prepared.chained))
 
@@ -162,7 +162,7 @@ def _gradients_launch(prepared: Prepared, query: TileConfig, key_value: TileConf
         prepared.flags(key_value, inverse=True),
         problem.group_size > 1 and not per_query_head,
         per_query_head,
-        precision_of(problem),
+        precision_of(problem.dtype),
     )
     return Launch(gradients_kernel, (key_count + count, 1, 1), arguments, options_of(query, prepared.chained))
 
@@ -199,7 +199,7 @@ def _additional_launch(prepared: Prepared) -> Launch:
         ADDITIONAL_TILE,
         QUERIES_PER_STEP,
         prepared.vector,
-        precision_of(problem),
+        precision_of(problem.dtype),
     )
     grid = (programs, -(-tokens // slice_size), 1)
     return Launch(additional_gradient_kernel, grid, arguments, options_of(TileConfig((), (), 4, 2)))
@@ -227,6 +227,6 @@ def _bias_launch(prepared: Prepared) -> Launch:
         config.key_tile,
         prepared.vector,
         prepared.flags(config),
-        precision_of(problem),
+        precision_of(problem.dtype),
     )
     return Launch(bias_gradient_kernel, (shares, problem.heads, 1), arguments, options_of(config))

@@ -103,7 +103,7 @@ class Forward:
                 prepared.vector,
                 prepared.flags(config),
                 problem.scale <= 0,
-                precision_of(problem),
+                precision_of(problem.dtype),
             ),
             options_of(config, prepared.chained),
         )
@@ -211,12 +211,12 @@ def readable(inputs: Inputs) -> Inputs:
     )
 
 
-def precision_of(problem: Problem) -> str:
-    """How float32 is multiplied: TF32 where torch's own setting allows it, else to float32's accuracy.
+def precision_of(dtype: torch.dtype) -> str:
+    """How matrices of `dtype` are multiplied: float32 in TF32 where torch's own setting allows it, else as itself.
 
     The latter is three TF32 products on NVIDIA ("tf32x3"), float32 multiply-adds elsewhere.
     """
-    if problem.dtype != torch.float32 or torch.version.hip:
+    if dtype != torch.float32 or torch.version.hip:
         return "ieee"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 

@@ -20,6 +20,7 @@ from vicinal.backends.triton_launch import (
     in_vectors,
     kernel_axis,
     options_of,
+    precision_of,
     rows_last,
     strides_of,
     tile_count,
@@ -107,7 +108,7 @@ def _run(call: _Call, inputs: tuple[Tensor, ...], output: Tensor, bias: Tensor |
     inputs = tuple(rows_last(t) for t in inputs)
     bias = None if bias is None else bias.contiguous()
     signature = tuple((t.shape, t.stride()) for t in inputs)
-    key = (call, signature, bias is None, output.shape, inputs[0].dtype, output.device, _allows_tf32())
+    key = (call, signature, bias is None, output.shape, inputs[0].dtype, output.device, precision_of(inputs[0].dtype))
     launch = _prepared.get(key)
     if launch is None:
         if len(_prepared) >= MAX_PREPARED:
@@ -142,8 +143,7 @@ def _prepare(call: _Call, inputs: tuple[Tensor, ...], output: Tensor) -> Launch:
         block = min(_block(dim, 16), 64 if full else 128)
         programs = tile_count(slots.neighborhood, slots.lengths, tile, unfolded)
         blocks = 1 if is_pn else ceil(dim / block)
-        precision = "tf32" if full and _allows_tf32() else "ieee"
-        constants = (block, tile, *common, precision)
+        constants = (block, tile, *common, precision_of(dtype))
     arguments = (
         *call.numbers,
         *(heads, group_size, programs),
@@ -186,7 +186,3 @@ def _flags(slots: Slots, inputs: tuple[Tensor, ...], unfolded: int | None = None
 def _block(dim: int, least: int) -> int:
     """Columns at a time: a power of two, at most 128."""
     return min(max(1 << (dim - 1).bit_length(), least), 128)
-
-
-def _allows_tf32() -> bool:
-    return torch.backends.cuda.matmul.allow_tf32
