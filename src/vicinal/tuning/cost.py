@@ -308,7 +308,8 @@ def _candidates(problem: Problem) -> Iterator[TileConfig]:
     for axis, (length, dilation) in enumerate(zip(problem.lengths, problem.neighborhoods[0].dilation)):
         if ceil(length / dilation) < SHORT and not problem.per_head and can_unfold(problem.neighborhood, axis):
             for config in _folded_candidates(_unfolded(problem, axis)):
-                yield replace(config, unfolded=axis)
+                if config.query_tile[axis + 1] > 1:
+                    yield replace(config, unfolded=axis)
 
 
 @lru_cache(maxsize=1024)
