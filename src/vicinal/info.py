@@ -195,12 +195,14 @@ def _words(verdict: dispatch.Verdict, chosen: list[Direction]) -> str:
 
 
 def _tiling(problem: Problem, config: TileConfig) -> tuple[str, str, str, str, str]:
-    each = [waste(n, problem.lengths, config.query_tile, config.key_tile) for n in problem.neighborhoods]
+    tiles, unfolded = (config.query_tile, config.key_tile), config.unfolded
+    each = [waste(n, problem.lengths, *tiles, unfolded) for n in problem.neighborhoods]
+    seen = "" if unfolded is None else f"groups of axis {unfolded} side by side"
     return (
         "x".join(map(str, config.query_tile)),
         "x".join(map(str, config.key_tile)),
         f"{config.warps}, {config.stages}" if problem.device.type == "cuda" else "-",
-        config.variant,
+        f"{config.variant} {seen}".strip(),
         f"{sum(each) / len(each):.3g}",
     )
 

@@ -43,6 +43,13 @@ def test_waste_of_the_designs_example():
     assert 1.2 < ratio < 88 * 96 / (80 * 80)
 
 
+def test_waste_of_several_groups_in_a_tile():
+    # 20 tokens in 2 groups of 4 and 4 of 3: a tile of 4x4 for each kind, against one tile of keys; 3 keys a query.
+    neighborhood = Neighborhood((Axis(3, dilation=6),))
+    assert waste(neighborhood, (20,), (4, 4), (4, 4), unfolded=0) == 2 * 16 * 16 / (20 * 3)
+    assert waste(neighborhood, (20,), (16,), (16,)) == 6 * 16 * 16 / (20 * 3)
+
+
 @pytest.mark.parametrize(
     ("count", "expected"), [(forward_flops, 2 * 10 * (4 + 6)), (backward_flops, 2 * 10 * (12 + 12))]
 )

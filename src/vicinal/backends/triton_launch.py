@@ -5,7 +5,7 @@ Everything here is computed once per problem and cached by the backend: a call o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,7 +19,7 @@ from torch import Tensor
 from vicinal.backends.kernel_cache import settle_keys
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.tiles import groups, key_interval, query_interval, tiles
-from vicinal.geometry.unfold import beside, unfold
+from vicinal.geometry.unfold import beside, parts
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.kernels.triton import memory as kernels
 from vicinal.kernels.triton.forward import forward_kernel
@@ -146,23 +146,15 @@ def may_pass_end(problem: Problem, config: TileConfig, inverse: bool = False) ->
     Boxes of keys for tiles of queries; if `inverse`, boxes of queries for tiles of keys.
     """
     interval = query_interval if inverse else key_interval
-    for neighborhood, lengths in parts_of(problem, config.unfolded):
-        for axis, length, size, step in zip(neighborhood.axes, lengths, config.query_tile, config.key_tile):
+    seen = [part for n in set(problem.neighborhoods) for part in parts(n, problem.lengths, config.unfolded)]
+    for part in seen:
+        for axis, length, size, step in zip(part.neighborhood.axes, part.lengths, config.query_tile, config.key_tile):
             for group_size in {g.length for g in groups(axis, length)}:
                 for own in tiles(group_size, size):
                     start, stop = interval(axis, group_size, own)
                     if ceil((stop - start) / step) * step > group_size:
                         return True
     return False
-
-
-def parts_of(problem: Problem, unfolded: int | None) -> Iterator[tuple[Neighborhood, tuple[int, ...]]]:
-    """Each distinct neighborhood with the lengths that it is for: with an axis unfolded, its parts."""
-    for neighborhood in set(problem.neighborhoods):
-        if unfolded is None:
-            yield neighborhood, problem.lengths
-        else:
-            yield from ((p.neighborhood, p.lengths) for p in unfold(neighborhood, problem.lengths, unfolded))
 
 
 def vector_of(strides: Strides, itemsize: int) -> int:

@@ -33,6 +33,13 @@ class Part:
     first: int
 
 
+def parts(neighborhood: Neighborhood, lengths: tuple[int, ...], unfolded: int | None) -> list[Part]:
+    """The whole problem as one part, or with axis `unfolded` seen as two (`unfold`)."""
+    if unfolded is None:
+        return [Part(neighborhood, lengths, 0)]
+    return unfold(neighborhood, lengths, unfolded)
+
+
 def can_unfold(neighborhood: Neighborhood, axis: int) -> bool:
     """Whether `axis` has dilation groups, and there is room for another axis."""
     return neighborhood.rank < MAX_RANK and neighborhood.axes[axis].dilation > 1

@@ -12,6 +12,7 @@ from math import prod
 
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.tiles import Interval, groups, key_interval, tiles
+from vicinal.geometry.unfold import parts
 from vicinal.geometry.window import window_start, window_stop
 
 Lengths = tuple[int, ...]
@@ -42,10 +43,16 @@ def computed_scores(
 
 
 def waste(
-    neighborhood: Neighborhood, lengths: Lengths, query_tile: tuple[int, ...], key_tile: tuple[int, ...]
+    neighborhood: Neighborhood,
+    lengths: Lengths,
+    query_tile: tuple[int, ...],
+    key_tile: tuple[int, ...],
+    unfolded: int | None = None,
 ) -> float:
-    """Computed over useful scores of a tiling: 1.0 is perfect."""
-    return computed_scores(neighborhood, lengths, query_tile, key_tile) / useful_scores(neighborhood, lengths)
+    """Computed over useful scores of a tiling (of an axis seen as two, if `unfolded`): 1.0 is perfect."""
+    seen = parts(neighborhood, lengths, unfolded)
+    computed = sum(computed_scores(part.neighborhood, part.lengths, query_tile, key_tile) for part in seen)
+    return computed / useful_scores(neighborhood, lengths)
 
 
 def forward_flops(scores: int, head_dim: int, value_dim: int) -> int:
