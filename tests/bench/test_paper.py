@@ -39,6 +39,8 @@ def test_a_problem_is_measured_on_every_system():
     line = measure_problem(TINY)
     assert line["error"] is None
     assert line["fused"] == "numba"
+    assert line["tilings"]["forward"].startswith("numba ")
+    assert min(line["waste"].values()) >= 1
     assert set(line["systems"]) == {PLAIN, FUSED, "SDPA (self attention)"}
     for result in line["systems"].values():
         assert result["status"] == "ok"

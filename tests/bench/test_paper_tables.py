@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from vicinal.bench.cases import Case
-from vicinal.bench.paper_document import document, kind_of
+from vicinal.bench.paper_document import document
+from vicinal.bench.paper_losses import kind_of, to_save
 from vicinal.bench.paper_plots import draw, intensity, moved_bytes, qk_intensity
 from vicinal.bench.paper_problems import problems
 from vicinal.bench.paper_systems import FUSED, GEMM, NAIVE
 from vicinal.bench.paper_tables import improvement, matched, seconds_of
+from vicinal.bench.roofline import Limits
 from vicinal.geometry.neighborhood import Neighborhood
 
 FLASH = "SDPA flash (self attention)"
@@ -37,12 +39,15 @@ def line(index, systems, rank=1, dtype="float16", error=None):
         "rank": rank,
         "dtype": dtype,
         "lengths": list(case.lengths),
+        "window": [axis.window for axis in case.neighborhood.axes],
         "dilation": list(case.neighborhood.dilation),
         "batch": case.batch,
         "heads": case.heads,
         "head_dim": case.head_dim,
         "useful_scores": case.problem("cpu").useful_scores,
         "fused": "triton",
+        "tilings": {"forward": "triton 16"},
+        "waste": {"forward": 3.0},
         "seconds": 1.0,
         "error": error,
         "systems": systems,
@@ -112,27 +117,48 @@ def test_document(results):
     assert "| 1-D | fused | 100.0% (100%) | 100.0% (100%) of 2 |  | 50.0% (98.2%) of 2 |" in text
     assert "| 1-D | float16 | fused | 300% | 1759% | 100% | 500% | 3 |" in text
     assert "| 1-D | float16 | GEMM | 50% | 502% | 0% | 100% | 2 |" in text
-    lost = f"| {LINES[0]['name']} | float16 | forward | triton | small | 2000000.0 | flash 2.00 | 4.7% |"
+    lost = f"| {LINES[0]['name']} | float16 | forward | triton 16 | even | 2000000.0 | flash 2.00 | 4.7% | 14% | 1.00 |"
     assert lost in text
-    assert "| 1-D | float16 | forward | 1 of 3 |  | 0 of 1 | 1 of 2 |  | flash 1 | 2.00 |" in text
+    assert "| 1-D | float16 | forward | 1 of 3 |  | 0 of 1 | 1 of 2 |  |  |  | flash 1 | 2.00 |" in text
+    assert "| float16 | forward | up to 1.05 | 2 | 1 | 1.25 |" in text
+    assert "| 1-D | below 16 |  | 2 | 400% (400%) | 100% (100%) | 250% (250%) | 50% (50%) |" in text
+    assert "float16: copy 1.00 TB/s, matrix product 100 TFLOP/s" in text
+    assert "| float16 | fused | 3.5 | " in text
     assert "| float16 | forward+backward | flash | 8.0 (at most 8.0) |" in text
     assert "2 problems took 6 s in all, 3.00 s each" in text
     assert "took longer than 1 s" in text
 
 
 @pytest.mark.parametrize(
-    ("lengths", "dilation", "share", "batch", "kind"),
+    ("dilation", "share", "batch", "saving", "kind"),
     [
-        ((64, 64), (1, 1), 0.3, 8, "dense"),
-        ((64, 64), (9, 8), 0.01, 8, "thin"),
-        ((64, 64), (2, 2), 0.01, 1, "small"),
-        ((64, 64), (2, 2), 0.01, 8, "other"),
+        ((1, 1), 0.3, 8, 1.0, "dense"),
+        ((9, 8), 0.01, 8, 1.0, "thin"),
+        ((2, 2), 0.01, 8, 1.02, "even"),
+        ((2, 2), 0.002, 8, 9.0, "few"),
+        ((2, 2), 0.01, 1, None, "small"),
+        ((2, 2), 0.01, 8, 9.0, "other"),
     ],
 )
-def test_kinds(lengths, dilation, share, batch, kind):
-    pairs = share * batch * (lengths[0] * lengths[1]) ** 2
-    problem = {"lengths": lengths, "dilation": dilation, "batch": batch, "heads": 1, "useful_scores": pairs}
-    assert kind_of(problem) == kind
+def test_kinds(dilation, share, batch, saving, kind):
+    pairs = share * batch * 64**4
+    problem = {"lengths": (64, 64), "dilation": dilation, "batch": batch, "heads": 1, "useful_scores": pairs}
+    assert kind_of(problem, saving) == kind
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "flops", "saving"),
+    [
+        (1e30, 1.0, 64 / 3),  # bound by products: the share of pairs
+        (1.0, 1e30, 1.0),  # bound by memory
+    ],
+)
+def test_what_there_is_to_save(bandwidth, flops, saving):
+    limits = {"float16": Limits(bandwidth, flops)}
+    problem = line(0, {})
+    assert (problem["lengths"], problem["window"]) == ([64], [3])
+    assert to_save(problem, "forward", limits) == pytest.approx(saving)
+    assert to_save(problem, "forward", {}) is None
 
 
 def test_no_results_is_said(tmp_path):

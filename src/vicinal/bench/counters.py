@@ -30,7 +30,9 @@ from vicinal.geometry.neighborhood import Neighborhood
 KIND = "counters"
 HEADS, HEAD_DIM = 8, 64
 PROBLEMS = {  # name: batch, lengths, window
+    "1-D 4096 window 127": (2, (4096,), 127),
     "2-D 64x64 window 13": (2, (64, 64), 13),
+    "3-D 16x16x16 window 5": (2, (16, 16, 16), 5),
 }
 METRICS = {  # Nsight Compute's name: ours
     "gpu__time_duration.sum": "seconds",

@@ -4,10 +4,11 @@ Results are appended to a file of JSON lines, one object each:
     {"kind": "vicinal paper", schema, date (UTC), command, machine, versions, effort, limits by dtype on CUDA, workers,
         compilers}: once per run, see `vicinal.bench.record` for the fields;
     {"kind": "problem", name, rank, dtype, lengths, window, dilation, batch, heads, head_dim, fused (its backends),
-        seconds (the problem's own: while some are prepared others are too), spent (by step), at (seconds since the run
-        began), error (null, or why there are no results), systems: {name: {status, reason, errors, peak_bytes, eager
-        and kernel: seconds per call by pass, medians, eager only where some system has no CUDA graph;
-        kernel_is_eager: passes whose calls are so long that both are one}}};
+        tilings and waste (by pass: fused's tiling, and the scores that it computes over those that count; of a backward
+        pass, the query gradient's), seconds (the problem's own: while some are prepared others are too), spent (by
+        step), at (seconds since the run began), error (null, or why there are no results), systems: {name: {status,
+        reason, errors, peak_bytes, eager and kernel: seconds per call by pass, medians, eager only where some system
+        has no CUDA graph; kernel_is_eager: passes whose calls are so long that both are one}}};
     {"kind": "end", problems, seconds}: what a run took in all.
 `status` is "ok", "skipped" (cannot run it), "failed" (an error) or "wrong" (a bad result, not timed). A rerun with the
 same file skips what is in it, except with `retry` problems that have an error.
@@ -140,9 +141,9 @@ def run(sweep: Sweep, progress: Callable[[int, int, str], None] = lambda done, t
         Workers(sweep.device, workers) as measuring,
     ):
         progress(outcome.present, total, "starting")
-        begun = compiling.begin([(group[0], True) for group in groups])
         header = {"kind": KIND, "schema": SCHEMA, **measuring.header(sweep.dtypes), "command": sweep.command}
         _append(sweep.results, {**header, "workers": workers, "compilers": sweep.compilers})
+        begun = compiling.begin([(group[0], True) for group in groups])  # not before the limits are measured
 
         def is_late() -> bool:
             return sweep.seconds is not None and time.monotonic() - start > sweep.seconds

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 from statistics import mean, median
 
 from vicinal.bench import counters
 from vicinal.bench.paper import ends, headers, lines_of, read
-from vicinal.bench.paper_plots import moved_bytes
-from vicinal.bench.paper_systems import FUSED
-from vicinal.bench.paper_tables import LABELS, MATCH, Line, markdown, seconds_of, table_improvement, table_matched
+from vicinal.bench.paper_losses import losses
+from vicinal.bench.paper_plots import limits_of, moved_bytes, points
+from vicinal.bench.paper_tables import LABELS, Line, markdown, table_by_window, table_improvement, table_matched
 
 SIZES = ((1, 1 << 10), (1 << 10, 1 << 13), (1 << 13, 1 << 31))  # tokens of a problem, for the table of memory
-DENSE = 0.25  # share of self attention's pairs from which a window leaves little to save
-TILE, TILES = 64, 264  # tokens of a tile, about; tiles that an H200 needs for two on each of its 132 multiprocessors
-KINDS = {  # a problem is of the first kind that fits
-    "dense": f"the window has {100 * DENSE:.0f}% or more of self attention's pairs: there is little to save, and masks "
-    "and the waste of tiles at the window's edge cost more than that",
-    "thin": f"dilation leaves groups of fewer than {TILE} tokens: tiles, which hold tokens of one group, are mostly "
-    "empty",
-    "small": f"fewer than {TILES} tiles of {TILE} queries, two for each multiprocessor: the GPU is not full, and what "
-    "one program takes decides",
-    "other": "none of these",
-}
 
 
 def document(path: Path, figures: Sequence[Path] = (), folder: Path | None = None) -> str:
@@ -45,9 +34,10 @@ def document(path: Path, figures: Sequence[Path] = (), folder: Path | None = Non
             parts.append(table_matched(number, dtype, chosen))
     parts.append(table_improvement(3, "forward", good))
     parts.append(table_improvement(4, "forward+backward", good))
+    parts.append(table_by_window(good))
     start = Path.cwd() if folder is None else folder
     parts += [f"![{figure.stem}]({os.path.relpath(figure, start)})" for figure in figures]
-    parts += [_memory(good), _counted(path), _slower(good), _troubles(lines)]
+    parts += [_roofline(path, good), _memory(good), _counted(path), losses(good, limits_of(path)), _troubles(lines)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -75,6 +65,31 @@ def _provenance(path: Path, lines: Sequence[Line], good: Sequence[Line]) -> str:
         "systems have one, else eager calls; every result was checked before it was timed"
     )
     return "\n".join(text)
+
+
+def _roofline(path: Path, lines: Sequence[Line]) -> str:
+    """Arithmetic intensity by the paper's model and what was reached of the measured roof."""
+    body, measured = [], []
+    for dtype, limits in limits_of(path).items():
+        copied, multiplied = limits.bandwidth / 1e12, limits.flops / 1e12
+        measured.append(f"{dtype}: copy {copied:.2f} TB/s, matrix product {multiplied:.0f} TFLOP/s")
+        for point in points([line for line in lines if line["dtype"] == dtype]):
+            intensity, reached = point.flops / point.bytes, point.flops / point.seconds
+            roof = min(limits.flops, limits.bandwidth * intensity)
+            name, system = point.name, point.group
+            row = [name, dtype, system, f"{intensity:.3g}", f"{reached / 1e12:.3g}", f"{100 * reached / roof:.0f}%"]
+            body.append(row)
+    if not body:
+        return ""
+    note = (
+        "Forward, on the problem of each dimension with the most pairs. Measured in the same run: "
+        f"{'; '.join(measured)}. Bytes are the paper's model's (equations 2 to 4): QK alone, of self attention or "
+        "GEMM, tends to `2 d / s` FLOPs per byte (`d` dims, `s` bytes per element), and GEMM, with both products and "
+        "the weights moved four times, to half of that; fused attention to `l / s` (`l` neighbors). Naive kernels load "
+        "every neighbor anew, so they tend to `2 / s`; caches spare them most of it, so they pass the model's roof."
+    )
+    header = ["problem", "dtype", "system", "FLOPs per byte", "TFLOP/s", "of the roof"]
+    return f"## Roofline\n\n{note}\n\n{markdown(header, body)}"
 
 
 def _memory(lines: Sequence[Line]) -> str:
@@ -125,7 +140,7 @@ def _counted(path: Path) -> str:
             model = f"{total / 1e6:.1f} / {bytes_of_model / 1e6:.1f}"
         body.append(
             [
-                *(kernel["problem"], LABELS[kernel["system"]], f"`{kernel['kernel'].split('(')[0][:40]}`"),
+                *(kernel["problem"], LABELS[kernel["system"]], f"`{_plain(kernel['kernel'])}`"),
                 *(f"{kernel['seconds'] * 1e6:.1f}", f"{moved / 1e6:.1f}", model),
                 *(f"{kernel[name]:.0f}" for name in ("memory %", "compute %", "L1 hits %", "L2 hits %")),
                 *(f"{kernel['occupancy %']:.0f}", f"{kernel['registers']:.0f}", f"{kernel['shared bytes'] / 1e3:.1f}"),
@@ -150,54 +165,10 @@ def _counted(path: Path) -> str:
     return f"## Counters\n\n{note}\n\n{markdown(header, body)}"
 
 
-def kind_of(line: Line) -> str:
-    """Which of `KINDS` a problem is of."""
-    tokens, pairs = prod(line["lengths"]), line["useful_scores"] / (line["batch"] * line["heads"])
-    groups = prod(line["dilation"])
-    if pairs >= DENSE * tokens**2:
-        return "dense"
-    if tokens < TILE * groups:
-        return "thin"
-    return "small" if line["batch"] * line["heads"] * groups * ceil(tokens / groups / TILE) < TILES else "other"
-
-
-def _slower(lines: Sequence[Line]) -> str:
-    """Every problem on which fused attention loses, to whom and by how much; first how many of which kind."""
-    timed: dict[tuple[int, str, str], list[tuple[Line, list[tuple[float, str]]]]] = {}
-    for line in lines:
-        for passed in sorted({p for r in line["systems"].values() for p in (*r["eager"], *r["kernel"])}):
-            others = {name: seconds_of(line, FUSED, name, passed) for name in line["systems"] if name != FUSED}
-            ratios = [(t[0] / t[1], name) for name, t in others.items() if t is not None]
-            if ratios:
-                lost = sorted((r for r in ratios if r[0] > MATCH), reverse=True)
-                timed.setdefault((line["rank"], line["dtype"], passed), []).append((line, lost))
-    if not any(lost for every in timed.values() for _, lost in every):
-        return "## Where fused is slower\n\nNowhere."
-    counts, body = [], []
-    for (rank, dtype, passed), every in sorted(timed.items()):
-        own = [(line, lost) for line, lost in every if lost]
-        kinds = []
-        for kind in KINDS:
-            here, there = (sum(kind_of(line) == kind for line, _ in some) for some in (own, every))
-            kinds.append(f"{here} of {there}" if there else "")
-        to = [sum(name in (x for _, x in lost) for _, lost in own) for name in LABELS]
-        names = ", ".join(f"{label} {n}" for label, n in zip(LABELS.values(), to) if n)
-        middle = f"{median(lost[0][0] for _, lost in own):.2f}" if own else ""
-        counts.append([f"{rank}-D", dtype, passed, f"{len(own)} of {len(every)}", *kinds, names, middle])
-        for line, lost in own:
-            pair = seconds_of(line, FUSED, lost[0][1], passed)
-            assert pair is not None
-            share = line["useful_scores"] / (line["batch"] * line["heads"] * prod(line["lengths"]) ** 2)
-            to_whom = ", ".join(f"{LABELS.get(name, name)} {ratio:.2f}" for ratio, name in lost)
-            row = [line["name"], dtype, passed, line["fused"] or "", kind_of(line), f"{pair[0] * 1e6:.1f}", to_whom]
-            body.append((lost[0][0], [*row, f"{100 * share:.1f}%"]))
-    header = ["", "dtype", "pass", "slower than any", *KINDS, "slower than", "median of the worst ratios"]
-    titles = ["problem", "dtype", "pass", "backend", "kind", "fused, µs", "slower than, by a factor of", "pairs used"]
-    rows = [row for _, row in sorted(body, key=lambda each: -each[0])]
-    note = f"By more than {100 * (MATCH - 1):.0f}%, in kernel time: no host time is in it. Kinds, the first that fits:"
-    kinds_list = "\n".join(f"- {kind}: {words}" for kind, words in KINDS.items())
-    parts = ["## Where fused is slower", note, kinds_list, markdown(header, counts), markdown(titles, rows)]
-    return "\n\n".join(parts)
+def _plain(kernel: str) -> str:
+    """A kernel's name without its namespaces, template's arguments and the like."""
+    name = kernel.replace("<unnamed>::", "").split("(")[0].split("<")[0]
+    return name.removeprefix("void ").split("::")[-1]
 
 
 def _troubles(lines: Sequence[Line]) -> str:

@@ -21,7 +21,7 @@ from vicinal import info
 from vicinal.bench.cases import Case, Pass, random_inputs
 from vicinal.bench.graphs import captured, give_back, own_stream
 from vicinal.bench.measure import Effort, time_calls, words
-from vicinal.bench.paper_systems import STORING_WEIGHTS, fused_backends, systems
+from vicinal.bench.paper_systems import COMPILING, STORING_WEIGHTS, fused_plan, systems
 from vicinal.bench.peers import System, both, without_grad
 from vicinal.bench.truth import QUICK, Truth, truth
 from vicinal.geometry.neighborhood import Neighborhood
@@ -101,7 +101,7 @@ def prepare(case: Case, compiled: bool, device: torch.device) -> Ready:
     try:
         with own_stream(device):
             _prepare_all(ready, case, problem, systems(device, compiled))
-        ready.line["fused"] = fused_backends(problem, case.passes)
+        ready.line |= fused_plan(problem, case.passes)
     except Exception as error:
         ready.line["error"] = ready.why(error)
     return ready
@@ -155,6 +155,8 @@ def empty_line(case: Case, problem: Problem) -> dict[str, Any]:
         "head_dim": case.head_dim,
         "useful_scores": problem.useful_scores,
         "fused": None,
+        "tilings": {},
+        "waste": {},
         "seconds": None,
         "error": None,
         "systems": {},
@@ -235,13 +237,17 @@ def _checked(
 def first_run(
     system: System, case: Case, problem: Problem, inputs: Inputs, grad: Tensor
 ) -> tuple[dict[Pass, Callable[[], object]], dict[str, Tensor], int | None]:
-    """The calls to time; the heads-last results of a first run; the memory that run took beyond its inputs."""
+    """The calls to time; the heads-last results of a first run; the memory that a run takes beyond its inputs."""
     leaves = [system.arranged(t) for t in inputs[:3]]
     upstream = system.arranged(grad)
     attend = system.prepare(problem)
     made: dict[Pass, Callable[[], object]] = {}
     cuda = problem.device.type == "cuda"
     if cuda:
+        if system.name in COMPILING:  # what compiling tries out is no run's memory
+            with suppress(Exception):
+                both(attend, [t.detach().requires_grad_() for t in leaves], upstream)
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     with torch.no_grad():
@@ -256,6 +262,9 @@ def first_run(
     peak = None
     if cuda:
         torch.cuda.synchronize()  # an error of this system's kernels shows here, not at the next one's
+        kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found.values()}
+        # autograd's thread may have freed an earlier system's gradients only now
+        before = min(before, torch.cuda.memory_allocated() - sum(kept.values()))
         peak = torch.cuda.max_memory_allocated() - before
     return made, {name: t.detach() for name, t in found.items()}, peak
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from vicinal.bench.cases import Case
@@ -67,14 +68,35 @@ def draw(results: Path, folder: Path) -> list[Path]:
     ]
     if any(r.get("peak_bytes") for line in lines for r in line["systems"].values()):
         written.append(_memory(lines, device, folder / "memory.png"))
-    measured = {dtype: limits for header in headers(results) for dtype, limits in header["limits"].items()}
-    for dtype, limits in measured.items():
-        points = _points([line for line in lines if line["dtype"] == dtype])
-        if points:
+    for dtype, limits in limits_of(results).items():
+        found = points([line for line in lines if line["dtype"] == dtype])
+        if found:
             path = folder / f"roofline-{dtype}.png"
-            plot_roofline(Limits(**limits), points, path, f"{device}, {dtype}, forward")
+            plot_roofline(limits, found, path, f"{device}, {dtype}, forward, bytes by the paper's model")
             written.append(path)
     return written
+
+
+def limits_of(results: Path) -> dict[str, Limits]:
+    """What the device was measured to do, by dtype; the last run's."""
+    return {dtype: Limits(**x) for header in headers(results) for dtype, x in header["limits"].items()}
+
+
+def points(lines: Sequence[Line]) -> list[Point]:
+    """Naive, GEMM and fused on one problem of each rank, the one with the most pairs, at the bytes the model gives."""
+    found = []
+    for rank in sorted({line["rank"] for line in lines}):
+        line = max((x for x in lines if x["rank"] == rank), key=lambda x: x["useful_scores"])
+        case = _case_of(line)
+        if case is None:
+            continue
+        problem = case.problem("cpu")
+        for system in (NAIVE, GEMM, FUSED):
+            times = seconds_of(line, system, system, "forward") if system in line["systems"] else None
+            if times is not None:
+                moved = moved_bytes(problem, system)
+                found.append(Point(line["name"], problem.forward_flops, moved, times[0], LABELS[system]))
+    return found
 
 
 def _improvements(lines: Sequence[Line], device: str, path: Path) -> Path:
@@ -99,6 +121,7 @@ def _improvements(lines: Sequence[Line], device: str, path: Path) -> Path:
         axes.set_xticks([r + 0.175 for r in ranks], [f"{r}-D" for r in ranks])
         axes.set_title(f"float16 {passed}")
         axes.set_ylabel("average improvement over naive, %")
+        axes.margins(y=0.2)  # room for the legend
         axes.legend(fontsize=8)
     figure.suptitle(device)
     figure.savefig(path, dpi=150)
@@ -110,69 +133,60 @@ def _speedups(lines: Sequence[Line], device: str, path: Path) -> Path:
 
     ranks = sorted({line["rank"] for line in lines})
     against = [name for name in LABELS if name != FUSED and any(name in line["systems"] for line in lines)]
-    figure = Figure(figsize=(4 * len(ranks), 4.5), layout="constrained")
-    for axes, rank in zip(figure.subplots(1, len(ranks), squeeze=False)[0], ranks):
-        mine = [line for line in lines if line["rank"] == rank and line["dtype"] == "float16"]
-        boxes, names = [], []
-        for name in against:
-            pairs = [t for line in mine if (t := seconds_of(line, FUSED, name, "forward")) is not None]
-            if pairs:
-                boxes.append([theirs / ours for ours, theirs in pairs])
-                names.append(f"{LABELS[name]} ({len(pairs)})")
-        if boxes:
-            axes.boxplot(boxes, whis=(0, 100))
-            axes.set_xticks(range(1, len(names) + 1), names, rotation=60, ha="right")
-            axes.set_yscale("log")
-        axes.axhline(1, color="grey", linewidth=0.8)
-        axes.set_title(f"{rank}-D, float16 forward")
-        axes.set_ylabel("time over fused attention's")
-    figure.suptitle(device)
+    figure = Figure(figsize=(4 * len(ranks), 8), layout="constrained")
+    for row, passed in zip(figure.subplots(2, len(ranks), squeeze=False, sharey=True), PASSES):
+        for axes, rank in zip(row, ranks):
+            mine = [line for line in lines if line["rank"] == rank and line["dtype"] == "float16"]
+            boxes, names = [], []
+            for name in against:
+                pairs = [t for line in mine if (t := seconds_of(line, FUSED, name, passed)) is not None]
+                if pairs:
+                    boxes.append([theirs / ours for ours, theirs in pairs])
+                    names.append(f"{LABELS[name]} ({len(pairs)})")
+            if boxes:
+                axes.boxplot(boxes, whis=(0, 100))
+                axes.set_xticks(range(1, len(names) + 1), names, rotation=60, ha="right", fontsize=8)
+                axes.set_yscale("log")
+            axes.axhline(1, color="grey", linewidth=0.8)
+            axes.set_title(f"{rank}-D, float16 {passed}", fontsize=10)
+        row[0].set_ylabel("time over fused attention's")
+    figure.suptitle(f"{device}: all, quartiles and median of the problems")
     figure.savefig(path, dpi=150)
     return path
 
 
 def _memory(lines: Sequence[Line], device: str, path: Path) -> Path:
+    """Of each system a bar from the least to the largest per n, side by side, and its median."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     axes = figure.subplots()
+    drawn = 0
     for name, label in LABELS.items():
-        points = []
+        found: dict[int, list[float]] = {}
         for line in lines:
             peak = line["systems"].get(name, {}).get("peak_bytes")
             if peak and line["dtype"] == "float16":
                 tokens = prod(line["lengths"])
-                points.append((tokens, peak / (2 * tokens * line["batch"] * line["heads"] * line["head_dim"])))
-        if points:
-            axes.loglog(*zip(*points), ".", label=label, alpha=0.6)
-    axes.set_xlabel("tokens n")
+                size = 2 * tokens * line["batch"] * line["heads"] * line["head_dim"]
+                found.setdefault(tokens, []).append(peak / size)
+        if found:
+            places = [tokens * 1.06 ** (drawn - 3) for tokens in sorted(found)]
+            each = [sorted(found[tokens]) for tokens in sorted(found)]
+            axes.vlines(places, [x[0] for x in each], [x[-1] for x in each], color=f"C{drawn}", linewidth=2, alpha=0.5)
+            axes.plot(
+                places, [median(x) for x in each], "o-", color=f"C{drawn}", markersize=4, linewidth=0.8, label=label
+            )
+            drawn += 1
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("tokens n (systems side by side)")
     axes.set_ylabel("peak memory over the query's bytes")
-    axes.set_title(f"{device}: memory beyond the inputs, float16 forward+backward")
+    axes.set_title(f"{device}: memory beyond the inputs, float16 forward+backward; medians, least to largest")
     axes.grid(True, which="both", alpha=0.2)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
     return path
-
-
-def _points(lines: Sequence[Line]) -> list[Point]:
-    """Naive, GEMM and fused on one problem of each rank, the one with the most pairs, at the bytes the model gives."""
-    points = []
-    for rank in sorted({line["rank"] for line in lines}):
-        mine = [line for line in lines if line["rank"] == rank]
-        line = max(mine, key=lambda x: x["useful_scores"])
-        case = _case_of(line)
-        if case is None:
-            continue
-        problem = case.problem("cpu")
-        for system in (NAIVE, GEMM, FUSED):
-            result = line["systems"].get(system)
-            if result is None or result["status"] != "ok":
-                continue
-            times = seconds_of(line, system, system, "forward")
-            assert times is not None
-            name = f"{LABELS[system]}: {line['name']}"
-            points.append(Point(name, problem.forward_flops, moved_bytes(problem, system), times[0]))
-    return points
 
 
 def _case_of(line: Line) -> Case | None:

@@ -10,20 +10,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vicinal import dispatch
 from vicinal.backends import unfused_launch
+from vicinal.backends.protocol import Backend
 from vicinal.bench.cases import Pass
 from vicinal.bench.masks import dense_mask
 from vicinal.bench.peers import MASK_BYTES_LIMIT, Attend, System, compiled_for, peers
 from vicinal.functional import neighborhood_attention
+from vicinal.geometry.unfold import unfold
+from vicinal.geometry.work import computed_scores, useful_scores
 from vicinal.problem import Problem
+from vicinal.tuning.config import TileConfig
+from vicinal.tuning.cost import spell
 from vicinal.unfused import neighborhood_av, neighborhood_qk
 
 NAIVE, GEMM, FUSED, PLAIN, COMPILED = "naive", "gemm", "fused", "plain torch", "compiled plain"
+COMPILING = ("FlexAttention", COMPILED)  # in their first run
 STORING_WEIGHTS = (NAIVE, GEMM, PLAIN, COMPILED)  # in the inputs' dtype; fused systems keep them in registers
 
 
@@ -50,11 +57,27 @@ def unfused_system(name: str, variant: str) -> System:
     return System(name, "neighborhood", "heads-last", unsupported, partial(_unfused, variant))
 
 
-def fused_backends(problem: Problem, passes: Sequence[Pass]) -> str:
-    """The backend that "fused" is on a problem; where there are gradients and it is another, also theirs."""
+def fused_plan(problem: Problem, passes: Sequence[Pass]) -> dict[str, Any]:
+    """What "fused" is on a problem, for the file of results (see `vicinal.bench.paper`): fused, tilings, waste."""
     plan = dispatch.plan(problem)
-    names = [plan.backend.name] + [plan.gradients.name] * (tuple(passes) != ("forward",))
-    return ", ".join(dict.fromkeys(names))
+    chosen: dict[Pass, tuple[Backend, TileConfig]] = {"forward": (plan.backend, plan.forward)}
+    if tuple(passes) != ("forward",):
+        chosen["forward+backward"] = (plan.gradients, plan.backward)
+    return {
+        "fused": ", ".join(dict.fromkeys(backend.name for backend, _ in chosen.values())),
+        "tilings": {p: f"{b.name} {spell(config)} {config.variant}".strip() for p, (b, config) in chosen.items()},
+        "waste": {p: float(f"{_waste(problem, config):.4g}") for p, (_, config) in chosen.items()},
+    }
+
+
+def _waste(problem: Problem, config: TileConfig) -> float:
+    """Computed over useful scores of a tiling."""
+    neighborhood, lengths = problem.neighborhood, problem.lengths
+    seen = [(neighborhood, lengths)]
+    if config.unfolded is not None:
+        seen = [(part.neighborhood, part.lengths) for part in unfold(neighborhood, lengths, config.unfolded)]
+    computed = sum(computed_scores(n, x, config.query_tile, config.key_tile) for n, x in seen)
+    return computed / useful_scores(neighborhood, lengths)
 
 
 def _unfused(variant: str, problem: Problem) -> Attend:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import mean
+from math import prod
+from statistics import mean, median
 from typing import Any
 
 from vicinal.bench.paper_systems import COMPILED, FUSED, GEMM, NAIVE, PLAIN
@@ -26,6 +27,8 @@ LABELS = {  # system -> what tables call it
     "FlexAttention": "FlexAttention",
     COMPILED: "compiled plain",
 }
+NEIGHBORS = (16, 64, 256, 1 << 31)  # classes of windows
+THIN = 64  # tokens: groups with fewer are a class of their own
 ROWS = (PLAIN, NAIVE, GEMM, FUSED)  # neighborhood attention; every system is a column
 
 # Table 1 and figure 1 as restated in this project's issue 5, and figure 1's caption; FP32's from the abstract.
@@ -153,6 +156,41 @@ def table_improvement(number: int, passed: str, lines: Sequence[Line]) -> str:
         return ""
     title = f"## Table {number}: {passed}, improvement over naive"
     return f"{title}\n\n100% is twice as fast.\n\n{markdown(header, body)}"
+
+
+def table_by_window(lines: Sequence[Line]) -> str:
+    """What tables 3 and 4 average over: improvement by the number of neighbors, thin dilation groups apart."""
+    body = []
+    mine = [line for line in lines if line["dtype"] == "float16"]
+    for rank in sorted({line["rank"] for line in mine}):
+        low = 0
+        for high in NEIGHBORS:
+            for thin in (False, True):
+                here = [
+                    line
+                    for line in mine
+                    if line["rank"] == rank
+                    and low <= prod(line["window"]) < high
+                    and (prod(line["lengths"]) < THIN * prod(line["dilation"])) == thin
+                ]
+                cells = []
+                for passed in ("forward", "forward+backward"):
+                    for system in (FUSED, GEMM):
+                        pairs = [t for line in here if (t := seconds_of(line, system, NAIVE, passed)) is not None]
+                        gains = [100 * (theirs / ours - 1) for ours, theirs in pairs]
+                        cells.append(f"{mean(gains):.0f}% ({median(gains):.0f}%)" if gains else "")
+                if any(cells):
+                    neighbors = f"{low} or more" if high == NEIGHBORS[-1] else f"below {high}"
+                    body.append([f"{rank}-D", neighbors, "thin" if thin else "", str(len(here)), *cells])
+            low = high
+    if not body:
+        return ""
+    header = ["", "neighbors", "groups", "problems", "fused, forward", "GEMM, forward", "fused, both", "GEMM, both"]
+    note = (
+        "Average (median), float16. The averages above are of this mix of problems; the paper's is not published. "
+        f"Thin: dilation groups of fewer than {THIN} tokens."
+    )
+    return f"## Improvement over naive by window\n\n{note}\n\n{markdown(header, body)}"
 
 
 def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -33,12 +33,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Point:
-    """A measured kernel in the roofline: `flops` and least `bytes`, and the `seconds` it took."""
+    """A measured kernel in the roofline: `flops` and `bytes`, and the `seconds` it took; `group`: its own color."""
 
     name: str
     flops: int
     bytes: int
     seconds: float
+    group: str = ""
 
 
 def measure_limits(device: torch.device | str, dtype: torch.dtype) -> Limits:
@@ -93,9 +94,18 @@ def plot_roofline(limits: Limits, points: Sequence[Point], path: Path, title: st
     xs = [p.flops / p.bytes for p in points]
     left, right = min([knee, *xs]) / 2, max([knee, *xs]) * 2
     axes.loglog([left, knee, right], [left * limits.bandwidth, limits.flops, limits.flops], color="black")
+    names, groups = (list(dict.fromkeys(found)) for found in ([p.name for p in points], [p.group for p in points]))
+    colored = groups if len(groups) > 1 else names
     for point, x in zip(points, xs):
-        axes.loglog([x], [point.flops / point.seconds], "o", label=point.name)
-    axes.set_xlabel("useful FLOPs per least byte")
+        color = colored.index(point.group if len(groups) > 1 else point.name)
+        marker = "osD^v<>"[names.index(point.name) % 7] if len(groups) > 1 else "o"
+        label = f"{point.group}: {point.name}" if point.group else point.name
+        axes.loglog([x], [point.flops / point.seconds], marker, color=f"C{color}", label=label)
+    axes.text(left, left * limits.bandwidth, f"  copy {limits.bandwidth / 1e12:.3g} TB/s", va="top", fontsize=8)
+    axes.text(
+        right, limits.flops, f"matrix product {limits.flops / 1e12:.3g} TFLOP/s", ha="right", va="bottom", fontsize=8
+    )
+    axes.set_xlabel("useful FLOPs per byte")
     axes.set_ylabel("useful FLOP/s")
     axes.set_title(title)
     axes.grid(True, which="both", alpha=0.2)
