@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from strategies import axes, neighborhoods
 from vicinal.geometry.tiles import (
     Coverage,
+    alike,
     box_coverage,
     boxes,
     common_interval,
@@ -67,6 +68,15 @@ def test_box_coverage(case, data):
     part = mask[tuple(slice(*i) for i in queries + keys)]
     expected = Coverage.FULL if part.all() else Coverage.PARTIAL if part.any() else Coverage.EMPTY
     assert box_coverage(neighborhood, lengths, queries, keys) == expected
+
+
+@given(axes(40))
+def test_groups_alike_are_all_groups(case):
+    axis, length = case
+    expected = [(group.offset, group.length) for group in groups(axis, length)]
+    found = alike(axis, length)
+    assert [(kind.first + i, kind.length) for kind in found for i in range(kind.count)] == expected
+    assert len({kind.length for kind in found}) == len(found)
 
 
 @pytest.mark.parametrize(("length", "size"), [(1, 4), (8, 4), (9, 4)])

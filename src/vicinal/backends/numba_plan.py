@@ -6,7 +6,6 @@ The 64-bit integers of a call are described in `vicinal.kernels.numba.call`.
 from __future__ import annotations
 
 import struct
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from vicinal.backends.protocol import Direction
 from vicinal.geometry.neighborhood import Axis
-from vicinal.geometry.tiles import groups, key_interval, tiles
+from vicinal.geometry.tiles import alike, groups, key_interval, tiles
 from vicinal.geometry.window import window_start, window_stop
 from vicinal.kernels.numba import call as c
 from vicinal.problem import Problem, lse_dtype
@@ -65,10 +64,10 @@ def axis_tiles(axis: Axis, length: int, size: int) -> AxisTiles:
 def _keys_of_tiles(axis: Axis, length: int, size: int) -> tuple[int, int, int]:
     """Of all tiles of an axis: their number, their keys, the most keys of one."""
     number, total, most = 0, 0, 0
-    for n, alike in Counter(group.length for group in groups(axis, length)).items():
-        intervals = [key_interval(axis, n, tile) for tile in tiles(n, size)]
+    for kind in alike(axis, length):
+        intervals = [key_interval(axis, kind.length, tile) for tile in tiles(kind.length, size)]
         keys = [high - low for low, high in intervals]
-        number, total, most = number + alike * len(keys), total + alike * sum(keys), max(most, *keys)
+        number, total, most = number + kind.count * len(keys), total + kind.count * sum(keys), max(most, *keys)
     return number, total, most
 
 
@@ -87,7 +86,7 @@ TILE_COST = 24  # of a tile, besides its keys, in rows of 16 scores
 @lru_cache(maxsize=1024)
 def tilings(axes: tuple[Axis, ...], lengths: tuple[int, ...]) -> tuple[Tiling, ...]:
     """Shapes of at most 16 queries that could not be longer along any axis, by what they cost."""
-    longest = [max(g.length for g in groups(a, n)) for a, n in zip(axes, lengths)]
+    longest = [alike(a, n)[0].length for a, n in zip(axes, lengths)]
     shapes = [s for s in product(*(range(1, min(LANES, n) + 1) for n in longest)) if prod(s) <= LANES]
     fits = set(shapes)
     found = []

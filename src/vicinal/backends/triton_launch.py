@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vicinal.backends.kernel_cache import settle_keys
 from vicinal.geometry.neighborhood import Neighborhood
-from vicinal.geometry.tiles import groups, key_interval, query_interval, tiles
+from vicinal.geometry.tiles import alike, key_interval, query_interval, tiles
 from vicinal.geometry.unfold import beside, parts
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.kernels.triton import memory as kernels
@@ -132,11 +132,10 @@ def tile_count(neighborhood: Neighborhood, lengths: tuple[int, ...], tile: Tile,
     sizes = tile if unfolded is None else (*tile[: unfolded + 1], *tile[unfolded + 2 :])
     count = 1
     for i, (axis, length, size) in enumerate(zip(neighborhood.axes, lengths, sizes)):
-        side_by_side = axis.dilation
+        abreast = axis.dilation
         if i == unfolded:
-            longer = (length - 1) % axis.dilation + 1
-            side_by_side = sum(ceil(n / tile[i + 1]) for n in (longer, axis.dilation - longer))
-        count *= side_by_side * ceil(ceil(length / axis.dilation) / size)
+            abreast = sum(ceil(kind.count / tile[i + 1]) for kind in alike(axis, length))
+        count *= abreast * ceil(ceil(length / axis.dilation) / size)
     return count
 
 
@@ -149,10 +148,10 @@ def may_pass_end(problem: Problem, config: TileConfig, inverse: bool = False) ->
     seen = [part for n in set(problem.neighborhoods) for part in parts(n, problem.lengths, config.unfolded)]
     for part in seen:
         for axis, length, size, step in zip(part.neighborhood.axes, part.lengths, config.query_tile, config.key_tile):
-            for group_size in {g.length for g in groups(axis, length)}:
-                for own in tiles(group_size, size):
-                    start, stop = interval(axis, group_size, own)
-                    if ceil((stop - start) / step) * step > group_size:
+            for kind in alike(axis, length):
+                for own in tiles(kind.length, size):
+                    start, stop = interval(axis, kind.length, own)
+                    if ceil((stop - start) / step) * step > kind.length:
                         return True
     return False
 

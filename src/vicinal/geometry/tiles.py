@@ -45,6 +45,24 @@ def groups(axis: Axis, length: int) -> list[Group]:
     return [Group(g, group_length(length, axis.dilation, g)) for g in range(min(axis.dilation, length))]
 
 
+@dataclass(frozen=True)
+class Alike:
+    """The dilation groups of an axis that have one length: `count` of them from group `first` on."""
+
+    length: int
+    first: int
+    count: int
+
+
+def alike(axis: Axis, length: int) -> list[Alike]:
+    """The groups of an axis by their length, at most two kinds; the longer ones, which come first, first."""
+    longest = group_length(length, axis.dilation, 0)
+    longer = (length - 1) % axis.dilation + 1
+    shorter = min(axis.dilation, length) - longer
+    kinds = [Alike(longest, 0, longer)]
+    return [*kinds, Alike(longest - 1, longer, shorter)] if shorter else kinds
+
+
 def key_interval(axis: Axis, length: int, queries: Interval) -> Interval:
     """The smallest interval that holds the windows of all `queries` (not empty)."""
     start, stop = queries

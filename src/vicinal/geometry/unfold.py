@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from vicinal.geometry.neighborhood import MAX_RANK, Axis, Neighborhood
-from vicinal.geometry.tiles import groups
+from vicinal.geometry.tiles import alike
 
 T = TypeVar("T")
 
@@ -49,12 +49,10 @@ def unfold(neighborhood: Neighborhood, lengths: tuple[int, ...], axis: int) -> l
     """The parts of a problem (resolved) with `axis` seen as two; the longer groups first."""
     undilated = replace(neighborhood.axes[axis], dilation=1)
     seen = Neighborhood(beside(replace_at(neighborhood.axes, axis, undilated), axis, Axis(1)))
-    sizes = [group.length for group in groups(neighborhood.axes[axis], lengths[axis])]
-    parts = []
-    for size in sorted(set(sizes), reverse=True):
-        lengths_seen = beside(replace_at(lengths, axis, size), axis, sizes.count(size))
-        parts.append(Part(seen, lengths_seen, sizes.index(size)))
-    return parts
+    return [
+        Part(seen, beside(replace_at(lengths, axis, kind.length), axis, kind.count), kind.first)
+        for kind in alike(neighborhood.axes[axis], lengths[axis])
+    ]
 
 
 def beside(values: tuple[T, ...], axis: int, value: T) -> tuple[T, ...]:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from math import prod
 
 from vicinal.geometry.neighborhood import Axis, Neighborhood
-from vicinal.geometry.tiles import Interval, groups, key_interval, tiles
+from vicinal.geometry.tiles import Interval, alike, key_interval, tiles
 from vicinal.geometry.unfold import parts
 from vicinal.geometry.window import window_start, window_stop
 
@@ -67,8 +67,7 @@ def backward_flops(scores: int, head_dim: int, value_dim: int) -> int:
 
 def sum_over_groups(axis: Axis, length: int, count: Callable[[int], int]) -> int:
     """The sum of `count(group length)` over the dilation groups of an axis, each distinct length counted once."""
-    lengths = [g.length for g in groups(axis, length)]
-    return sum(lengths.count(n) * count(n) for n in set(lengths))
+    return sum(kind.count * count(kind.length) for kind in alike(axis, length))
 
 
 @lru_cache(maxsize=4096)

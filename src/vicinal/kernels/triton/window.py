@@ -345,4 +345,4 @@ def _group_and_first(index, lengths, dilations, TILE: tl.constexpr, FLAGS: tl.co
 def _groups_beside(length, dilation):
     """How many dilation groups of an axis are of the longest ones, and how many are a token shorter."""
     longer = (length - 1) % dilation + 1
-    return longer, dilation - longer
+    return longer, tl.minimum(dilation, length) - longer
