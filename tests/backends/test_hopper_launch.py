@@ -12,10 +12,14 @@ pytest.importorskip("triton.experimental.gluon")
 
 from vicinal.backends.hopper_launch import Launcher, Tile
 from vicinal.backends.hopper_layout import Descriptor
+from vicinal.kernels.gluon.arguments import Axes, Grid
 
 META = {"swizzle": 3, "elem_size": 2, "elem_type": 10, "block_size": [1, 1, 8, 8, 64], "fp4_padded": False}
 DESCRIPTION = Descriptor((1, 1, 16, 16, 128), (32768, 32768, 2048, 128, 1), 256, 128)
+TUPLE = (("i32", "constexpr", "i32"), "i32", "i32", "constexpr", "i32")
 GRID = (3, 1, 1)
+ARGUMENTS = (Grid((7, 1, 64), 3, 3, 1, 1344), 9)
+PLAIN = (((7, 1, 64), 3, 3, 1, 1344), 9)
 
 
 class Encoded:
@@ -53,7 +57,7 @@ def chip(monkeypatch):
     monkeypatch.setattr(driver, "_active", active, raising=False)
     if driver.active is not active:
         pytest.skip("this Triton keeps its active driver elsewhere")
-    signature = {"q_desc": "tensordesc<bf16[1, 1, 8, 8, 64],layout>", "out": "*fp32", "n": "i32", "C": "constexpr"}
+    signature = {"q_desc": "tensordesc<bf16[1, 1, 8, 8, 64],layout>", "out": "*fp32", "grid": TUPLE, "C": "constexpr"}
     launcher = object.__new__(nvidia.CudaLauncher)
     scratch = {"global_scratch_size": 0, "global_scratch_align": 1, "profile_scratch_size": 0}
     launcher.__dict__.update(
@@ -96,7 +100,7 @@ class _Compiled:
 
 def launcher_of(compiled) -> Launcher:
     tile = Tile(DESCRIPTION, (1, 1, 8, 8, 64))
-    launcher = Launcher(None, (tile, None), (0, 5), (7,), (9,), GRID[:1], {})
+    launcher = Launcher(None, (tile, None), (0, 5), ARGUMENTS, GRID[:1], {})
     launcher.compile = lambda *tensors: compiled  # type: ignore[method-assign]
     return launcher
 
@@ -112,7 +116,7 @@ def test_the_same_launch_as_tritons(chip):
     launcher_of(chip.compiled)(query, out)
     moved = torch.as_strided(query.flatten()[256:], (1,), (1,), 256)
     descriptor = compat.tensor_descriptor(moved, DESCRIPTION.shape, DESCRIPTION.strides, [1, 1, 8, 8, 64])
-    chip.compiled[GRID](descriptor, out.data_ptr() + 5 * 4, 7, 9, stream=77)
+    chip.compiled[GRID](descriptor, out.data_ptr() + 5 * 4, *ARGUMENTS, stream=77)
     ours, theirs = chip.launches
     assert ours == theirs
 
@@ -173,3 +177,40 @@ def test_pointers_are_integers(chip):
     query, out = tensors()
     launcher_of(chip.compiled)(query, out)
     assert ctypes.c_uint64(chip.launches[0][-3]).value == out.data_ptr() + 20
+
+
+def test_tuples_are_plain(chip):
+    """Triton's launcher reads named tuples slowly."""
+    query, out = tensors()
+    launcher_of(chip.compiled)(query, out)
+    assert chip.launches[0][-2:] == PLAIN
+    assert type(chip.launches[0][-2]) is tuple
+
+
+class Kernel:
+    """Records what a launcher asks it to compile."""
+
+    def __init__(self, **settings: bool) -> None:
+        usual = {"is_constexpr": False, "do_not_specialize": False, "do_not_specialize_on_alignment": False}
+        self.params = [SimpleNamespace(**usual), SimpleNamespace(**{**usual, **settings})]
+
+    def warmup(self, *arguments, grid, **options):
+        return arguments[1]
+
+
+AXES = Axes((1, 64, 48), (1, 16, 2**40), (0, 1, 2), 3)
+SEEN = {
+    "is_constexpr": AXES,
+    "do_not_specialize": Axes((3, 67, 51), (3, 19, 2**40 + 3), (3, 3, 3), 3),
+    "do_not_specialize_on_alignment": Axes((1, 67, 51), (1, 19, 2**40 + 3), (3, 1, 3), 3),
+}
+
+
+@pytest.mark.parametrize("setting", [None, *SEEN])
+def test_triton_specialises_on_integers_in_tuples_as_kernels_say(setting):
+    """On being 1, and on being a multiple of 16: it compiles for others of the same width where it should not."""
+    kernel = Kernel(**({} if setting is None else {setting: True}))
+    launcher = Launcher(kernel, (None,), (0,), (AXES,), GRID, {})
+    seen = launcher.compile(torch.zeros(1))
+    assert seen == (AXES if setting is None else SEEN[setting])
+    assert isinstance(seen, Axes)

@@ -14,12 +14,19 @@ import torch
 from torch import Tensor
 
 from vicinal.backends import hopper_backward, hopper_estimate
-from vicinal.backends.hopper_arguments import axis_arguments, contiguous_strides, flags, group_arguments, head_table
+from vicinal.backends.hopper_arguments import (
+    axes_of,
+    constants_of,
+    contiguous_strides,
+    grid_of,
+    groups_of,
+    head_table,
+    token_strides,
+)
 from vicinal.backends.hopper_launch import Launcher, Tile
 from vicinal.backends.hopper_layout import Launch, describe, described, launches, three, with_heads
 from vicinal.backends.hopper_tiles import (
     SHARED_MEMORY,
-    WARPGROUPS,
     backward_configs,
     forward_configs,
     forward_shared,
@@ -27,6 +34,7 @@ from vicinal.backends.hopper_tiles import (
     piece,
 )
 from vicinal.backends.protocol import Direction
+from vicinal.kernels.gluon.arguments import ForwardStrides
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning import cost
 from vicinal.tuning.config import TileConfig
@@ -131,7 +139,7 @@ def forward_launcher(
     from vicinal.kernels.gluon.forward import forward
 
     d, dv = problem.head_dim, problem.value_dim
-    split, together = int(config.variant[0]), heads_together(config)
+    together = heads_together(config)
     t, n = three(config.query_tile, 1), three(config.key_tile, 1)
     x = (problem.batch, *problem.lengths)
     shapes = [(*x, problem.heads, d), (*x, problem.kv_heads, d), (*x, problem.kv_heads, dv), (*x, problem.heads, dv)]
@@ -141,37 +149,20 @@ def forward_launcher(
     )
     lse = describe(problem, launch, lse_shape, contiguous_strides(lse_shape))
     q_tile, o_tile = (1, *t, piece(d)), (1, *t, piece(dv))
-    q_outer, o_outer = strides[0][0], contiguous_strides(shapes[3])[0]
+    q_batch, o_batch = strides[0][0], contiguous_strides(shapes[3])[0]
     if together > 1:
         q, o = with_heads(q, shapes[0], strides[0]), with_heads(o, shapes[3], contiguous_strides(shapes[3]))
         q_tile, o_tile = (*t, together, piece(d)), (*t, together, piece(dv))
-    extent = [size * (WARPGROUPS if a == split else 1) for a, size in enumerate(t)]
-    tiles = [-(-length // size) for length, size in zip(launch.lengths, extent)]
-    head_tiles = problem.heads // together
-    items = prod(tiles) * head_tiles * prod(launch.groups) * problem.batch
     paired = "c" in config.variant
     keys = prod(n) * (2 if paired else 1)
     wide = min(d, 64) if paired else piece(d)  # a chunk is loaded in columns of 128 bytes
-    own_output = forward_shared(keys, d, dv, config.stages, True) <= SHARED_MEMORY
-    scalars = (
-        *axis_arguments(problem, launch), *tiles, head_tiles, problem.group_size,
-        *group_arguments(launch), items, q.token_columns, k.token_columns, v.token_columns, o.token_columns,
-        q_outer, o_outer,
-        *lse.strides[1:4], lse.strides[0], lse.token_columns, problem.scale * LOG2E,
-    )  # fmt: skip
-    constants = (
-        d,
-        dv,
-        t,
-        n,
-        split,
-        config.stages,
-        problem.rank,
-        *flags(problem),
-        own_output,
-        paired,
-        together,
+    columns = (q.token_columns, k.token_columns, v.token_columns, o.token_columns)
+    constants = constants_of(problem, config, t, n)._replace(
+        own_output=forward_shared(keys, d, dv, config.stages, True) <= SHARED_MEMORY,
+        paired=paired,
+        heads=together,
     )
+    grid = grid_of(problem, launch, constants, problem.heads // together)
     return Launcher(
         forward,
         (
@@ -183,9 +174,15 @@ def forward_launcher(
             None,
         ),
         (0, 0, 0, 0, lse.offset, 0),
-        scalars,
-        constants,
-        (items if programs is None else min(items, programs),),
+        (
+            axes_of(problem, launch),
+            grid,
+            groups_of(launch),
+            ForwardStrides(*columns, q_batch, o_batch, token_strides(lse)),
+            problem.scale * LOG2E,
+            constants,
+        ),
+        (grid.items if programs is None else min(grid.items, programs),),
         {"num_warps": 4, "maxnreg": 168},
     )
 

@@ -1,4 +1,4 @@
-"""Arguments that every Hopper kernel takes: the axes, their flags, and the table of heads that differ."""
+"""Arguments that the Hopper kernels take alike: the axes, what is counted over them, the table of heads that differ."""
 
 from __future__ import annotations
 
@@ -8,38 +8,68 @@ from math import prod
 import torch
 from torch import Tensor
 
-from vicinal.backends.hopper_layout import Launch
+from vicinal.backends.hopper_layout import Descriptor, Launch
+from vicinal.backends.hopper_tiles import WARPGROUPS
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.window import SHIFT, mode
+from vicinal.kernels.gluon.arguments import Axes, Constants, Grid, Groups, TokenStrides
 from vicinal.problem import Problem
+from vicinal.tuning.config import TileConfig
+
+Tile = tuple[int, int, int]
 
 
-def axis_arguments(problem: Problem, launch: Launch) -> tuple[int, ...]:
-    """Lengths, windows, strides and modes of three axes, as the kernels take them (of the first head)."""
+def axes_of(problem: Problem, launch: Launch) -> Axes:
+    """The three axes (of the first head)."""
     axes = _three_axes(problem.neighborhoods[0])
-    return (
-        *launch.lengths,
-        *(a.window or 1 for a in axes),
-        *(a.stride for a in axes),
-        *(mode(a) for a in axes),
+    return Axes(
+        launch.lengths,
+        tuple(a.window or 1 for a in axes),
+        tuple(a.stride for a in axes),
+        tuple(mode(a) for a in axes),
     )
 
 
-def flags(problem: Problem) -> tuple[bool, bool, bool, bool]:
-    """Whether a stride exceeds 1, an axis is causal or clipped, heads differ, and an axis is dilated."""
+def grid_of(problem: Problem, launch: Launch, constants: Constants, heads: int) -> Grid:
+    """What work items are counted over: `heads` times the tiles of one."""
+    sides = 1 if constants.shared else WARPGROUPS
+    extent = [size * (sides if a == constants.split else 1) for a, size in enumerate(constants.tile)]
+    tiles = tuple(-(-length // size) for length, size in zip(launch.lengths, extent))
+    items = prod(tiles) * heads * prod(launch.groups) * problem.batch
+    return Grid(tiles, heads, problem.kv_heads, problem.group_size, items)
+
+
+def groups_of(launch: Launch) -> Groups:
+    """Dilation groups along each axis, and tokens of the whole problem along the last two."""
+    return Groups(launch.groups, launch.spread)
+
+
+def token_strides(description: Descriptor) -> TokenStrides:
+    """Strides of a tensor that kernels read or write through pointers."""
+    return TokenStrides(description.strides[0], description.token_columns, description.strides[1:4])
+
+
+def constants_of(problem: Problem, config: TileConfig, tile: Tile, step: Tile) -> Constants:
+    """What every kernel is compiled for, that has own tiles `tile` and walks tiles `step`."""
     axes = [a for n in problem.neighborhoods for a in n.axes]
-    strided, moded = any(a.stride > 1 for a in axes), any(mode(a) != SHIFT for a in axes)
-    return strided, moded, problem.per_head, dilated(problem)
+    return Constants(
+        head_dim=problem.head_dim,
+        value_dim=problem.value_dim,
+        tile=tile,
+        step=step,
+        split=int(config.variant[0]),
+        stages=config.stages,
+        rank=problem.rank,
+        strided=any(a.stride > 1 for a in axes),
+        moded=any(mode(a) != SHIFT for a in axes),
+        per_head=problem.per_head,
+        grouped=dilated(problem),
+    )
 
 
 def dilated(problem: Problem) -> bool:
     """Whether there are dilation groups."""
     return any(d > 1 for d in problem.neighborhoods[0].dilation)
-
-
-def group_arguments(launch: Launch) -> tuple[int, ...]:
-    """Dilation groups along each axis, and tokens of the whole problem along the last two."""
-    return (*launch.groups, *launch.spread)
 
 
 def _three_axes(neighborhood: Neighborhood) -> tuple[Axis, Axis, Axis]:

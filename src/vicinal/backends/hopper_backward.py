@@ -9,16 +9,25 @@ import torch
 from torch import Tensor
 
 from vicinal.backends.hopper_arguments import (
-    axis_arguments,
+    axes_of,
+    constants_of,
     contiguous_strides,
     dilated,
-    flags,
-    group_arguments,
+    grid_of,
+    groups_of,
     head_table,
+    token_strides,
 )
 from vicinal.backends.hopper_launch import Launcher, Tile
 from vicinal.backends.hopper_layout import Descriptor, Launch, describe, described, launches, packed, three
-from vicinal.backends.hopper_tiles import WARPGROUPS, fewer_keys, piece, shares_keys
+from vicinal.backends.hopper_tiles import fewer_keys, piece, shares_keys
+from vicinal.kernels.gluon.arguments import (
+    KeysStrides,
+    PrepareConstants,
+    PrepareStrides,
+    QueriesStrides,
+    RowStrides,
+)
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning.config import TileConfig
 
@@ -69,7 +78,6 @@ def launchers(
 
     d, dv = problem.head_dim, problem.value_dim
     qd, vd = piece(d), piece(dv)
-    shared = shares_keys(d)
     x = (problem.batch, *problem.lengths)
     q_shape, k_shape = (*x, problem.heads, d), (*x, problem.kv_heads, d)
     v_shape, o_shape = (*x, problem.kv_heads, dv), (*x, problem.heads, dv)
@@ -83,25 +91,30 @@ def launchers(
     rows = problem.batch * prod(launch.groups) * problem.heads
     n0, n1, n2 = launch.lengths
     padded = -(-n2 // 4) * 4  # a stride in a descriptor is a multiple of 16 bytes
-    r_strides = (n0 * n1 * padded, n1 * padded, padded)
-    prepared = Descriptor((rows, n0, n1, n2), (*r_strides, 1), 0, 0)
+    r_strides = RowStrides(n0 * n1 * padded, (n1 * padded, padded))
+    prepared = Descriptor((rows, n0, n1, n2), (r_strides.row, *r_strides.axes, 1), 0, 0)
     tokens = prod(launch.lengths)
     prepare = Launcher(
         kernels.prepare,
         (None,) * 6,
         (o.offset, o.offset, lse.offset, lse.offset, 0, 0),
-        (*launch.lengths, problem.heads, *group_arguments(launch), o.strides[0], o.token_columns, *o.strides[1:4],
-         lse.strides[0], lse.token_columns, *lse.strides[1:4], *r_strides, tokens),
-        (dv, 1 << (dv - 1).bit_length(), TOKENS, dilated(problem), has_grad_lse),
+        (
+            launch.lengths,
+            tokens,
+            problem.heads,
+            groups_of(launch),
+            PrepareStrides(token_strides(o), token_strides(lse), r_strides),
+            PrepareConstants(dv, 1 << (dv - 1).bit_length(), TOKENS, dilated(problem), has_grad_lse),
+        ),
         (-(-tokens // TOKENS) * rows,),
         {"num_warps": 4},
-    )  # fmt: skip
+    )
 
-    split = int(config.variant[0])
     queries_tile, keys_tile = three(config.query_tile, 1), three(config.key_tile, 1)
-    shape = (problem.rank, *flags(problem))
-    axes = axis_arguments(problem, launch)
-    tiles, programs = _grid(launch, keys_tile, split, 1 if shared else WARPGROUPS)
+    constants = constants_of(problem, config, keys_tile, queries_tile)
+    constants = constants._replace(inverse=True, shared=shares_keys(d))
+    grid = grid_of(problem, launch, constants, problem.kv_heads)
+    columns = (q.token_columns, o.token_columns, k.token_columns, v.token_columns)
     one_row = (1, *queries_tile)
     keys = Launcher(
         kernels.backward_keys,
@@ -109,32 +122,34 @@ def launchers(
          Tile(prepared, one_row), Tile(k, (1, *keys_tile, qd)), Tile(v, (1, *keys_tile, vd)),
          Tile(dk, (1, *keys_tile, qd)), Tile(dvalue, (1, *keys_tile, vd)), None),
         (0,) * 9,
-        (*axes, *tiles, problem.heads, problem.kv_heads, problem.group_size, *group_arguments(launch),
-         q.token_columns, o.token_columns, k.token_columns, v.token_columns, dk.token_columns, dvalue.token_columns,
-         problem.scale),
-        (d, dv, keys_tile, queries_tile, split, config.stages, *shape, shared),
-        (programs * problem.kv_heads * prod(launch.groups) * problem.batch,),
+        (
+            axes_of(problem, launch),
+            grid._replace(heads=problem.heads),
+            groups_of(launch),
+            KeysStrides(*columns, dk.token_columns, dvalue.token_columns),
+            problem.scale,
+            constants,
+        ),
+        (grid.items,),
         {"num_warps": 4, "maxnreg": 168},
     )  # fmt: skip
-    tiles, programs = _grid(launch, queries_tile, split)
     few = fewer_keys(keys_tile, d)
+    constants = constants_of(problem, config, queries_tile, few)
+    grid = grid_of(problem, launch, constants, problem.heads)
     queries = Launcher(
         kernels.backward_queries,
         (Tile(q, (1, *queries_tile, qd)), Tile(o, (1, *queries_tile, vd)), None, None,
          Tile(k, (1, *few, qd)), Tile(v, (1, *few, vd)), Tile(dq, (1, *queries_tile, qd)), None),
         (0,) * 8,
-        (*axes, *tiles, problem.heads, problem.group_size, *group_arguments(launch),
-         q.token_columns, o.token_columns, k.token_columns, v.token_columns, dq.token_columns, *r_strides,
-         problem.scale),
-        (d, dv, queries_tile, few, split, config.stages, *shape),
-        (programs * problem.heads * prod(launch.groups) * problem.batch,),
+        (
+            axes_of(problem, launch),
+            grid,
+            groups_of(launch),
+            QueriesStrides(*columns, dq.token_columns, r_strides),
+            problem.scale,
+            constants,
+        ),
+        (grid.items,),
         {"num_warps": 4, "maxnreg": 168},
     )  # fmt: skip
-    return rows * r_strides[0], prepare, keys, queries
-
-
-def _grid(launch: Launch, tile: tuple[int, ...], split: int, sides: int = WARPGROUPS) -> tuple[list[int], int]:
-    """A program's tiles along each axis, of which `sides` lie side by side, and their number."""
-    extent = [size * (sides if a == split else 1) for a, size in enumerate(tile)]
-    tiles = [-(-length // size) for length, size in zip(launch.lengths, extent)]
-    return tiles, prod(tiles)
+    return rows * r_strides.row, prepare, keys, queries

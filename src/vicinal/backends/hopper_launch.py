@@ -8,7 +8,7 @@ device and nothing synchronises, so a call can be captured in a CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,8 @@ class Launcher:
         kernel: the `@gluon.jit` function; its first parameters are the tensors.
         tensors: per tensor its `Tile`, or None for a plain pointer.
         offsets: per tensor, the first element of a plain pointer's (a descriptor has its own).
-        scalars, constants: the other run-time arguments, and the constexprs, in order.
+        arguments: the others, in the kernel's order, constexprs included. Integers in tuples are specialised on as the
+            kernel's decorator says of their parameter.
         grid: programs along one, two or three dimensions.
         options: compile options (`num_warps`, `maxnreg`).
     """
@@ -46,15 +47,15 @@ class Launcher:
         kernel: Any,
         tensors: Sequence[Tile | None],
         offsets: Sequence[int],
-        scalars: Sequence[Any],
-        constants: Sequence[Any],
+        arguments: Sequence[Any],
         grid: tuple[int, ...],
         options: dict[str, int],
     ) -> None:
         self.kernel = kernel
         self.tensors = tensors
         self.offsets = [o if t is None else t.description.offset for t, o in zip(tensors, offsets)]
-        self.rest = (*scalars, *constants)
+        self.arguments = arguments
+        self._plain = tuple(_plain(a) for a in arguments)  # reading a named tuple takes a launch 5 times as long
         self.grid = (*grid, 1, 1)[:3]
         self.options = options
         self._launch: Any = None
@@ -77,8 +78,9 @@ class Launcher:
             (_from(tensor, offset) if offset else tensor) if tile is None else tensor_descriptor(tensor, tile)
             for tensor, tile, offset in zip(tensors, self.tensors, self.offsets)
         ]
+        others = zip(self.kernel.params[len(tensors) :], self.arguments)
         settle_keys()
-        return self.kernel.warmup(*arguments, *self.rest, grid=self.grid, **self.options)
+        return self.kernel.warmup(*arguments, *(_specialised(p, a) for p, a in others), grid=self.grid, **self.options)
 
     def _prepare(self, tensors: Sequence[Tensor]) -> None:
         from vicinal.kernels.gluon import compat
@@ -104,8 +106,37 @@ class Launcher:
             arguments.extend(known[address])
         if len(self._known) >= KNOWN_ADDRESSES:
             self._known.clear()
-        self._known[addresses] = found = (*arguments, *self.rest)
+        self._known[addresses] = found = (*arguments, *self._plain)
         return found
+
+
+def _specialised(parameter: Any, argument: Any) -> Any:
+    """An argument as Triton gets to see it when it compiles.
+
+    It specialises on integers in tuples (on being 1, and on being a multiple of 16), whatever the kernel's decorator
+    says of the parameter. So those on which it should not are replaced by others of the same width.
+    """
+    if parameter.is_constexpr or not isinstance(argument, tuple):
+        return argument
+    if parameter.do_not_specialize:
+        return _with_integers(argument, lambda n: n | 3)
+    if parameter.do_not_specialize_on_alignment:
+        return _with_integers(argument, lambda n: n if n == 1 else n | 3)
+    return argument
+
+
+def _with_integers(argument: Any, change: Callable[[int], int]) -> Any:
+    if isinstance(argument, int):
+        return change(argument)
+    if not isinstance(argument, tuple):
+        return argument
+    values = [_with_integers(a, change) for a in argument]
+    return argument._make(values) if hasattr(argument, "_make") else tuple(values)
+
+
+def _plain(argument: Any) -> Any:
+    """The same argument with plain tuples for named ones."""
+    return tuple(_plain(a) for a in argument) if isinstance(argument, tuple) else argument
 
 
 class _Address:

@@ -7,7 +7,7 @@ both laid out `[rows, X0, X1, X2]` so that TMA can move tiles of them; a row is 
 (the inverse window rule), through rings of Q, dO, log-sum-exp and delta. Scores are transposed, so that P^T and dS^T
 are already the register operands of dV += P^T dO and dK += dS^T Q. Query heads that share a key head are summed in
 registers.
-With `SHARED`, for head dims of which one warpgroup cannot hold both sums, both work on the same 64 keys: the first
+With `shared`, for head dims of which one warpgroup cannot hold both sums, both work on the same 64 keys: the first
 makes dV, the second dK (and the scores are computed twice).
 `backward_queries`: two consumer warpgroups of 64 queries; the forward's walk, with dQ += dS K.
 
@@ -15,7 +15,9 @@ Nothing is added in memory, so the same inputs give the same bits. Seven matrix 
 Source: FlashAttention-2 (arXiv 2307.08691, algorithm 2) for the mathematics; the schedule is this project's.
 """
 
-# ruff: noqa: B007, RUF059 (Gluon compiles this: it takes no starred lists, and tuples come whole)
+# ruff: noqa: B007 (Gluon compiles this: it takes no starred lists)
+
+from typing import Any, NamedTuple
 
 from vicinal.kernels.gluon.compat import (
     fence_async_shared,
@@ -35,186 +37,177 @@ from vicinal.kernels.gluon.pieces import (
     write_pieces,
     zeros,
 )
+from vicinal.kernels.gluon.ring import Ring, await_empty, await_ready, barriers, free, pass_over, start_slot
 from vicinal.kernels.gluon.softmax import masked
 from vicinal.kernels.gluon.walk import (
-    AXES,
-    GROUPS,
-    TILES,
+    Work,
     beside,
     first_of,
     head_axes,
     in_order,
     locate,
-    own_line,
+    part_of,
+    rows_inside,
     rows_of,
+    sides,
     union,
+    walk_order,
 )
 
 LOG2E = gl.constexpr(1.4426950408889634)
 
 
-@gluon.jit(do_not_specialize=GROUPS)
+@gluon.jit(do_not_specialize=["groups"])
 def prepare(
-    o_ptr, do_ptr, lse_ptr, grad_lse_ptr, lse_out, delta_out,
-    L0, L1, L2, heads, g0, g1, g2, X1, X2, o_outer, o_token, o0, o1, o2, l_outer, l_token, l0, l1, l2,
-    r_row, r0, r1, tokens,
-    D: gl.constexpr, WIDTH: gl.constexpr, BT: gl.constexpr, GROUPED: gl.constexpr,
-    HAS_GRAD_LSE: gl.constexpr,
+    o_ptr, do_ptr, lse_ptr, grad_lse_ptr,
+    lse_out, delta_out,  # written
+    lengths, tokens,  # along each axis, and in all, of a dilation group
+    heads, groups, strides,  # `Groups`, `PrepareStrides`; heads of outputs are adjacent
+    C: gl.constexpr,  # `PrepareConstants`
 ):  # fmt: skip
-    """One program per `BT` tokens of a row. `o*` are the strides of both outputs, `l*` of both log-sum-exps, `r*` of
-    both results, in elements; a head is D, 1 and `r_row` elements further on. `WIDTH` is D rounded up to a power of
-    two."""
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // (WIDTH // 8), WIDTH // 8], [4, 1], [1, 0])
-    blocks = gl.cdiv(tokens, BT)
+    """One program per `C.tokens` tokens of a row."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // (C.width // 8), C.width // 8], [4, 1], [1, 0])
+    blocks = gl.cdiv(tokens, C.tokens)
     row = gl.program_id(0) // blocks
-    outer, place, token, head, tile = locate(row, (1, 1, 1), heads, (g0, g1, g2, X1, X2), GROUPED)
-    t = gl.program_id(0) % blocks * BT + gl.arange(0, BT, layout=gl.SliceLayout(1, layout))
-    column = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, layout))
+    item = locate(row, (1, 1, 1), heads, groups, C)
+    t = gl.program_id(0) % blocks * C.tokens + gl.arange(0, C.tokens, layout=gl.SliceLayout(1, layout))
+    column = gl.arange(0, C.width, layout=gl.SliceLayout(0, layout))
     inside = t < tokens
-    x2 = t % L2
-    x1 = t // L2 % L1
-    x0 = t // L2 // L1
-    at = (outer.to(gl.int64) * o_outer + token * o_token + head * D + x0.to(gl.int64) * o0 + x1.to(gl.int64) * o1
-          + x2.to(gl.int64) * o2)  # fmt: skip
-    mask = inside[:, None] & (column < D)[None, :]
+    x2 = t % lengths[2]
+    x1 = t // lengths[2] % lengths[1]
+    x0 = t // lengths[2] // lengths[1]
+    at = _tokens_at(item, C.value_dim, (x0, x1, x2), strides.output)
+    mask = inside[:, None] & (column < C.value_dim)[None, :]
     o = gl.load(o_ptr + at[:, None] + column[None, :], mask=mask, other=0.0).to(gl.float32)
     do = gl.load(do_ptr + at[:, None] + column[None, :], mask=mask, other=0.0).to(gl.float32)
     delta = gl.sum(o * do, 1)
-    at = (outer.to(gl.int64) * l_outer + token * l_token + head + x0.to(gl.int64) * l0 + x1.to(gl.int64) * l1
-          + x2.to(gl.int64) * l2)  # fmt: skip
+    at = _tokens_at(item, 1, (x0, x1, x2), strides.lse)
     lse = gl.load(lse_ptr + at, mask=inside, other=0.0)
-    if HAS_GRAD_LSE:
+    if C.has_grad_lse:
         delta -= gl.load(grad_lse_ptr + at, mask=inside, other=0.0)
-    to = row.to(gl.int64) * r_row + x0 * r0 + x1 * r1 + x2
+    result = strides.result
+    to = row.to(gl.int64) * result.row + x0 * result.axes[0] + x1 * result.axes[1] + x2
     gl.store(lse_out + to, lse * LOG2E, mask=inside)
     gl.store(delta_out + to, delta, mask=inside)
+
+
+@gluon.jit
+def _tokens_at(item, COLUMNS: gl.constexpr, x, strides):
+    """Where tokens at `x` of a head are, of a tensor with `COLUMNS` per head: 64-bit."""
+    at = item.batch.to(gl.int64) * strides.batch + item.token * strides.token + item.head * COLUMNS
+    return (at + x[0].to(gl.int64) * strides.axes[0] + x[1].to(gl.int64) * strides.axes[1]
+            + x[2].to(gl.int64) * strides.axes[2])  # fmt: skip
 
 
 # --- dK and dV ---------------------------------------------------------------------------------------------
 
 
-@gluon.jit(
-    do_not_specialize=GROUPS,
-    do_not_specialize_on_alignment=[
-        *AXES, *TILES, "kv_heads", "q_column", "do_column", "k_column", "v_column", "dk_column", "dv_column",
-    ],
-)  # fmt: skip
+class KeysRings(NamedTuple):
+    """Shared memory of `backward_keys`."""
+
+    own: Any  # `sides(C)` tiles of keys and of values
+    own_ready: Any  # barriers: they have arrived
+    own_read: Any  # barrier, with `C.shared`: both warpgroups have read them
+    walked: Ring  # of queries, output gradients, log-sum-exps and deltas
+
+
+@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["axes", "grid", "strides"])
 def backward_keys(
-    q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, dk_desc, dv_desc, table,
-    L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2,
-    n0, n1, n2, heads, kv_heads, group, g0, g1, g2, X1, X2,
-    q_column, do_column, k_column, v_column, dk_column, dv_column, scale,
-    D: gl.constexpr, DV: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
-    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
-    SHARED: gl.constexpr,
+    q_desc, do_desc,  # over `[batch, X0, X1, X2, columns]`, as are those of keys and values
+    lse_desc, delta_desc,  # over `[rows, X0, X1, X2]`
+    k_desc, v_desc,
+    dk_desc, dv_desc,  # written
+    table, axes, grid, groups, strides,  # `vicinal.kernels.gluon.arguments`; strides are `KeysStrides`
+    scale,  # natural
+    C: gl.constexpr,  # `Constants`
 ):  # fmt: skip
-    """dK and dV of one pair of key tiles `T` (with `SHARED`, of one), over query tiles `N`; `scale` is natural."""
-    axes = (L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2)
-    tiles = (n0, n1, n2)
-    columns = (q_column, do_column, k_column, v_column, dk_column, dv_column)
-    SIDES: gl.constexpr = 1 if SHARED else 2
-    QP: gl.constexpr = D // k_desc.block_shape[4]
-    VP: gl.constexpr = DV // v_desc.block_shape[4]
+    """dK and dV of the own tiles of one work item."""
+    SIDES: gl.constexpr = sides(C)
+    STAGES: gl.constexpr = C.stages
+    QP: gl.constexpr = C.head_dim // k_desc.block_shape[4]
+    VP: gl.constexpr = C.value_dim // v_desc.block_shape[4]
     k_s = gl.allocate_shared_memory(k_desc.dtype, [SIDES * QP] + k_desc.block_shape, k_desc.layout)
     v_s = gl.allocate_shared_memory(v_desc.dtype, [SIDES * VP] + v_desc.block_shape, v_desc.layout)
     q_s = gl.allocate_shared_memory(q_desc.dtype, [STAGES * QP] + q_desc.block_shape, q_desc.layout)
     do_s = gl.allocate_shared_memory(do_desc.dtype, [STAGES * VP] + do_desc.block_shape, do_desc.layout)
     lse_s = gl.allocate_shared_memory(gl.float32, [STAGES] + lse_desc.block_shape, lse_desc.layout)
     delta_s = gl.allocate_shared_memory(gl.float32, [STAGES] + delta_desc.block_shape, delta_desc.layout)
-    kv_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    read = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(read.index(0), count=2)
+    own_ready = barriers(2)
+    walked = Ring((q_s, do_s, lse_s, delta_s), barriers(STAGES), barriers(STAGES))
+    own_read = barriers(1)
+    mbarrier.init(own_read.index(0), count=2)
     for i in gl.static_range(2):
-        mbarrier.init(kv_ready.index(i), count=1)
+        mbarrier.init(own_ready.index(i), count=1)
     for i in gl.static_range(STAGES):
-        mbarrier.init(ready.index(i), count=1)
-        mbarrier.init(empty.index(i), count=2)
+        start_slot(walked, i, 2)
     fence_async_shared()
-    bars = (kv_ready, read, ready, empty)
-    work = (heads, kv_heads, group, (g0, g1, g2, X1, X2))
-    buffers = (q_s, do_s, lse_s, delta_s, k_s, v_s)
+    rings = KeysRings((k_s, v_s), own_ready, own_read, walked)
+    work = Work(axes, table, grid, groups, strides, scale)
     gl.warp_specialize([
-        (_keys_consumer, (dk_desc, dv_desc, buffers, bars, table, axes, tiles, work, columns, scale,
-            D, DV, T, N, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, SHARED, gl.constexpr(0))),
-        (_keys_consumer, (dk_desc, dv_desc, buffers, bars, table, axes, tiles, work, columns, scale,
-            D, DV, T, N, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, SHARED, gl.constexpr(1))),
-        (_keys_producer, (q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, buffers, bars, table, axes, tiles,
-            work, columns, D, DV, T, N, SPLIT, STAGES, STRIDED, MODED, PER_HEAD, GROUPED, SHARED)),
+        (_keys_consumer, (dk_desc, dv_desc, rings, work, C, gl.constexpr(0))),
+        (_keys_consumer, (dk_desc, dv_desc, rings, work, C, gl.constexpr(1))),
+        (_keys_producer, (q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings, work, C)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 
 @gluon.jit
-def _keys_producer(
-    q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, buffers, bars, table, axes, tiles, work, columns,
-    D: gl.constexpr, DV: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
-    STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
-    SHARED: gl.constexpr,
-):  # fmt: skip
-    q_s, do_s, lse_s, delta_s, k_s, v_s = buffers
-    kv_ready, read, ready, empty = bars
-    heads, kv_heads, group, groups = work
-    OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
-    INNER: gl.constexpr = 1 if SPLIT == 2 else 2
-    SIDES: gl.constexpr = 1 if SHARED else 2
-    QP: gl.constexpr = D // k_desc.block_shape[4]
-    VP: gl.constexpr = DV // v_desc.block_shape[4]
+def _keys_producer(q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
+    own, own_ready, _, walked = rings
+    q_s, do_s, lse_s, delta_s = walked.tiles
+    strides = work.strides
+    STEP: gl.constexpr = walk_order(C.step, C)
+    QP: gl.constexpr = C.head_dim // k_desc.block_shape[4]
+    VP: gl.constexpr = C.value_dim // v_desc.block_shape[4]
+    OWN_BYTES: gl.constexpr = k_desc.block_type.nbytes * QP + v_desc.block_type.nbytes * VP
     TILES: gl.constexpr = q_desc.block_type.nbytes * QP + do_desc.block_type.nbytes * VP
     BYTES: gl.constexpr = TILES + lse_desc.block_type.nbytes + delta_desc.block_type.nbytes
-    outer, place, token, kv_head, tile = locate(gl.program_id(0), tiles, kv_heads, groups, GROUPED)
+    item = locate(gl.program_id(0), work.grid.tiles, work.grid.kv_heads, work.groups, C)
     t = 0
-    for member in range(group):
-        head = kv_head * group + member
-        own = head_axes(axes, table, head, PER_HEAD)
-        x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, True, STRIDED, MODED, SIDES)
+    for member in range(work.grid.group):
+        head = item.head * work.grid.group + member
+        axes = head_axes(work, head, C)
+        walk = union(item.tile, axes, C)
         if member == 0:
-            for i in gl.static_range(SIDES):
-                bar = kv_ready.index(i)
-                mbarrier.expect(bar, k_desc.block_type.nbytes * QP + v_desc.block_type.nbytes * VP)
-                y = beside((x0, x1, x2), i, T, SPLIT)
-                at = (outer, y[0], y[1], y[2])
-                load_pieces(k_desc, at, columns[2] * token + kv_head * D, bar, k_s, i, QP)
-                load_pieces(v_desc, at, columns[3] * token + kv_head * DV, bar, v_s, i, VP)
-        row = place * heads + head
-        for a in range(sa, ea, N[OUTER]):
-            for b in range(sb, eb, N[INNER]):
-                for w in range(sw, ew, N[SPLIT]):
-                    c = in_order(a, b, w, SPLIT)
-                    slot = t % STAGES
-                    mbarrier.wait(empty.index(slot), ((t // STAGES) & 1) ^ 1)
-                    bar = ready.index(slot)
+            for i in gl.static_range(sides(C)):
+                bar = own_ready.index(i)
+                mbarrier.expect(bar, OWN_BYTES)
+                x = beside(walk.first, i, C)
+                at = (item.batch, x[0], x[1], x[2])
+                load_pieces(k_desc, at, strides.key * item.token + item.head * C.head_dim, bar, own[0], i, QP)
+                load_pieces(v_desc, at, strides.value * item.token + item.head * C.value_dim, bar, own[1], i, VP)
+        row = item.place * work.grid.heads + head
+        for a in range(walk.outer[0], walk.outer[1], STEP[0]):
+            for b in range(walk.inner[0], walk.inner[1], STEP[1]):
+                for w in range(walk.split[0], walk.split[1], STEP[2]):
+                    c = in_order(a, b, w, C)
+                    at = (item.batch, c[0], c[1], c[2])
+                    slot = t % C.stages
+                    await_empty(walked, t, C)
+                    bar = walked.ready.index(slot)
                     mbarrier.expect(bar, BYTES)
-                    at = (outer, c[0], c[1], c[2])
-                    load_pieces(q_desc, at, columns[0] * token + head * D, bar, q_s, slot, QP)
+                    load_pieces(q_desc, at, strides.query * item.token + head * C.head_dim, bar, q_s, slot, QP)
                     tma_load(lse_desc, [row, c[0], c[1], c[2]], bar, lse_s.index(slot))
-                    load_pieces(do_desc, at, columns[1] * token + head * DV, bar, do_s, slot, VP)
+                    load_pieces(do_desc, at, strides.grad_output * item.token + head * C.value_dim, bar, do_s, slot, VP)
                     tma_load(delta_desc, [row, c[0], c[1], c[2]], bar, delta_s.index(slot))
                     t += 1
 
 
 @gluon.jit
-def _keys_consumer(
-    dk_desc, dv_desc, buffers, bars, table, axes, tiles, work, columns, scale,
-    D: gl.constexpr, DV: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
-    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
-    SHARED: gl.constexpr, W: gl.constexpr,
-):  # fmt: skip
-    q_s, do_s, lse_s, delta_s, k_s, v_s = buffers
-    kv_ready, read, ready, empty = bars
-    heads, kv_heads, group, groups = work
-    OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
-    INNER: gl.constexpr = 1 if SPLIT == 2 else 2
-    BM: gl.constexpr = T[0] * T[1] * T[2]
-    BN: gl.constexpr = N[0] * N[1] * N[2]
+def _keys_consumer(dk_desc, dv_desc, rings, work, C: gl.constexpr, W: gl.constexpr):
+    own, own_ready, own_read, walked = rings
+    k_s, v_s = own
+    q_s, do_s, lse_s, delta_s = walked.tiles
+    scale = work.scale
+    STEP: gl.constexpr = walk_order(C.step, C)
+    BM: gl.constexpr = C.tile[0] * C.tile[1] * C.tile[2]
+    BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2]
     QD: gl.constexpr = k_s.shape[5]
     VD: gl.constexpr = v_s.shape[5]
-    QP: gl.constexpr = D // QD
-    VP: gl.constexpr = DV // VD
-    SIDES: gl.constexpr = 1 if SHARED else 2
-    SIDE: gl.constexpr = 0 if SHARED else W
-    MAKES_DV: gl.constexpr = not SHARED or W == 0
-    MAKES_DK: gl.constexpr = not SHARED or W == 1
+    QP: gl.constexpr = C.head_dim // QD
+    VP: gl.constexpr = C.value_dim // VD
+    SIDE: gl.constexpr = 0 if C.shared else W
+    MAKES_DV: gl.constexpr = not C.shared or W == 0
+    MAKES_DK: gl.constexpr = not C.shared or W == 1
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
     dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, QD, 16])
     dv_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VD, 16])
@@ -225,36 +218,33 @@ def _keys_consumer(
     zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
     dk = zeros(BM, QD, QP, dk_layout)
     dv = zeros(BM, VD, VP, dv_layout)
-    outer, place, token, kv_head, tile = locate(gl.program_id(0), tiles, kv_heads, groups, GROUPED)
-    x = beside(first_of(tile, T, SPLIT, SIDES), SIDE, T, SPLIT)
-    mbarrier.wait(kv_ready.index(SIDE), 0)
+    item = locate(gl.program_id(0), work.grid.tiles, work.grid.kv_heads, work.groups, C)
+    x = beside(first_of(item.tile, C), SIDE, C)
+    mbarrier.wait(own_ready.index(SIDE), 0)
     t = 0
-    for member in range(group):
-        own = head_axes(axes, table, kv_head * group + member, PER_HEAD)
-        _, _, _, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, True, STRIDED, MODED, SIDES)
-        _, starts, widths, low, high = rows_of(x, own, T, 1, True, STRIDED, MODED, row_layout)
-        line, skip, before = own_line(x[SPLIT], sw, ew, T, N, own, SPLIT, W, STAGES, True, STRIDED, MODED, SIDES)
-        fw = sw + before * N[SPLIT]
-        lw = fw + (line - skip) * N[SPLIT]
-        count = gl.cdiv(ea - sa, N[OUTER]) * gl.cdiv(eb - sb, N[INNER]) * (line - skip)
-        a = sa
-        b = sb
-        w = fw
-        for passed in range(before):
-            _pass_over(t, ready, empty, STAGES)
+    for member in range(work.grid.group):
+        axes = head_axes(work, item.head * work.grid.group + member, C)
+        walk = union(item.tile, axes, C)
+        rows = rows_of(x, axes, row_layout, C)
+        part = part_of(x[C.split], walk, axes, W, C)
+        a = walk.outer[0]
+        b = walk.inner[0]
+        w = part.first
+        for passed in range(part.before):
+            pass_over(walked, t, C)
             t += 1
-        for step in range(count):
-            if w >= lw:
-                w = fw
-                for passed in range(skip):
-                    _pass_over(t, ready, empty, STAGES)
+        for step in range(part.count):
+            if w >= part.stop:
+                w = part.first
+                for passed in range(part.skip):
+                    pass_over(walked, t, C)
                     t += 1
-                b += N[INNER]
-                if b >= eb:
-                    b = sb
-                    a += N[OUTER]
-            slot = t % STAGES
-            mbarrier.wait(ready.index(slot), (t // STAGES) & 1)
+                b += STEP[1]
+                if b >= walk.inner[1]:
+                    b = walk.inner[0]
+                    a += STEP[0]
+            slot = t % C.stages
+            await_ready(walked, t, C)
             scoring = scores_of(k_s, SIDE, q_s, slot, zero, QP)
             lse = lse_s.index(slot).reshape([BN]).load(column_layout)
             if MAKES_DK:
@@ -263,8 +253,7 @@ def _keys_consumer(
                 s = warpgroup_mma_wait(VP, deps=[scoring])
             else:
                 s = warpgroup_mma_wait(0, deps=[scoring])
-            c = in_order(a, b, w, SPLIT)
-            s = masked(s, c, low, high, starts, widths, N, RANK, -1, s_layout)
+            s = masked(s, in_order(a, b, w, C), rows, -1, s_layout, C)
             p = gl.exp2(s * (scale * LOG2E) - lse[None, :])
             if MAKES_DV:
                 pb = gl.convert_layout(p.to(dv_desc.dtype), p_layout)
@@ -278,195 +267,180 @@ def _keys_consumer(
                 dv, pb = finished(dv, pb, VP)
             if MAKES_DK:
                 dk, dsb = finished(dk, dsb, QP)
-            mbarrier.arrive(empty.index(slot), count=1)
+            free(walked, t, C)
             t += 1
-            w += N[SPLIT]
-        for passed in range(skip - before):
-            _pass_over(t, ready, empty, STAGES)
+            w += STEP[2]
+        for passed in range(part.skip - part.before):
+            pass_over(walked, t, C)
             t += 1
-    if SHARED:  # the sums go where keys and values are: not before both have read them
-        mbarrier.arrive(read.index(0), count=1)
-        mbarrier.wait(read.index(0), 0)
+    if C.shared:  # the sums go where keys and values are: not before both have read them
+        mbarrier.arrive(own_read.index(0), count=1)
+        mbarrier.wait(own_read.index(0), 0)
     if MAKES_DK:
         write_pieces(dk, scale, k_s, SIDE, dk_desc.dtype, QP)
     if MAKES_DV:
         write_pieces(dv, 1.0, v_s, SIDE, dv_desc.dtype, VP)
     fence_async_shared()
-    at = (outer, x[0], x[1], x[2])
+    at = (item.batch, x[0], x[1], x[2])
     if MAKES_DK:
-        store_pieces(dk_desc, at, columns[4] * token + kv_head * D, k_s, SIDE, QP)
+        first = work.strides.grad_key * item.token + item.head * C.head_dim
+        store_pieces(dk_desc, at, first, k_s, SIDE, QP)
     if MAKES_DV:
-        store_pieces(dv_desc, at, columns[5] * token + kv_head * DV, v_s, SIDE, VP)
+        first = work.strides.grad_value * item.token + item.head * C.value_dim
+        store_pieces(dv_desc, at, first, v_s, SIDE, VP)
     tma_store_wait(0)
-
-
-@gluon.jit
-def _pass_over(t, ready, empty, STAGES: gl.constexpr):
-    """Let tile `t` of the ring go unread."""
-    mbarrier.wait(ready.index(t % STAGES), (t // STAGES) & 1)
-    mbarrier.arrive(empty.index(t % STAGES), count=1)
 
 
 # --- dQ ----------------------------------------------------------------------------------------------------
 
 
-@gluon.jit(
-    do_not_specialize=GROUPS,
-    do_not_specialize_on_alignment=[
-        *AXES, *TILES, "q_column", "do_column", "k_column", "v_column", "dq_column", "r_row", "r0", "r1",
-    ],
-)  # fmt: skip
+class QueriesRings(NamedTuple):
+    """Shared memory of `backward_queries`."""
+
+    own: Any  # two tiles of queries and of output gradients
+    own_ready: Any  # barriers: they have arrived
+    walked: Ring  # of keys and values
+
+
+@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["axes", "grid", "strides"])
 def backward_queries(
-    q_desc, do_desc, lse_ptr, delta_ptr, k_desc, v_desc, dq_desc, table,
-    L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2,
-    n0, n1, n2, heads, group, g0, g1, g2, X1, X2,
-    q_column, do_column, k_column, v_column, dq_column, r_row, r0, r1, scale,
-    D: gl.constexpr, DV: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
-    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
+    q_desc, do_desc,  # over `[batch, X0, X1, X2, columns]`, as are those of keys and values
+    lse_ptr, delta_ptr,
+    k_desc, v_desc,
+    dq_desc,  # written
+    table, axes, grid, groups, strides,  # `vicinal.kernels.gluon.arguments`; strides are `QueriesStrides`
+    scale,  # natural
+    C: gl.constexpr,  # `Constants`
 ):  # fmt: skip
-    """dQ of one pair of query tiles `T`, over key tiles `N`; `r*` are `prepare`'s strides."""
-    axes = (L0, L1, L2, K0, K1, K2, S0, S1, S2, M0, M1, M2)
-    tiles = (n0, n1, n2)
-    columns = (q_column, do_column, k_column, v_column, dq_column)
-    rows = (r_row, r0, r1)
-    QP: gl.constexpr = D // k_desc.block_shape[4]
-    VP: gl.constexpr = DV // v_desc.block_shape[4]
+    """dQ of the own tiles of one work item."""
+    STAGES: gl.constexpr = C.stages
+    QP: gl.constexpr = C.head_dim // k_desc.block_shape[4]
+    VP: gl.constexpr = C.value_dim // v_desc.block_shape[4]
     q_s = gl.allocate_shared_memory(q_desc.dtype, [2 * QP] + q_desc.block_shape, q_desc.layout)
     do_s = gl.allocate_shared_memory(do_desc.dtype, [2 * VP] + do_desc.block_shape, do_desc.layout)
     k_s = gl.allocate_shared_memory(k_desc.dtype, [STAGES * QP] + k_desc.block_shape, k_desc.layout)
     v_s = gl.allocate_shared_memory(v_desc.dtype, [STAGES * VP] + v_desc.block_shape, v_desc.layout)
-    q_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    own_ready = barriers(2)
+    walked = Ring((k_s, v_s), barriers(STAGES), barriers(STAGES))
     for i in gl.static_range(2):
-        mbarrier.init(q_ready.index(i), count=1)
+        mbarrier.init(own_ready.index(i), count=1)
     for i in gl.static_range(STAGES):
-        mbarrier.init(ready.index(i), count=1)
-        mbarrier.init(empty.index(i), count=2)
+        start_slot(walked, i, 2)
     fence_async_shared()
-    bars = (q_ready, ready, empty)
-    work = (heads, group, (g0, g1, g2, X1, X2))
-    buffers = (q_s, do_s, k_s, v_s)
+    rings = QueriesRings((q_s, do_s), own_ready, walked)
+    work = Work(axes, table, grid, groups, strides, scale)
     gl.warp_specialize([
-        (_queries_consumer, (dq_desc, lse_ptr, delta_ptr, rows, buffers, bars, table, axes, tiles, work, columns, scale,
-            D, DV, T, N, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, gl.constexpr(0))),
-        (_queries_consumer, (dq_desc, lse_ptr, delta_ptr, rows, buffers, bars, table, axes, tiles, work, columns, scale,
-            D, DV, T, N, SPLIT, STAGES, RANK, STRIDED, MODED, PER_HEAD, GROUPED, gl.constexpr(1))),
-        (_queries_producer, (q_desc, do_desc, k_desc, v_desc, buffers, bars, table, axes, tiles, work, columns,
-            D, DV, T, N, SPLIT, STAGES, STRIDED, MODED, PER_HEAD, GROUPED)),
+        (_queries_consumer, (dq_desc, lse_ptr, delta_ptr, rings, work, C, gl.constexpr(0))),
+        (_queries_consumer, (dq_desc, lse_ptr, delta_ptr, rings, work, C, gl.constexpr(1))),
+        (_queries_producer, (q_desc, do_desc, k_desc, v_desc, rings, work, C)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 
 @gluon.jit
-def _queries_producer(
-    q_desc, do_desc, k_desc, v_desc, buffers, bars, table, axes, tiles, work, columns,
-    D: gl.constexpr, DV: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
-    STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
-):  # fmt: skip
-    q_s, do_s, k_s, v_s = buffers
-    q_ready, ready, empty = bars
-    heads, group, groups = work
-    OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
-    INNER: gl.constexpr = 1 if SPLIT == 2 else 2
-    QP: gl.constexpr = D // k_desc.block_shape[4]
-    VP: gl.constexpr = DV // v_desc.block_shape[4]
-    outer, place, token, head, tile = locate(gl.program_id(0), tiles, heads, groups, GROUPED)
-    own = head_axes(axes, table, head, PER_HEAD)
-    x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, False, STRIDED, MODED)
+def _queries_producer(q_desc, do_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
+    own, own_ready, walked = rings
+    k_s, v_s = walked.tiles
+    strides = work.strides
+    STEP: gl.constexpr = walk_order(C.step, C)
+    QP: gl.constexpr = C.head_dim // k_desc.block_shape[4]
+    VP: gl.constexpr = C.value_dim // v_desc.block_shape[4]
+    OWN_BYTES: gl.constexpr = q_desc.block_type.nbytes * QP + do_desc.block_type.nbytes * VP
+    BYTES: gl.constexpr = k_desc.block_type.nbytes * QP + v_desc.block_type.nbytes * VP
+    item = locate(gl.program_id(0), work.grid.tiles, work.grid.heads, work.groups, C)
+    head = item.head
+    walk = union(item.tile, head_axes(work, head, C), C)
     for i in gl.static_range(2):
-        bar = q_ready.index(i)
-        mbarrier.expect(bar, q_desc.block_type.nbytes * QP + do_desc.block_type.nbytes * VP)
-        y = beside((x0, x1, x2), i, T, SPLIT)
-        at = (outer, y[0], y[1], y[2])
-        load_pieces(q_desc, at, columns[0] * token + head * D, bar, q_s, i, QP)
-        load_pieces(do_desc, at, columns[1] * token + head * DV, bar, do_s, i, VP)
-    k_first = columns[2] * token + (head // group) * D
-    v_first = columns[3] * token + (head // group) * DV
+        bar = own_ready.index(i)
+        mbarrier.expect(bar, OWN_BYTES)
+        x = beside(walk.first, i, C)
+        at = (item.batch, x[0], x[1], x[2])
+        load_pieces(q_desc, at, strides.query * item.token + head * C.head_dim, bar, own[0], i, QP)
+        load_pieces(do_desc, at, strides.grad_output * item.token + head * C.value_dim, bar, own[1], i, VP)
+    k_first = strides.key * item.token + (head // work.grid.group) * C.head_dim
+    v_first = strides.value * item.token + (head // work.grid.group) * C.value_dim
     t = 0
-    for a in range(sa, ea, N[OUTER]):
-        for b in range(sb, eb, N[INNER]):
-            for w in range(sw, ew, N[SPLIT]):
-                c = in_order(a, b, w, SPLIT)
-                slot = t % STAGES
-                mbarrier.wait(empty.index(slot), ((t // STAGES) & 1) ^ 1)
-                bar = ready.index(slot)
-                mbarrier.expect(bar, k_desc.block_type.nbytes * QP + v_desc.block_type.nbytes * VP)
-                at = (outer, c[0], c[1], c[2])
+    for a in range(walk.outer[0], walk.outer[1], STEP[0]):
+        for b in range(walk.inner[0], walk.inner[1], STEP[1]):
+            for w in range(walk.split[0], walk.split[1], STEP[2]):
+                c = in_order(a, b, w, C)
+                at = (item.batch, c[0], c[1], c[2])
+                slot = t % C.stages
+                await_empty(walked, t, C)
+                bar = walked.ready.index(slot)
+                mbarrier.expect(bar, BYTES)
                 load_pieces(k_desc, at, k_first, bar, k_s, slot, QP)
                 load_pieces(v_desc, at, v_first, bar, v_s, slot, VP)
                 t += 1
 
 
 @gluon.jit
-def _queries_consumer(
-    dq_desc, lse_ptr, delta_ptr, rows, buffers, bars, table, axes, tiles, work, columns, scale,
-    D: gl.constexpr, DV: gl.constexpr, T: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
-    RANK: gl.constexpr, STRIDED: gl.constexpr, MODED: gl.constexpr, PER_HEAD: gl.constexpr, GROUPED: gl.constexpr,
-    W: gl.constexpr,
-):  # fmt: skip
-    q_s, do_s, k_s, v_s = buffers
-    q_ready, ready, empty = bars
-    heads, group, groups = work
-    OUTER: gl.constexpr = 1 if SPLIT == 0 else 0
-    INNER: gl.constexpr = 1 if SPLIT == 2 else 2
-    BM: gl.constexpr = T[0] * T[1] * T[2]
-    BN: gl.constexpr = N[0] * N[1] * N[2]
+def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
+    own, own_ready, walked = rings
+    q_s, do_s = own
+    k_s, v_s = walked.tiles
+    scale = work.scale
+    STEP: gl.constexpr = walk_order(C.step, C)
+    BM: gl.constexpr = C.tile[0] * C.tile[1] * C.tile[2]
+    BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2]
     WIDE: gl.constexpr = k_s.shape[5]
-    QP: gl.constexpr = D // WIDE
-    VP: gl.constexpr = DV // v_s.shape[5]
+    QP: gl.constexpr = C.head_dim // WIDE
+    VP: gl.constexpr = C.value_dim // v_s.shape[5]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
     sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDE, 16])
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=sum_layout, k_width=2)
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
     zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
     dq = zeros(BM, WIDE, QP, sum_layout)
-    outer, place, token, head, tile = locate(gl.program_id(0), tiles, heads, groups, GROUPED)
-    own = head_axes(axes, table, head, PER_HEAD)
-    x0, x1, x2, sa, ea, sb, eb, sw, ew = union(tile, own, T, SPLIT, False, STRIDED, MODED)
-    x = beside((x0, x1, x2), W, T, SPLIT)
-    y, starts, widths, low, high = rows_of(x, own, T, 1, False, STRIDED, MODED, row_layout)
-    line, skip, before = own_line(x[SPLIT], sw, ew, T, N, own, SPLIT, W, STAGES, False, STRIDED, MODED)
-    fw = sw + before * N[SPLIT]
-    lw = fw + (line - skip) * N[SPLIT]
-    count = gl.cdiv(ea - sa, N[OUTER]) * gl.cdiv(eb - sb, N[INNER]) * (line - skip)
-    inside = (y[0] < axes[0]) & (y[1] < axes[1]) & (y[2] < axes[2])
-    at = (place * heads + head).to(gl.int64) * rows[0] + y[0] * rows[1] + y[1] * rows[2] + y[2]
+    item = locate(gl.program_id(0), work.grid.tiles, work.grid.heads, work.groups, C)
+    axes = head_axes(work, item.head, C)
+    walk = union(item.tile, axes, C)
+    x = beside(walk.first, W, C)
+    rows = rows_of(x, axes, row_layout, C)
+    part = part_of(x[C.split], walk, axes, W, C)
+    inside = rows_inside(rows, work.axes)
+    at = _prepared_rows(item.place * work.grid.heads + item.head, rows.positions, work.strides.prepared)
     lse = gl.load(lse_ptr + at, mask=inside, other=0.0)
     delta = gl.load(delta_ptr + at, mask=inside, other=0.0)
-    mbarrier.wait(q_ready.index(W), 0)
-    a = sa
-    b = sb
-    w = fw
+    mbarrier.wait(own_ready.index(W), 0)
+    a = walk.outer[0]
+    b = walk.inner[0]
+    w = part.first
     t = 0
-    for passed in range(before):
-        _pass_over(t, ready, empty, STAGES)
+    for passed in range(part.before):
+        pass_over(walked, t, C)
         t += 1
-    for step in range(count):
-        if w >= lw:
-            w = fw
-            for passed in range(skip):
-                _pass_over(t, ready, empty, STAGES)
+    for step in range(part.count):
+        if w >= part.stop:
+            w = part.first
+            for passed in range(part.skip):
+                pass_over(walked, t, C)
                 t += 1
-            b += N[INNER]
-            if b >= eb:
-                b = sb
-                a += N[OUTER]
-        slot = t % STAGES
-        mbarrier.wait(ready.index(slot), (t // STAGES) & 1)
+            b += STEP[1]
+            if b >= walk.inner[1]:
+                b = walk.inner[0]
+                a += STEP[0]
+        slot = t % C.stages
+        await_ready(walked, t, C)
         scoring = scores_of(q_s, W, k_s, slot, zero, QP)
         rising = scores_of(do_s, W, v_s, slot, zero, VP)
         s = warpgroup_mma_wait(VP, deps=[scoring])
-        c = in_order(a, b, w, SPLIT)
-        s = masked(s, c, low, high, starts, widths, N, RANK, -1, s_layout)
+        s = masked(s, in_order(a, b, w, C), rows, -1, s_layout, C)
         p = gl.exp2(s * (scale * LOG2E) - lse[:, None])
         dp = warpgroup_mma_wait(0, deps=[rising])
         ds = p * (dp - delta[:, None])
         dsb = gl.convert_layout(ds.to(dq_desc.dtype), p_layout)
         dq, dsb = finished(add_product(dsb, k_s, slot, dq, QP), dsb, QP)
-        mbarrier.arrive(empty.index(slot), count=1)
+        free(walked, t, C)
         t += 1
-        w += N[SPLIT]
+        w += STEP[2]
     write_pieces(dq, scale, q_s, W, dq_desc.dtype, QP)
     fence_async_shared()
-    store_pieces(dq_desc, (outer, x[0], x[1], x[2]), columns[4] * token + head * D, q_s, W, QP)
+    first = work.strides.grad_query * item.token + item.head * C.head_dim
+    store_pieces(dq_desc, (item.batch, x[0], x[1], x[2]), first, q_s, W, QP)
     tma_store_wait(0)
+
+
+@gluon.jit
+def _prepared_rows(row, x, strides):
+    """Where `prepare` wrote of tokens at `x` of a row."""
+    return row.to(gl.int64) * strides.row + x[0] * strides.axes[0] + x[1] * strides.axes[1] + x[2]
