@@ -278,6 +278,31 @@ def test_forward_repeats():
         assert torch.equal(lse, first_lse)
 
 
+@pytest.mark.parametrize("name", ["2d", "2d-gqa-packed", "2d-dilated-ragged", "3d-causal-time", "dim-256"])
+def test_calls_that_read_what_the_last_one_wrote(name):
+    """Kernels are launched before the one ahead has ended: the same bits as when each is waited for."""
+    from vicinal.backends.hopper import BACKEND
+
+    problem, _, inputs = make(CASES[name])
+    config, other = (BACKEND.configs(problem, d)[0] for d in ("forward", "backward"))
+    grad = torch.randn(*inputs.query.shape[:-1], problem.value_dim, device="cuda", dtype=problem.dtype)
+
+    def chain(wait: bool) -> list[torch.Tensor]:
+        query, above = inputs.query, grad
+        for _ in range(8):
+            out, lse = BACKEND.forward(problem, config, inputs._replace(query=query))
+            if wait:
+                torch.cuda.synchronize()
+            query, *others = BACKEND.backward(problem, other, inputs._replace(query=query), out, lse, above, None)[:3]
+            if wait:
+                torch.cuda.synchronize()
+            query, above = query * 3, out
+        return [query, *others, out, lse]
+
+    for waited, chained in zip(chain(True), chain(False)):
+        assert torch.equal(waited, chained)
+
+
 def test_forward_in_a_graph():
     from vicinal.backends.hopper import BACKEND
 

@@ -21,6 +21,7 @@ from vicinal.backends.hopper_arguments import (
     grid_of,
     groups_of,
     head_table,
+    options_of,
     token_strides,
 )
 from vicinal.backends.hopper_launch import Launcher, Tile
@@ -34,7 +35,7 @@ from vicinal.backends.hopper_tiles import (
     piece,
 )
 from vicinal.backends.protocol import Direction
-from vicinal.kernels.gluon.arguments import ForwardStrides
+from vicinal.kernels.gluon.arguments import ForwardStrides, Scalars
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning import cost
 from vicinal.tuning.config import TileConfig
@@ -157,6 +158,7 @@ def forward_launcher(
     keys = prod(n) * (2 if paired else 1)
     wide = min(d, 64) if paired else piece(d)  # a chunk is loaded in columns of 128 bytes
     columns = (q.token_columns, k.token_columns, v.token_columns, o.token_columns)
+    steps = ForwardStrides(*columns, q_batch, o_batch, token_strides(lse))
     constants = constants_of(problem, config, t, n)._replace(
         own_output=forward_shared(keys, d, dv, config.stages, True) <= SHARED_MEMORY,
         paired=paired,
@@ -175,15 +177,12 @@ def forward_launcher(
         ),
         (0, 0, 0, 0, lse.offset, 0),
         (
-            axes_of(problem, launch),
-            grid,
+            Scalars(axes_of(problem, launch), grid, steps, problem.scale * LOG2E),
             groups_of(launch),
-            ForwardStrides(*columns, q_batch, o_batch, token_strides(lse)),
-            problem.scale * LOG2E,
             constants,
         ),
         (grid.items if programs is None else min(grid.items, programs),),
-        {"num_warps": 4, "maxnreg": 168},
+        options_of(constants.chained, num_warps=4, maxnreg=168),
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vicinal.backends.hopper_layout import Descriptor, Launch
 from vicinal.backends.hopper_tiles import WARPGROUPS
+from vicinal.backends.triton_launch import chains
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.kernels.gluon.arguments import Axes, Constants, Grid, Groups, TokenStrides
@@ -64,7 +65,13 @@ def constants_of(problem: Problem, config: TileConfig, tile: Tile, step: Tile) -
         moded=any(mode(a) != SHIFT for a in axes),
         per_head=problem.per_head,
         grouped=dilated(problem),
+        chained=chains(problem.device),
     )
+
+
+def options_of(chained: bool, **options: int) -> dict[str, int]:
+    """Compile options; `chained`: the kernel awaits the one ahead before it touches memory."""
+    return options | {"launch_pdl": True} if chained else options
 
 
 def dilated(problem: Problem) -> bool:

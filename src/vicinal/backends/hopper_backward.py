@@ -16,22 +16,26 @@ from vicinal.backends.hopper_arguments import (
     grid_of,
     groups_of,
     head_table,
+    options_of,
     token_strides,
 )
 from vicinal.backends.hopper_launch import Launcher, Tile
 from vicinal.backends.hopper_layout import Descriptor, Launch, describe, described, launches, packed, three
 from vicinal.backends.hopper_tiles import fewer_keys, piece, shares_keys
+from vicinal.backends.triton_launch import chains
 from vicinal.kernels.gluon.arguments import (
     KeysStrides,
     PrepareConstants,
     PrepareStrides,
     QueriesStrides,
     RowStrides,
+    Scalars,
 )
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning.config import TileConfig
 
-TOKENS = 64  # per program of `prepare`
+TOKENS = 64  # per program of `prepare`, at most
+ELEMENTS = 64 * 128  # of each output, per program of `prepare`: 64 a thread, twice as many are spilled
 Strides = tuple[tuple[int, ...], ...]
 
 
@@ -94,6 +98,9 @@ def launchers(
     r_strides = RowStrides(n0 * n1 * padded, (n1 * padded, padded))
     prepared = Descriptor((rows, n0, n1, n2), (r_strides.row, *r_strides.axes, 1), 0, 0)
     tokens = prod(launch.lengths)
+    chained = chains(problem.device)
+    width = 1 << (dv - 1).bit_length()
+    tokens_each = min(TOKENS, ELEMENTS // width)
     prepare = Launcher(
         kernels.prepare,
         (None,) * 6,
@@ -104,10 +111,10 @@ def launchers(
             problem.heads,
             groups_of(launch),
             PrepareStrides(token_strides(o), token_strides(lse), r_strides),
-            PrepareConstants(dv, 1 << (dv - 1).bit_length(), TOKENS, dilated(problem), has_grad_lse),
+            PrepareConstants(dv, width, tokens_each, dilated(problem), has_grad_lse, chained),
         ),
-        (-(-tokens // TOKENS) * rows,),
-        {"num_warps": 4},
+        (-(-tokens // tokens_each) * rows,),
+        options_of(chained, num_warps=4),
     )
 
     queries_tile, keys_tile = three(config.query_tile, 1), three(config.key_tile, 1)
@@ -115,6 +122,8 @@ def launchers(
     constants = constants._replace(inverse=True, shared=shares_keys(d))
     grid = grid_of(problem, launch, constants, problem.kv_heads)
     columns = (q.token_columns, o.token_columns, k.token_columns, v.token_columns)
+    keys_strides = KeysStrides(*columns, dk.token_columns, dvalue.token_columns)
+    axes = axes_of(problem, launch)
     one_row = (1, *queries_tile)
     keys = Launcher(
         kernels.backward_keys,
@@ -123,15 +132,12 @@ def launchers(
          Tile(dk, (1, *keys_tile, qd)), Tile(dvalue, (1, *keys_tile, vd)), None),
         (0,) * 9,
         (
-            axes_of(problem, launch),
-            grid._replace(heads=problem.heads),
+            Scalars(axes, grid._replace(heads=problem.heads), keys_strides, problem.scale),
             groups_of(launch),
-            KeysStrides(*columns, dk.token_columns, dvalue.token_columns),
-            problem.scale,
             constants,
         ),
         (grid.items,),
-        {"num_warps": 4, "maxnreg": 168},
+        options_of(constants.chained, num_warps=4, maxnreg=168),
     )  # fmt: skip
     few = fewer_keys(keys_tile, d)
     constants = constants_of(problem, config, queries_tile, few)
@@ -142,14 +148,11 @@ def launchers(
          Tile(k, (1, *few, qd)), Tile(v, (1, *few, vd)), Tile(dq, (1, *queries_tile, qd)), None),
         (0,) * 8,
         (
-            axes_of(problem, launch),
-            grid,
+            Scalars(axes, grid, QueriesStrides(*columns, dq.token_columns, r_strides), problem.scale),
             groups_of(launch),
-            QueriesStrides(*columns, dq.token_columns, r_strides),
-            problem.scale,
             constants,
         ),
         (grid.items,),
-        {"num_warps": 4, "maxnreg": 168},
+        options_of(constants.chained, num_warps=4, maxnreg=168),
     )  # fmt: skip
     return rows * r_strides.row, prepare, keys, queries

@@ -1,7 +1,8 @@
 """Compiles the Hopper kernels for sm_90a on a machine without a GPU, and prints what ptxas says, as JSON lines.
 
 Run by `test_compile.py` in a process of its own: a stand-in driver names the target, and must not meet the interpreter
-that the other tests turn on. Usage: python compile_only.py CASE...  (see CASES)
+that the other tests turn on. Usage: python compile_only.py KERNEL:CASE... (see CASES), where "chained-" before a kernel
+compiles it to be launched before the one ahead has ended.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of co
 
 from compile_driver import CompileOnlyDriver
 
-from vicinal.backends import hopper, hopper_backward
+from vicinal.backends import hopper, hopper_arguments, hopper_backward
 from vicinal.backends.hopper_layout import launches
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
@@ -42,6 +43,7 @@ CASES = {
     "2d-stride": ((64, 64), 2, 2, 128, 128, BF16, {"kernel_size": 16, "stride": 16}),
     "3d": ((8, 16, 16), 4, 2, 128, 128, BF16, {"kernel_size": (5, 9, 9)}),
     "3d-stride": ((8, 16, 16), 2, 2, 128, 128, BF16, {"kernel_size": (4, 8, 8), "stride": (1, 2, 4)}),
+    "2d-heads": ((64, 64), 2, 2, 64, 64, BF16, [{"kernel_size": 13}, {"kernel_size": 7, "is_causal": True}]),
     "d32": ((64, 64), 2, 2, 32, 32, FP16, {"kernel_size": 13}),
     "d64": ((64, 64), 2, 2, 64, 64, BF16, {"kernel_size": 13}),
     "d96": ((64, 64), 2, 2, 96, 96, BF16, {"kernel_size": 13}),
@@ -53,11 +55,12 @@ CASES = {
 
 def problem_of(case: str) -> Problem:
     lengths, heads, kv_heads, head_dim, value_dim, dtype, arguments = CASES[case]
-    neighborhood = Neighborhood.of(len(lengths), **arguments)
+    each = arguments if isinstance(arguments, list) else [arguments]
+    neighborhoods = [Neighborhood.of(len(lengths), **own) for own in each]
     query = torch.zeros(1, *lengths, heads, head_dim, dtype=dtype)
     key = torch.zeros(1, *lengths, kv_heads, head_dim, dtype=dtype)
     value = torch.zeros(1, *lengths, kv_heads, value_dim, dtype=dtype)
-    return Problem.of(Inputs(query, key, value), [neighborhood], head_dim**-0.5)
+    return Problem.of(Inputs(query, key, value), neighborhoods, head_dim**-0.5)
 
 
 def compile_forward(case: str, config: TileConfig | None = None):
@@ -72,7 +75,8 @@ def compile_forward(case: str, config: TileConfig | None = None):
     lse = torch.zeros(*x, problem.heads)
     strides = (query.stride(), key.stride(), value.stride())
     launcher = hopper.forward_launcher(problem, config, strides, launch)
-    return launcher.compile(query, key, value, output, lse, lse)
+    table = hopper_arguments.head_table(problem)
+    return launcher.compile(query, key, value, output, lse, lse if table is None else table)
 
 
 def compile_backward(case: str, part: str):
@@ -88,11 +92,16 @@ def compile_backward(case: str, part: str):
     strides = (query.stride(), key.stride(), value.stride())
     size, prepare, keys, queries = hopper_backward.launchers(problem, config, strides, True, launch)
     rows = torch.zeros(size)
+    table = hopper_arguments.head_table(problem)
+    table = lse if table is None else table
     if part == "prepare":
         return prepare.compile(output, output, lse, lse, rows, rows)
     if part == "keys":
-        return keys.compile(query, output, rows, rows, key, value, key, value, lse)
-    return queries.compile(query, output, rows, rows, key, value, query, lse)
+        return keys.compile(query, output, rows, rows, key, value, key, value, table)
+    return queries.compile(query, output, rows, rows, key, value, query, table)
+
+
+READ = re.compile(r"ld\.global|cp\.async\.bulk\.tensor\.\dd\.shared")  # from global memory
 
 
 def report(case: str, kernel) -> dict:
@@ -117,6 +126,10 @@ def report(case: str, kernel) -> dict:
         "tma_loads": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
         "tma_stores": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),
         "setmaxnreg": ptx.count("setmaxnreg"),
+        "pdl": kernel.metadata.launch_pdl,
+        "waits": ptx.count("griddepcontrol.wait"),
+        "lets": ptx.count("griddepcontrol.launch_dependents"),
+        "early": len(READ.findall(ptx.partition("griddepcontrol.wait")[0])),
         "registers": number(r"Used (\d+) registers"),
         "stack": number(r"(\d+) bytes stack frame"),
         "spill_stores": number(r"(\d+) bytes spill stores"),
@@ -128,6 +141,9 @@ if __name__ == "__main__":
     triton.runtime.driver.set_active(CompileOnlyDriver(GPUTarget("cuda", 90, 32)))
     for name in sys.argv[1:]:
         direction, case = name.split(":")
+        chained = direction.startswith("chained-")
+        hopper_arguments.chains = hopper_backward.chains = lambda device, chained=chained: chained
+        direction = direction.removeprefix("chained-")
         if direction == "paired":
             kernel = compile_forward(case, TileConfig((8, 8), (8, 8), 12, 2, "1c"))
         elif direction == "fixed":

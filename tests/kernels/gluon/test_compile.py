@@ -41,6 +41,18 @@ EXPECTED = {
     "queries:d96": 2 * (6 + 6 + 3 * 4),
 }
 
+# kernels launched before the one ahead has ended -> partitions that wait for it (each reads global memory itself)
+WAITS = {
+    "chained-forward:2d": 1,
+    "chained-paired:2d": 1,
+    "chained-prepare:2d": 1,
+    "chained-keys:2d": 1,
+    "chained-queries:2d": 3,  # consumers load log-sum-exps
+    "chained-forward:2d-heads": 4,  # all read the table of heads, and the producer waits before its copies too
+    "chained-keys:2d-heads": 4,
+    "chained-queries:2d-heads": 6,
+}
+
 
 def compile_all(names: list[str], first_on_path: str | None = None) -> dict[str, dict]:
     path = [first_on_path] if first_on_path else []
@@ -63,12 +75,28 @@ def check(name: str, row: dict) -> None:
 
 @pytest.fixture(scope="module")
 def installed() -> dict[str, dict]:
-    return compile_all(list(EXPECTED))
+    return compile_all([*EXPECTED, *WAITS])
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_compiles(name, installed):
     check(name, installed[name])
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_waits_for_the_kernel_ahead_before_reading(name, installed):
+    row = installed[name]
+    assert row["pdl"]
+    assert row["waits"] == WAITS[name]
+    assert row["lets"] == 1
+    assert row["early"] == 0
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_waits_for_nothing_where_launches_do_not_overlap(name, installed):
+    row = installed[name]
+    assert not row["pdl"]
+    assert row["waits"] == row["lets"] == 0
 
 
 def test_one_kernel_serves_every_window_and_length():

@@ -25,6 +25,7 @@ class Constants(NamedTuple):
     own_output: bool = False  # forward: outputs have a buffer of their own, not the queries'
     paired: bool = False  # forward: a key tile is two chunks
     heads: int = 1  # forward: query heads that are rows of each token
+    chained: bool = False  # launched while the kernel before may still run: `vicinal.kernels.gluon.chain`
     inverse: bool = False  # dK and dV: own tiles are keys, and the walk is over the queries that attend to them
     shared: bool = False  # dK and dV: both warpgroups have the same keys
 
@@ -37,6 +38,7 @@ class PrepareConstants(NamedTuple):
     tokens: int  # of a program
     grouped: bool  # there are dilation groups
     has_grad_lse: bool
+    chained: bool = False  # see `Constants`
 
 
 class Axes(NamedTuple):
@@ -63,6 +65,15 @@ class Groups(NamedTuple):
 
     counts: Any  # along each axis
     spread: Any  # tokens of the whole problem along the last two axes
+
+
+class Scalars(NamedTuple):
+    """What a launch is told at run time, but its tensors and dilation groups."""
+
+    axes: Axes
+    grid: Grid
+    strides: Any  # the kernel's own
+    scale: Any  # of scores; of the forward times log2(e)
 
 
 class TokenStrides(NamedTuple):

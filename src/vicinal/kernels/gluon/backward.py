@@ -19,6 +19,7 @@ Source: FlashAttention-2 (arXiv 2307.08691, algorithm 2) for the mathematics; th
 
 from typing import Any, NamedTuple
 
+from vicinal.kernels.gluon.chain import await_previous, let_next_start
 from vicinal.kernels.gluon.compat import (
     fence_async_shared,
     gl,
@@ -40,7 +41,6 @@ from vicinal.kernels.gluon.pieces import (
 from vicinal.kernels.gluon.ring import Ring, await_empty, await_ready, barriers, free, pass_over, start_slot
 from vicinal.kernels.gluon.softmax import masked
 from vicinal.kernels.gluon.walk import (
-    Work,
     beside,
     first_of,
     head_axes,
@@ -52,6 +52,7 @@ from vicinal.kernels.gluon.walk import (
     sides,
     union,
     walk_order,
+    work_of,
 )
 
 LOG2E = gl.constexpr(1.4426950408889634)
@@ -78,6 +79,7 @@ def prepare(
     x0 = t // lengths[2] // lengths[1]
     at = _tokens_at(item, C.value_dim, (x0, x1, x2), strides.output)
     mask = inside[:, None] & (column < C.value_dim)[None, :]
+    await_previous(C.chained)
     o = gl.load(o_ptr + at[:, None] + column[None, :], mask=mask, other=0.0).to(gl.float32)
     do = gl.load(do_ptr + at[:, None] + column[None, :], mask=mask, other=0.0).to(gl.float32)
     delta = gl.sum(o * do, 1)
@@ -85,6 +87,7 @@ def prepare(
     lse = gl.load(lse_ptr + at, mask=inside, other=0.0)
     if C.has_grad_lse:
         delta -= gl.load(grad_lse_ptr + at, mask=inside, other=0.0)
+    let_next_start(C.chained)
     result = strides.result
     to = row.to(gl.int64) * result.row + x0 * result.axes[0] + x1 * result.axes[1] + x2
     gl.store(lse_out + to, lse * LOG2E, mask=inside)
@@ -111,14 +114,14 @@ class KeysRings(NamedTuple):
     walked: Ring  # of queries, output gradients, log-sum-exps and deltas
 
 
-@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["axes", "grid", "strides"])
+@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["scalars"])
 def backward_keys(
     q_desc, do_desc,  # over `[batch, X0, X1, X2, columns]`, as are those of keys and values
     lse_desc, delta_desc,  # over `[rows, X0, X1, X2]`
     k_desc, v_desc,
     dk_desc, dv_desc,  # written
-    table, axes, grid, groups, strides,  # `vicinal.kernels.gluon.arguments`; strides are `KeysStrides`
-    scale,  # natural
+    table,
+    scalars, groups,  # `Scalars` with `KeysStrides`; `Groups`
     C: gl.constexpr,  # `Constants`
 ):  # fmt: skip
     """dK and dV of the own tiles of one work item."""
@@ -142,7 +145,7 @@ def backward_keys(
         start_slot(walked, i, 2)
     fence_async_shared()
     rings = KeysRings((k_s, v_s), own_ready, own_read, walked)
-    work = Work(axes, table, grid, groups, strides, scale)
+    work = work_of(scalars, groups, table)
     gl.warp_specialize([
         (_keys_consumer, (dk_desc, dv_desc, rings, work, C, gl.constexpr(0))),
         (_keys_consumer, (dk_desc, dv_desc, rings, work, C, gl.constexpr(1))),
@@ -168,6 +171,7 @@ def _keys_producer(q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings,
         axes = head_axes(work, head, C)
         walk = union(item.tile, axes, C)
         if member == 0:
+            await_previous(C.chained)
             for i in gl.static_range(sides(C)):
                 bar = own_ready.index(i)
                 mbarrier.expect(bar, OWN_BYTES)
@@ -190,6 +194,7 @@ def _keys_producer(q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings,
                     load_pieces(do_desc, at, strides.grad_output * item.token + head * C.value_dim, bar, do_s, slot, VP)
                     tma_load(delta_desc, [row, c[0], c[1], c[2]], bar, delta_s.index(slot))
                     t += 1
+    let_next_start(C.chained)
 
 
 @gluon.jit
@@ -302,14 +307,14 @@ class QueriesRings(NamedTuple):
     walked: Ring  # of keys and values
 
 
-@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["axes", "grid", "strides"])
+@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["scalars"])
 def backward_queries(
     q_desc, do_desc,  # over `[batch, X0, X1, X2, columns]`, as are those of keys and values
     lse_ptr, delta_ptr,
     k_desc, v_desc,
     dq_desc,  # written
-    table, axes, grid, groups, strides,  # `vicinal.kernels.gluon.arguments`; strides are `QueriesStrides`
-    scale,  # natural
+    table,
+    scalars, groups,  # `Scalars` with `QueriesStrides`; `Groups`
     C: gl.constexpr,  # `Constants`
 ):  # fmt: skip
     """dQ of the own tiles of one work item."""
@@ -328,7 +333,7 @@ def backward_queries(
         start_slot(walked, i, 2)
     fence_async_shared()
     rings = QueriesRings((q_s, do_s), own_ready, walked)
-    work = Work(axes, table, grid, groups, strides, scale)
+    work = work_of(scalars, groups, table)
     gl.warp_specialize([
         (_queries_consumer, (dq_desc, lse_ptr, delta_ptr, rings, work, C, gl.constexpr(0))),
         (_queries_consumer, (dq_desc, lse_ptr, delta_ptr, rings, work, C, gl.constexpr(1))),
@@ -349,6 +354,7 @@ def _queries_producer(q_desc, do_desc, k_desc, v_desc, rings, work, C: gl.conste
     item = locate(gl.program_id(0), work.grid.tiles, work.grid.heads, work.groups, C)
     head = item.head
     walk = union(item.tile, head_axes(work, head, C), C)
+    await_previous(C.chained)
     for i in gl.static_range(2):
         bar = own_ready.index(i)
         mbarrier.expect(bar, OWN_BYTES)
@@ -371,6 +377,7 @@ def _queries_producer(q_desc, do_desc, k_desc, v_desc, rings, work, C: gl.conste
                 load_pieces(k_desc, at, k_first, bar, k_s, slot, QP)
                 load_pieces(v_desc, at, v_first, bar, v_s, slot, VP)
                 t += 1
+    let_next_start(C.chained)
 
 
 @gluon.jit
@@ -399,6 +406,7 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
     part = part_of(x[C.split], walk, axes, W, C)
     inside = rows_inside(rows, work.axes)
     at = _prepared_rows(item.place * work.grid.heads + item.head, rows.positions, work.strides.prepared)
+    await_previous(C.chained)
     lse = gl.load(lse_ptr + at, mask=inside, other=0.0)
     delta = gl.load(delta_ptr + at, mask=inside, other=0.0)
     mbarrier.wait(own_ready.index(W), 0)

@@ -25,6 +25,7 @@ Head dims that are no power of two are moved and multiplied in pieces (`vicinal.
 
 from typing import Any, NamedTuple
 
+from vicinal.kernels.gluon.chain import await_previous, let_next_start
 from vicinal.kernels.gluon.compat import (
     fence_async_shared,
     gl,
@@ -49,7 +50,6 @@ from vicinal.kernels.gluon.rescale import followed, rescaled
 from vicinal.kernels.gluon.ring import Ring, await_ready, barriers, free, start_slot
 from vicinal.kernels.gluon.softmax import masked
 from vicinal.kernels.gluon.walk import (
-    Work,
     beside,
     head_axes,
     in_order,
@@ -61,6 +61,7 @@ from vicinal.kernels.gluon.walk import (
     rows_of,
     union,
     walk_order,
+    work_of,
 )
 
 LN2 = gl.constexpr(0.6931471805599453)
@@ -75,12 +76,12 @@ class Rings(NamedTuple):
     output: Any  # a buffer, or the queries' own
 
 
-@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["axes", "grid", "strides"])
+@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["scalars"])
 def forward(
     q_desc, k_desc, v_desc, o_desc,  # over `[batch, X0, X1, X2, columns]`
     lse_ptr,
-    table, axes, grid, groups, strides,  # `vicinal.kernels.gluon.arguments`; strides are `ForwardStrides`
-    scale,  # times log2(e)
+    table,
+    scalars, groups,  # `Scalars` with `ForwardStrides`; `Groups`
     C: gl.constexpr,  # `Constants`
 ):  # fmt: skip
     """Output and log-sum-exp of work items `program, program + programs, ...`."""
@@ -110,7 +111,7 @@ def forward(
         start_slot(values, i, 2)
     fence_async_shared()
     rings = Rings(queries, keys, values, o_s)
-    work = Work(axes, table, grid, groups, strides, scale)
+    work = work_of(scalars, groups, table)
     gl.warp_specialize([
         (_consumer, (o_desc, lse_ptr, rings, work, C, gl.constexpr(0))),
         (_consumer, (o_desc, lse_ptr, rings, work, C, gl.constexpr(1))),
@@ -132,6 +133,7 @@ def _producer(q_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
         head = item.head * C.heads
         axes = head_axes(work, head, C)
         walk = union(item.tile, axes, C)
+        await_previous(C.chained)
         for i in gl.static_range(2):
             mbarrier.wait(queries.empty.index(i), (done & 1) ^ 1)
             mbarrier.expect(queries.ready.index(i), q_desc.block_type.nbytes * QP)
@@ -185,6 +187,7 @@ def _producer(q_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
                         load_pieces(v_desc, at, v_first, values.ready.index(slot), values.tiles, slot, VP)
                         t += 1
         done += 1
+    let_next_start(C.chained)
 
 
 @gluon.jit

@@ -9,6 +9,7 @@ Triton's key of a kernel in its cache does not see the fields of the named tuple
 from typing import Any, NamedTuple
 
 from vicinal.kernels.gluon.arguments import Axes, Grid, Groups
+from vicinal.kernels.gluon.chain import await_previous
 from vicinal.kernels.gluon.compat import gl, gluon, import_triton
 from vicinal.kernels.triton import window as rule
 
@@ -19,14 +20,20 @@ first_query_stopping_after = import_triton(rule.first_query_stopping_after)
 
 
 class Work(NamedTuple):
-    """All that a launch is told at run time, but its tensors."""
+    """All that a launch is told at run time, but its tensors: `Scalars`, and what is passed beside them."""
 
     axes: Axes
-    table: Any  # pointer to `[H, 9]`, with `Constants.per_head`
     grid: Grid
-    groups: Groups
     strides: Any  # the kernel's own
-    scale: Any  # of scores
+    scale: Any
+    groups: Groups
+    table: Any  # pointer to `[H, 9]`, with `Constants.per_head`
+
+
+@gluon.jit
+def work_of(scalars, groups, table):
+    """A launch's `Work`."""
+    return Work(scalars.axes, scalars.grid, scalars.strides, scalars.scale, groups, table)
 
 
 class Item(NamedTuple):
@@ -118,6 +125,7 @@ def box(x, SIZE: gl.constexpr, axes, A: gl.constexpr, C: gl.constexpr):
 def head_axes(work, head, C: gl.constexpr):
     """The axes of one query head."""
     if C.per_head:
+        await_previous(C.chained)
         row = work.table + head * 9
         return Axes(
             work.axes.lengths,
