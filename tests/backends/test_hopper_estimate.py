@@ -26,8 +26,8 @@ def test_estimates_are_near_the_measured(name, direction):
     problem = CASES[name].problem("cpu")
     place = ("forward", "backward").index(direction)
     config = (forward_configs, backward_configs)[place](problem)[0]
-    assert 1e6 * hopper_estimate.seconds(problem, direction, config) == pytest.approx(MEASURED[name][place], rel=0.2)
-    assert 1e6 * cost.seconds(problem, direction) == pytest.approx(MEASURED[name][2 + place], rel=0.2)
+    assert 1e6 * hopper_estimate.seconds(problem, direction, config) == pytest.approx(MEASURED[name][place], rel=0.25)
+    assert 1e6 * cost.seconds(problem, direction) == pytest.approx(MEASURED[name][2 + place], rel=0.25)
 
 
 @pytest.mark.parametrize(

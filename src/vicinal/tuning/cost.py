@@ -45,6 +45,11 @@ THREADS = 2048  # per multiprocessor
 PROGRAMS = 32  # likewise
 CLOCK = 1.6e9  # cycles per second: 1.7e9 met the kernels timed alone, 1.4e9 the sweep
 LAUNCH = 3e-7  # seconds, of a kernel beyond its programs
+KEPT = 30e6  # bytes of tensors that the cache keeps from one call to the next, about
+BANDWIDTH = 4.2e12  # bytes per second
+# Against another backend's time: what a pass takes over its kernels' cycles, and the share not hidden behind them of
+# moving what is not kept, in forward passes' tensors. Fits to the sweep.
+BEYOND = {"forward": (1.0, 0.3), "backward": (1.05, 0.25)}
 ISSUES = 4.0  # instructions per cycle
 EXPONENTIALS = 16.0  # per cycle
 L2_BYTES = 58.4  # per cycle and multiprocessor, and L1 helps
@@ -209,9 +214,9 @@ def estimate(problem: Problem, kernel: Pass, config: TileConfig) -> Estimate:
 
     programs = steps = most = 0
     for neighborhood, heads in _sampled(problem):
-        programs += heads * _tiles(neighborhood, problem.lengths, config.query_tile)
+        programs += heads * tile_count(neighborhood, problem.lengths, config.query_tile)
         lengths = zip(neighborhood.axes, problem.lengths, config.query_tile, config.key_tile)
-        walked = [_axis_steps(*along, kernel == "key_value") for along in lengths]
+        walked = [axis_steps(*along, kernel == "key_value") for along in lengths]
         steps += heads * prod(total for total, _ in walked)
         most = max(most, prod(longest for _, longest in walked))
     extra = ceil(problem.additional / columns)
@@ -244,8 +249,13 @@ def launch_cycles(gpu: Gpu, *kinds: Estimate) -> float:
 def seconds(problem: Problem, direction: Literal["forward", "backward"]) -> float:
     """An estimate of the time of the tilings listed first; against another backend's, only their ratio matters."""
     if direction == "forward":
-        return _seconds(_ranked(problem, "forward")[0][0].cycles, 1)
-    return _backward(problem)[0][0]
+        kernels = _seconds(_ranked(problem, "forward")[0][0].cycles, 1)
+    else:
+        kernels = _backward(problem)[0][0]
+    columns = problem.heads * (problem.head_dim + problem.value_dim) * 2
+    tensors = problem.batch * prod(problem.lengths) * columns * problem.dtype.itemsize
+    factor, share = BEYOND[direction]
+    return factor * kernels + share * max(0.0, tensors - KEPT) / BANDWIDTH
 
 
 def gpu_of(problem: Problem) -> Gpu:
@@ -384,7 +394,7 @@ def _full_fraction(problem: Problem, config: TileConfig) -> float:
 
 
 @lru_cache(maxsize=16384)
-def _axis_steps(axis: Axis, length: int, tile: int, box_tile: int, inverse: bool) -> tuple[int, int]:
+def axis_steps(axis: Axis, length: int, tile: int, box_tile: int, inverse: bool) -> tuple[int, int]:
     """Along an axis: steps of all tiles of all dilation groups, and the most of one tile; `inverse`: of keys' tiles."""
     interval = query_interval if inverse else key_interval
     total = most = 0
@@ -397,7 +407,8 @@ def _axis_steps(axis: Axis, length: int, tile: int, box_tile: int, inverse: bool
     return total, most
 
 
-def _tiles(neighborhood: Neighborhood, lengths: tuple[int, ...], tile: Tile) -> int:
+def tile_count(neighborhood: Neighborhood, lengths: tuple[int, ...], tile: Tile) -> int:
+    """Tiles of one head, of all dilation groups."""
     return prod(
         a.dilation * ceil(ceil(length / a.dilation) / t) for a, length, t in zip(neighborhood.axes, lengths, tile)
     )
