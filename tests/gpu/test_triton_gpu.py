@@ -147,7 +147,7 @@ def test_tilings_that_the_backend_chooses(lengths, neighborhood, head_dim, dtype
         pytest.param((64,), of(1, 3, dilation=21), 64, id="1d-uneven"),
         pytest.param((2048,), of(1, 3, dilation=682), 128, id="1d-many"),
         pytest.param((130,), of(1, 7, dilation=13, stride=2, is_causal=True), 32, id="1d-causal-even"),
-        pytest.param((14, 14), of(2, 5, dilation=2), 64, id="2d-even"),
+        pytest.param((12, 12), of(2, (3, 2), dilation=4), 64, id="2d-even"),
         pytest.param((16, 17), of(2, (2, 3), dilation=(6, 5), boundary="clip"), 32, id="2d-clip-uneven"),
     ],
 )

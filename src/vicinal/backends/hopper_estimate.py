@@ -18,9 +18,10 @@ from operator import mul
 from vicinal.backends.hopper_layout import launches
 from vicinal.backends.hopper_tiles import WARPGROUPS, steps
 from vicinal.backends.protocol import Direction
+from vicinal.geometry.unfold import tile_count
 from vicinal.problem import Problem
 from vicinal.tuning.config import TileConfig
-from vicinal.tuning.cost import axis_steps, gpu_of, tile_count
+from vicinal.tuning.cost import axis_steps, gpu_of
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from vicinal.backends.kernel_cache import settle_keys
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.tiles import alike, key_interval, query_interval, tiles
-from vicinal.geometry.unfold import beside, parts
+from vicinal.geometry.unfold import beside, parts, tile_count
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.kernels.triton import memory as kernels
 from vicinal.kernels.triton.forward import forward_kernel
@@ -125,18 +125,6 @@ def tiles_of(problem: Problem, config: TileConfig) -> int:
     """How many tiles one head has, the most of any head's neighborhood."""
     each = set(problem.neighborhoods)
     return max(tile_count(n, problem.lengths, config.query_tile, config.unfolded) for n in each)
-
-
-def tile_count(neighborhood: Neighborhood, lengths: tuple[int, ...], tile: Tile, unfolded: int | None = None) -> int:
-    """How many tiles there are, as kernels count them: of every dilation group those of the longest one."""
-    sizes = tile if unfolded is None else (*tile[: unfolded + 1], *tile[unfolded + 2 :])
-    count = 1
-    for i, (axis, length, size) in enumerate(zip(neighborhood.axes, lengths, sizes)):
-        abreast = axis.dilation
-        if i == unfolded:
-            abreast = sum(ceil(kind.count / tile[i + 1]) for kind in alike(axis, length))
-        count *= abreast * ceil(ceil(length / axis.dilation) / size)
-    return count
 
 
 def may_pass_end(problem: Problem, config: TileConfig, inverse: bool = False) -> bool:

@@ -23,10 +23,10 @@ from vicinal.backends.triton_launch import (
     precision_of,
     rows_last,
     strides_of,
-    tile_count,
     vector_of,
 )
 from vicinal.backends.unfused_launch import gemm_tile
+from vicinal.geometry.unfold import tile_count
 from vicinal.kernels.triton import gemm, naive
 from vicinal.kernels.triton import slots as shared
 from vicinal.kernels.triton.window import Flags

@@ -11,6 +11,7 @@ Where d does not divide the length, the first groups are one token longer than t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import TypeVar
 
 from vicinal.geometry.neighborhood import MAX_RANK, Axis, Neighborhood
@@ -53,6 +54,20 @@ def unfold(neighborhood: Neighborhood, lengths: tuple[int, ...], axis: int) -> l
         Part(seen, beside(replace_at(lengths, axis, kind.length), axis, kind.count), kind.first)
         for kind in alike(neighborhood.axes[axis], lengths[axis])
     ]
+
+
+def tile_count(
+    neighborhood: Neighborhood, lengths: tuple[int, ...], tile: tuple[int, ...], unfolded: int | None = None
+) -> int:
+    """How many tiles there are, as kernels count them: of every dilation group those of the longest one."""
+    sizes = tile if unfolded is None else (*tile[: unfolded + 1], *tile[unfolded + 2 :])
+    count = 1
+    for i, (axis, length, size) in enumerate(zip(neighborhood.axes, lengths, sizes)):
+        abreast = axis.dilation
+        if i == unfolded:
+            abreast = sum(ceil(kind.count / tile[i + 1]) for kind in alike(axis, length))
+        count *= abreast * ceil(ceil(length / axis.dilation) / size)
+    return count
 
 
 def beside(values: tuple[T, ...], axis: int, value: T) -> tuple[T, ...]:

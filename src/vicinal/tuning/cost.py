@@ -21,8 +21,8 @@ from typing import Literal
 import torch
 
 from vicinal.geometry.neighborhood import Axis, Neighborhood
-from vicinal.geometry.tiles import groups, key_interval, query_interval, tiles
-from vicinal.geometry.unfold import can_unfold, replace_at, unfold
+from vicinal.geometry.tiles import alike, key_interval, query_interval, tiles
+from vicinal.geometry.unfold import can_unfold, replace_at, tile_count, unfold
 from vicinal.geometry.work import computed_scores
 from vicinal.problem import Problem
 from vicinal.tuning.config import TileConfig
@@ -92,6 +92,29 @@ KERNELS: dict[Pass, Kernel] = {
     "forward": Kernel((1, 1), 4.81, (1.4, 1.5, 52), (2.2, 2.6, 30), (2.2, 2.6, 0.0, 30), {2: 1.0, 3: 1.0}),
     "query": Kernel((2, 1), 9.36, (1.8, 2.1, 26), (2.2, 1.7, 58), (2.2, 1.7, 0.3, 58), {2: 0.762, 3: 0.463}),
     "key_value": Kernel((2, 2), 6.19, (1.2, 4.2, 38), (0.9, 3.2, 90), (1.0, 1.95, 0.35, 90), {2: 1.36, 3: 0.968}),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """What it takes to multiply float32 in three products of TF32: operands are split in two.
+
+    Attributes:
+        flops: reached, of those with 16-bit operands.
+        instructions: per element of the key tile, and per warp that splits it.
+        registers: per element of the program's rows, and of the key tile, shared by its threads.
+        shared: bytes per byte of the program's rows, besides what 16-bit operands take.
+    """
+
+    flops: float
+    instructions: float
+    registers: tuple[float, float]
+    shared: float
+
+
+THREE_PRODUCTS = {  # with warpgroup instructions, and without: fits to 154 timings of 3 problems on an H200
+    True: Split(0.086, 3.2, (1.0, 0.9), 1.0),
+    False: Split(0.2, 6.2, (0.94, 1.7), 0.3),
 }
 
 
@@ -195,19 +218,23 @@ def estimate(problem: Problem, kernel: Pass, config: TileConfig) -> Estimate:
         registers = max(registers, demand) if demand > MOST_REGISTERS else registers
     registers += 0 if gpu.warpgroups else 30
     registers += scores if problem.has_rpb else 0
-    resident = rows * (d if kernel == "forward" else d + dv) * size
-    shared = resident + config.stages * columns * ((d + dv) * size + (8 if kernel == "key_value" else 0))
-    if size == 4:  # operands are split into parts of TF32, in registers and in shared memory
-        registers += 0.7 * per_score * scores + (2.0 * rows + 1.5 * columns) * (d + dv) / threads
-        shared = int(1.8 * shared)
-
-    flops = (WARPGROUP_FLOPS if together else WARP_FLOPS) * (1.0 if size == 2 else 0.15)
+    resident = rows * (d if kernel == "forward" else d + dv)  # elements
+    shared = resident * size + config.stages * columns * ((d + dv) * size + (8 if kernel == "key_value" else 0))
+    split = THREE_PRODUCTS[together] if size == 4 else None
+    flops = WARPGROUP_FLOPS if together else WARP_FLOPS
+    if split is not None:
+        by = 1 if together else min(config.warps, ceil(rows / 16))  # warps that split the same key tile
+        registers += (split.registers[0] * resident + split.registers[1] * columns * (d + dv) * by) / threads
+        shared += int(split.shared * resident * size)
+        flops *= split.flops
     products = 2 * rows * columns * (what.products[0] * d + what.products[1] * dv) / flops
     if together and columns < 64:
         products *= (64 / columns) ** NARROW
     per_score = what.instructions + MASK_INSTRUCTIONS * (1 - _full_fraction(problem, config))
     rescaled = accumulators if kernel == "forward" else 0
     issue = config.warps * (scores * per_score + rescaled + STEP_INSTRUCTIONS) / ISSUES
+    if split is not None:
+        issue += by * split.instructions * columns * (d + dv) / 32 / ISSUES
     if rows < 16 * config.warps:
         products, issue = products * SPLIT, issue * SPLIT
     latency = STEP_LATENCY * what.latency[config.stages]
@@ -398,20 +425,12 @@ def axis_steps(axis: Axis, length: int, tile: int, box_tile: int, inverse: bool)
     """Along an axis: steps of all tiles of all dilation groups, and the most of one tile; `inverse`: of keys' tiles."""
     interval = query_interval if inverse else key_interval
     total = most = 0
-    lengths = [group.length for group in groups(axis, length)]
-    for n in set(lengths):
-        boxes = [interval(axis, n, own) for own in tiles(n, tile)]
+    for kind in alike(axis, length):
+        boxes = [interval(axis, kind.length, own) for own in tiles(kind.length, tile)]
         steps = [ceil((stop - start) / box_tile) for start, stop in boxes]
-        total += lengths.count(n) * sum(steps)
+        total += kind.count * sum(steps)
         most = max(most, *steps)
     return total, most
-
-
-def tile_count(neighborhood: Neighborhood, lengths: tuple[int, ...], tile: Tile) -> int:
-    """Tiles of one head, of all dilation groups."""
-    return prod(
-        a.dilation * ceil(ceil(length / a.dilation) / t) for a, length, t in zip(neighborhood.axes, lengths, tile)
-    )
 
 
 def _padded(size: int) -> int:

@@ -10,6 +10,7 @@ import triton.language as tl
 from vicinal.backends import triton_launch
 from vicinal.geometry import window
 from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.unfold import tile_count
 from vicinal.kernels.triton import window as kernels
 from vicinal.kernels.triton.boxes import rows_of
 from vicinal.kernels.triton.memory import token_rows
@@ -98,7 +99,7 @@ def count_tokens(counts, axes, TILE: tl.constexpr, FLAGS: tl.constexpr):
 )
 def test_programs_meet_every_token_once(lengths, dilation, tile, unfolded):
     neighborhood = Neighborhood(tuple(Axis(1, 1, d) for d in dilation))
-    programs = triton_launch.tile_count(neighborhood, lengths, tile, unfolded)
+    programs = tile_count(neighborhood, lengths, tile, unfolded)
     flags = kernels.Flags(
         False, max(dilation) > 1, False, False, True, unfolded=-1 if unfolded is None else unfolded + 1
     )
