@@ -22,8 +22,7 @@ from vicinal.bench.cases import Pass
 from vicinal.bench.masks import dense_mask
 from vicinal.bench.peers import MASK_BYTES_LIMIT, Attend, System, compiled_for, peers
 from vicinal.functional import neighborhood_attention
-from vicinal.geometry.unfold import unfold
-from vicinal.geometry.work import computed_scores, useful_scores
+from vicinal.geometry.work import waste
 from vicinal.problem import Problem
 from vicinal.tuning.config import TileConfig
 from vicinal.tuning.cost import spell
@@ -63,21 +62,15 @@ def fused_plan(problem: Problem, passes: Sequence[Pass]) -> dict[str, Any]:
     chosen: dict[Pass, tuple[Backend, TileConfig]] = {"forward": (plan.backend, plan.forward)}
     if tuple(passes) != ("forward",):
         chosen["forward+backward"] = (plan.gradients, plan.backward)
+    computed = {
+        p: waste(problem.neighborhood, problem.lengths, config.query_tile, config.key_tile, config.unfolded)
+        for p, (_, config) in chosen.items()
+    }
     return {
         "fused": ", ".join(dict.fromkeys(backend.name for backend, _ in chosen.values())),
         "tilings": {p: f"{b.name} {spell(config)} {config.variant}".strip() for p, (b, config) in chosen.items()},
-        "waste": {p: float(f"{_waste(problem, config):.4g}") for p, (_, config) in chosen.items()},
+        "waste": {p: float(f"{ratio:.4g}") for p, ratio in computed.items()},
     }
-
-
-def _waste(problem: Problem, config: TileConfig) -> float:
-    """Computed over useful scores of a tiling."""
-    neighborhood, lengths = problem.neighborhood, problem.lengths
-    seen = [(neighborhood, lengths)]
-    if config.unfolded is not None:
-        seen = [(part.neighborhood, part.lengths) for part in unfold(neighborhood, lengths, config.unfolded)]
-    computed = sum(computed_scores(n, x, config.query_tile, config.key_tile) for n, x in seen)
-    return computed / useful_scores(neighborhood, lengths)
 
 
 def _unfused(variant: str, problem: Problem) -> Attend:
