@@ -17,7 +17,7 @@ from math import prod
 from torch import Tensor
 
 from vicinal.geometry.neighborhood import Axis
-from vicinal.geometry.tiles import groups
+from vicinal.geometry.tiles import alike
 from vicinal.problem import Inputs, Problem
 
 ALIGNMENT = 8  # elements of 2 bytes: descriptors take strides and addresses of 16 bytes
@@ -54,12 +54,8 @@ def three(values: tuple[int, ...], fill: int) -> tuple[int, int, int]:
 def launches(problem: Problem) -> list[Launch]:
     """The launches that together cover `problem`; the first is the largest."""
     lengths = three(problem.lengths, 1)
-    per_axis = []
-    for a in range(RANK):
-        found = groups(_axis(problem, a), lengths[a])  # the longer ones come first
-        sizes = sorted({g.length for g in found}, reverse=True)
-        alike = [[g for g in found if g.length == size] for size in sizes]
-        per_axis.append([(members[0].length, len(members), members[0].offset) for members in alike])
+    kinds = [alike(_axis(problem, a), lengths[a]) for a in range(RANK)]
+    per_axis = [[(kind.length, kind.count, kind.first) for kind in each] for each in kinds]
     parts = [tuple(zip(*axes)) for axes in product(*per_axis)]
     parts.sort(key=lambda part: -prod(part[0]) * prod(part[1]))
     return [Launch(x, g, first, (lengths[1], lengths[2])) for x, g, first in parts]

@@ -11,7 +11,7 @@ from math import prod
 
 from vicinal.backends.hopper_layout import three
 from vicinal.geometry.neighborhood import Axis
-from vicinal.geometry.tiles import common_interval, groups, key_interval, tiles
+from vicinal.geometry.tiles import alike, common_interval, key_interval, tiles
 from vicinal.problem import Problem
 from vicinal.tuning.config import TileConfig
 
@@ -191,7 +191,7 @@ def _warpgroup_tiles(problem: Problem, query_tile: tuple[int, int, int], split: 
     count = WARPGROUPS
     for a in range(3):
         extent = query_tile[a] * (WARPGROUPS if a == split else 1)
-        count *= sum(-(-g.length // extent) for g in groups(axes[a], lengths[a]))
+        count *= sum(kind.count * -(-kind.length // extent) for kind in alike(axes[a], lengths[a]))
     return count
 
 
@@ -204,8 +204,8 @@ def _axis_tiles(axis: Axis, length: int, query_tile: int, key_tile: int, split: 
     """
     walked = full = 0
     warpgroups = WARPGROUPS if split else 1
-    lengths = [g.length for g in groups(axis, length)]
-    for n in set(lengths):
+    for kind in alike(axis, length):
+        n = kind.length
         for start, stop in tiles(n, query_tile * warpgroups):
             first, last = key_interval(axis, n, (start, stop))
             line = -(-(last - first) // key_tile)
@@ -222,6 +222,6 @@ def _axis_tiles(axis: Axis, length: int, query_tile: int, key_tile: int, split: 
                 skipped = [min(skipped)] * 2 if passes == CHUNK else [min(x, passes) for x in skipped]
             for mine, passed in zip(own, skipped):
                 low, high = common_interval(axis, n, mine)
-                walked += lengths.count(n) * (line - passed)
-                full += lengths.count(n) * max((high - first) // key_tile - -(-(low - first) // key_tile), 0)
+                walked += kind.count * (line - passed)
+                full += kind.count * max((high - first) // key_tile - -(-(low - first) // key_tile), 0)
     return walked, full
