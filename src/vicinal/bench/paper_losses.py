@@ -9,7 +9,7 @@ from statistics import median
 
 from vicinal.bench.cases import Case, Pass
 from vicinal.bench.paper_systems import FUSED
-from vicinal.bench.paper_tables import LABELS, MATCH, Line, markdown, seconds_of
+from vicinal.bench.paper_tables import LABELS, MATCH, THIN, Line, is_thin, markdown, seconds_of
 from vicinal.bench.roofline import Limits, least_seconds
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.info import DTYPES
@@ -21,7 +21,7 @@ TILE, TILES = 64, 264  # tokens of a tile, about; tiles that an H200 needs for t
 KINDS = {  # a problem is of the first kind that fits
     "dense": f"the window has {100 * DENSE:.0f}% or more of self attention's pairs: little can be saved, and whole "
     "tiles and masks at windows' edges take their part of it",
-    "thin": f"dilation leaves groups of fewer than {TILE} tokens: tiles hold tokens of few groups and are partly empty",
+    "thin": f"dilation leaves groups of fewer than {THIN} tokens: tiles hold tokens of few groups and are partly empty",
     "even": "by the roofline self attention takes no longer: it, too, is bound by moving the tensors",
     "few": f"fewer than {FEW} neighbors: a tile has at least {FEW} keys, and in float32 three TF32 products for each, "
     "where naive kernels multiply only what counts",
@@ -49,7 +49,7 @@ def kind_of(line: Line, saving: float | None = None) -> str:
     groups = prod(line["dilation"])
     if pairs >= DENSE * tokens**2:
         return "dense"
-    if tokens < TILE * groups:
+    if is_thin(line):
         return "thin"
     if saving is not None and saving <= EVEN:
         return "even"

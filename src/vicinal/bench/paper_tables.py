@@ -158,6 +158,11 @@ def table_improvement(number: int, passed: str, lines: Sequence[Line]) -> str:
     return f"{title}\n\n100% is twice as fast.\n\n{markdown(header, body)}"
 
 
+def is_thin(line: Line) -> bool:
+    """Whether a problem's dilation groups have fewer than `THIN` tokens."""
+    return bool(prod(line["lengths"]) < THIN * prod(line["dilation"]))
+
+
 def table_by_window(lines: Sequence[Line]) -> str:
     """What tables 3 and 4 average over: improvement by the number of neighbors, thin dilation groups apart."""
     body = []
@@ -169,9 +174,7 @@ def table_by_window(lines: Sequence[Line]) -> str:
                 here = [
                     line
                     for line in mine
-                    if line["rank"] == rank
-                    and low <= prod(line["window"]) < high
-                    and (prod(line["lengths"]) < THIN * prod(line["dilation"])) == thin
+                    if line["rank"] == rank and low <= prod(line["window"]) < high and is_thin(line) == thin
                 ]
                 cells = []
                 for passed in ("forward", "forward+backward"):

@@ -38,7 +38,7 @@ from vicinal.kernels.gluon.pieces import (
     write_pieces,
     zeros,
 )
-from vicinal.kernels.gluon.ring import Ring, await_empty, await_ready, barriers, free, pass_over, start_slot
+from vicinal.kernels.gluon.ring import Ring, await_ready, barriers, claim, free, pass_over, start_slot
 from vicinal.kernels.gluon.softmax import masked
 from vicinal.kernels.gluon.walk import (
     beside,
@@ -186,9 +186,7 @@ def _keys_producer(q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings,
                     c = in_order(a, b, w, C)
                     at = (item.batch, c[0], c[1], c[2])
                     slot = t % C.stages
-                    await_empty(walked, t, C)
-                    bar = walked.ready.index(slot)
-                    mbarrier.expect(bar, BYTES)
+                    bar = claim(walked, t, BYTES, C)
                     load_pieces(q_desc, at, strides.query * item.token + head * C.head_dim, bar, q_s, slot, QP)
                     tma_load(lse_desc, [row, c[0], c[1], c[2]], bar, lse_s.index(slot))
                     load_pieces(do_desc, at, strides.grad_output * item.token + head * C.value_dim, bar, do_s, slot, VP)
@@ -371,9 +369,7 @@ def _queries_producer(q_desc, do_desc, k_desc, v_desc, rings, work, C: gl.conste
                 c = in_order(a, b, w, C)
                 at = (item.batch, c[0], c[1], c[2])
                 slot = t % C.stages
-                await_empty(walked, t, C)
-                bar = walked.ready.index(slot)
-                mbarrier.expect(bar, BYTES)
+                bar = claim(walked, t, BYTES, C)
                 load_pieces(k_desc, at, k_first, bar, k_s, slot, QP)
                 load_pieces(v_desc, at, v_first, bar, v_s, slot, VP)
                 t += 1

@@ -47,7 +47,7 @@ from vicinal.kernels.gluon.pieces import (
     zeros,
 )
 from vicinal.kernels.gluon.rescale import followed, rescaled
-from vicinal.kernels.gluon.ring import Ring, await_ready, barriers, free, start_slot
+from vicinal.kernels.gluon.ring import Ring, await_ready, barriers, claim, free, pass_over, start_slot
 from vicinal.kernels.gluon.softmax import masked
 from vicinal.kernels.gluon.walk import (
     beside,
@@ -160,12 +160,8 @@ def _producer(q_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
                 shift = gl.where((i < 2 * turns) & (i % 2 == 1), (line - alone) * STEP[2], 0)
                 a1, b1, w1 = next_chunk((a, b, w), walk, first, stop, C)
                 pair = (in_order(a, b, w + shift, C), in_order(a1, b1, w1 + shift, C))
-                slot = t % C.stages
-                phase = ((t // C.stages) & 1) ^ 1
-                mbarrier.wait(keys.empty.index(slot), phase)
-                _load_pair(k_desc, item.batch, pair, k_first, keys, slot, C)
-                mbarrier.wait(values.empty.index(slot), phase)
-                _load_pair(v_desc, item.batch, pair, v_first, values, slot, C)
+                _load_pair(k_desc, item.batch, pair, k_first, keys, t, C)
+                _load_pair(v_desc, item.batch, pair, v_first, values, t, C)
                 t += 1
                 a2, b2, w2 = next_chunk((a1, b1, w1), walk, first, stop, C)
                 a = gl.where(its_end, a2, a)
@@ -178,13 +174,10 @@ def _producer(q_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
                         c = in_order(a, b, w, C)
                         at = (item.batch, c[0], c[1], c[2])
                         slot = t % C.stages
-                        phase = ((t // C.stages) & 1) ^ 1
-                        mbarrier.wait(keys.empty.index(slot), phase)
-                        mbarrier.expect(keys.ready.index(slot), k_desc.block_type.nbytes * QP)
-                        load_pieces(k_desc, at, k_first, keys.ready.index(slot), keys.tiles, slot, QP)
-                        mbarrier.wait(values.empty.index(slot), phase)
-                        mbarrier.expect(values.ready.index(slot), v_desc.block_type.nbytes * VP)
-                        load_pieces(v_desc, at, v_first, values.ready.index(slot), values.tiles, slot, VP)
+                        bar = claim(keys, t, k_desc.block_type.nbytes * QP, C)
+                        load_pieces(k_desc, at, k_first, bar, keys.tiles, slot, QP)
+                        bar = claim(values, t, v_desc.block_type.nbytes * VP, C)
+                        load_pieces(v_desc, at, v_first, bar, values.tiles, slot, VP)
                         t += 1
         done += 1
     let_next_start(C.chained)
@@ -359,16 +352,15 @@ def _store_rows(lse_ptr, lse, item, head, rows, work, C: gl.constexpr):
 
 
 @gluon.jit
-def _load_pair(desc, batch, pair, column, ring, slot, C: gl.constexpr):
-    """Load two chunks as the halves of a tile: rows of at most 128 bytes lie densely in it."""
+def _load_pair(desc, batch, pair, column, ring, t, C: gl.constexpr):
+    """Load two chunks as the halves of tile `t`: rows of at most 128 bytes lie densely in it."""
     WIDE: gl.constexpr = desc.block_shape[4]
     PIECES: gl.constexpr = C.head_dim // WIDE
     c, d = pair
-    bar = ring.ready.index(slot)
-    mbarrier.expect(bar, desc.block_type.nbytes * (2 * PIECES))
+    bar = claim(ring, t, desc.block_type.nbytes * (2 * PIECES), C)
     view = reinterpret(ring.tiles, [C.stages * PIECES * 2] + desc.block_shape, desc.layout)
     for j in gl.static_range(PIECES):
-        at = (slot * PIECES + j) * 2
+        at = (t % C.stages * PIECES + j) * 2
         tma_load(desc, [batch, c[0], c[1], c[2], column + j * WIDE], bar, view.index(at))
         tma_load(desc, [batch, d[0], d[1], d[2], column + j * WIDE], bar, view.index(at + 1))
 
@@ -376,12 +368,8 @@ def _load_pair(desc, batch, pair, column, ring, slot, C: gl.constexpr):
 @gluon.jit
 def _pass_over_both(rings, t, C: gl.constexpr):
     """Let tile `t` of keys and of values go unread."""
-    slot = t % C.stages
-    phase = (t // C.stages) & 1
-    mbarrier.wait(rings.key.ready.index(slot), phase)  # so that phases stay in step
-    mbarrier.arrive(rings.key.empty.index(slot), count=1)
-    mbarrier.wait(rings.value.ready.index(slot), phase)
-    mbarrier.arrive(rings.value.empty.index(slot), count=1)
+    pass_over(rings.key, t, C)
+    pass_over(rings.value, t, C)
 
 
 @gluon.jit

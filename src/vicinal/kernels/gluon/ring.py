@@ -43,6 +43,15 @@ def await_empty(ring, t, C: gl.constexpr):
 
 
 @gluon.jit
+def claim(ring, t, BYTES: gl.constexpr, C: gl.constexpr):
+    """Wait until the slot of tile `t` may be filled with it, with so many bytes: the barrier that they are to reach."""
+    await_empty(ring, t, C)
+    bar = ring.ready.index(t % C.stages)
+    mbarrier.expect(bar, BYTES)
+    return bar
+
+
+@gluon.jit
 def free(ring, t, C: gl.constexpr):
     """Say that one warpgroup is done with tile `t`."""
     mbarrier.arrive(ring.empty.index(t % C.stages), count=1)

@@ -17,6 +17,7 @@ window_start = import_triton(rule.window_start)
 window_stop = import_triton(rule.window_stop)
 first_query_starting_at = import_triton(rule.first_query_starting_at)
 first_query_stopping_after = import_triton(rule.first_query_stopping_after)
+unravelled = import_triton(rule.unravelled)
 
 
 class Work(NamedTuple):
@@ -143,22 +144,10 @@ def locate(item, tiles, heads, groups, C: gl.constexpr):
 
     Neighboring items share keys.
     """
-    t2 = item % tiles[2]
-    rest = item // tiles[2]
-    t1 = rest % tiles[1]
-    rest = rest // tiles[1]
-    t0 = rest % tiles[0]
-    rest = rest // tiles[0]
-    head = rest % heads
-    rest = rest // heads
+    rest, head, t0, t1, t2 = unravelled(item, (1, heads, tiles[0], tiles[1], tiles[2]))
     if C.grouped:
         counts = groups.counts
-        j2 = rest % counts[2]
-        left = rest // counts[2]
-        j1 = left % counts[1]
-        left = left // counts[1]
-        j0 = left % counts[0]
-        batch = left // counts[0]
+        batch, j0, j1, j2 = unravelled(rest, (1, counts[0], counts[1], counts[2]))
         token = (j0 * groups.spread[0] + j1) * groups.spread[1] + j2
         return Item(batch, rest, token, head, (t0, t1, t2))
     else:
