@@ -97,7 +97,7 @@ def run(name: str, options: argparse.Namespace) -> None:
 
     from vicinal.dispatch import backend as backend_of
     from vicinal.geometry.neighborhood import Neighborhood
-    from vicinal.problem import Inputs, Problem
+    from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
     batch, lengths, heads, head_dim, arguments = PROBLEMS[name]
     torch.manual_seed(0)
@@ -134,7 +134,7 @@ def run(name: str, options: argparse.Namespace) -> None:
                 out, lse = BACKEND.forward(problem, first, inputs)
 
                 def call(config=config, out=out, lse=lse):
-                    return BACKEND.backward(problem, config, inputs, out, lse, grad, None)
+                    return BACKEND.backward(problem, config, inputs, Upstream(out, lse, grad, None), Wanted.of(inputs))
 
                 row["error"] = check_backward(problem, neighborhood, inputs, out, lse, grad, call())
             else:

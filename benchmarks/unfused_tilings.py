@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vicinal.backends import unfused_kernels as kernels
-from vicinal.backends import unfused_launch as launch
-from vicinal.backends.slots import Slots
-from vicinal.backends.unfused_kernels import Tiling
+from vicinal.backends.unfused import launch
+from vicinal.backends.unfused import programs as kernels
+from vicinal.backends.unfused.programs import Tiling
 from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.slots import Slots
 
 PROBLEMS = [  # lengths, window, batch, heads, head dim, dtype
     ((4096,), 127, 4, 4, 64, torch.float16),

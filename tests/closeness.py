@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from vicinal.backends.protocol import Backend
 from vicinal.geometry.neighborhood import Neighborhood
-from vicinal.problem import Inputs
+from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.reference import bias_of, neighborhood_mask, reference
+from vicinal.tuning.config import TileConfig
 
 Run = Callable[[Inputs], tuple[Tensor, Tensor]]
 FACTOR = 3.0  # of torch's error
@@ -49,6 +51,20 @@ def gradients(run: Run, inputs: Inputs, grad_output: Tensor, grad_lse: Tensor | 
         outs, grads = [out, lse], [*grads, grad_lse.to(lse.dtype)]
     found = torch.autograd.grad(outs, [t for t in leaves if t is not None], grads)
     return [out.detach(), lse.detach(), *found]
+
+
+def gradients_of(
+    backend: Backend,
+    problem: Problem,
+    config: TileConfig,
+    inputs: Inputs,
+    output: Tensor,
+    lse: Tensor,
+    grad_output: Tensor,
+    grad_lse: Tensor | None = None,
+) -> Inputs:
+    """A backend's gradients of all inputs."""
+    return backend.backward(problem, config, inputs, Upstream(output, lse, grad_output, grad_lse), Wanted.of(inputs))
 
 
 def random_gradients(output: Tensor, lse: Tensor, seed: int, with_lse: bool = True) -> tuple[Tensor, Tensor | None]:

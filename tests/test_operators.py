@@ -36,7 +36,9 @@ def test_opcheck_backward(has_grad_lse):
     arguments = operator_arguments([PLAIN], extras=True)
     output, lse = (t.detach() for t in attend(*arguments))
     upstream, grad_lse = tensors(output.shape, lse.shape, seed=1)
-    torch.library.opcheck(attend_backward, (upstream, grad_lse if has_grad_lse else None, output, lse, *arguments))
+    torch.library.opcheck(
+        attend_backward, (upstream, grad_lse if has_grad_lse else None, output, lse, *arguments, [True] * 6)
+    )
 
 
 def test_compiles_whole_and_once_for_every_batch_size():

@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 import vicinal.unfused as unfused
-from vicinal.backends.slots import Slots
 from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.slots import Slots
 from vicinal.problem import Inputs
 from vicinal.reference import neighborhood_mask, neighbors, reference
 

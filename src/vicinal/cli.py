@@ -244,7 +244,7 @@ def run_paper(
     report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing; tables and figures only.")] = False,
 ) -> None:
     """The paper's sweep: naive, GEMM and fused neighborhood attention against self attention, on many problems."""
-    from vicinal.bench.paper_command import report, run_with_progress
+    from vicinal.bench.paper.command import report, run_with_progress
     from vicinal.info import DTYPES
 
     names = dtype or ["float16"]
@@ -255,7 +255,7 @@ def run_paper(
     console = _console()
     right = True
     if not report_only:
-        from vicinal.bench.paper import Sweep
+        from vicinal.bench.paper.sweep import Sweep
 
         sweep = Sweep(
             results=results,

@@ -20,7 +20,7 @@ from vicinal import differentiable
 from vicinal.dispatch import Plan, plan
 from vicinal.geometry.neighborhood import decode
 from vicinal.geometry.work import backward_flops, call_scores, forward_flops
-from vicinal.problem import Inputs, Problem, lse_dtype
+from vicinal.problem import Inputs, Problem, Upstream, Wanted, lse_dtype
 
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? additional_keys, Tensor? additional_values, Tensor? rpb, "
@@ -31,7 +31,7 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 torch.library.define("vicinal::attend", f"({_INPUTS}) -> (Tensor, Tensor)", tags=_TAGS)
 torch.library.define(
     "vicinal::attend_backward",
-    f"(Tensor grad_output, Tensor? grad_lse, Tensor output, Tensor lse, {_INPUTS}) "
+    f"(Tensor grad_output, Tensor? grad_lse, Tensor output, Tensor lse, {_INPUTS}, bool[] wanted) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
@@ -59,18 +59,17 @@ def run(inputs: Inputs, chosen: Plan) -> tuple[Tensor, Tensor]:
 def _attend_backward(
     grad_output: Tensor, grad_lse: Tensor | None, output: Tensor, lse: Tensor, *args: Any
 ) -> tuple[Tensor, ...]:
-    inputs = Inputs(*args[:6])
-    grads = run_backward(inputs, plan_of(inputs, *args[6:]), output, lse, grad_output, grad_lse)
+    inputs, wanted = Inputs(*args[:6]), Wanted(*args[9])
+    grads = run_backward(inputs, plan_of(inputs, *args[6:9]), Upstream(output, lse, grad_output, grad_lse), wanted)
     return tuple(inputs.query.new_empty(0) if grad is None else grad for grad in grads)
 
 
-def run_backward(
-    inputs: Inputs, chosen: Plan, output: Tensor, lse: Tensor, grad_output: Tensor, grad_lse: Tensor | None
-) -> Inputs:
-    """Gradients of all inputs that are not None, by a plan for such inputs; they have no gradients themselves."""
+def run_backward(inputs: Inputs, chosen: Plan, upstream: Upstream, wanted: Wanted) -> Inputs:
+    """The gradients that are wanted, by a plan for such inputs; they have no gradients themselves."""
     if inputs.query.shape[0] == 0:
-        return Inputs(*(None if t is None else torch.zeros_like(t) for t in inputs))  # type: ignore[arg-type]
-    return chosen.gradients.backward(chosen.problem, chosen.backward, inputs, output, lse, grad_output, grad_lse)
+        grads = (torch.zeros_like(t) if is_wanted and t is not None else None for t, is_wanted in zip(inputs, wanted))
+        return Inputs(*grads)  # type: ignore[arg-type]
+    return chosen.gradients.backward(chosen.problem, chosen.backward, inputs, upstream, wanted)
 
 
 def plan_of(inputs: Inputs, code: Sequence[int], scale: float, backend: str | None) -> Plan:
@@ -102,7 +101,10 @@ def _attend_fake(*args: Any) -> tuple[Tensor, Tensor]:
 def _attend_backward_fake(
     grad_output: Tensor, grad_lse: Tensor | None, output: Tensor, lse: Tensor, *args: Any
 ) -> tuple[Tensor, ...]:
-    return tuple(grad_output.new_empty(0) if t is None else t.new_empty(t.shape) for t in args[:6])
+    inputs, wanted = args[:6], args[9]
+    return tuple(
+        t.new_empty(t.shape) if is_wanted else grad_output.new_empty(0) for t, is_wanted in zip(inputs, wanted)
+    )
 
 
 # Derivatives ----------------------------------------------------------------------------------------------------
@@ -118,8 +120,9 @@ def _first(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tup
     *inputs, output, lse = ctx.saved_tensors
     if grad_output is None:
         grad_output = torch.zeros_like(output)
-    grads = attend_backward(grad_output, grad_lse, output, lse, *inputs, *ctx.settings)
-    return (*(None if t is None else grad for t, grad in zip(inputs, grads)), None, None, None)
+    wanted = list(ctx.needs_input_grad[:6])
+    grads = attend_backward(grad_output, grad_lse, output, lse, *inputs, *ctx.settings, wanted)
+    return (*(grad if is_wanted else None for is_wanted, grad in zip(wanted, grads)), None, None, None)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -134,7 +137,7 @@ def _second(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
     `output` and `lse` get none: they are functions of the inputs, whose whole influence is accounted for.
     """
     grad_output, grad_lse, *inputs = ctx.saved_tensors
-    code, scale, _backend = ctx.settings
+    code, scale, _backend, wanted = ctx.settings
     neighborhoods = decode(code, inputs[0].ndim - 3)
     given = [i for i, t in enumerate(inputs) if t is not None]
 
@@ -152,14 +155,17 @@ def _second(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
 
     upstreams = [grad_output] if grad_lse is None else [grad_output, grad_lse]
     grads, pull = torch.func.vjp(first, *upstreams, *(inputs[i] for i in given))  # type: ignore[misc]
-    seeds = tuple(torch.zeros_like(grad) if grad_grads[i] is None else grad_grads[i] for i, grad in zip(given, grads))
+    seeds = tuple(
+        torch.zeros_like(grad) if grad_grads[i] is None or not wanted[i] else grad_grads[i]
+        for i, grad in zip(given, grads)
+    )
     seconds = list(pull(seeds))
     d_output = seconds.pop(0)
     d_lse = None if grad_lse is None else seconds.pop(0)
     d_inputs: list[Tensor | None] = [None] * len(inputs)
     for i, grad in zip(given, seconds):
         d_inputs[i] = grad
-    return (d_output, d_lse, None, None, *d_inputs, None, None, None)
+    return (d_output, d_lse, None, None, *d_inputs, None, None, None, None)
 
 
 torch.library.register_autograd("vicinal::attend", _first, setup_context=_save)

@@ -30,6 +30,34 @@ class Inputs(NamedTuple):
     rpb: Tensor | None = None
 
 
+class Upstream(NamedTuple):
+    """What a backward pass is given besides the inputs: the forward's results and the gradients of them.
+
+    `grad_lse` is None when nothing depends on the log-sum-exp.
+    """
+
+    output: Tensor
+    lse: Tensor
+    grad_output: Tensor
+    grad_lse: Tensor | None = None
+
+
+class Wanted(NamedTuple):
+    """Which inputs' gradients somebody needs: True only for tensors that are there."""
+
+    query: bool = True
+    key: bool = True
+    value: bool = True
+    additional_keys: bool = True
+    additional_values: bool = True
+    rpb: bool = True
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> Wanted:
+        """Of every tensor that is there."""
+        return cls(*(t is not None for t in inputs))
+
+
 @dataclass(frozen=True)
 class Problem:
     """What is computed, without the data.

@@ -20,7 +20,7 @@ from vicinal.checks import check_call
 from vicinal.dispatch import Plan, plan
 from vicinal.geometry.neighborhood import Neighborhood, encode
 from vicinal.operators import attend, attend_backward, run, run_backward
-from vicinal.problem import Inputs, Problem
+from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 MAX_PREPARED = 4096  # all are dropped when there are more
 
@@ -92,16 +92,16 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         *saved, output, lse = ctx.saved_tensors
-        inputs = Inputs(*saved)
+        inputs, wanted = Inputs(*saved), Wanted(*ctx.needs_input_grad[2:])
         if grad_output is None:
             grad_output = torch.zeros_like(output)
         upstream = (grad_output, grad_lse)
         grads: Sequence[Tensor | None]
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or _batched(*upstream) or _watched(upstream):
-            grads = attend_backward(grad_output, grad_lse, output, lse, *inputs, *ctx.settings)
-            grads = [None if t is None else grad for t, grad in zip(inputs, grads)]
+            grads = attend_backward(grad_output, grad_lse, output, lse, *inputs, *ctx.settings, list(wanted))
+            grads = [grad if is_wanted else None for is_wanted, grad in zip(wanted, grads)]
         else:
-            grads = run_backward(inputs, ctx.chosen, output, lse, grad_output, grad_lse)
+            grads = run_backward(inputs, ctx.chosen, Upstream(output, lse, grad_output, grad_lse), wanted)
         return (None, None, *grads)
 
 

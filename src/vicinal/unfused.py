@@ -7,7 +7,7 @@ For attention maps, dropout of attention weights, another normalisation than sof
 
 The operators are the paper's PN, NN and (in gradients) IN ("Faster Neighborhood Attention", arXiv 2403.04690, section
 3). Attention weights are `[B, *X, H, slots + M]`, heads last, `slots = K0 * K1 * ...` of the window and `M` of the
-additional keys; which key sits in which slot is defined in `vicinal.backends.slots`. Where a window has fewer keys
+additional keys; which key sits in which slot is defined in `vicinal.geometry.slots`. Where a window has fewer keys
 than slots (causal, or `boundary="clip"`) the absent ones are minus infinity, and softmax makes them zero.
 
 Argument names and order are those of NATTEN 0.17's unfused operators; the layout is heads-last (its was heads-first:
@@ -28,10 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vicinal.backends import unfused_launch as launch
-from vicinal.backends.slots import Slots
+from vicinal.backends.unfused import launch
 from vicinal.checks import check_additional, check_key, check_rpb, check_tensor
 from vicinal.geometry.neighborhood import Neighborhood, PerAxis
+from vicinal.geometry.slots import Slots
 from vicinal.unfused_operators import nn, pn
 
 __all__ = [

@@ -1,7 +1,7 @@
 """The torch operators `vicinal::pn`, `nn`, `inverse` and `bias_sum` behind `vicinal.unfused`, and their derivatives.
 
 PN, NN and IN are closed under differentiation: each is the others' gradient, and each is linear in each of its tensors.
-Shapes and arguments: `vicinal.backends.unfused_torch`; neighborhoods travel as integers, variants by name.
+Shapes and arguments: `vicinal.backends.unfused.plain`; neighborhoods travel as integers, variants by name.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from vicinal.backends import unfused_launch as launch
-from vicinal.backends.slots import Slots
+from vicinal.backends.unfused import launch
 from vicinal.geometry.neighborhood import decode
+from vicinal.geometry.slots import Slots
 from vicinal.geometry.work import useful_scores
 
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)

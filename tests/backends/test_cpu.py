@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from closeness import assert_at_most_a_fifth_above_torch, gradients, random_gradients
+from closeness import assert_at_most_a_fifth_above_torch, gradients, gradients_of, random_gradients
 from strategies import Call, calls, layouts, whole
 from vicinal.backends import cpu, cpu_cost, cpu_masks, cpu_plan
 from vicinal.backends.cpu import BACKEND
@@ -28,7 +28,7 @@ def run(call_inputs, neighborhoods, scale, seed, with_grad_lse=True, configs=Non
     forward, backward = configs or (any_config(problem, "forward", seed), any_config(problem, "backward", seed + 1))
     output, lse = BACKEND.forward(problem, forward, call_inputs)
     grad, grad_lse = random_gradients(output, lse, seed, with_grad_lse)
-    grads = BACKEND.backward(problem, backward, call_inputs, output, lse, grad, grad_lse)
+    grads = gradients_of(BACKEND, problem, backward, call_inputs, output, lse, grad, grad_lse)
     return [output, lse, *(g for g in grads if g is not None)], grad, grad_lse
 
 
@@ -104,7 +104,7 @@ def test_strided_inputs(layout, variant):
     problem = Problem.of(inputs, call.neighborhoods, call.scale)
     above = list(layouts(grad))[layout]
     sums = grad_lse.transpose(0, -1).contiguous().transpose(0, -1)
-    grads = BACKEND.backward(problem, config, strided, found[0], found[1], above, sums)
+    grads = gradients_of(BACKEND, problem, config, strided, found[0], found[1], above, sums)
     torch.testing.assert_close([g for g in grads if g is not None], found[2:])
 
 
@@ -201,7 +201,7 @@ def test_memory_grows_with_tokens_only(lengths, neighborhood):
     forward, backward = (BACKEND.configs(problem, d)[0] for d in ("forward", "backward"))
     with LargestAllocation() as largest:
         output, lse = BACKEND.forward(problem, forward, inputs)
-        BACKEND.backward(problem, backward, inputs, output, lse, output, None)
+        gradients_of(BACKEND, problem, backward, inputs, output, lse, output)
     # The scores of these problems, dense, are 16 GB; strips and masks are bounded by constants.
     bounded = cpu_cost.MASK_PAIRS * 4 + 2 * max(cpu_cost.CHUNK_BYTES, cpu_cost.MASK_BYTES)
     assert largest.bytes <= 8 * inputs.query.numel() * 4 + bounded

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vicinal.bench import counters
-from vicinal.bench.paper_document import document
-from vicinal.bench.paper_systems import FUSED, GEMM, NAIVE
+from vicinal.bench.paper.document import document
+from vicinal.bench.paper.systems import FUSED, GEMM, NAIVE
 
 KERNELS = ("pn", "softmax", "nn", "pn", "softmax", "nn", "forward_kernel")
 

@@ -5,7 +5,7 @@ import torch
 
 from vicinal.bench.cases import Case
 from vicinal.bench.measure import Effort, measure
-from vicinal.bench.paper import Sweep, read, run
+from vicinal.bench.paper.sweep import Sweep, read, run
 from vicinal.bench.peers import peers, vicinal_systems
 from vicinal.bench.roofline import measure_limits
 from vicinal.geometry.neighborhood import Neighborhood

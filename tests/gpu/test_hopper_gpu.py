@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from closeness import gradients_of
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
 from vicinal.reference import neighborhood_mask, reference
@@ -153,7 +154,7 @@ def check_backward(case: tuple, with_lse: bool = True) -> None:
     low_grads = torch.autograd.grad(sdpa(problem, own, *low), low, grad)
     out, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
     for config in BACKEND.configs(problem, "backward")[:1]:
-        got = BACKEND.backward(problem, config, inputs, out, lse, grad, grad_lse if with_lse else None)
+        got = gradients_of(BACKEND, problem, config, inputs, out, lse, grad, grad_lse if with_lse else None)
         for field, ours, exact, theirs in zip(("query", "key", "value"), got, want, low_grads):
             limit = 1.3 * (1e-2 if with_lse else error(theirs, exact)) + 3e-3  # SDPA has no gradient of the lse
             assert error(ours, exact) <= limit, (config, field, error(ours, exact), limit)
@@ -198,9 +199,9 @@ def test_backward_repeats():
     out, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
     grad = torch.randn_like(out)
     config = BACKEND.configs(problem, "backward")[0]
-    first = BACKEND.backward(problem, config, inputs, out, lse, grad, None)
+    first = gradients_of(BACKEND, problem, config, inputs, out, lse, grad)
     for _ in range(10):
-        again = BACKEND.backward(problem, config, inputs, out, lse, grad, None)
+        again = gradients_of(BACKEND, problem, config, inputs, out, lse, grad)
         for a, b in zip(first[:3], again[:3]):
             assert torch.equal(a, b)
 
@@ -216,7 +217,7 @@ def test_backward_per_head():
     grad = torch.randn_like(want_out).to(BF16)
     want = torch.autograd.grad(want_out, leaves, grad.double())
     out, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
-    got = BACKEND.backward(problem, BACKEND.configs(problem, "backward")[0], inputs, out, lse, grad, None)
+    got = gradients_of(BACKEND, problem, BACKEND.configs(problem, "backward")[0], inputs, out, lse, grad)
     for ours, exact in zip(got, want):
         assert error(ours, exact) < 1e-2
 
@@ -293,7 +294,7 @@ def test_calls_that_read_what_the_last_one_wrote(name):
             out, lse = BACKEND.forward(problem, config, inputs._replace(query=query))
             if wait:
                 torch.cuda.synchronize()
-            query, *others = BACKEND.backward(problem, other, inputs._replace(query=query), out, lse, above, None)[:3]
+            query, *others = gradients_of(BACKEND, problem, other, inputs._replace(query=query), out, lse, above)[:3]
             if wait:
                 torch.cuda.synchronize()
             query, above = query * 3, out

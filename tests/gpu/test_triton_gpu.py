@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import strategies
-from closeness import assert_as_close_as_torch
+from closeness import assert_as_close_as_torch, gradients_of
 from vicinal.backends.triton import BACKEND
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.problem import Inputs, Problem
@@ -109,7 +109,7 @@ def run_both(drawn, dtype, tiles=None, grad_lse=True, unfolded=False):
     generator = torch.Generator().manual_seed(drawn.seed)
     grad_output = torch.randn(output.shape, generator=generator).to(output)
     grad_lse = torch.randn(lse.shape, generator=generator).to(lse) if grad_lse else None
-    grads = BACKEND.backward(problem, backward, inputs, output, lse, grad_output, grad_lse)
+    grads = gradients_of(BACKEND, problem, backward, inputs, output, lse, grad_output, grad_lse)
     return inputs, [output, lse, *(g for g in grads if g is not None)], grad_output, grad_lse
 
 
@@ -189,7 +189,7 @@ def test_more_than_two_to_the_31_elements_in_one_batch_entry():
         inputs = Inputs(tensor, tensor, tensor)
         problem = Problem.of(inputs, [neighborhood], 0.2)
         output, lse = BACKEND.forward(problem, config, inputs)
-        grads = BACKEND.backward(problem, config, inputs, output, lse, near, None)
+        grads = gradients_of(BACKEND, problem, config, inputs, output, lse, near)
         results.append([output, lse, *grads[:3]])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -202,7 +202,7 @@ def problem_and_inputs(seed: int = 0, dtype: torch.dtype = HALF) -> tuple[Proble
 
 def everything(problem: Problem, inputs: Inputs) -> list[torch.Tensor]:
     output, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
-    grads = BACKEND.backward(problem, BACKEND.configs(problem, "backward")[0], inputs, output, lse, output, lse)
+    grads = gradients_of(BACKEND, problem, BACKEND.configs(problem, "backward")[0], inputs, output, lse, output, lse)
     return [output, lse, *(g for g in grads if g is not None)]
 
 
@@ -253,7 +253,7 @@ def test_no_synchronisation_and_no_new_kernel_for_new_windows():
             torch.cuda.set_sync_debug_mode("error")
         try:
             output, lse = BACKEND.forward(own, config, plain)
-            BACKEND.backward(own, config, plain, output, lse, output, None)
+            gradients_of(BACKEND, own, config, plain, output, lse, output)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -6,7 +6,7 @@ Plain torch (`variant="torch"`) is itself held against the oracle by tests/test_
 import pytest
 import torch
 
-from vicinal.backends import unfused_launch
+from vicinal.backends.unfused import launch as unfused_launch
 from vicinal.unfused import neighborhood_av, neighborhood_qk
 
 pytestmark = [
@@ -77,7 +77,7 @@ def test_forward_and_gradients(case, dtype, variant, monkeypatch):
 @pytest.mark.parametrize("variant", ["naive", "gemm"])
 def test_windows_do_not_compile_anew(variant):
     """One kernel for every window and length: what a sweep over windows relies on."""
-    from vicinal.kernels.triton import gemm, naive
+    from vicinal.backends.unfused.kernels import gemm, naive
 
     kernels = {"naive": naive, "gemm": gemm}[variant]
     x = torch.randn(1, 40, 40, 2, 64, device="cuda", dtype=torch.float16)

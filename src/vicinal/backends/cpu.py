@@ -21,7 +21,7 @@ from vicinal.backends.cpu_plan import StripPlan, strip_plan
 from vicinal.backends.cpu_strips import Results, Tokens, attention, attention_backward
 from vicinal.backends.protocol import Direction
 from vicinal.geometry.neighborhood import Neighborhood
-from vicinal.problem import Inputs, Problem, lse_dtype
+from vicinal.problem import Inputs, Problem, Upstream, Wanted, lse_dtype
 from vicinal.tuning.config import TileConfig
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -90,14 +90,13 @@ class CpuBackend:
         problem: Problem,
         config: TileConfig,
         inputs: Inputs,
-        output: Tensor,
-        lse: Tensor,
-        grad_output: Tensor,
-        grad_lse: Tensor | None,
+        upstream: Upstream,
+        wanted: Wanted,
     ) -> Inputs:
         """Gradients of all inputs."""
         with torch.no_grad():
-            return _backward(problem, config, inputs, output, lse, grad_output, grad_lse)
+            grads = _backward(problem, config, inputs, *upstream)
+            return Inputs(*(grad if needed else None for grad, needed in zip(grads, wanted)))  # type: ignore[arg-type]
 
 
 def unsupported_tensors(problem: Problem) -> str | None:

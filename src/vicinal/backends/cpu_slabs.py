@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vicinal.backends.cpu_plan import StripPlan
 from vicinal.backends.cpu_strips import MASKS, Results, Tokens, attention, attention_backward
-from vicinal.backends.cpu_threads import each
+from vicinal.backends.numba.team import each
 
 Slab = tuple[slice, slice, Tensor | None]  # tokens of the queries, of the keys, mask
 

@@ -12,7 +12,7 @@ from torch.utils import deterministic
 
 from vicinal.backends.cpu_masks import MaskCache, bias_index, biased
 from vicinal.backends.cpu_plan import Copy, InnerGroup, Part, StripPlan, Work
-from vicinal.backends.cpu_threads import each
+from vicinal.backends.numba.team import each
 
 attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default

@@ -7,14 +7,14 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from vicinal.problem import Inputs, Problem
+from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.tuning.config import TileConfig
 
 Direction = Literal["forward", "backward"]
 
 
 class Backend(Protocol):
-    """Launching only: geometry comes from `vicinal.geometry`, kernels from `vicinal.kernels`."""
+    """Launching only: geometry comes from `vicinal.geometry`, kernels from `vicinal.backends.*.kernels`."""
 
     name: str
 
@@ -39,13 +39,11 @@ class Backend(Protocol):
         problem: Problem,
         config: TileConfig,
         inputs: Inputs,
-        output: Tensor,
-        lse: Tensor,
-        grad_output: Tensor,
-        grad_lse: Tensor | None,
+        upstream: Upstream,
+        wanted: Wanted,
     ) -> Inputs:
-        """Gradients of all inputs that are not None, each in its input's shape and dtype, contiguous.
+        """Gradients of the inputs that are `wanted`, each in its input's shape and dtype, contiguous; None elsewhere.
 
-        `grad_lse` is None when nothing depends on the log-sum-exp. Tensors may have any strides.
+        Tensors may have any strides.
         """
         ...

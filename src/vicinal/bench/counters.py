@@ -24,7 +24,7 @@ import torch
 
 from vicinal import info
 from vicinal.bench.cases import Case, random_inputs
-from vicinal.bench.paper_systems import FUSED, GEMM, NAIVE, systems
+from vicinal.bench.paper.systems import FUSED, GEMM, NAIVE, systems
 from vicinal.geometry.neighborhood import Neighborhood
 
 KIND = "counters"

@@ -6,7 +6,7 @@ products and on reading the key tile through L2; resident programs, as many as r
 overlap them and fill each other's latencies; where there are few programs, one that is alone has no more than its own
 warps, and the longest decides. The constants are fits to timings on H200s (`docs/performance.md`): 623 of 16 problems,
 372 of small ones, and the paper's sweep. The register estimates are fits to what ptxas 12.8 reports, and
-`tests/kernels/triton/test_compile.py` guards them.
+`tests/backends/triton/kernels/test_compile.py` guards them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,171 @@
+"""A tile's box and its rows' intervals over all axes, for both directions of the window rule.
+
+Forward (`INVERSE` false) a tile holds queries, and its box and intervals hold keys; backward (`INVERSE`) a tile holds
+keys, and its box and intervals hold the queries that attend to them.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from vicinal.backends.gpu.kernels.window import (
+    Axes,
+    first_query_starting_at,
+    first_query_stopping_after,
+    key_box,
+    positions_in,
+    query_box,
+    shifted,
+    window_start,
+    window_stop,
+)
+
+
+class Box(NamedTuple):
+    """What a tile's windows cover, laid out in tiles of its own; a tuple per axis, but `count`."""
+
+    count: Any  # of its tiles
+    begin: Any
+    end: Any
+    low: Any  # from `low` to `high` no mask is needed
+    high: Any
+
+
+class Rows(NamedTuple):
+    """The tokens of a tile, in blocks with an entry for each."""
+
+    inside: Any  # whether the token exists
+    offsets: Any  # per axis: within the tile
+    positions: Any  # within the dilation group
+    starts: Any  # of the token's interval
+    sizes: Any
+
+
+@triton.jit
+def program_of(pid, programs, heads):
+    """The number of program `pid` among the `programs` of a head, its head, and its batch entry (64-bit)."""
+    return pid % programs, pid // programs % heads, (pid // programs // heads).to(tl.int64)
+
+
+@triton.jit
+def axes_of_head(axes, table, head):
+    """The axes with a head's row of the `[H, 4, rank]` table: windows, strides, dilations, modes."""
+    RANK: tl.constexpr = len(axes.lengths)
+    row = table + head * (4 * RANK)
+    return Axes(
+        axes.lengths,
+        _load_axes(row, RANK),
+        _load_axes(row + RANK, RANK),
+        _load_axes(row + 2 * RANK, RANK),
+        _load_axes(row + 3 * RANK, RANK),
+    )
+
+
+@triton.jit
+def box_of(tile, axes, TILE: tl.constexpr, BOX_TILE: tl.constexpr, FLAGS: tl.constexpr, INVERSE: tl.constexpr):
+    """The `Box` of a tile, laid out in tiles of `BOX_TILE`."""
+    count = 1
+    begins = ()
+    ends = ()
+    lows = ()
+    highs = ()
+    for axis in tl.static_range(len(TILE) - 1, -1, -1):
+        begin, end, low, high = _axis_box(
+            tile.first[axis], tile.lengths[axis], axes.windows[axis], axes.strides[axis], axes.modes[axis],
+            TILE[axis], BOX_TILE[axis], FLAGS.strided, FLAGS.moded, INVERSE,
+        )  # fmt: skip
+        count = count * ((end - begin) // BOX_TILE[axis])
+        begins = (begin,) + begins
+        ends = (end,) + ends
+        lows = (low,) + lows
+        highs = (high,) + highs
+    return Box(count, begins, ends, lows, highs)
+
+
+@triton.jit
+def rows_of(tile, axes, TILE: tl.constexpr, FLAGS: tl.constexpr, INVERSE: tl.constexpr):
+    """The `Rows` of a tile."""
+    LAST: tl.constexpr = len(TILE) - 1
+    offsets = positions_in(TILE)
+    positions = shifted(offsets, tile.first)
+    inside = positions[LAST] < tile.lengths[LAST]
+    for axis in tl.static_range(LAST - 1, -1, -1):
+        inside = inside & (positions[axis] < tile.lengths[axis])
+    starts, sizes = intervals_of(positions, tile.lengths, axes, FLAGS, INVERSE)
+    return Rows(inside, offsets, positions, starts, sizes)
+
+
+@triton.jit
+def intervals_of(positions, lengths, axes, FLAGS: tl.constexpr, INVERSE: tl.constexpr):
+    """The starts and sizes of the intervals of tokens at `positions` in groups of `lengths`, per axis."""
+    starts = ()
+    sizes = ()
+    for axis in tl.static_range(len(positions) - 1, -1, -1):
+        start, size = _axis_interval(
+            positions[axis], lengths[axis], axes.windows[axis], axes.strides[axis], axes.modes[axis],
+            FLAGS.strided, FLAGS.moded, INVERSE,
+        )  # fmt: skip
+        starts = (start,) + starts
+        sizes = (size,) + sizes
+    return starts, sizes
+
+
+@triton.jit
+def coverage(columns, at, tile, box, BOX_TILE: tl.constexpr):
+    """Of the box's tile at `at`: which of its tokens, at `columns` within it, exist, and whether it needs no mask."""
+    LAST: tl.constexpr = len(BOX_TILE) - 1
+    there = columns[LAST] + at[LAST] < tile.lengths[LAST]
+    full = (at[LAST] >= box.low[LAST]) & (at[LAST] + BOX_TILE[LAST] <= box.high[LAST])
+    for axis in tl.static_range(LAST - 1, -1, -1):
+        there = there & (columns[axis] + at[axis] < tile.lengths[axis])
+        full = full & (at[axis] >= box.low[axis]) & (at[axis] + BOX_TILE[axis] <= box.high[axis])
+    return there, full
+
+
+@triton.jit
+def within(columns, at, rows):
+    """`[rows, columns]`: whether a column of the tile at `at` lies in the row's interval along every axis.
+
+    Unsigned, so that one comparison tests both ends.
+    """
+    LAST: tl.constexpr = len(columns) - 1
+    mask = _axis_within(columns[LAST], rows.starts[LAST] - at[LAST], rows.sizes[LAST])
+    for axis in tl.static_range(LAST - 1, -1, -1):
+        mask = mask & _axis_within(columns[axis], rows.starts[axis] - at[axis], rows.sizes[axis])
+    return mask
+
+
+@triton.jit
+def _load_axes(pointer, RANK: tl.constexpr):
+    values = ()
+    for axis in tl.static_range(RANK):
+        values = values + (tl.load(pointer + axis),)
+    return values
+
+
+@triton.jit
+def _axis_within(column, start, size):
+    return (column[None, :] - start[:, None]).to(tl.uint32) < size[:, None].to(tl.uint32)
+
+
+@triton.jit
+def _axis_box(
+    first, length, window, stride, mode, TILE: tl.constexpr, BOX_TILE: tl.constexpr,
+    STRIDED: tl.constexpr, MODED: tl.constexpr, INVERSE: tl.constexpr,
+):  # fmt: skip
+    if INVERSE:
+        return query_box(first, length, window, stride, mode, TILE, BOX_TILE, STRIDED, MODED)
+    else:
+        return key_box(first, length, window, stride, mode, TILE, BOX_TILE, STRIDED, MODED)
+
+
+@triton.jit
+def _axis_interval(i, length, window, stride, mode, STRIDED: tl.constexpr, MODED: tl.constexpr, INVERSE: tl.constexpr):
+    if INVERSE:
+        start = first_query_stopping_after(i, length, window, stride, mode, STRIDED, MODED)
+        stop = first_query_starting_at(i + 1, length, window, stride, mode, STRIDED, MODED)
+    else:
+        start = window_start(i, length, window, stride, mode, STRIDED, MODED)
+        stop = window_stop(i, length, window, stride, mode, STRIDED, MODED)
+    return start, stop - start

@@ -1,0 +1,156 @@
+"""Reading and writing tiles of tokens in place: any strides but a contiguous last dimension, 64-bit where needed.
+
+Strides come in units of `VECTOR` elements, a power of two that divides every stride: multiplying by a constant tells
+the compiler that rows are aligned, which a run-time stride would hide from it, and so loads are 16 bytes wide.
+Offsets within a tile are 32-bit unless `WIDE`; the offset of a tile is always 64-bit.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from vicinal.backends.gpu.kernels.window import tokens_at
+
+
+class Strides(NamedTuple):
+    """Of a `[B, *X, H, D]` tensor, in units of `VECTOR` elements."""
+
+    batch: Any
+    tokens: Any  # per axis
+    head: Any
+
+
+class InputStrides(NamedTuple):
+    """Of all inputs; additional keys and values have one axis."""
+
+    query: Strides
+    key: Strides
+    value: Strides
+    extra_keys: Strides | None = None
+    extra_values: Strides | None = None
+
+
+@triton.jit
+def await_previous(CHAINED: tl.constexpr):
+    """To be called before memory is read or written, by kernels that are launched before the one ahead has ended.
+
+    So launches, and what is computed before this call, are hidden (CUDA's programmatic dependent launch).
+    """
+    if CHAINED:
+        gdc_wait()
+
+
+@triton.jit
+def let_next_start(CHAINED: tl.constexpr):
+    """To be called when little is left to do: once all programs have called it, those of the next kernel may start.
+
+    Where they do they stay: started earlier, they would gather on the multiprocessors that are free first.
+    """
+    if CHAINED:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def rows_within(positions, dilations, strides, VECTOR: tl.constexpr, WIDE: tl.constexpr):
+    """The offsets, in elements, of a tile's tokens from its first one: positions times dilation times stride."""
+    LAST: tl.constexpr = len(positions) - 1
+    offset = _widened(positions[LAST], WIDE) * (dilations[LAST] * strides[LAST])
+    for axis in tl.static_range(LAST - 1, -1, -1):
+        offset = offset + _widened(positions[axis], WIDE) * (dilations[axis] * strides[axis])
+    return offset * VECTOR
+
+
+@triton.jit
+def tile_at(tokens, strides, VECTOR: tl.constexpr):
+    """The offset, in elements, of the token at `tokens`: 64-bit."""
+    LAST: tl.constexpr = len(tokens) - 1
+    offset = tokens[LAST].to(tl.int64) * strides[LAST]
+    for axis in tl.static_range(LAST - 1, -1, -1):
+        offset += tokens[axis].to(tl.int64) * strides[axis]
+    return offset * VECTOR
+
+
+@triton.jit
+def head_at(batch, head, strides, VECTOR: tl.constexpr):
+    """The offset, in elements, of a head of a batch entry: 64-bit."""
+    return (batch * strides.batch + head.to(tl.int64) * strides.head) * VECTOR
+
+
+@triton.jit
+def load_tile(pointer, tile, rows, dilations, strides, SIZE: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr):
+    """A program's own tile of the head at `pointer`, zeros for tokens that do not exist."""
+    pointer += tile_at(tokens_at(tile.first, tile.group, dilations), strides, VECTOR)
+    return load_rows(pointer, rows_within(rows.offsets, dilations, strides, VECTOR, WIDE), rows.inside, SIZE, True)
+
+
+@triton.constexpr_function
+def padded(SIZE):
+    """A head dim as it is computed: a power of two, at least what a matrix instruction takes."""
+    return max(16, triton.next_power_of_2(SIZE))
+
+
+@triton.jit
+def load_rows(pointer, rows, inside, SIZE: tl.constexpr, CHECKED: tl.constexpr):
+    """A `[rows, padded(SIZE)]` tile: rows at `pointer + rows`.
+
+    Zeros are past `SIZE` and, if `CHECKED`, where not `inside`.
+    """
+    PADDED: tl.constexpr = padded(SIZE)
+    d = tl.arange(0, PADDED)
+    pointers = pointer + rows[:, None] + d[None, :]
+    if CHECKED:
+        if SIZE == PADDED:
+            return tl.load(pointers, mask=inside[:, None], other=0.0)
+        else:
+            return tl.load(pointers, mask=inside[:, None] & (d < SIZE)[None, :], other=0.0)
+    else:
+        if SIZE == PADDED:
+            return tl.load(pointers)
+        else:
+            return tl.load(pointers, mask=(d < SIZE)[None, :], other=0.0)
+
+
+@triton.jit
+def store_rows(pointer, rows, inside, tile, SIZE: tl.constexpr):
+    """Write a `[rows, padded(SIZE)]` tile where `inside`, its first `SIZE` columns, in the pointer's dtype."""
+    PADDED: tl.constexpr = padded(SIZE)
+    d = tl.arange(0, PADDED)
+    mask = inside[:, None]
+    if SIZE != PADDED:
+        mask = mask & (d < SIZE)[None, :]
+    tl.store(pointer + rows[:, None] + d[None, :], tile.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def token_rows(batch, tokens, lengths, heads, head):
+    """The numbers of rows of a contiguous `[B, *X, H, ...]` tensor: 64-bit, as `batch` is."""
+    row = batch
+    for axis in tl.static_range(len(lengths)):
+        row = row * lengths[axis] + tokens[axis]
+    return row * heads + head
+
+
+@triton.jit
+def own_rows(batch, tile, rows, axes, heads, head):
+    """`token_rows` of a program's own tile."""
+    return token_rows(batch, tokens_at(rows.positions, tile.group, axes.dilations), axes.lengths, heads, head)
+
+
+@triton.jit
+def token_strides(lengths):
+    """Of a contiguous `[*X]` tensor."""
+    strides = ()
+    step = 1
+    for axis in tl.static_range(len(lengths) - 1, -1, -1):
+        strides = (step,) + strides
+        step = step * lengths[axis]
+    return strides
+
+
+@triton.jit
+def _widened(positions, WIDE: tl.constexpr):
+    if WIDE:
+        positions = positions.to(tl.int64)
+    return positions

@@ -1,0 +1,102 @@
+"""Arguments that the Hopper kernels take alike: the axes, what is counted over them, the table of heads that differ."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+
+import torch
+from torch import Tensor
+
+from vicinal.backends.hopper.kernels.arguments import Axes, Constants, Grid, Groups, TokenStrides
+from vicinal.backends.hopper.layout import Descriptor, Launch
+from vicinal.backends.hopper.tilings import WARPGROUPS
+from vicinal.backends.triton.launch import chains
+from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.window import SHIFT, mode
+from vicinal.problem import Problem
+from vicinal.tuning.config import TileConfig
+
+Tile = tuple[int, int, int]
+
+
+def axes_of(problem: Problem, launch: Launch) -> Axes:
+    """The three axes (of the first head)."""
+    axes = _three_axes(problem.neighborhoods[0])
+    return Axes(
+        launch.lengths,
+        tuple(a.window or 1 for a in axes),
+        tuple(a.stride for a in axes),
+        tuple(mode(a) for a in axes),
+    )
+
+
+def grid_of(problem: Problem, launch: Launch, constants: Constants, heads: int) -> Grid:
+    """What work items are counted over: `heads` times the tiles of one."""
+    sides = 1 if constants.shared else WARPGROUPS
+    extent = [size * (sides if a == constants.split else 1) for a, size in enumerate(constants.tile)]
+    tiles = tuple(-(-length // size) for length, size in zip(launch.lengths, extent))
+    items = prod(tiles) * heads * prod(launch.groups) * problem.batch
+    return Grid(tiles, heads, problem.kv_heads, problem.group_size, items)
+
+
+def groups_of(launch: Launch) -> Groups:
+    """Dilation groups along each axis, and tokens of the whole problem along the last two."""
+    return Groups(launch.groups, launch.spread)
+
+
+def token_strides(description: Descriptor) -> TokenStrides:
+    """Strides of a tensor that kernels read or write through pointers."""
+    return TokenStrides(description.strides[0], description.token_columns, description.strides[1:4])
+
+
+def constants_of(problem: Problem, config: TileConfig, tile: Tile, step: Tile) -> Constants:
+    """What every kernel is compiled for, that has own tiles `tile` and walks tiles `step`."""
+    axes = [a for n in problem.neighborhoods for a in n.axes]
+    return Constants(
+        head_dim=problem.head_dim,
+        value_dim=problem.value_dim,
+        tile=tile,
+        step=step,
+        split=int(config.variant[0]),
+        stages=config.stages,
+        rank=problem.rank,
+        strided=any(a.stride > 1 for a in axes),
+        moded=any(mode(a) != SHIFT for a in axes),
+        per_head=problem.per_head,
+        grouped=dilated(problem),
+        chained=chains(problem.device),
+    )
+
+
+def options_of(chained: bool, **options: int) -> dict[str, int]:
+    """Compile options; `chained`: the kernel awaits the one ahead before it touches memory."""
+    return options | {"launch_pdl": True} if chained else options
+
+
+def dilated(problem: Problem) -> bool:
+    """Whether there are dilation groups."""
+    return any(d > 1 for d in problem.neighborhoods[0].dilation)
+
+
+def _three_axes(neighborhood: Neighborhood) -> tuple[Axis, Axis, Axis]:
+    padded = (Axis(1),) * (3 - neighborhood.rank) + neighborhood.axes
+    return padded[0], padded[1], padded[2]
+
+
+@lru_cache(maxsize=256)
+def head_table(problem: Problem) -> Tensor | None:
+    """`[H, 9]` int32: windows, strides and modes of every head's three axes; None where all heads are alike."""
+    if not problem.per_head:
+        return None
+    rows = []
+    for neighborhood in problem.neighborhoods:
+        axes = _three_axes(neighborhood)
+        rows.append([*(a.window or 1 for a in axes), *(a.stride for a in axes), *(mode(a) for a in axes)])
+    repeat = problem.heads // len(rows)
+    return torch.tensor(rows * repeat, dtype=torch.int32, device=problem.device)
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides, in elements, of a contiguous tensor."""
+    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))

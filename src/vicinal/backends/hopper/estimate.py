@@ -1,0 +1,78 @@
+"""What the Hopper kernels take on a problem, estimated by arithmetic: enough to tell when the portable ones are faster.
+
+A warpgroup takes a fixed time per query tile (queries in, output out, barriers) and a time per step of 64 queries
+against 64 keys, both growing with the head dim; a multiprocessor holds one pair of warpgroups; launches take their
+turns. Tiles differ where windows or a key's queries do, and where all run at once the longest decides. The constants
+are fits to timings on H200s of 5 us to 119 ms: forward 50 of 42 problems, half of them met within 5%, backward 331 of
+300 problems, among them the paper's sweep's, half of them met within 7%.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil, prod
+from operator import mul
+
+from vicinal.backends.hopper.layout import launches
+from vicinal.backends.hopper.tilings import WARPGROUPS, steps
+from vicinal.backends.protocol import Direction
+from vicinal.geometry.unfold import tile_count
+from vicinal.problem import Problem
+from vicinal.tuning.config import TileConfig
+from vicinal.tuning.cost import axis_steps, gpu_of
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Nanoseconds of one warpgroup, beside another; `d` is the mean of head dim and value dim.
+
+    Attributes:
+        step: per step, as `max(step[0] + step[1] * d, step[2])`.
+        tile: per query tile, as `tile[0] + tile[1] * d`.
+        launch: per launch of all kernels of the pass.
+    """
+
+    step: tuple[float, float, float]
+    tile: tuple[float, float]
+    launch: float
+
+
+RATES: Mapping[Direction, Rates] = {
+    "forward": Rates((183.0, 1.77, 321.0), (106.0, 9.8), 3740.0),
+    "backward": Rates((601.0, 5.82, 0.0), (976.0, 54.1), 9320.0),
+}
+PRODUCTS = (3, 4)  # of a step, in the backward's passes: the query gradient's, and those of key and value
+
+
+def seconds(problem: Problem, direction: Direction, config: TileConfig) -> float:
+    """The estimate for one tiling of a pass."""
+    rates = RATES[direction]
+    each, tiles = steps(problem, config)
+    d = (problem.head_dim + problem.value_dim) / 2
+    walk = each * max(rates.step[0] + rates.step[1] * d, rates.step[2])
+    ends = rates.tile[0] + rates.tile[1] * d
+    count = len(launches(problem))
+    turns = WARPGROUPS * ceil(tiles / count / (WARPGROUPS * gpu_of(problem).processors))
+    mean, longest = (1.0, 0.0) if direction == "forward" else _both_passes(problem, config)
+    walks = max(turns * mean, WARPGROUPS * longest) * walk
+    return 1e-9 * count * (walks + (turns - 1) * ends + rates.launch)
+
+
+def _both_passes(problem: Problem, config: TileConfig) -> tuple[float, float]:
+    """Steps of a tile on average, and of the longest, of both passes of the backward by their products.
+
+    In units of the query gradient's average: near borders a key has more queries than a query has keys.
+    """
+    neighborhood = problem.neighborhoods[0]
+    split = int(config.variant[0]) - (3 - problem.rank)
+    means, longest = [], []
+    for inverse in (False, True):
+        tile, other = (config.key_tile, config.query_tile) if inverse else (config.query_tile, config.key_tile)
+        pair = tuple(n * WARPGROUPS if a == split else n for a, n in enumerate(tile))
+        along = zip(neighborhood.axes, problem.lengths, pair, other)
+        totals, most = zip(*(axis_steps(*each, inverse) for each in along))
+        means.append(prod(totals) / tile_count(neighborhood, problem.lengths, pair))
+        longest.append(prod(most))
+    unit = means[0] * sum(PRODUCTS)
+    return sum(map(mul, PRODUCTS, means)) / unit, sum(map(mul, PRODUCTS, longest)) / unit

@@ -1,0 +1,133 @@
+"""What the Hopper kernels take besides tensors: named tuples that launchers make and kernels read.
+
+Each field of those at run time is an integer, or a tuple of them; strides are in elements.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Constants(NamedTuple):
+    """What a kernel is compiled for. "Own" tiles are a warpgroup's queries (for dK and dV: its keys)."""
+
+    head_dim: int
+    value_dim: int
+    tile: tuple[int, int, int]  # tokens of an own tile along each axis
+    step: tuple[int, int, int]  # tokens of a tile (or chunk) of the walk along each axis
+    split: int  # the axis along which the own tiles of the two warpgroups lie side by side
+    stages: int  # slots of a ring
+    rank: int  # of three axes, those before the last `rank` have length 1
+    strided: bool  # some stride exceeds 1
+    moded: bool  # some axis is causal or clipped
+    per_head: bool  # heads have neighborhoods of their own, in a table
+    grouped: bool  # there are dilation groups
+    own_output: bool = False  # forward: outputs have a buffer of their own, not the queries'
+    paired: bool = False  # forward: a key tile is two chunks
+    heads: int = 1  # forward: query heads that are rows of each token
+    chained: bool = False  # launched while the kernel before may still run: `vicinal.backends.hopper.kernels.chain`
+    inverse: bool = False  # dK and dV: own tiles are keys, and the walk is over the queries that attend to them
+    shared: bool = False  # dK and dV: both warpgroups have the same keys
+
+
+class PrepareConstants(NamedTuple):
+    """What `backward.prepare` is compiled for."""
+
+    value_dim: int
+    width: int  # `value_dim` rounded up to a power of two
+    tokens: int  # of a program
+    grouped: bool  # there are dilation groups
+    has_grad_lse: bool
+    chained: bool = False  # see `Constants`
+
+
+class Axes(NamedTuple):
+    """Three axes, of one dilation group: each field has one integer per axis."""
+
+    lengths: Any
+    windows: Any
+    strides: Any
+    modes: Any  # of `vicinal.backends.gpu.kernels.window`
+
+
+class Grid(NamedTuple):
+    """What work items are counted over, besides batch elements and dilation groups."""
+
+    tiles: Any  # along each axis: pairs of own tiles (with `Constants.shared`: own tiles)
+    heads: Any  # query heads, or tiles of `Constants.heads` of them
+    kv_heads: Any
+    group: Any  # query heads of a key head
+    items: Any  # in all
+
+
+class Groups(NamedTuple):
+    """Dilation groups."""
+
+    counts: Any  # along each axis
+    spread: Any  # tokens of the whole problem along the last two axes
+
+
+class Scalars(NamedTuple):
+    """What a launch is told at run time, but its tensors and dilation groups."""
+
+    axes: Axes
+    grid: Grid
+    strides: Any  # the kernel's own
+    scale: Any  # of scores; of the forward times log2(e)
+
+
+class TokenStrides(NamedTuple):
+    """Of a `[B, *X, H, ...]` tensor."""
+
+    batch: Any
+    token: Any  # between neighboring tokens of the whole problem, which start dilation groups
+    axes: Any  # between neighboring tokens of a dilation group, along each axis
+
+
+class RowStrides(NamedTuple):
+    """Of a `[rows, X0, X1, X2]` tensor that `backward.prepare` writes."""
+
+    row: Any
+    axes: Any  # along all but the last
+
+
+class ForwardStrides(NamedTuple):
+    """Of `forward`: of a tensor that a descriptor moves, columns between neighboring tokens of the whole problem."""
+
+    query: Any
+    key: Any
+    value: Any
+    output: Any
+    query_batch: Any  # between batch elements
+    output_batch: Any
+    lse: TokenStrides
+
+
+class PrepareStrides(NamedTuple):
+    """Of `backward.prepare`."""
+
+    output: TokenStrides  # and its gradient
+    lse: TokenStrides  # and its gradient
+    result: RowStrides
+
+
+class KeysStrides(NamedTuple):
+    """Of `backward.backward_keys`: columns between neighboring tokens of the whole problem."""
+
+    query: Any
+    grad_output: Any
+    key: Any
+    value: Any
+    grad_key: Any
+    grad_value: Any
+
+
+class QueriesStrides(NamedTuple):
+    """Of `backward.backward_queries`: columns between neighboring tokens of the whole problem."""
+
+    query: Any
+    grad_output: Any
+    key: Any
+    value: Any
+    grad_query: Any
+    prepared: RowStrides

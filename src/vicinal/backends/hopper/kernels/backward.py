@@ -1,0 +1,450 @@
+"""Backward pass for Hopper in two deterministic passes, after one that prepares: dK and dV, then dQ.
+
+`prepare` writes, per query head, the log-sum-exp in base 2 and `delta = sum(output * grad_output) - grad_lse`,
+both laid out `[rows, X0, X1, X2]` so that TMA can move tiles of them; a row is a (batch element, dilation group, head).
+
+`backward_keys`: two consumer warpgroups of 64 keys each; a producer walks the box of queries that attend to them
+(the inverse window rule), through rings of Q, dO, log-sum-exp and delta. Scores are transposed, so that P^T and dS^T
+are already the register operands of dV += P^T dO and dK += dS^T Q. Query heads that share a key head are summed in
+registers.
+With `shared`, for head dims of which one warpgroup cannot hold both sums, both work on the same 64 keys: the first
+makes dV, the second dK (and the scores are computed twice).
+`backward_queries`: two consumer warpgroups of 64 queries; the forward's walk, with dQ += dS K.
+
+Nothing is added in memory, so the same inputs give the same bits. Seven matrix products per score instead of five.
+Source: FlashAttention-2 (arXiv 2307.08691, algorithm 2) for the mathematics; the schedule is this project's.
+"""
+
+# ruff: noqa: B007 (Gluon compiles this: it takes no starred lists)
+
+from typing import Any, NamedTuple
+
+from vicinal.backends.hopper.kernels.chain import await_previous, let_next_start
+from vicinal.backends.hopper.kernels.compat import (
+    fence_async_shared,
+    gl,
+    gluon,
+    mbarrier,
+    tma_load,
+    tma_store_wait,
+    warpgroup_mma_wait,
+)
+from vicinal.backends.hopper.kernels.pieces import (
+    add_product,
+    finished,
+    load_pieces,
+    scores_of,
+    store_pieces,
+    write_pieces,
+    zeros,
+)
+from vicinal.backends.hopper.kernels.ring import Ring, await_ready, barriers, claim, free, pass_over, start_slot
+from vicinal.backends.hopper.kernels.softmax import masked
+from vicinal.backends.hopper.kernels.walk import (
+    beside,
+    first_of,
+    head_axes,
+    in_order,
+    locate,
+    part_of,
+    rows_inside,
+    rows_of,
+    sides,
+    union,
+    walk_order,
+    work_of,
+)
+
+LOG2E = gl.constexpr(1.4426950408889634)
+
+
+@gluon.jit(do_not_specialize=["groups"])
+def prepare(
+    o_ptr, do_ptr, lse_ptr, grad_lse_ptr,
+    lse_out, delta_out,  # written
+    lengths, tokens,  # along each axis, and in all, of a dilation group
+    heads, groups, strides,  # `Groups`, `PrepareStrides`; heads of outputs are adjacent
+    C: gl.constexpr,  # `PrepareConstants`
+):  # fmt: skip
+    """One program per `C.tokens` tokens of a row."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // (C.width // 8), C.width // 8], [4, 1], [1, 0])
+    blocks = gl.cdiv(tokens, C.tokens)
+    row = gl.program_id(0) // blocks
+    item = locate(row, (1, 1, 1), heads, groups, C)
+    t = gl.program_id(0) % blocks * C.tokens + gl.arange(0, C.tokens, layout=gl.SliceLayout(1, layout))
+    column = gl.arange(0, C.width, layout=gl.SliceLayout(0, layout))
+    inside = t < tokens
+    x2 = t % lengths[2]
+    x1 = t // lengths[2] % lengths[1]
+    x0 = t // lengths[2] // lengths[1]
+    at = _tokens_at(item, C.value_dim, (x0, x1, x2), strides.output)
+    mask = inside[:, None] & (column < C.value_dim)[None, :]
+    await_previous(C.chained)
+    o = gl.load(o_ptr + at[:, None] + column[None, :], mask=mask, other=0.0).to(gl.float32)
+    do = gl.load(do_ptr + at[:, None] + column[None, :], mask=mask, other=0.0).to(gl.float32)
+    delta = gl.sum(o * do, 1)
+    at = _tokens_at(item, 1, (x0, x1, x2), strides.lse)
+    lse = gl.load(lse_ptr + at, mask=inside, other=0.0)
+    if C.has_grad_lse:
+        delta -= gl.load(grad_lse_ptr + at, mask=inside, other=0.0)
+    let_next_start(C.chained)
+    result = strides.result
+    to = row.to(gl.int64) * result.row + x0 * result.axes[0] + x1 * result.axes[1] + x2
+    gl.store(lse_out + to, lse * LOG2E, mask=inside)
+    gl.store(delta_out + to, delta, mask=inside)
+
+
+@gluon.jit
+def _tokens_at(item, COLUMNS: gl.constexpr, x, strides):
+    """Where tokens at `x` of a head are, of a tensor with `COLUMNS` per head: 64-bit."""
+    at = item.batch.to(gl.int64) * strides.batch + item.token * strides.token + item.head * COLUMNS
+    return (at + x[0].to(gl.int64) * strides.axes[0] + x[1].to(gl.int64) * strides.axes[1]
+            + x[2].to(gl.int64) * strides.axes[2])  # fmt: skip
+
+
+# --- dK and dV ---------------------------------------------------------------------------------------------
+
+
+class KeysRings(NamedTuple):
+    """Shared memory of `backward_keys`."""
+
+    own: Any  # `sides(C)` tiles of keys and of values
+    own_ready: Any  # barriers: they have arrived
+    own_read: Any  # barrier, with `C.shared`: both warpgroups have read them
+    walked: Ring  # of queries, output gradients, log-sum-exps and deltas
+
+
+@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["scalars"])
+def backward_keys(
+    q_desc, do_desc,  # over `[batch, X0, X1, X2, columns]`, as are those of keys and values
+    lse_desc, delta_desc,  # over `[rows, X0, X1, X2]`
+    k_desc, v_desc,
+    dk_desc, dv_desc,  # written
+    table,
+    scalars, groups,  # `Scalars` with `KeysStrides`; `Groups`
+    C: gl.constexpr,  # `Constants`
+):  # fmt: skip
+    """dK and dV of the own tiles of one work item."""
+    SIDES: gl.constexpr = sides(C)
+    STAGES: gl.constexpr = C.stages
+    QP: gl.constexpr = C.head_dim // k_desc.block_shape[4]
+    VP: gl.constexpr = C.value_dim // v_desc.block_shape[4]
+    k_s = gl.allocate_shared_memory(k_desc.dtype, [SIDES * QP] + k_desc.block_shape, k_desc.layout)
+    v_s = gl.allocate_shared_memory(v_desc.dtype, [SIDES * VP] + v_desc.block_shape, v_desc.layout)
+    q_s = gl.allocate_shared_memory(q_desc.dtype, [STAGES * QP] + q_desc.block_shape, q_desc.layout)
+    do_s = gl.allocate_shared_memory(do_desc.dtype, [STAGES * VP] + do_desc.block_shape, do_desc.layout)
+    lse_s = gl.allocate_shared_memory(gl.float32, [STAGES] + lse_desc.block_shape, lse_desc.layout)
+    delta_s = gl.allocate_shared_memory(gl.float32, [STAGES] + delta_desc.block_shape, delta_desc.layout)
+    own_ready = barriers(2)
+    walked = Ring((q_s, do_s, lse_s, delta_s), barriers(STAGES), barriers(STAGES))
+    own_read = barriers(1)
+    mbarrier.init(own_read.index(0), count=2)
+    for i in gl.static_range(2):
+        mbarrier.init(own_ready.index(i), count=1)
+    for i in gl.static_range(STAGES):
+        start_slot(walked, i, 2)
+    fence_async_shared()
+    rings = KeysRings((k_s, v_s), own_ready, own_read, walked)
+    work = work_of(scalars, groups, table)
+    gl.warp_specialize([
+        (_keys_consumer, (dk_desc, dv_desc, rings, work, C, gl.constexpr(0))),
+        (_keys_consumer, (dk_desc, dv_desc, rings, work, C, gl.constexpr(1))),
+        (_keys_producer, (q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings, work, C)),
+    ], [4, 1], [240, 24])  # fmt: skip
+
+
+@gluon.jit
+def _keys_producer(q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
+    own, own_ready, _, walked = rings
+    q_s, do_s, lse_s, delta_s = walked.tiles
+    strides = work.strides
+    STEP: gl.constexpr = walk_order(C.step, C)
+    QP: gl.constexpr = C.head_dim // k_desc.block_shape[4]
+    VP: gl.constexpr = C.value_dim // v_desc.block_shape[4]
+    OWN_BYTES: gl.constexpr = k_desc.block_type.nbytes * QP + v_desc.block_type.nbytes * VP
+    TILES: gl.constexpr = q_desc.block_type.nbytes * QP + do_desc.block_type.nbytes * VP
+    BYTES: gl.constexpr = TILES + lse_desc.block_type.nbytes + delta_desc.block_type.nbytes
+    item = locate(gl.program_id(0), work.grid.tiles, work.grid.kv_heads, work.groups, C)
+    t = 0
+    for member in range(work.grid.group):
+        head = item.head * work.grid.group + member
+        axes = head_axes(work, head, C)
+        walk = union(item.tile, axes, C)
+        if member == 0:
+            await_previous(C.chained)
+            for i in gl.static_range(sides(C)):
+                bar = own_ready.index(i)
+                mbarrier.expect(bar, OWN_BYTES)
+                x = beside(walk.first, i, C)
+                at = (item.batch, x[0], x[1], x[2])
+                load_pieces(k_desc, at, strides.key * item.token + item.head * C.head_dim, bar, own[0], i, QP)
+                load_pieces(v_desc, at, strides.value * item.token + item.head * C.value_dim, bar, own[1], i, VP)
+        row = item.place * work.grid.heads + head
+        for a in range(walk.outer[0], walk.outer[1], STEP[0]):
+            for b in range(walk.inner[0], walk.inner[1], STEP[1]):
+                for w in range(walk.split[0], walk.split[1], STEP[2]):
+                    c = in_order(a, b, w, C)
+                    at = (item.batch, c[0], c[1], c[2])
+                    slot = t % C.stages
+                    bar = claim(walked, t, BYTES, C)
+                    load_pieces(q_desc, at, strides.query * item.token + head * C.head_dim, bar, q_s, slot, QP)
+                    tma_load(lse_desc, [row, c[0], c[1], c[2]], bar, lse_s.index(slot))
+                    load_pieces(do_desc, at, strides.grad_output * item.token + head * C.value_dim, bar, do_s, slot, VP)
+                    tma_load(delta_desc, [row, c[0], c[1], c[2]], bar, delta_s.index(slot))
+                    t += 1
+    let_next_start(C.chained)
+
+
+@gluon.jit
+def _keys_consumer(dk_desc, dv_desc, rings, work, C: gl.constexpr, W: gl.constexpr):
+    own, own_ready, own_read, walked = rings
+    k_s, v_s = own
+    q_s, do_s, lse_s, delta_s = walked.tiles
+    scale = work.scale
+    STEP: gl.constexpr = walk_order(C.step, C)
+    BM: gl.constexpr = C.tile[0] * C.tile[1] * C.tile[2]
+    BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2]
+    QD: gl.constexpr = k_s.shape[5]
+    VD: gl.constexpr = v_s.shape[5]
+    QP: gl.constexpr = C.head_dim // QD
+    VP: gl.constexpr = C.value_dim // VD
+    SIDE: gl.constexpr = 0 if C.shared else W
+    MAKES_DV: gl.constexpr = not C.shared or W == 0
+    MAKES_DK: gl.constexpr = not C.shared or W == 1
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, QD, 16])
+    dv_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VD, 16])
+    ds_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=dk_layout, k_width=2)
+    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=dv_layout, k_width=2)
+    row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
+    column_layout: gl.constexpr = gl.SliceLayout(0, s_layout)
+    zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
+    dk = zeros(BM, QD, QP, dk_layout)
+    dv = zeros(BM, VD, VP, dv_layout)
+    item = locate(gl.program_id(0), work.grid.tiles, work.grid.kv_heads, work.groups, C)
+    x = beside(first_of(item.tile, C), SIDE, C)
+    mbarrier.wait(own_ready.index(SIDE), 0)
+    t = 0
+    for member in range(work.grid.group):
+        axes = head_axes(work, item.head * work.grid.group + member, C)
+        walk = union(item.tile, axes, C)
+        rows = rows_of(x, axes, row_layout, C)
+        part = part_of(x[C.split], walk, axes, W, C)
+        a = walk.outer[0]
+        b = walk.inner[0]
+        w = part.first
+        for passed in range(part.before):
+            pass_over(walked, t, C)
+            t += 1
+        for step in range(part.count):
+            if w >= part.stop:
+                w = part.first
+                for passed in range(part.skip):
+                    pass_over(walked, t, C)
+                    t += 1
+                b += STEP[1]
+                if b >= walk.inner[1]:
+                    b = walk.inner[0]
+                    a += STEP[0]
+            slot = t % C.stages
+            await_ready(walked, t, C)
+            scoring = scores_of(k_s, SIDE, q_s, slot, zero, QP)
+            lse = lse_s.index(slot).reshape([BN]).load(column_layout)
+            if MAKES_DK:
+                rising = scores_of(v_s, SIDE, do_s, slot, zero, VP)
+                delta = delta_s.index(slot).reshape([BN]).load(column_layout)
+                s = warpgroup_mma_wait(VP, deps=[scoring])
+            else:
+                s = warpgroup_mma_wait(0, deps=[scoring])
+            s = masked(s, in_order(a, b, w, C), rows, -1, s_layout, C)
+            p = gl.exp2(s * (scale * LOG2E) - lse[None, :])
+            if MAKES_DV:
+                pb = gl.convert_layout(p.to(dv_desc.dtype), p_layout)
+                dv = add_product(pb, do_s, slot, dv, VP)
+            if MAKES_DK:
+                dp = warpgroup_mma_wait(VP if MAKES_DV else 0, deps=[rising])
+                ds = p * (dp - delta[None, :])
+                dsb = gl.convert_layout(ds.to(dk_desc.dtype), ds_layout)
+                dk = add_product(dsb, q_s, slot, dk, QP)
+            if MAKES_DV:
+                dv, pb = finished(dv, pb, VP)
+            if MAKES_DK:
+                dk, dsb = finished(dk, dsb, QP)
+            free(walked, t, C)
+            t += 1
+            w += STEP[2]
+        for passed in range(part.skip - part.before):
+            pass_over(walked, t, C)
+            t += 1
+    if C.shared:  # the sums go where keys and values are: not before both have read them
+        mbarrier.arrive(own_read.index(0), count=1)
+        mbarrier.wait(own_read.index(0), 0)
+    if MAKES_DK:
+        write_pieces(dk, scale, k_s, SIDE, dk_desc.dtype, QP)
+    if MAKES_DV:
+        write_pieces(dv, 1.0, v_s, SIDE, dv_desc.dtype, VP)
+    fence_async_shared()
+    at = (item.batch, x[0], x[1], x[2])
+    if MAKES_DK:
+        first = work.strides.grad_key * item.token + item.head * C.head_dim
+        store_pieces(dk_desc, at, first, k_s, SIDE, QP)
+    if MAKES_DV:
+        first = work.strides.grad_value * item.token + item.head * C.value_dim
+        store_pieces(dv_desc, at, first, v_s, SIDE, VP)
+    tma_store_wait(0)
+
+
+# --- dQ ----------------------------------------------------------------------------------------------------
+
+
+class QueriesRings(NamedTuple):
+    """Shared memory of `backward_queries`."""
+
+    own: Any  # two tiles of queries and of output gradients
+    own_ready: Any  # barriers: they have arrived
+    walked: Ring  # of keys and values
+
+
+@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["scalars"])
+def backward_queries(
+    q_desc, do_desc,  # over `[batch, X0, X1, X2, columns]`, as are those of keys and values
+    lse_ptr, delta_ptr,
+    k_desc, v_desc,
+    dq_desc,  # written
+    table,
+    scalars, groups,  # `Scalars` with `QueriesStrides`; `Groups`
+    C: gl.constexpr,  # `Constants`
+):  # fmt: skip
+    """dQ of the own tiles of one work item."""
+    STAGES: gl.constexpr = C.stages
+    QP: gl.constexpr = C.head_dim // k_desc.block_shape[4]
+    VP: gl.constexpr = C.value_dim // v_desc.block_shape[4]
+    q_s = gl.allocate_shared_memory(q_desc.dtype, [2 * QP] + q_desc.block_shape, q_desc.layout)
+    do_s = gl.allocate_shared_memory(do_desc.dtype, [2 * VP] + do_desc.block_shape, do_desc.layout)
+    k_s = gl.allocate_shared_memory(k_desc.dtype, [STAGES * QP] + k_desc.block_shape, k_desc.layout)
+    v_s = gl.allocate_shared_memory(v_desc.dtype, [STAGES * VP] + v_desc.block_shape, v_desc.layout)
+    own_ready = barriers(2)
+    walked = Ring((k_s, v_s), barriers(STAGES), barriers(STAGES))
+    for i in gl.static_range(2):
+        mbarrier.init(own_ready.index(i), count=1)
+    for i in gl.static_range(STAGES):
+        start_slot(walked, i, 2)
+    fence_async_shared()
+    rings = QueriesRings((q_s, do_s), own_ready, walked)
+    work = work_of(scalars, groups, table)
+    gl.warp_specialize([
+        (_queries_consumer, (dq_desc, lse_ptr, delta_ptr, rings, work, C, gl.constexpr(0))),
+        (_queries_consumer, (dq_desc, lse_ptr, delta_ptr, rings, work, C, gl.constexpr(1))),
+        (_queries_producer, (q_desc, do_desc, k_desc, v_desc, rings, work, C)),
+    ], [4, 1], [240, 24])  # fmt: skip
+
+
+@gluon.jit
+def _queries_producer(q_desc, do_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
+    own, own_ready, walked = rings
+    k_s, v_s = walked.tiles
+    strides = work.strides
+    STEP: gl.constexpr = walk_order(C.step, C)
+    QP: gl.constexpr = C.head_dim // k_desc.block_shape[4]
+    VP: gl.constexpr = C.value_dim // v_desc.block_shape[4]
+    OWN_BYTES: gl.constexpr = q_desc.block_type.nbytes * QP + do_desc.block_type.nbytes * VP
+    BYTES: gl.constexpr = k_desc.block_type.nbytes * QP + v_desc.block_type.nbytes * VP
+    item = locate(gl.program_id(0), work.grid.tiles, work.grid.heads, work.groups, C)
+    head = item.head
+    walk = union(item.tile, head_axes(work, head, C), C)
+    await_previous(C.chained)
+    for i in gl.static_range(2):
+        bar = own_ready.index(i)
+        mbarrier.expect(bar, OWN_BYTES)
+        x = beside(walk.first, i, C)
+        at = (item.batch, x[0], x[1], x[2])
+        load_pieces(q_desc, at, strides.query * item.token + head * C.head_dim, bar, own[0], i, QP)
+        load_pieces(do_desc, at, strides.grad_output * item.token + head * C.value_dim, bar, own[1], i, VP)
+    k_first = strides.key * item.token + (head // work.grid.group) * C.head_dim
+    v_first = strides.value * item.token + (head // work.grid.group) * C.value_dim
+    t = 0
+    for a in range(walk.outer[0], walk.outer[1], STEP[0]):
+        for b in range(walk.inner[0], walk.inner[1], STEP[1]):
+            for w in range(walk.split[0], walk.split[1], STEP[2]):
+                c = in_order(a, b, w, C)
+                at = (item.batch, c[0], c[1], c[2])
+                slot = t % C.stages
+                bar = claim(walked, t, BYTES, C)
+                load_pieces(k_desc, at, k_first, bar, k_s, slot, QP)
+                load_pieces(v_desc, at, v_first, bar, v_s, slot, VP)
+                t += 1
+    let_next_start(C.chained)
+
+
+@gluon.jit
+def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
+    own, own_ready, walked = rings
+    q_s, do_s = own
+    k_s, v_s = walked.tiles
+    scale = work.scale
+    STEP: gl.constexpr = walk_order(C.step, C)
+    BM: gl.constexpr = C.tile[0] * C.tile[1] * C.tile[2]
+    BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2]
+    WIDE: gl.constexpr = k_s.shape[5]
+    QP: gl.constexpr = C.head_dim // WIDE
+    VP: gl.constexpr = C.value_dim // v_s.shape[5]
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDE, 16])
+    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=sum_layout, k_width=2)
+    row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
+    zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
+    dq = zeros(BM, WIDE, QP, sum_layout)
+    item = locate(gl.program_id(0), work.grid.tiles, work.grid.heads, work.groups, C)
+    axes = head_axes(work, item.head, C)
+    walk = union(item.tile, axes, C)
+    x = beside(walk.first, W, C)
+    rows = rows_of(x, axes, row_layout, C)
+    part = part_of(x[C.split], walk, axes, W, C)
+    inside = rows_inside(rows, work.axes)
+    at = _prepared_rows(item.place * work.grid.heads + item.head, rows.positions, work.strides.prepared)
+    await_previous(C.chained)
+    lse = gl.load(lse_ptr + at, mask=inside, other=0.0)
+    delta = gl.load(delta_ptr + at, mask=inside, other=0.0)
+    mbarrier.wait(own_ready.index(W), 0)
+    a = walk.outer[0]
+    b = walk.inner[0]
+    w = part.first
+    t = 0
+    for passed in range(part.before):
+        pass_over(walked, t, C)
+        t += 1
+    for step in range(part.count):
+        if w >= part.stop:
+            w = part.first
+            for passed in range(part.skip):
+                pass_over(walked, t, C)
+                t += 1
+            b += STEP[1]
+            if b >= walk.inner[1]:
+                b = walk.inner[0]
+                a += STEP[0]
+        slot = t % C.stages
+        await_ready(walked, t, C)
+        scoring = scores_of(q_s, W, k_s, slot, zero, QP)
+        rising = scores_of(do_s, W, v_s, slot, zero, VP)
+        s = warpgroup_mma_wait(VP, deps=[scoring])
+        s = masked(s, in_order(a, b, w, C), rows, -1, s_layout, C)
+        p = gl.exp2(s * (scale * LOG2E) - lse[:, None])
+        dp = warpgroup_mma_wait(0, deps=[rising])
+        ds = p * (dp - delta[:, None])
+        dsb = gl.convert_layout(ds.to(dq_desc.dtype), p_layout)
+        dq, dsb = finished(add_product(dsb, k_s, slot, dq, QP), dsb, QP)
+        free(walked, t, C)
+        t += 1
+        w += STEP[2]
+    write_pieces(dq, scale, q_s, W, dq_desc.dtype, QP)
+    fence_async_shared()
+    first = work.strides.grad_query * item.token + item.head * C.head_dim
+    store_pieces(dq_desc, (item.batch, x[0], x[1], x[2]), first, q_s, W, QP)
+    tma_store_wait(0)
+
+
+@gluon.jit
+def _prepared_rows(row, x, strides):
+    """Where `prepare` wrote of tokens at `x` of a row."""
+    return row.to(gl.int64) * strides.row + x[0] * strides.axes[0] + x[1] * strides.axes[1] + x[2]

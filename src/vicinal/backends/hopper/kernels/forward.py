@@ -1,0 +1,394 @@
+"""Forward pass for Hopper: TMA moves, wgmma multiplies, warps specialise.
+
+One program has a producer warp and two consumer warpgroups. Each warpgroup owns 64 queries: a box of tokens
+(`Constants.tile`); the two boxes lie side by side along axis `split`. The producer walks the box of keys that the union
+of their windows covers, from its first key, in tiles (`Constants.step`), into rings of key and value tiles. A
+warpgroup passes over the tiles that only the other one needs (at most `stages - 1` in a row). `split` is the fastest
+axis of the walk, so that while one passes over the end of a line the other passes over the start of the next.
+
+A warpgroup issues QK of its next tile, then PV of its last one, then does the softmax of the next while PV runs. From
+value dim 128 on, sums are only rescaled where a maximum has grown (`vicinal.backends.hopper.kernels.rescale`).
+Only tiles that are not wholly inside every window of the warpgroup are masked: one scalar test per tile.
+Source of the schedule: FlashAttention-3 (arXiv 2407.08608, section 3); of the walk: this project's design.
+
+With `paired`, a key tile is two chunks of 64 keys that need not touch: the walk is over chunks, so that its waste is a
+chunk's. The chunks that one warpgroup needs alone come first, a tile of the one and a tile of the other in turn, then
+those that both need.
+
+With `heads` above 1, rows are that many query heads of one key head for each token of a smaller tile: small windows
+waste less then. Queries and outputs are described as `[X0, X1, X2, heads, columns]`, and the batch is in the columns.
+
+Head dims that are no power of two are moved and multiplied in pieces (`vicinal.backends.hopper.kernels.pieces`).
+"""
+
+# ruff: noqa: B007 (Gluon compiles this: it takes no starred lists)
+
+from typing import Any, NamedTuple
+
+from vicinal.backends.hopper.kernels.chain import await_previous, let_next_start
+from vicinal.backends.hopper.kernels.compat import (
+    fence_async_shared,
+    gl,
+    gluon,
+    mbarrier,
+    reinterpret,
+    tma_load,
+    tma_store_wait,
+    warpgroup_mma_wait,
+)
+from vicinal.backends.hopper.kernels.pieces import (
+    add_product,
+    finished,
+    load_pieces,
+    scaled,
+    scores_of,
+    store_pieces,
+    write_pieces,
+    zeros,
+)
+from vicinal.backends.hopper.kernels.rescale import followed, rescaled
+from vicinal.backends.hopper.kernels.ring import Ring, await_ready, barriers, claim, free, pass_over, start_slot
+from vicinal.backends.hopper.kernels.softmax import masked
+from vicinal.backends.hopper.kernels.walk import (
+    beside,
+    head_axes,
+    in_order,
+    locate,
+    next_chunk,
+    paired_counts,
+    part_of,
+    rows_inside,
+    rows_of,
+    union,
+    walk_order,
+    work_of,
+)
+
+LN2 = gl.constexpr(0.6931471805599453)
+
+
+class Rings(NamedTuple):
+    """Shared memory: two slots, one per warpgroup, of queries and outputs; `stages` of keys and values."""
+
+    query: Ring
+    key: Ring
+    value: Ring  # (a field `values` would be hidden by Triton's own)
+    output: Any  # a buffer, or the queries' own
+
+
+@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["scalars"])
+def forward(
+    q_desc, k_desc, v_desc, o_desc,  # over `[batch, X0, X1, X2, columns]`
+    lse_ptr,
+    table,
+    scalars, groups,  # `Scalars` with `ForwardStrides`; `Groups`
+    C: gl.constexpr,  # `Constants`
+):  # fmt: skip
+    """Output and log-sum-exp of work items `program, program + programs, ...`."""
+    QP: gl.constexpr = C.head_dim // q_desc.block_shape[4]  # pieces of a query or key tile
+    VP: gl.constexpr = C.value_dim // o_desc.block_shape[4]
+    KEYS: gl.constexpr = C.step[0] * C.step[1] * C.step[2]
+    STAGES: gl.constexpr = C.stages
+    q_s = gl.allocate_shared_memory(q_desc.dtype, [2 * QP] + q_desc.block_shape, q_desc.layout)
+    if C.paired:
+        whole: gl.constexpr = gl.NVMMASharedLayout.get_default_for([2 * KEYS, C.head_dim], k_desc.dtype)
+        k_s = gl.allocate_shared_memory(k_desc.dtype, [STAGES, 2 * KEYS, C.head_dim], whole)
+        v_s = gl.allocate_shared_memory(v_desc.dtype, [STAGES, 2 * KEYS, C.head_dim], whole)
+    else:
+        k_s = gl.allocate_shared_memory(k_desc.dtype, [STAGES * QP] + k_desc.block_shape, k_desc.layout)
+        v_s = gl.allocate_shared_memory(v_desc.dtype, [STAGES * VP] + v_desc.block_shape, v_desc.layout)
+    if C.own_output:
+        o_s = gl.allocate_shared_memory(o_desc.dtype, [2 * VP] + o_desc.block_shape, o_desc.layout)
+    else:
+        o_s = q_s
+    queries = Ring(q_s, barriers(2), barriers(2))
+    keys = Ring(k_s, barriers(STAGES), barriers(STAGES))
+    values = Ring(v_s, barriers(STAGES), barriers(STAGES))
+    for w in gl.static_range(2):
+        start_slot(queries, w, 1)
+    for i in gl.static_range(STAGES):
+        start_slot(keys, i, 2)
+        start_slot(values, i, 2)
+    fence_async_shared()
+    rings = Rings(queries, keys, values, o_s)
+    work = work_of(scalars, groups, table)
+    gl.warp_specialize([
+        (_consumer, (o_desc, lse_ptr, rings, work, C, gl.constexpr(0))),
+        (_consumer, (o_desc, lse_ptr, rings, work, C, gl.constexpr(1))),
+        (_producer, (q_desc, k_desc, v_desc, rings, work, C)),
+    ], [4, 1], [240, 24])  # fmt: skip
+
+
+@gluon.jit
+def _producer(q_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
+    queries, keys, values, _ = rings
+    strides = work.strides
+    STEP: gl.constexpr = walk_order(C.step, C)
+    QP: gl.constexpr = C.head_dim // q_desc.block_shape[4]
+    VP: gl.constexpr = C.value_dim // v_desc.block_shape[4]
+    t = 0
+    done = 0
+    for number in range(gl.program_id(0), work.grid.items, gl.num_programs(0)):
+        item = locate(number, work.grid.tiles, work.grid.heads, work.groups, C)
+        head = item.head * C.heads
+        axes = head_axes(work, head, C)
+        walk = union(item.tile, axes, C)
+        await_previous(C.chained)
+        for i in gl.static_range(2):
+            mbarrier.wait(queries.empty.index(i), (done & 1) ^ 1)
+            mbarrier.expect(queries.ready.index(i), q_desc.block_type.nbytes * QP)
+            x = beside(walk.first, i, C)
+            at, column = _rows_at(item, x, head, strides.query, strides.query_batch, C.head_dim, C)
+            load_pieces(q_desc, at, column, queries.ready.index(i), queries.tiles, i, QP)
+        k_first = strides.key * item.token + (head // work.grid.group) * C.head_dim
+        v_first = strides.value * item.token + (head // work.grid.group) * C.value_dim
+        if C.paired:
+            line, alone, turns, common = paired_counts(walk, axes, C)
+            a = walk.outer[0]
+            b = walk.inner[0]
+            w = walk.split[0]
+            first = w
+            stop = w + alone * STEP[2]
+            for i in range(2 * turns + common):
+                if i == 2 * turns:  # from here on, both warpgroups
+                    a = walk.outer[0]
+                    b = walk.inner[0]
+                    first = walk.split[0] + alone * STEP[2]
+                    stop = walk.split[0] + (line - alone) * STEP[2]
+                    w = first
+                its_end = (i >= 2 * turns) | (i % 2 == 1)
+                shift = gl.where((i < 2 * turns) & (i % 2 == 1), (line - alone) * STEP[2], 0)
+                a1, b1, w1 = next_chunk((a, b, w), walk, first, stop, C)
+                pair = (in_order(a, b, w + shift, C), in_order(a1, b1, w1 + shift, C))
+                _load_pair(k_desc, item.batch, pair, k_first, keys, t, C)
+                _load_pair(v_desc, item.batch, pair, v_first, values, t, C)
+                t += 1
+                a2, b2, w2 = next_chunk((a1, b1, w1), walk, first, stop, C)
+                a = gl.where(its_end, a2, a)
+                b = gl.where(its_end, b2, b)
+                w = gl.where(its_end, w2, w)
+        else:
+            for a in range(walk.outer[0], walk.outer[1], STEP[0]):
+                for b in range(walk.inner[0], walk.inner[1], STEP[1]):
+                    for w in range(walk.split[0], walk.split[1], STEP[2]):
+                        c = in_order(a, b, w, C)
+                        at = (item.batch, c[0], c[1], c[2])
+                        slot = t % C.stages
+                        bar = claim(keys, t, k_desc.block_type.nbytes * QP, C)
+                        load_pieces(k_desc, at, k_first, bar, keys.tiles, slot, QP)
+                        bar = claim(values, t, v_desc.block_type.nbytes * VP, C)
+                        load_pieces(v_desc, at, v_first, bar, values.tiles, slot, VP)
+                        t += 1
+        done += 1
+    let_next_start(C.chained)
+
+
+@gluon.jit
+def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
+    queries, keys, values, o_s = rings
+    scale = work.scale
+    STEP: gl.constexpr = walk_order(C.step, C)
+    BM: gl.constexpr = C.tile[0] * C.tile[1] * C.tile[2] * C.heads
+    BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2] * (2 if C.paired else 1)
+    VD: gl.constexpr = o_desc.block_shape[4]
+    VP: gl.constexpr = C.value_dim // VD
+    QP: gl.constexpr = C.head_dim // queries.tiles.shape[5]
+    LAZY: gl.constexpr = C.value_dim >= 128  # below, exponentials are what is waited for: skipping costs 1 to 3%
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VD, 16])
+    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=o_layout, k_width=2)
+    row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
+    zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
+
+    t = 0  # tiles that the rings of keys and values have seen
+    done = 0
+    for number in range(gl.program_id(0), work.grid.items, gl.num_programs(0)):
+        item = locate(number, work.grid.tiles, work.grid.heads, work.groups, C)
+        head = item.head * C.heads
+        axes = head_axes(work, head, C)
+        walk = union(item.tile, axes, C)
+        x = beside(walk.first, W, C)
+        rows = rows_of(x, axes, row_layout, C)
+        if C.paired:
+            line, alone, turns, common = paired_counts(walk, axes, C)
+            count = turns + common
+            before = gl.minimum(turns, 1) if W == 1 else 0
+            after = 1 if (W == 0) & (common == 0) else 0
+            first = walk.split[0] + ((line - alone) * STEP[2] if W == 1 else 0)
+            stop = first + alone * STEP[2]
+            if turns == 0:
+                first = walk.split[0]
+                stop = walk.split[0] + line * STEP[2]
+        else:
+            part = part_of(x[C.split], walk, axes, W, C)
+            first = part.first
+            stop = part.stop
+            before = part.before
+            after = part.skip - part.before
+            count = part.count
+
+        a = walk.outer[0]
+        b = walk.inner[0]
+        w = first
+        for passed in range(before):
+            _pass_over_both(rings, t, C)
+            t += 1
+        mbarrier.wait(queries.ready.index(W), done & 1)
+        await_ready(keys, t, C)
+        s = warpgroup_mma_wait(0, deps=[scores_of(queries.tiles, W, keys.tiles, t % C.stages, zero, QP)])
+        free(keys, t, C)
+        a1 = a
+        b1 = b
+        w1 = w
+        if C.paired:
+            a1, b1, w1 = next_chunk((a, b, w), walk, first, stop, C)
+        s = _mask(s, in_order(a, b, w, C), in_order(a1, b1, w1, C), rows, s_layout, C)
+        m = gl.max(s, 1) * scale
+        p = gl.exp2(s * scale - _finite(m)[:, None])
+        l = _in_thread_sums(p)
+        l_layout: gl.constexpr = gl.SliceLayout(1, l.type.layout)
+        pb = gl.convert_layout(p.to(o_desc.dtype), p_layout)
+        out = zeros(BM, VD, VP, o_layout)
+        for step in range(1, count):
+            last = t
+            t += 1
+            if C.paired:
+                if step == turns:  # from here on, both warpgroups
+                    if W == 0:
+                        _pass_over_both(rings, t, C)
+                        t += 1
+                    a = walk.outer[0]
+                    b = walk.inner[0]
+                    first = walk.split[0] + alone * STEP[2]
+                    stop = walk.split[0] + (line - alone) * STEP[2]
+                    w = first
+                else:
+                    if step < turns:
+                        _pass_over_both(rings, t, C)
+                        t += 1
+                    a, b, w = next_chunk((a1, b1, w1), walk, first, stop, C)
+                a1, b1, w1 = next_chunk((a, b, w), walk, first, stop, C)
+            else:
+                w += STEP[2]
+                if w >= stop:
+                    w = first
+                    for passed in range(part.skip):
+                        _pass_over_both(rings, t, C)
+                        t += 1
+                    b += STEP[1]
+                    if b >= walk.inner[1]:
+                        b = walk.inner[0]
+                        a += STEP[0]
+            await_ready(keys, t, C)
+            scoring = scores_of(queries.tiles, W, keys.tiles, t % C.stages, zero, QP)
+            await_ready(values, last, C)
+            out = add_product(pb, values.tiles, last % C.stages, out, VP)
+            s = warpgroup_mma_wait(VP, deps=[scoring])
+            free(keys, t, C)
+            s = _mask(s, in_order(a, b, w, C), in_order(a1, b1, w1, C), rows, s_layout, C)
+            top = gl.max(s, 1) * scale
+            m_new = followed(m, top) if LAZY else gl.maximum(m, top)
+            finite = _finite(m_new)
+            alpha = gl.exp2(m - finite)
+            p = gl.exp2(s * scale - finite[:, None])
+            l = l * gl.convert_layout(alpha, l_layout)[:, None] + _in_thread_sums(p)
+            m = m_new
+            factor = gl.convert_layout(alpha, gl.SliceLayout(1, o_layout))
+            if LAZY and not C.paired:
+                # Passed long ago. Its branch keeps ptxas from moving the wait for PV up to before the softmax.
+                await_ready(values, last, C)
+            out, pb = finished(out, pb, VP)
+            free(values, last, C)
+            out = rescaled(out, factor, VP) if LAZY else scaled(out, factor[:, None], VP)
+            pb = gl.convert_layout(p.to(o_desc.dtype), p_layout)
+        if C.own_output:
+            mbarrier.arrive(queries.empty.index(W), count=1)
+        await_ready(values, t, C)
+        out, pb = finished(add_product(pb, values.tiles, t % C.stages, out, VP), pb, VP)
+        free(values, t, C)
+        t += 1
+        for passed in range(after):
+            _pass_over_both(rings, t, C)
+            t += 1
+
+        l = gl.convert_layout(gl.sum(l, 1), row_layout)
+        inverse = gl.convert_layout(1.0 / l, gl.SliceLayout(1, o_layout))[:, None]
+        tma_store_wait(0)  # of the last item: the buffer is about to be written
+        write_pieces(out, inverse, o_s, W, o_desc.dtype, VP)
+        fence_async_shared()
+        strides = work.strides
+        at, column = _rows_at(item, x, head, strides.output, strides.output_batch, C.value_dim, C)
+        store_pieces(o_desc, at, column, o_s, W, VP)
+        lse = (m + gl.log2(l)) * LN2
+        _store_rows(lse_ptr, lse, item, head, rows, work, C)
+        if not C.own_output:
+            tma_store_wait(0)
+            mbarrier.arrive(queries.empty.index(W), count=1)
+        done += 1
+    tma_store_wait(0)
+
+
+@gluon.jit
+def _rows_at(item, x, head, token_stride, batch_stride, COLUMNS: gl.constexpr, C: gl.constexpr):
+    """Where a tile of queries or outputs at `x` is in its descriptor: four coordinates, and the first column."""
+    first = token_stride * item.token
+    if C.heads == 1:
+        return (item.batch, x[0], x[1], x[2]), first + head * COLUMNS
+    else:
+        return (x[0], x[1], x[2], head), first + item.batch * batch_stride
+
+
+@gluon.jit
+def _store_rows(lse_ptr, lse, item, head, rows, work, C: gl.constexpr):
+    """Write the log-sum-exps of a warpgroup's rows."""
+    strides = work.strides.lse
+    x = rows.positions
+    at = item.batch.to(gl.int64) * strides.batch + item.token * strides.token + head
+    inside = rows_inside(rows, work.axes)
+    offset = x[0].to(gl.int64) * strides.axes[0] + x[1].to(gl.int64) * strides.axes[1] + x[2] * strides.axes[2]
+    if C.heads > 1:
+        offset += gl.arange(0, lse.shape[0], layout=lse.type.layout) % C.heads
+    gl.store(lse_ptr + at + offset, lse, mask=inside)
+
+
+@gluon.jit
+def _load_pair(desc, batch, pair, column, ring, t, C: gl.constexpr):
+    """Load two chunks as the halves of tile `t`: rows of at most 128 bytes lie densely in it."""
+    WIDE: gl.constexpr = desc.block_shape[4]
+    PIECES: gl.constexpr = C.head_dim // WIDE
+    c, d = pair
+    bar = claim(ring, t, desc.block_type.nbytes * (2 * PIECES), C)
+    view = reinterpret(ring.tiles, [C.stages * PIECES * 2] + desc.block_shape, desc.layout)
+    for j in gl.static_range(PIECES):
+        at = (t % C.stages * PIECES + j) * 2
+        tma_load(desc, [batch, c[0], c[1], c[2], column + j * WIDE], bar, view.index(at))
+        tma_load(desc, [batch, d[0], d[1], d[2], column + j * WIDE], bar, view.index(at + 1))
+
+
+@gluon.jit
+def _pass_over_both(rings, t, C: gl.constexpr):
+    """Let tile `t` of keys and of values go unread."""
+    pass_over(rings.key, t, C)
+    pass_over(rings.value, t, C)
+
+
+@gluon.jit
+def _mask(s, c, d, rows, layout: gl.constexpr, C: gl.constexpr):
+    if C.paired:
+        s = masked(s, c, rows, 0, layout, C)
+        s = masked(s, d, rows, 1, layout, C)
+    else:
+        s = masked(s, c, rows, -1, layout, C)
+    return s
+
+
+@gluon.jit
+def _in_thread_sums(p):
+    """`[rows, 8]`: sums over every eighth column, which are one thread's; threads are added up once, at the end."""
+    return gl.sum(p.reshape([p.shape[0], p.shape[1] // 8, 8]), 1)
+
+
+@gluon.jit
+def _finite(m):
+    """The maximum to subtract: 0 for a row that has met no neighbor yet."""
+    return gl.where(m == float("-inf"), 0.0, m)

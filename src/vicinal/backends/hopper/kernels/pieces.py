@@ -1,0 +1,90 @@
+"""Tiles of any head dim that the Hopper kernels take, as pieces whose columns are a power of two.
+
+Tensors in Gluon have sides that are powers of two, so a tile of 96 or 192 columns is three pieces of 32 or 64: a
+descriptor's block, a buffer and a wgmma each. Other head dims are one piece. Buffers are `[slots * PIECES, 1, *tile,
+piece]`; what is accumulated is a tuple of `PIECES` tensors. `warpgroup_mma_wait` counts one for each piece.
+"""
+
+from vicinal.backends.hopper.kernels.compat import gl, gluon, tma_load, tma_store, warpgroup_mma, warpgroup_mma_wait
+
+
+@gluon.jit
+def load_pieces(desc, at, column, bar, buffer, slot, PIECES: gl.constexpr):
+    """Load the tile at `at`, columns from `column` on, into `slot` of a buffer."""
+    WIDE: gl.constexpr = desc.block_shape[4]
+    for j in gl.static_range(PIECES):
+        tma_load(desc, [at[0], at[1], at[2], at[3], column + j * WIDE], bar, buffer.index(slot * PIECES + j))
+
+
+@gluon.jit
+def scores_of(a_s, a_slot, b_s, b_slot, zero, PIECES: gl.constexpr):
+    """Issue `A @ B^T` of two tiles in shared memory, summed over columns; the caller waits. `zero` gives the shape."""
+    WIDE: gl.constexpr = a_s.shape[5]
+    a = a_s.index(a_slot * PIECES).reshape([zero.shape[0], WIDE])
+    b = b_s.index(b_slot * PIECES).reshape([zero.shape[1], WIDE]).permute((1, 0))
+    s = warpgroup_mma(a, b, zero, use_acc=False, is_async=True)
+    for j in gl.static_range(1, PIECES):
+        a = a_s.index(a_slot * PIECES + j).reshape([zero.shape[0], WIDE])
+        b = b_s.index(b_slot * PIECES + j).reshape([zero.shape[1], WIDE]).permute((1, 0))
+        s = warpgroup_mma(a, b, s, is_async=True)
+    return s
+
+
+@gluon.jit
+def zeros(ROWS: gl.constexpr, WIDE: gl.constexpr, PIECES: gl.constexpr, layout: gl.constexpr):
+    """`[ROWS, PIECES * WIDE]`."""
+    z = gl.zeros([ROWS, WIDE], gl.float32, layout=layout)
+    if PIECES == 1:
+        return (z,)
+    else:
+        return (z, z, z)
+
+
+@gluon.jit
+def add_product(p, b_s, slot, sums, PIECES: gl.constexpr):
+    """Issue `sums + p @ B`, with `p` in registers; the caller waits."""
+    SHAPE: gl.constexpr = [p.shape[1], sums[0].shape[1]]
+    first = slot * PIECES
+    x = warpgroup_mma(p, b_s.index(first).reshape(SHAPE), sums[0], is_async=True)
+    if PIECES == 1:
+        return (x,)
+    else:
+        y = warpgroup_mma(p, b_s.index(first + 1).reshape(SHAPE), sums[1], is_async=True)
+        z = warpgroup_mma(p, b_s.index(first + 2).reshape(SHAPE), sums[2], is_async=True)
+        return (x, y, z)
+
+
+@gluon.jit
+def finished(sums, p, PIECES: gl.constexpr):
+    """Wait for all that was issued: `sums`, and `p` which fed them."""
+    if PIECES == 1:
+        x, p = warpgroup_mma_wait(0, deps=[sums[0], p])
+        return (x,), p
+    else:
+        x, y, z, p = warpgroup_mma_wait(0, deps=[sums[0], sums[1], sums[2], p])
+        return (x, y, z), p
+
+
+@gluon.jit
+def scaled(sums, factor, PIECES: gl.constexpr):
+    """`sums * factor`."""
+    if PIECES == 1:
+        return (sums[0] * factor,)
+    else:
+        return (sums[0] * factor, sums[1] * factor, sums[2] * factor)
+
+
+@gluon.jit
+def write_pieces(sums, factor, buffer, slot, DTYPE: gl.constexpr, PIECES: gl.constexpr):
+    """`sums * factor` into a slot of a buffer; a fence must follow before it is stored."""
+    SHAPE: gl.constexpr = sums[0].shape
+    for j in gl.static_range(PIECES):
+        buffer.index(slot * PIECES + j).reshape(SHAPE).store((sums[j] * factor).to(DTYPE))
+
+
+@gluon.jit
+def store_pieces(desc, at, column, buffer, slot, PIECES: gl.constexpr):
+    """Store the tile in a slot of a buffer to `at`, columns from `column` on."""
+    WIDE: gl.constexpr = desc.block_shape[4]
+    for j in gl.static_range(PIECES):
+        tma_store(desc, [at[0], at[1], at[2], at[3], column + j * WIDE], buffer.index(slot * PIECES + j))

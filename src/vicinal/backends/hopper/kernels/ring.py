@@ -1,0 +1,64 @@
+"""Rings of tiles in shared memory: a producer fills their slots, two consumer warpgroups read and free them.
+
+Tile `t` of a ring goes to slot `t % stages`. Barriers count phases: a slot's flips each time that it is filled (freed),
+so the parity of `t // stages` says which of its fillings is waited for.
+"""
+
+from typing import Any, NamedTuple
+
+from vicinal.backends.hopper.kernels.compat import gl, gluon, mbarrier
+
+
+class Ring(NamedTuple):
+    """Tiles with their barriers, one of each kind per slot."""
+
+    tiles: Any  # a buffer, or a tuple of buffers that are filled and freed together
+    ready: Any  # its tiles have arrived
+    empty: Any  # its readers are done; a slot that was never filled counts as such
+
+
+@gluon.jit
+def barriers(SLOTS: gl.constexpr):
+    """Memory of one barrier per slot."""
+    return gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+
+
+@gluon.jit
+def start_slot(ring, slot, READERS: gl.constexpr):
+    """Initialise a slot's barriers: one producer fills it, so many warpgroups free it."""
+    mbarrier.init(ring.ready.index(slot), count=1)
+    mbarrier.init(ring.empty.index(slot), count=READERS)
+
+
+@gluon.jit
+def await_ready(ring, t, C: gl.constexpr):
+    """Wait until tile `t` has arrived."""
+    mbarrier.wait(ring.ready.index(t % C.stages), (t // C.stages) & 1)
+
+
+@gluon.jit
+def await_empty(ring, t, C: gl.constexpr):
+    """Wait until the slot of tile `t` may be filled with it."""
+    mbarrier.wait(ring.empty.index(t % C.stages), ((t // C.stages) & 1) ^ 1)
+
+
+@gluon.jit
+def claim(ring, t, BYTES: gl.constexpr, C: gl.constexpr):
+    """Wait until the slot of tile `t` may be filled with it, with so many bytes: the barrier that they are to reach."""
+    await_empty(ring, t, C)
+    bar = ring.ready.index(t % C.stages)
+    mbarrier.expect(bar, BYTES)
+    return bar
+
+
+@gluon.jit
+def free(ring, t, C: gl.constexpr):
+    """Say that one warpgroup is done with tile `t`."""
+    mbarrier.arrive(ring.empty.index(t % C.stages), count=1)
+
+
+@gluon.jit
+def pass_over(ring, t, C: gl.constexpr):
+    """Let tile `t` go unread. Waiting for it first keeps the phases in step."""
+    await_ready(ring, t, C)
+    free(ring, t, C)

@@ -1,0 +1,80 @@
+"""The numba backend: kernels compiled for this CPU when first used.
+
+A tile is 16 queries, a vector's lanes; keys and values are read where they lie, weights stay in registers and the
+nearest cache, so that little but matrix products is left. Which tiles, keys and masks: `plan`. Half precision is
+computed in float32. Every result is deterministic for a number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from torch import Tensor
+
+from vicinal.backends.protocol import Direction
+from vicinal.problem import Inputs, Problem, Upstream, Wanted
+from vicinal.tuning.config import TileConfig
+
+LISTED = 8  # configs
+
+
+class NumbaBackend:
+    """See `vicinal.backends.protocol.Backend`."""
+
+    name = "numba"
+
+    def unsupported(self, problem: Problem) -> str | None:
+        """A reason in words, or None."""
+        from vicinal.backends.cpu import unsupported_tensors
+
+        reason = unsupported_tensors(problem)
+        if reason is not None:
+            return reason
+        if problem.has_rpb:
+            return "it has no relative positional bias"
+        if problem.per_head:
+            return "it has one neighborhood for all heads"
+        return missing()
+
+    def declines(self, problem: Problem, direction: Direction) -> str | None:
+        return None
+
+    def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
+        """Tiles by the keys that they meet."""
+        from vicinal.backends.numba.plan import tilings
+
+        found = tilings(problem.neighborhood.axes, problem.lengths)[:LISTED]
+        return [TileConfig(t.tile, t.box, 1, 1) for t in found]
+
+    def forward(self, problem: Problem, config: TileConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Output and log-sum-exp."""
+        from vicinal.backends.numba import launch
+
+        return launch.forward(problem, config.query_tile, inputs)
+
+    def backward(
+        self,
+        problem: Problem,
+        config: TileConfig,
+        inputs: Inputs,
+        upstream: Upstream,
+        wanted: Wanted,
+    ) -> Inputs:
+        """The gradients that are wanted."""
+        from vicinal.backends.numba import launch
+
+        return launch.backward(problem, config.query_tile, inputs, upstream, wanted)
+
+
+@cache
+def missing() -> str | None:
+    """Why numba cannot be used here, or None. Imports it."""
+    try:
+        import vicinal.backends.numba.kernels.compiled  # noqa: F401
+    except Exception as error:  # not there, too old, or at odds with another package: numba raises what it likes
+        return f"it needs numba: pip install vicinal[numba] ({error})"
+    return None
+
+
+BACKEND = NumbaBackend()

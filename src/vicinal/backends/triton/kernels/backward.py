@@ -1,0 +1,293 @@
+"""Fused neighborhood attention, backward: two kernels, or one, no atomics, the same bits every run.
+
+`query_gradient_kernel`: one program per tile of queries, walking the box of keys, as forward does. It also computes
+delta (the row sums of output times its gradient) for the kernels that follow.
+`key_value_gradient_kernel`: one program per tile of keys, walking the box of queries that reach it, and the heads of
+its group in order. A key's queries along an axis are an interval too, so its mask costs what the forward's does.
+`gradients_kernel`: both at once, for problems that do not fill the GPU; delta is computed by whoever needs it.
+
+Source: FlashAttention-2 (arXiv 2307.08691, algorithm 2), its one loop with atomic sums of dQ split in two.
+"""
+
+import triton
+import triton.language as tl
+
+from vicinal.backends.gpu.kernels.boxes import axes_of_head, box_of, coverage, program_of, rows_of, within
+from vicinal.backends.gpu.kernels.memory import (
+    await_previous,
+    head_at,
+    let_next_start,
+    load_rows,
+    load_tile,
+    own_rows,
+    padded,
+    rows_within,
+    store_rows,
+    tile_at,
+    token_rows,
+    token_strides,
+)
+from vicinal.backends.gpu.kernels.window import (
+    bias_strides,
+    chosen,
+    linear,
+    next_tile,
+    positions_in,
+    shifted,
+    size_of,
+    tile_of,
+    tokens_at,
+)
+from vicinal.backends.triton.kernels.forward import RUN_TIME
+from vicinal.backends.triton.kernels.softmax import LN2, LOG2E, biased
+
+
+@triton.jit(do_not_specialize=RUN_TIME)
+def query_gradient_kernel(
+    query, key, value, extra_keys, extra_values, rpb, table,
+    output, lse, grad_output,
+    grad_lse,  # None for zeros
+    delta, grad_query,  # written
+    scale, heads, group_size, additional, programs,
+    axes, strides,
+    D: tl.constexpr, DV: tl.constexpr,
+    TILE: tl.constexpr, KEY_TILE: tl.constexpr,
+    VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    _query_gradient(
+        tl.program_id(0), query, key, value, extra_keys, extra_values, rpb, table,
+        output, lse, grad_output, grad_lse, delta, grad_query,
+        scale, heads, group_size, additional, programs, axes, strides,
+        D, DV, TILE, KEY_TILE, VECTOR, FLAGS, PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=("scale", "heads", "group_size", "programs"))
+def key_value_gradient_kernel(
+    query, key, value, rpb, table, lse, grad_output, delta,
+    grad_key, grad_value,  # written
+    scale, heads, group_size, programs,
+    axes, strides,
+    D: tl.constexpr, DV: tl.constexpr,
+    TILE: tl.constexpr, QUERY_TILE: tl.constexpr,
+    VECTOR: tl.constexpr, FLAGS: tl.constexpr,
+    GROUPED: tl.constexpr,  # a program sums over the query heads of its key head
+    PER_QUERY_HEAD: tl.constexpr,  # gradients have one entry per query head, to be summed over each group later
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    _key_value_gradient(
+        tl.program_id(0), query, key, value, rpb, table, None, lse, grad_output, None, delta, grad_key, grad_value,
+        scale, heads, group_size, programs, axes, strides,
+        D, DV, TILE, QUERY_TILE, VECTOR, FLAGS, GROUPED, PER_QUERY_HEAD, PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=(*RUN_TIME, "key_programs", "key_total"))
+def gradients_kernel(
+    query, key, value, extra_keys, extra_values, rpb, table,
+    output, lse, grad_output,
+    grad_lse,  # None for zeros
+    delta, grad_query, grad_key, grad_value,  # written
+    scale, heads, group_size, additional, programs,
+    key_programs,  # tiles of keys of one head
+    key_total,  # programs with keys, which come first: they take longer
+    axes, strides,
+    D: tl.constexpr, DV: tl.constexpr,
+    TILE: tl.constexpr, KEY_TILE: tl.constexpr,  # of the query gradient
+    OWN_KEYS: tl.constexpr, QUERY_TILE: tl.constexpr,  # of the key and value gradients
+    VECTOR: tl.constexpr, FLAGS: tl.constexpr, INVERSE_FLAGS: tl.constexpr,
+    GROUPED: tl.constexpr, PER_QUERY_HEAD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    if pid < key_total:
+        _key_value_gradient(
+            pid, query, key, value, rpb, table, output, lse, grad_output, grad_lse, None, grad_key, grad_value,
+            scale, heads, group_size, key_programs, axes, strides,
+            D, DV, OWN_KEYS, QUERY_TILE, VECTOR, INVERSE_FLAGS, GROUPED, PER_QUERY_HEAD, PRECISION,
+        )  # fmt: skip
+    else:
+        _query_gradient(
+            pid - key_total, query, key, value, extra_keys, extra_values, rpb, table,
+            output, lse, grad_output, grad_lse, delta, grad_query,
+            scale, heads, group_size, additional, programs, axes, strides,
+            D, DV, TILE, KEY_TILE, VECTOR, FLAGS, PRECISION,
+        )  # fmt: skip
+
+
+@triton.jit
+def _query_gradient(
+    pid, query, key, value, extra_keys, extra_values, rpb, table,
+    output, lse, grad_output, grad_lse, delta, grad_query,
+    scale, heads, group_size, additional, programs, axes, strides,
+    D: tl.constexpr, DV: tl.constexpr, TILE: tl.constexpr, KEY_TILE: tl.constexpr,
+    VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    BN: tl.constexpr = size_of(KEY_TILE)
+    index, h, b = program_of(pid, programs, heads)
+    kv_head = h // group_size
+    if table is not None:
+        await_previous(FLAGS.chained)
+        axes = axes_of_head(axes, table, h)
+    tile = tile_of(index, axes, TILE, FLAGS)
+    if tile.beyond:
+        return
+
+    box = box_of(tile, axes, TILE, KEY_TILE, FLAGS, False)
+    rows = rows_of(tile, axes, TILE, FLAGS, False)
+    written = own_rows(b, tile, rows, axes, heads, h)
+    query += head_at(b, h, strides.query, VECTOR)
+    await_previous(FLAGS.chained)
+    do = load_rows(grad_output, written * DV, rows.inside, DV, True)
+    o = load_rows(output, written * DV, rows.inside, DV, True)
+    log2_total = tl.load(lse + written, mask=rows.inside, other=0.0) * LOG2E
+    q = load_tile(query, tile, rows, axes.dilations, strides.query.tokens, D, VECTOR, FLAGS.wide)
+    # All that is read once is on its way before the first sum, and its barrier, waits for some of it.
+    difference = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    if grad_lse is not None:
+        difference -= tl.load(grad_lse + written, mask=rows.inside, other=0.0)
+    tl.store(delta + written, difference, mask=rows.inside)
+
+    columns = positions_in(KEY_TILE)
+    k_rows = rows_within(columns, axes.dilations, strides.key.tokens, VECTOR, FLAGS.wide)
+    v_rows = rows_within(columns, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
+    key += head_at(b, kv_head, strides.key, VECTOR)
+    value += head_at(b, kv_head, strides.value, VECTOR)
+    if rpb is not None:
+        bias_steps, middle, size = bias_strides(axes.windows)
+        rpb += h * size
+        query_part = linear(rows.positions, bias_steps) - middle
+
+    accumulated = tl.zeros([size_of(TILE), padded(D)], tl.float32)
+    at = box.begin
+    for _ in range(box.count):
+        token = tokens_at(at, tile.group, axes.dilations)
+        there, full = coverage(columns, at, tile, box, KEY_TILE)
+        k = load_rows(key + tile_at(token, strides.key.tokens, VECTOR), k_rows, there, D, FLAGS.checked)
+        v = load_rows(value + tile_at(token, strides.value.tokens, VECTOR), v_rows, there, DV, FLAGS.checked)
+        scores = tl.dot(q, k.T, input_precision=PRECISION)
+        weights_gradient = tl.dot(do, v.T, input_precision=PRECISION)
+        if rpb is not None:
+            mask = within(columns, at, rows) & rows.inside[:, None]
+            key_part = linear(shifted(columns, at), bias_steps)
+            scores = biased(scores, mask, rpb, key_part[None, :], query_part[:, None], scale)
+            p = tl.exp2(scores - log2_total[:, None])
+        else:
+            p = tl.exp2(scores * scale - log2_total[:, None])
+            if not full:
+                p = tl.where(within(columns, at, rows), p, 0.0)
+        ds = p * (weights_gradient - difference[:, None])
+        accumulated = tl.dot(ds.to(k.dtype), k, accumulated, input_precision=PRECISION)
+        at = next_tile(at, box.begin, box.end, KEY_TILE)
+
+    if extra_keys is not None:
+        extra_keys += head_at(b, kv_head, strides.extra_keys, VECTOR)
+        extra_values += head_at(b, kv_head, strides.extra_values, VECTOR)
+        for first in range(0, additional, BN):
+            m = first + tl.arange(0, BN)
+            there = m < additional
+            k = load_rows(extra_keys, tile_at((m,), strides.extra_keys.tokens, VECTOR), there, D, True)
+            v = load_rows(extra_values, tile_at((m,), strides.extra_values.tokens, VECTOR), there, DV, True)
+            scores = tl.dot(q, k.T, input_precision=PRECISION)
+            weights_gradient = tl.dot(do, v.T, input_precision=PRECISION)
+            p = tl.where(there[None, :], tl.exp2(scores * scale - log2_total[:, None]), 0.0)
+            ds = p * (weights_gradient - difference[:, None])
+            accumulated = tl.dot(ds.to(k.dtype), k, accumulated, input_precision=PRECISION)
+
+    let_next_start(FLAGS.chained)
+    store_rows(grad_query, written * D, rows.inside, accumulated * (scale * LN2), D)
+
+
+@triton.jit
+def _key_value_gradient(
+    pid, query, key, value, rpb, table,
+    output,  # if there is no delta
+    lse, grad_output,
+    grad_lse,  # likewise; None for zeros
+    delta, grad_key, grad_value,
+    scale, heads, group_size, programs, axes, strides,
+    D: tl.constexpr, DV: tl.constexpr, TILE: tl.constexpr, QUERY_TILE: tl.constexpr,
+    VECTOR: tl.constexpr, FLAGS: tl.constexpr, GROUPED: tl.constexpr, PER_QUERY_HEAD: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    out_heads = heads if PER_QUERY_HEAD else heads // group_size
+    index, out_head, b = program_of(pid, programs, out_heads)
+    first_head = out_head if PER_QUERY_HEAD else out_head * group_size
+    turns = group_size if GROUPED else 1
+    kv_head = first_head // group_size
+    if table is not None:
+        await_previous(FLAGS.chained)
+        axes = axes_of_head(axes, table, first_head)
+    tile = tile_of(index, axes, TILE, FLAGS)
+    if tile.beyond:
+        return
+
+    box = box_of(tile, axes, TILE, QUERY_TILE, FLAGS, True)
+    rows = rows_of(tile, axes, TILE, FLAGS, True)
+    key += head_at(b, kv_head, strides.key, VECTOR)
+    value += head_at(b, kv_head, strides.value, VECTOR)
+    await_previous(FLAGS.chained)
+    k = load_tile(key, tile, rows, axes.dilations, strides.key.tokens, D, VECTOR, FLAGS.wide)
+    v = load_tile(value, tile, rows, axes.dilations, strides.value.tokens, DV, VECTOR, FLAGS.wide)
+
+    columns = positions_in(QUERY_TILE)
+    q_rows = rows_within(columns, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
+    o_rows = rows_within(columns, axes.dilations, token_strides(axes.lengths), 1, FLAGS.wide) * heads
+    query += head_at(b, first_head, strides.query, VECTOR)
+    if rpb is not None:
+        bias_steps, middle, size = bias_strides(axes.windows)
+        key_part = linear(rows.positions, bias_steps) + middle
+
+    dk = tl.zeros([size_of(TILE), padded(D)], tl.float32)
+    dv = tl.zeros([size_of(TILE), padded(DV)], tl.float32)
+    h = first_head
+    at = box.begin
+    left = box.count
+    for _ in range(box.count * turns):
+        token = tokens_at(at, tile.group, axes.dilations)
+        there, full = coverage(columns, at, tile, box, QUERY_TILE)
+        row = token_rows(b, token, axes.lengths, heads, h)
+        q = load_rows(query + tile_at(token, strides.query.tokens, VECTOR), q_rows, there, D, FLAGS.checked)
+        do = load_rows(grad_output + row * DV, o_rows * DV, there, DV, FLAGS.checked)
+        log2_total = _load_each(lse + row + o_rows, there, FLAGS.checked) * LOG2E
+        if delta is not None:
+            difference = _load_each(delta + row + o_rows, there, FLAGS.checked)
+        else:
+            o = load_rows(output + row * DV, o_rows * DV, there, DV, FLAGS.checked)
+            difference = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+            if grad_lse is not None:
+                difference -= _load_each(grad_lse + row + o_rows, there, FLAGS.checked)
+        scores = tl.dot(k, q.T, input_precision=PRECISION)
+        if rpb is not None:
+            mask = within(columns, at, rows) & rows.inside[:, None]
+            query_part = linear(shifted(columns, at), bias_steps)
+            scores = biased(scores, mask, rpb + h * size, key_part[:, None], query_part[None, :], scale)
+            p = tl.exp2(scores - log2_total[None, :])
+        else:
+            p = tl.exp2(scores * scale - log2_total[None, :])
+            if not full:
+                p = tl.where(within(columns, at, rows), p, 0.0)
+        dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
+        weights_gradient = tl.dot(v, do.T, input_precision=PRECISION)
+        ds = p * (weights_gradient - difference[None, :])
+        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+        at = next_tile(at, box.begin, box.end, QUERY_TILE)
+        if GROUPED:  # the group's next head, once the box is walked
+            left -= 1
+            walked = left == 0
+            left = tl.where(walked, box.count, left)
+            at = chosen(walked, box.begin, at)
+            h = tl.where(walked, h + 1, h)
+            query += tl.where(walked, strides.query.head, 0).to(tl.int64) * VECTOR
+
+    let_next_start(FLAGS.chained)
+    written = own_rows(b, tile, rows, axes, out_heads, out_head)
+    store_rows(grad_key, written * D, rows.inside, dk * (scale * LN2), D)
+    store_rows(grad_value, written * DV, rows.inside, dv, DV)
+
+
+@triton.jit
+def _load_each(pointers, inside, CHECKED: tl.constexpr):
+    if CHECKED:
+        return tl.load(pointers, mask=inside, other=0.0)
+    else:
+        return tl.load(pointers)

@@ -1,0 +1,127 @@
+"""Fused neighborhood attention, forward: one program computes one tile of queries of one head.
+
+It walks the key tiles of the box that the tile's windows cover, laid from the box's first key, then the additional
+keys; attention weights stay on the chip. One source for every rank, window, stride, dilation, mode, head dim and
+dtype; only the constexprs below compile anew.
+"""
+
+import triton
+import triton.language as tl
+
+from vicinal.backends.gpu.kernels.boxes import axes_of_head, box_of, coverage, program_of, rows_of, within
+from vicinal.backends.gpu.kernels.memory import (
+    await_previous,
+    head_at,
+    let_next_start,
+    load_rows,
+    load_tile,
+    own_rows,
+    padded,
+    rows_within,
+    store_rows,
+    tile_at,
+)
+from vicinal.backends.gpu.kernels.window import (
+    bias_strides,
+    linear,
+    next_tile,
+    positions_in,
+    shifted,
+    size_of,
+    tile_of,
+    tokens_at,
+)
+from vicinal.backends.triton.kernels.softmax import LN2, LOWEST, attend, biased
+
+# Never specialised on; nor are the tuples, by how they are launched: neither a new window nor a new length compiles.
+RUN_TIME = ("scale", "heads", "group_size", "additional", "programs")
+
+
+@triton.jit(do_not_specialize=RUN_TIME)
+def forward_kernel(
+    query, key, value,
+    extra_keys, extra_values, rpb, table,  # None where there is none; the table has each head's neighborhood
+    output, lse,  # written
+    scale,  # times log2(e)
+    heads, group_size, additional,
+    programs,  # tiles of one head
+    axes, strides,  # `Axes`, `InputStrides`
+    D: tl.constexpr, DV: tl.constexpr,
+    TILE: tl.constexpr, KEY_TILE: tl.constexpr,
+    VECTOR: tl.constexpr, FLAGS: tl.constexpr,
+    SCALED: tl.constexpr,  # scores are scaled before their maximum is taken (a scale that is not positive)
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    BM: tl.constexpr = size_of(TILE)
+    BN: tl.constexpr = size_of(KEY_TILE)
+    HAS_RPB: tl.constexpr = rpb is not None
+    index, h, b = program_of(tl.program_id(0), programs, heads)
+    kv_head = h // group_size
+    if table is not None:
+        await_previous(FLAGS.chained)
+        axes = axes_of_head(axes, table, h)
+    tile = tile_of(index, axes, TILE, FLAGS)
+    if tile.beyond:
+        return
+
+    box = box_of(tile, axes, TILE, KEY_TILE, FLAGS, False)
+    rows = rows_of(tile, axes, TILE, FLAGS, False)
+    query += head_at(b, h, strides.query, VECTOR)
+    await_previous(FLAGS.chained)
+    q = load_tile(query, tile, rows, axes.dilations, strides.query.tokens, D, VECTOR, FLAGS.wide)
+
+    columns = positions_in(KEY_TILE)
+    k_rows = rows_within(columns, axes.dilations, strides.key.tokens, VECTOR, FLAGS.wide)
+    v_rows = rows_within(columns, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
+    key += head_at(b, kv_head, strides.key, VECTOR)
+    value += head_at(b, kv_head, strides.value, VECTOR)
+    if HAS_RPB:
+        bias_steps, middle, size = bias_strides(axes.windows)
+        rpb += h * size
+        query_part = linear(rows.positions, bias_steps) - middle
+
+    maximum = tl.full([BM], LOWEST, tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    accumulated = tl.zeros([BM, padded(DV)], tl.float32)
+    at = box.begin
+    for _ in range(box.count):
+        token = tokens_at(at, tile.group, axes.dilations)
+        there, full = coverage(columns, at, tile, box, KEY_TILE)
+        k = load_rows(key + tile_at(token, strides.key.tokens, VECTOR), k_rows, there, D, FLAGS.checked)
+        scores = tl.dot(q, k.T, input_precision=PRECISION)
+        if HAS_RPB:
+            mask = within(columns, at, rows) & rows.inside[:, None]
+            key_part = linear(shifted(columns, at), bias_steps)
+            scores = biased(scores, mask, rpb, key_part[None, :], query_part[:, None], scale)
+        else:
+            if SCALED:
+                scores *= scale
+            if not full:
+                scores = tl.where(within(columns, at, rows), scores, float("-inf"))
+        v = load_rows(value + tile_at(token, strides.value.tokens, VECTOR), v_rows, there, DV, FLAGS.checked)
+        maximum, total, accumulated = attend(
+            scores, v, maximum, total, accumulated, scale, SCALED or HAS_RPB, PRECISION
+        )
+        at = next_tile(at, box.begin, box.end, KEY_TILE)
+
+    if extra_keys is not None:
+        extra_keys += head_at(b, kv_head, strides.extra_keys, VECTOR)
+        extra_values += head_at(b, kv_head, strides.extra_values, VECTOR)
+        for first in range(0, additional, BN):
+            m = first + tl.arange(0, BN)
+            there = m < additional
+            k = load_rows(extra_keys, tile_at((m,), strides.extra_keys.tokens, VECTOR), there, D, True)
+            scores = tl.dot(q, k.T, input_precision=PRECISION)
+            if SCALED or HAS_RPB:
+                scores *= scale
+            scores = tl.where(there[None, :], scores, float("-inf"))
+            v = load_rows(extra_values, tile_at((m,), strides.extra_values.tokens, VECTOR), there, DV, True)
+            maximum, total, accumulated = attend(
+                scores, v, maximum, total, accumulated, scale, SCALED or HAS_RPB, PRECISION
+            )
+
+    let_next_start(FLAGS.chained)
+    accumulated = accumulated * (1.0 / total)[:, None]  # one division a row, not one an element
+    written = own_rows(b, tile, rows, axes, heads, h)
+    store_rows(output, written * DV, rows.inside, accumulated, DV)
+    tl.store(lse + written, (maximum + tl.log2(total)) * LN2, mask=rows.inside)

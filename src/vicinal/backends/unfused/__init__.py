@@ -1,0 +1,129 @@
+"""The unfused backend: scores, softmax, weighted sum as separate launches, the attention weights in memory.
+
+What the paper compares fused attention with ("Faster Neighborhood Attention", arXiv 2403.04690): `TileConfig.variant`
+names the kernels, "naive" or "gemm"; "torch" is plain torch, for CPU. Attention weights have the inputs' dtype, as the
+paper's do, so in half precision this backend is less exact than fused ones. Memory grows with the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vicinal.backends.protocol import Direction
+from vicinal.backends.unfused import launch
+from vicinal.geometry.slots import Slots
+from vicinal.problem import Inputs, Problem, Upstream, Wanted, lse_dtype
+from vicinal.tuning.config import TileConfig
+
+
+class UnfusedBackend:
+    """QK, softmax and AV one after the other; see `vicinal.backends.protocol.Backend`."""
+
+    name = "unfused"
+
+    def unsupported(self, problem: Problem) -> str | None:
+        """Only one neighborhood for all heads."""
+        if problem.per_head:
+            return "unfused kernels take one neighborhood for all heads"
+        return None
+
+    def declines(self, problem: Problem, direction: Direction) -> str | None:
+        return None
+
+    def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
+        """One tiling per variant that can run: the GEMM kernels' tiles have 64 tokens, as in the paper."""
+        one = (1,) * problem.rank
+        tile, unfolded = launch.gemm_tile(problem.neighborhoods[0], problem.lengths)
+        best = launch.choose(torch.empty(0, dtype=problem.dtype, device=problem.device), None)
+        variants = sorted(launch.VARIANTS, key=lambda v: v != best)
+        return [
+            TileConfig(tile, tile, variant=v, unfolded=unfolded) if v == "gemm" else TileConfig(one, one, variant=v)
+            for v in variants
+            if launch.unsupported(v, problem.dtype, problem.device) is None
+        ]
+
+    def forward(self, problem: Problem, config: TileConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Output and log-sum-exp."""
+        slots = _slots(problem)
+        scores = _scores(problem, slots, config, inputs)
+        lse = scores.to(lse_dtype(problem.dtype)).logsumexp(-1)
+        return _weighted(problem, slots, config, inputs, scores.softmax(-1)).contiguous(), lse.contiguous()
+
+    def backward(
+        self,
+        problem: Problem,
+        config: TileConfig,
+        inputs: Inputs,
+        upstream: Upstream,
+        wanted: Wanted,
+    ) -> Inputs:
+        """Gradients, from recomputed scores."""
+        slots, scale, variant = _slots(problem), problem.scale, config.variant
+        query, key, value, extra_keys, extra_values, rpb = inputs
+        output, lse, grad_output, grad_lse = upstream
+        dtype = problem.dtype
+        weights = (_scores(problem, slots, config, inputs).to(lse.dtype) - lse[..., None]).exp_()
+        products = launch.pn(grad_output, value, None, slots, 1.0, 0.0, variant)
+        if extra_values is not None:
+            products = torch.cat([products, launch.dense_qk(grad_output, extra_values)], -1)
+        delta = (grad_output.to(lse.dtype) * output.to(lse.dtype)).sum(-1)
+        if grad_lse is not None:
+            delta = delta - grad_lse
+        d_scores = (weights * (products.to(lse.dtype) - delta[..., None])).to(dtype)
+        weights = weights.to(dtype)
+
+        d_window, w_window = d_scores[..., : slots.count], weights[..., : slots.count]
+        kv_heads = problem.kv_heads
+        d_query = d_key = d_value = d_extra_keys = d_extra_values = d_rpb = None
+        if wanted.query:
+            d_query = launch.nn(d_window, key, slots, scale, variant)
+        if wanted.key:
+            d_key = launch.inverse(d_window, query, kv_heads, slots, scale, variant).contiguous()
+        if wanted.value:
+            d_value = launch.inverse(w_window, grad_output, kv_heads, slots, 1.0, variant).contiguous()
+        if wanted.rpb and rpb is not None:
+            d_rpb = launch.bias_sum(d_window, slots, variant).to(rpb.dtype).contiguous()
+        if extra_keys is not None and extra_values is not None:
+            d_extra, w_extra = d_scores[..., slots.count :], weights[..., slots.count :]
+            if d_query is not None:
+                d_query = d_query + scale * launch.dense_av(d_extra, extra_keys)
+            if wanted.additional_keys:
+                d_extra_keys = (scale * _dense_inverse(d_extra, query, extra_keys)).contiguous()
+            if wanted.additional_values:
+                d_extra_values = _dense_inverse(w_extra, grad_output, extra_values).contiguous()
+        d_query = None if d_query is None else d_query.contiguous()
+        return Inputs(d_query, d_key, d_value, d_extra_keys, d_extra_values, d_rpb)  # type: ignore[arg-type]
+
+
+BACKEND = UnfusedBackend()
+
+
+def _slots(problem: Problem) -> Slots:
+    return Slots(problem.neighborhood, problem.lengths)
+
+
+def _scores(problem: Problem, slots: Slots, config: TileConfig, inputs: Inputs) -> Tensor:
+    """`[B, *X, H, slots + M]`."""
+    rpb = None if inputs.rpb is None else inputs.rpb.to(problem.dtype)
+    scores = launch.pn(inputs.query, inputs.key, rpb, slots, problem.scale, float("-inf"), config.variant)
+    if inputs.additional_keys is None:
+        return scores
+    return torch.cat([scores, problem.scale * launch.dense_qk(inputs.query, inputs.additional_keys)], -1)
+
+
+def _weighted(problem: Problem, slots: Slots, config: TileConfig, inputs: Inputs, attn: Tensor) -> Tensor:
+    output = launch.nn(attn[..., : slots.count], inputs.value, slots, 1.0, config.variant)
+    if inputs.additional_values is None:
+        return output
+    return output + launch.dense_av(attn[..., slots.count :], inputs.additional_values)
+
+
+def _dense_inverse(attn: Tensor, query: Tensor, like: Tensor) -> Tensor:
+    """For each additional key the sum over all queries of `attn * query`: `[B, M, Hkv, D]`."""
+    kv_heads = like.shape[2]
+    grouped_attn = attn.flatten(1, -3).unflatten(2, (kv_heads, -1))
+    grouped_query = query.flatten(1, -3).unflatten(2, (kv_heads, -1))
+    return torch.einsum("bnhgm,bnhgd->bmhd", grouped_attn, grouped_query)

@@ -1,0 +1,121 @@
+"""The unfused operators: one function per operator, the variant chosen by name.
+
+Variants: "torch" (plain torch, any device), "naive" and "gemm" (the Triton kernels; under Triton's interpreter also
+for CPU tensors). Tensors are heads-last; see `vicinal.backends.unfused.plain` for shapes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from math import ceil, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vicinal.backends.unfused import plain
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.slots import Slots
+from vicinal.geometry.unfold import beside, can_unfold
+
+VARIANTS = ("gemm", "naive", "torch")
+TILES = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}  # of the GEMM kernels: 64 tokens, as in the paper (section 3.1)
+
+
+def choose(tensor: Tensor, variant: str | None) -> str:
+    """The variant to run on `tensor`'s device and dtype: the one named, or the first that can.
+
+    Raises:
+        ValueError: the variant is unknown or cannot run here, with the reason.
+    """
+    if variant is None:
+        if tensor.device.type != "cuda":
+            return "torch"
+        return next(v for v in VARIANTS if unsupported(v, tensor.dtype, tensor.device) is None)
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(map(repr, VARIANTS))}, got {variant!r}")
+    reason = unsupported(variant, tensor.dtype, tensor.device)
+    if reason is not None:
+        raise ValueError(f"variant {variant!r} cannot run here: {reason}")
+    return variant
+
+
+def unsupported(variant: str, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why a variant cannot run; None when it can."""
+    if variant == "torch":
+        return None
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if device.type != "cuda" and not _interpreted():
+        return f"Triton kernels need a CUDA device (or TRITON_INTERPRET=1), the tensors are on {device.type}"
+    if variant == "gemm" and dtype == torch.float64:
+        return "the GEMM kernels have no float64 (use the naive kernels)"
+    return None
+
+
+def gemm_tile(neighborhood: Neighborhood, lengths: tuple[int, ...]) -> tuple[tuple[int, ...], int | None]:
+    """The GEMM kernels' tile, and the axis that it sees as two (`vicinal.geometry.unfold`), if any.
+
+    Where a dilation group is shorter than the tile, the tile holds several: 64 tokens all the same.
+    """
+    tile = TILES[neighborhood.rank]
+    longest = [ceil(n / axis.dilation) for n, axis in zip(lengths, neighborhood.axes)]
+    fitting = tuple(min(size, 1 << (n - 1).bit_length()) for size, n in zip(tile, longest))
+    axis = max(range(neighborhood.rank), key=lambda a: neighborhood.axes[a].dilation)
+    if fitting == tile or not can_unfold(neighborhood, axis):
+        return tile, None
+    return beside(fitting, axis, prod(tile) // prod(fitting)), axis
+
+
+def pn(query: Tensor, key: Tensor, rpb: Tensor | None, slots: Slots, scale: float, fill: float, variant: str) -> Tensor:
+    """Pointwise-neighborhood; see `plain.pn`."""
+    if variant == "torch":
+        return plain.pn(query, key, rpb, slots, scale, fill)
+    return _kernels().pn(query, key, rpb, slots, scale, fill, variant)
+
+
+def nn(attn: Tensor, value: Tensor, slots: Slots, scale: float, variant: str) -> Tensor:
+    """Neighborhood-neighborhood; see `plain.nn`."""
+    if variant == "torch":
+        return plain.nn(attn, value, slots, scale)
+    return _kernels().nn(attn, value, slots, scale, variant)
+
+
+def inverse(attn: Tensor, query: Tensor, kv_heads: int, slots: Slots, scale: float, variant: str) -> Tensor:
+    """Inverse-neighborhood; see `plain.inverse`."""
+    if variant == "torch":
+        return plain.inverse(attn, query, kv_heads, slots, scale)
+    return _kernels().inverse(attn, query, kv_heads, slots, scale, variant)
+
+
+def bias_sum(grad: Tensor, slots: Slots, variant: str) -> Tensor:
+    """The gradient of the relative positional bias; see `plain.bias_sum`."""
+    if variant == "torch" or grad.dtype == torch.float64:  # rare: no float64 kernel
+        return plain.bias_sum(grad, slots)
+    return _kernels().bias_sum(grad, slots)
+
+
+def dense_qk(query: Tensor, keys: Tensor) -> Tensor:
+    """Every query `[B, *X, H, D]` against every key `[B, M, Hkv, D]`: `[B, *X, H, M]`. Plain torch, differentiable."""
+    grouped = query.flatten(1, -3).unflatten(2, (keys.shape[2], -1))
+    scores = torch.einsum("bnhgd,bmhd->bnhgm", grouped, keys)
+    return scores.reshape(*query.shape[:-1], keys.shape[1])
+
+
+def dense_av(attn: Tensor, values: Tensor) -> Tensor:
+    """Values `[B, M, Hkv, Dv]` weighted by `[B, *X, H, M]`: `[B, *X, H, Dv]`. Plain torch, differentiable."""
+    grouped = attn.flatten(1, -3).unflatten(2, (values.shape[2], -1))
+    output = torch.einsum("bnhgm,bmhd->bnhgd", grouped, values)
+    return output.reshape(*attn.shape[:-1], values.shape[-1])
+
+
+def _kernels() -> Any:
+    """`programs`, imported when it is first needed: it needs Triton."""
+    from vicinal.backends.unfused import programs
+
+    return programs
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"

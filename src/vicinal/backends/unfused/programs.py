@@ -1,0 +1,188 @@
+"""Launching the Triton kernels of the unfused operators.
+
+Eager calls on small problems are bound by the host, so a launch is prepared once per signature, and kept.
+"""
+
+from __future__ import annotations
+
+from math import ceil, prod
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from vicinal.backends.gpu.kernels.window import Flags
+from vicinal.backends.triton.launch import (
+    Launch,
+    axes_of,
+    device_of,
+    in_vectors,
+    kernel_axis,
+    options_of,
+    precision_of,
+    rows_last,
+    strides_of,
+    vector_of,
+)
+from vicinal.backends.unfused.kernels import gemm, naive
+from vicinal.backends.unfused.kernels import slots as shared
+from vicinal.backends.unfused.launch import gemm_tile
+from vicinal.geometry.slots import Slots
+from vicinal.geometry.unfold import tile_count
+from vicinal.tuning.config import TileConfig
+
+MAX_PREPARED = 4096  # all are dropped when there are more
+BLOCK_N, BLOCK_R = 32, 32  # tokens and relative positions that a program of `bias_sum` takes at a time
+
+
+class Tiling(NamedTuple):
+    """How a kernel is launched: warps, pipeline stages, and the slots that a naive kernel takes at a time."""
+
+    warps: int
+    stages: int
+    slots: int = 0
+
+
+def tiling(variant: str, kernel: str, dim: int, dtype: torch.dtype) -> Tiling:
+    """The best of benchmarks/unfused_tilings.py on an H200; beyond 128 dims what any GPU's shared memory holds."""
+    if variant == "naive":
+        return Tiling(warps=1, stages=3, slots=min(max(1024 // _block(dim, 1), 16), 64))
+    if dtype == torch.float32 or dim > 128:
+        return Tiling(warps=4, stages=1)
+    return Tiling(warps=4, stages=3 if kernel == "pn" else 2)
+
+
+def pn(query: Tensor, key: Tensor, rpb: Tensor | None, slots: Slots, scale: float, fill: float, variant: str) -> Tensor:
+    """See `plain.pn`; `variant` "naive" or "gemm"."""
+    shape = (*query.shape[:-1], slots.count)
+    numbers: tuple[float, ...]
+    if variant == "naive":
+        numbers, attn = (scale, fill), query.new_empty(shape)
+    else:  # tiles only touch slots that hold a key
+        numbers = (scale,)
+        attn = query.new_full(shape, fill) if slots.has_absent_slots else query.new_empty(shape)
+    _run(_Call("pn", variant, slots, numbers), (query, key), attn, rpb)
+    return attn
+
+
+def nn(attn: Tensor, value: Tensor, slots: Slots, scale: float, variant: str) -> Tensor:
+    """See `plain.nn`; `variant` "naive" or "gemm"."""
+    output = value.new_empty((*attn.shape[:-1], value.shape[-1]))
+    _run(_Call("nn", variant, slots, (scale,)), (attn, value), output)
+    return output
+
+
+def inverse(attn: Tensor, query: Tensor, kv_heads: int, slots: Slots, scale: float, variant: str) -> Tensor:
+    """See `plain.inverse`; `variant` "naive" or "gemm"."""
+    output = query.new_empty((*query.shape[:-2], kv_heads, query.shape[-1]))
+    _run(_Call("inverse", variant, slots, (scale,)), (attn, query), output)
+    return output
+
+
+def bias_sum(grad: Tensor, slots: Slots) -> Tensor:
+    """See `plain.bias_sum`; summed in parts, enough to fill a large GPU."""
+    heads, size, tokens = grad.shape[-2], prod(slots.bias_shape), grad.shape[0] * slots.tokens
+    parts = max(1, min(ceil(tokens / (4 * BLOCK_N)), 2048 // (ceil(size / BLOCK_R) * heads)))
+    partial = grad.new_empty((parts, heads, *slots.bias_shape), dtype=torch.float32)
+    _run(_Call("bias_sum", "", slots, ()), (grad,), partial)
+    return partial.sum(0).to(grad.dtype)
+
+
+class _Call(NamedTuple):
+    """An operator without its tensors: kernel, variant, slots, and its numbers, as the kernel takes them."""
+
+    kernel: str
+    variant: str
+    slots: Slots
+    numbers: tuple[float, ...]
+
+
+_prepared: dict[Any, Launch] = {}
+
+
+def _run(call: _Call, inputs: tuple[Tensor, ...], output: Tensor, bias: Tensor | None = None) -> None:
+    """Write `output`, contiguous, from heads-last inputs; "pn" alone may have a bias."""
+    if output.numel() == 0:
+        return
+    inputs = tuple(rows_last(t) for t in inputs)
+    bias = None if bias is None else bias.contiguous()
+    signature = tuple((t.shape, t.stride()) for t in inputs)
+    key = (call, signature, bias is None, output.shape, inputs[0].dtype, output.device, precision_of(inputs[0].dtype))
+    launch = _prepared.get(key)
+    if launch is None:
+        if len(_prepared) >= MAX_PREPARED:
+            _prepared.clear()
+        prepare = _prepare_bias_sum if call.kernel == "bias_sum" else _prepare
+        launch = _prepared[key] = prepare(call, inputs, output)
+    tensors = (*inputs, bias, output) if call.kernel == "pn" else (*inputs, output)
+    addresses = 0
+    for tensor in tensors:
+        if tensor is not None:
+            addresses |= tensor.data_ptr()
+    with device_of(output):
+        launch(tensors, addresses & 15 == 0)
+
+
+def _prepare(call: _Call, inputs: tuple[Tensor, ...], output: Tensor) -> Launch:
+    first, second = inputs
+    slots, is_pn, dtype = call.slots, call.kernel == "pn", second.dtype
+    batch, heads, dim = output.shape[0], output.shape[-2], (first if is_pn else output).shape[-1]
+    group_size = first.shape[-2] // (heads if call.kernel == "inverse" else second.shape[-2])
+    strides = strides_of(first), strides_of(second)
+    vector = vector_of(strides if is_pn else strides[1:], dtype.itemsize)
+    chosen = tiling(call.variant, call.kernel, dim, dtype)
+    tile, unfolded = gemm_tile(slots.neighborhood, slots.lengths) if call.variant == "gemm" else ((), None)
+    common = (vector, _flags(slots, inputs, unfolded))
+    constants: tuple[Any, ...]
+    if call.variant == "naive":
+        programs, blocks = slots.tokens, 1
+        constants = (_block(dim, 1), chosen.slots, *common, tl.float64 if dtype == torch.float64 else tl.float32)
+    else:
+        full = dtype == torch.float32
+        block = min(_block(dim, 16), 64 if full else 128)
+        programs = tile_count(slots.neighborhood, slots.lengths, tile, unfolded)
+        blocks = 1 if is_pn else ceil(dim / block)
+        constants = (block, tile, *common, precision_of(dtype))
+    arguments = (
+        *call.numbers,
+        *(heads, group_size, programs),
+        axes_of(slots.neighborhood, slots.lengths, unfolded),
+        in_vectors(strides[0], vector if is_pn else 1, unfolded),
+        in_vectors(strides[1], vector, unfolded),
+        dim,
+        *constants,
+    )
+    kernel = getattr(naive if call.variant == "naive" else gemm, call.kernel)
+    options = options_of(TileConfig((), (), chosen.warps, chosen.stages))
+    return Launch(kernel, (batch * programs * heads, blocks, 1), arguments, options)
+
+
+def _prepare_bias_sum(call: _Call, inputs: tuple[Tensor, ...], partial: Tensor) -> Launch:
+    slots, (grad,), parts = call.slots, inputs, partial.shape[0]
+    heads, tokens = grad.shape[-2], grad.shape[0] * slots.tokens
+    arguments = (
+        *(heads, slots.tokens, tokens, ceil(tokens / parts)),
+        axes_of(slots.neighborhood, slots.lengths),
+        in_vectors(strides_of(grad), 1),
+        *(_flags(slots, inputs), BLOCK_N, BLOCK_R),
+    )
+    grid = (ceil(prod(slots.bias_shape) / BLOCK_R), heads, parts)
+    return Launch(shared.bias_sum, grid, arguments, options_of(TileConfig((), (), warps=4)))
+
+
+def _flags(slots: Slots, inputs: tuple[Tensor, ...], unfolded: int | None = None) -> Flags:
+    reach = [sum((n - 1) * s for n, s in zip(t.shape[1:-2], t.stride()[1:-2])) for t in inputs]
+    return Flags(
+        strided=max(slots.neighborhood.stride) > 1,
+        dilated=max(slots.neighborhood.dilation) > 1,
+        moded=slots.has_absent_slots,
+        wide=max(reach) + slots.count >= 2**31,
+        checked=True,
+        unfolded=kernel_axis(unfolded),
+    )
+
+
+def _block(dim: int, least: int) -> int:
+    """Columns at a time: a power of two, at most 128."""
+    return min(max(1 << (dim - 1).bit_length(), least), 128)

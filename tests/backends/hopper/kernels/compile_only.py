@@ -1,0 +1,157 @@
+"""Compiles the Hopper kernels for sm_90a on a machine without a GPU, and prints what ptxas says, as JSON lines.
+
+Run by `test_compile.py` in a process of its own: a stand-in driver names the target, and must not meet the interpreter
+that the other tests turn on. Usage: python compile_only.py KERNEL:CASE... (see CASES), where "chained-" before a kernel
+compiles it to be launched before the one ahead has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "gpu"))  # the folder of compile_driver
+
+from compile_driver import CompileOnlyDriver
+
+from vicinal.backends import hopper
+from vicinal.backends.hopper import arguments as hopper_arguments
+from vicinal.backends.hopper import backward as hopper_backward
+from vicinal.backends.hopper.layout import launches
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.problem import Inputs, Problem
+from vicinal.tuning.config import TileConfig
+
+# name: lengths, heads, kv heads, head dim, value dim, dtype, neighborhood's arguments
+BF16, FP16 = torch.bfloat16, torch.float16
+CASES = {
+    "1d": ((512,), 2, 2, 128, 128, BF16, {"kernel_size": 100}),
+    "1d-causal": ((512,), 2, 2, 128, 128, BF16, {"kernel_size": 100, "is_causal": True}),
+    "2d": ((64, 64), 2, 2, 128, 128, BF16, {"kernel_size": 13}),
+    "2d-gqa": ((64, 64), 8, 2, 128, 128, BF16, {"kernel_size": 7}),
+    "2d-other": ((77, 96), 3, 3, 128, 128, BF16, {"kernel_size": (32, 17)}),
+    "2d-stride": ((64, 64), 2, 2, 128, 128, BF16, {"kernel_size": 16, "stride": 16}),
+    "3d": ((8, 16, 16), 4, 2, 128, 128, BF16, {"kernel_size": (5, 9, 9)}),
+    "3d-stride": ((8, 16, 16), 2, 2, 128, 128, BF16, {"kernel_size": (4, 8, 8), "stride": (1, 2, 4)}),
+    "2d-heads": ((64, 64), 2, 2, 64, 64, BF16, [{"kernel_size": 13}, {"kernel_size": 7, "is_causal": True}]),
+    "d32": ((64, 64), 2, 2, 32, 32, FP16, {"kernel_size": 13}),
+    "d64": ((64, 64), 2, 2, 64, 64, BF16, {"kernel_size": 13}),
+    "d96": ((64, 64), 2, 2, 96, 96, BF16, {"kernel_size": 13}),
+    "d192": ((64, 64), 2, 2, 192, 192, BF16, {"kernel_size": 13}),
+    "d192-128": ((64, 64), 2, 2, 192, 128, BF16, {"kernel_size": 13}),
+    "d256": ((64, 64), 2, 2, 256, 256, BF16, {"kernel_size": 13}),
+}
+
+
+def problem_of(case: str) -> Problem:
+    lengths, heads, kv_heads, head_dim, value_dim, dtype, arguments = CASES[case]
+    each = arguments if isinstance(arguments, list) else [arguments]
+    neighborhoods = [Neighborhood.of(len(lengths), **own) for own in each]
+    query = torch.zeros(1, *lengths, heads, head_dim, dtype=dtype)
+    key = torch.zeros(1, *lengths, kv_heads, head_dim, dtype=dtype)
+    value = torch.zeros(1, *lengths, kv_heads, value_dim, dtype=dtype)
+    return Problem.of(Inputs(query, key, value), neighborhoods, head_dim**-0.5)
+
+
+def compile_forward(case: str, config: TileConfig | None = None):
+    problem = problem_of(case)
+    config = config or hopper.forward_configs(problem)[0]
+    (launch,) = launches(problem)
+    x = (problem.batch, *problem.lengths)
+    query = torch.zeros(*x, problem.heads, problem.head_dim, dtype=problem.dtype)
+    key = torch.zeros(*x, problem.kv_heads, problem.head_dim, dtype=problem.dtype)
+    value = torch.zeros(*x, problem.kv_heads, problem.value_dim, dtype=problem.dtype)
+    output = torch.zeros(*x, problem.heads, problem.value_dim, dtype=problem.dtype)
+    lse = torch.zeros(*x, problem.heads)
+    strides = (query.stride(), key.stride(), value.stride())
+    launcher = hopper.forward_launcher(problem, config, strides, launch)
+    table = hopper_arguments.head_table(problem)
+    return launcher.compile(query, key, value, output, lse, lse if table is None else table)
+
+
+def compile_backward(case: str, part: str):
+    problem = problem_of(case)
+    config = hopper.backward_configs(problem)[0]
+    (launch,) = launches(problem)
+    x = (problem.batch, *problem.lengths)
+    query = torch.zeros(*x, problem.heads, problem.head_dim, dtype=problem.dtype)
+    key = torch.zeros(*x, problem.kv_heads, problem.head_dim, dtype=problem.dtype)
+    value = torch.zeros(*x, problem.kv_heads, problem.value_dim, dtype=problem.dtype)
+    output = torch.zeros(*x, problem.heads, problem.value_dim, dtype=problem.dtype)
+    lse = torch.zeros(*x, problem.heads)
+    strides = (query.stride(), key.stride(), value.stride())
+    size, prepare, keys, queries = hopper_backward.launchers(problem, config, strides, True, launch)
+    rows = torch.zeros(size)
+    table = hopper_arguments.head_table(problem)
+    table = lse if table is None else table
+    if part == "prepare":
+        return prepare.compile(output, output, lse, lse, rows, rows)
+    if part == "keys":
+        return keys.compile(query, output, rows, rows, key, value, key, value, table)
+    return queries.compile(query, output, rows, rows, key, value, query, table)
+
+
+READ = re.compile(r"ld\.global|cp\.async\.bulk\.tensor\.\dd\.shared")  # from global memory
+
+
+def report(case: str, kernel) -> dict:
+    """What the compiler made: instructions of interest, shared memory, registers, spills, stack."""
+    ptx = kernel.asm["ptx"]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        log = subprocess.run(
+            [get_ptxas(90).path, "-v", "-arch=sm_90a", source, "-o", Path(folder) / "kernel.cubin"],
+            capture_output=True, text=True, check=True,
+        ).stderr  # fmt: skip
+
+    def number(pattern: str) -> int:
+        return int(re.search(pattern, log)[1])
+
+    return {
+        "case": case,
+        "hash": kernel.hash,
+        "shared": kernel.metadata.shared,
+        "wgmma": ptx.count("wgmma.mma_async"),
+        "tma_loads": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
+        "tma_stores": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),
+        "setmaxnreg": ptx.count("setmaxnreg"),
+        "pdl": kernel.metadata.launch_pdl,
+        "waits": ptx.count("griddepcontrol.wait"),
+        "lets": ptx.count("griddepcontrol.launch_dependents"),
+        "early": len(READ.findall(ptx.partition("griddepcontrol.wait")[0])),
+        "registers": number(r"Used (\d+) registers"),
+        "stack": number(r"(\d+) bytes stack frame"),
+        "spill_stores": number(r"(\d+) bytes spill stores"),
+        "serialized": "wgmma.mma_async instructions are serialized" in log,
+    }
+
+
+if __name__ == "__main__":
+    triton.runtime.driver.set_active(CompileOnlyDriver(GPUTarget("cuda", 90, 32)))
+    for name in sys.argv[1:]:
+        direction, case = name.split(":")
+        chained = direction.startswith("chained-")
+        hopper_arguments.chains = hopper_backward.chains = lambda device, chained=chained: chained
+        direction = direction.removeprefix("chained-")
+        if direction == "paired":
+            kernel = compile_forward(case, TileConfig((8, 8), (8, 8), 12, 2, "1c"))
+        elif direction == "fixed":
+            kernel = compile_forward(case, TileConfig((8, 8), (8, 16), 12, 2, "1"))
+        else:
+            kernel = compile_forward(case) if direction == "forward" else compile_backward(case, direction)
+        if os.environ.get("PTX_TO"):
+            Path(os.environ["PTX_TO"], f"{direction}-{case}.ptx").write_text(kernel.asm["ptx"])
+        print(json.dumps(report(name, kernel)), flush=True)

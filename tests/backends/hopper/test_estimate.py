@@ -1,0 +1,61 @@
+"""Estimates that choose between the Hopper and the portable kernels, against times measured on H200s."""
+
+import pytest
+
+from vicinal.backends.hopper import estimate as hopper_estimate
+from vicinal.backends.hopper.tilings import backward_configs, forward_configs
+from vicinal.bench.cases import SUITES
+from vicinal.tuning import cost
+
+MEASURED = {  # microseconds: hopper forward, backward; triton forward, backward
+    "2-D 256x256 H24 D128 window 80x80": (9880, 30700, 13900, 48600),
+    "3-D 30x48x80 H24 D128 window 18x24x24": (38400, 127500, 52000, 172000),
+    "Cosmos-Predict2 window 24x4x16 dilation 1x11x5": (1650, 6360, 2480, 8790),
+    "1-D 32768 H1 D128 window 2048": (64, 243, 86, 302),
+    "1-D 32768 H1 D64 window 2048": (48, 147, 51, 166),
+    "2-D 128x128 B4 H8 D64 window 33x33": (610, 1735, 682, 1829),
+    "2-D 128x128 B4 H8 D64 window 13x13": (226, 799, 256, 710),
+    "LTX-2 decoder 33x128x224 H2 D64 window 3x7x7": (1037, 3968, 1276, 3386),
+}
+CASES = {case.name: case for case in SUITES["gpu"].cases}
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("name", MEASURED)
+def test_estimates_are_near_the_measured(name, direction):
+    problem = CASES[name].problem("cpu")
+    place = ("forward", "backward").index(direction)
+    config = (forward_configs, backward_configs)[place](problem)[0]
+    assert 1e6 * hopper_estimate.seconds(problem, direction, config) == pytest.approx(MEASURED[name][place], rel=0.25)
+    assert 1e6 * cost.seconds(problem, direction) == pytest.approx(MEASURED[name][2 + place], rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("2-D 256x256 H24 D128 window 80x80", ("hopper", "hopper")),
+        ("LTX-2 decoder 33x128x224 H2 D64 window 3x7x7", ("hopper", "triton")),
+        ("NAT stage 1 56x56 B128 H2 D32 window 7", ("triton", "triton")),
+    ],
+)
+def test_a_pass_is_left_to_the_portable_kernels_where_they_are_faster(name, expected):
+    pytest.importorskip("triton.experimental.gluon")
+    from vicinal.backends.hopper import BACKEND
+
+    problem = CASES[name].problem("cpu")
+    reasons = [BACKEND.declines(problem, direction) for direction in ("forward", "backward")]
+    assert tuple("hopper" if reason is None else "triton" for reason in reasons) == expected
+    assert all(reason is None or "estimated to be faster" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("head_dim", [96, 256])
+def test_wide_heads_are_kept_both_ways(head_dim):
+    pytest.importorskip("triton.experimental.gluon")
+    from dataclasses import replace
+
+    from vicinal.backends.hopper import BACKEND
+
+    problem = CASES["2-D 256x256 H24 D128 window 80x80"].problem("cpu")
+    problem = replace(problem, head_dim=head_dim, value_dim=head_dim)
+    assert BACKEND.declines(problem, "forward") is None
+    assert BACKEND.declines(problem, "backward") is None

@@ -1,0 +1,396 @@
+"""The numba backend against the oracle: every tiling, every feature, forward and gradients; threads; memory."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from closeness import (
+    assert_as_close_as_torch,
+    assert_at_most_a_fifth_above_torch,
+    gradients,
+    gradients_of,
+    random_gradients,
+)
+from strategies import Call, calls, layouts, whole
+from vicinal.backends.numba import BACKEND
+from vicinal.backends.numba import launch as numba_launch
+from vicinal.backends.numba import plan as numba_plan
+from vicinal.backends.numba import threads as numba_threads
+from vicinal.backends.numba.kernels import compiled
+from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.tiles import key_interval, tiles
+from vicinal.problem import Inputs, Problem
+from vicinal.reference import axis_mask, reference
+from vicinal.tuning.config import TileConfig
+
+EXACT = {"rtol": 1e-9, "atol": 1e-11}
+
+
+def any_config(problem, seed):
+    """One of all tilings, not only of those listed."""
+    found = numba_plan.tilings(problem.neighborhood.axes, problem.lengths)
+    chosen = found[seed % len(found)]
+    return TileConfig(chosen.tile, chosen.box)
+
+
+def run(inputs, neighborhoods, scale, seed, with_grad_lse=True, config=None):
+    """Output, log-sum-exp and gradients of the backend, and what came from above."""
+    problem = Problem.of(inputs, neighborhoods, scale)
+    assert BACKEND.unsupported(problem) is None
+    output, lse = BACKEND.forward(problem, config or any_config(problem, seed), inputs)
+    grad, grad_lse = random_gradients(output, lse, seed, with_grad_lse)
+    config = config or any_config(problem, seed + 1)
+    grads = gradients_of(BACKEND, problem, config, inputs, output, lse, grad, grad_lse)
+    return [output, lse, *(g for g in grads if g is not None)], grad, grad_lse
+
+
+def supported(call):
+    """The call without what the backend leaves to others."""
+    return replace(call, neighborhoods=call.neighborhoods[:1], has_rpb=False)
+
+
+@pytest.fixture(params=[None, 9], ids=["one chunk", "chunks of 9 keys"])
+def chunks(request, monkeypatch):
+    """Small problems fit in one chunk: also cut them."""
+    if request.param is not None:
+        monkeypatch.setattr(numba_plan, "CHUNK", request.param)
+    numba_plan.call_plan.cache_clear()
+    yield
+    numba_plan.call_plan.cache_clear()
+
+
+@pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
+def threads(request, monkeypatch):
+    """Small problems are not worth a second thread: start it all the same."""
+    monkeypatch.setattr(numba_plan, "START_NS", 1e-3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
+    numba_plan.call_plan.cache_clear()
+    yield request.param
+    numba_plan.call_plan.cache_clear()
+
+
+@settings(max_examples=60)
+@given(call=calls(max_head_dim=40).map(supported), with_grad_lse=st.booleans())
+def test_random_problems_are_exact(call, with_grad_lse, chunks, threads):
+    inputs = call.inputs()
+    found, grad, grad_lse = run(inputs, call.neighborhoods, call.scale, call.seed, with_grad_lse)
+    wanted = gradients(lambda i: reference(i, call.neighborhoods, call.scale), inputs, grad, grad_lse)
+    torch.testing.assert_close(found, wanted, **EXACT)
+    assert all(t.is_contiguous() for t in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@settings(max_examples=30)
+@given(call=calls(max_head_dim=40).map(supported), with_grad_lse=st.booleans())
+def test_random_problems_are_as_close_as_torch(call, with_grad_lse, dtype, chunks):
+    inputs = call.inputs(dtype)
+    found, *above = run(inputs, call.neighborhoods, call.scale, call.seed, with_grad_lse)
+    assert_as_close_as_torch(found, inputs, call.neighborhoods, call.scale, *above)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        whole(24),
+        whole(8, 3),
+        whole(4, 5),
+        whole(30, boundary="clip"),
+        whole(24, causal=True),
+        whole(6, stride=6),
+        whole(1),
+        replace(whole(7), additional=50),
+        replace(whole(700), lengths=(1500,)),
+    ],
+    ids=[
+        "whole",
+        "whole groups",
+        "unequal groups",
+        "clipped",
+        "causal",
+        "blocked",
+        "one key",
+        "many more keys",
+        "several chunks",
+    ],
+)
+def test_special_windows(call):
+    inputs = call.inputs()
+    found, *above = run(inputs, call.neighborhoods, call.scale, 0)
+    wanted = gradients(lambda i: reference(i, call.neighborhoods, call.scale), inputs, *above)
+    torch.testing.assert_close(found, wanted, **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("extra", [0, 7], ids=["window", "window and additional keys"])
+def test_error_is_at_most_a_fifth_above_torch_s(dtype, extra):
+    call = Call((Neighborhood((Axis(7), Axis(9))),), (20, 23), 2, 4, 2, 32, 32, extra, False, 1)
+    inputs = call.inputs(dtype)
+    found, grad, _ = run(inputs, call.neighborhoods, call.scale, 0, with_grad_lse=False)
+    assert_at_most_a_fifth_above_torch(found, inputs, call.neighborhoods, call.scale, grad)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.7, 3.0])
+def test_any_scale(scale):
+    call = whole(7)
+    inputs = call.inputs()
+    found, *above = run(inputs, call.neighborhoods, scale, 0)
+    wanted = gradients(lambda i: reference(i, call.neighborhoods, scale), inputs, *above)
+    torch.testing.assert_close(found, wanted, **EXACT)
+
+
+@pytest.mark.parametrize(
+    "layout", range(5), ids=["slice", "heads first", "every second token", "second half", "channels first"]
+)
+@pytest.mark.parametrize("width", [16, 5])
+def test_strided_inputs(layout, width):
+    call = Call((Neighborhood((Axis(3), Axis(4))),), (6, 8), 2, 2, 2, width, width, 0, False, 0)
+    inputs = call.inputs()
+    strided = Inputs(*(None if t is None else list(layouts(t))[layout] for t in inputs))
+    found, grad, grad_lse = run(strided, call.neighborhoods, call.scale, 0)
+    assert_same(found, run(inputs, call.neighborhoods, call.scale, 0)[0])
+    problem = Problem.of(inputs, call.neighborhoods, call.scale)
+    above, output = list(layouts(grad))[layout], list(layouts(found[0]))[layout]
+    sums, lse = (t.transpose(0, -1).contiguous().transpose(0, -1) for t in (grad_lse, found[1]))
+    grads = gradients_of(BACKEND, problem, any_config(problem, 1), strided, output, lse, above, sums)
+    assert_same([g for g in grads if g is not None], found[2:])
+
+
+def test_gradient_of_a_sum():
+    # Its strides are all 0.
+    call = whole(5)
+    inputs = call.inputs()
+    problem = Problem.of(inputs, call.neighborhoods, call.scale)
+    output, lse = BACKEND.forward(problem, any_config(problem, 0), inputs)
+    ones = torch.ones((), dtype=torch.float64)
+    above = ones.expand(output.shape), ones.expand(lse.shape)
+    grads = gradients_of(BACKEND, problem, any_config(problem, 0), inputs, output, lse, *above)
+    wanted = gradients(lambda i: reference(i, call.neighborhoods, call.scale), inputs, *above)
+    torch.testing.assert_close([output, lse, *(g for g in grads if g is not None)], wanted, **EXACT)
+
+
+def assert_same(found, wanted):
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+def plane():
+    call = Call((Neighborhood((Axis(5, dilation=2), Axis(4))),), (14, 13), 1, 2, 1, 24, 40, 2, False, 3)
+    return call, call.inputs(torch.float32)
+
+
+def test_inputs_are_left_alone_and_results_repeat(threads):
+    call, inputs = plane()
+    before = [t.clone() for t in inputs if t is not None]
+    first, *_ = run(inputs, call.neighborhoods, call.scale, 0)
+    for _ in range(10):
+        assert_same(run(inputs, call.neighborhoods, call.scale, 0)[0], first)
+    assert_same([t for t in inputs if t is not None], before)
+
+
+@pytest.mark.parametrize("kernel", ["openmp", "threads of our own"])
+def test_threads_of_either_kind_give_the_same(kernel, monkeypatch):
+    call, inputs = plane()
+    alone, *_ = run(inputs, call.neighborhoods, call.scale, 0)
+    monkeypatch.setattr(numba_plan, "START_NS", 1e-3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    numba_plan.call_plan.cache_clear()
+    if kernel == "openmp":
+        if numba_threads.openmp() is None:
+            pytest.skip("torch has no OpenMP here")
+    else:
+        monkeypatch.setattr(numba_threads, "openmp", lambda: None)
+    together, *_ = run(inputs, call.neighborhoods, call.scale, 0)
+    numba_plan.call_plan.cache_clear()
+    torch.testing.assert_close(together, alone)
+    assert_same(together[:2], alone[:2])
+
+
+def test_callers_do_not_share_scratch_memory():
+    call, _ = plane()
+    call = replace(call, lengths=(48, 48))
+    inputs = [call.inputs(), Inputs(*(None if t is None else t * 0.5 for t in call.inputs()))]
+    problem = Problem.of(inputs[0], call.neighborhoods, call.scale)
+    config = any_config(problem, 0)
+    alone = [BACKEND.forward(problem, config, i) for i in inputs]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(20):
+            assert_same(list(pool.map(lambda i: BACKEND.forward(problem, config, i), inputs)), alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_nothing_is_written_elsewhere(dtype, direction, chunks, threads, monkeypatch):
+    call = replace(plane()[0], heads=4, kv_heads=2, head_dim=32, value_dim=48, additional=5)
+    inputs = call.inputs(dtype)
+    problem = Problem.of(inputs, call.neighborhoods, call.scale)
+    shape = inputs.query.shape[:-1]
+    guarded = []
+
+    def results(*shapes):
+        """Tensors with 64 numbers before and after them that must stay."""
+        for wanted in shapes:
+            size = int(np.prod(wanted))
+            memory = torch.full((size + 128,), 777.0, dtype=dtype)
+            guarded.append(memory)
+            yield memory[64 : 64 + size].view(wanted)
+
+    given = inputs[:5]
+    if direction == "forward":
+        plan = numba_launch._plan(problem, direction, (3, 5), given)
+        made = list(results((*shape, 48), shape))
+    else:
+        above = [torch.randn(s, dtype=dtype) for s in ((*shape, 48), shape)]
+        given += (*above, *(t.clone() for t in above))
+        plan = numba_launch._plan(problem, direction, (3, 5), given)
+        made = list(results(inputs.query.shape, *((plan.parts, *t.shape) for t in inputs[1:5])))
+    assert plan.threads == threads
+    scratch = np.full(plan.threads * plan.scratch + 128 + 64, 7, np.uint8)
+    begin = scratch.ctypes.data + 64
+    begin += -begin % 64
+    monkeypatch.setattr(numba_launch.SCRATCH, "take", lambda size: begin)
+    numba_launch._run(problem, direction, plan, (*given, *made))
+    assert not any((t == 777).any() for t in made)
+    assert all((m[:64] == 777).all() and (m[-64:] == 777).all() for m in guarded)
+    first = begin - scratch.ctypes.data
+    assert (scratch[:first] == 7).all()
+    assert (scratch[first + plan.threads * plan.scratch :] == 7).all()
+    assert (scratch[first : first + plan.threads * plan.scratch] != 7).any()
+
+
+def test_numbers_that_are_none_come_out_where_they_are_seen():
+    call = whole(3)
+    inputs = call.inputs()
+    inputs.query[0, 5, 1, 2] = float("nan")
+    problem = Problem.of(inputs, call.neighborhoods, call.scale)
+    output, lse = BACKEND.forward(problem, any_config(problem, 0), inputs)
+    assert output[0, 5, 1].isnan().all()
+    assert lse[0, 5, 1].isnan()
+    assert output.isnan().sum() == output.shape[-1]
+
+
+@pytest.mark.parametrize("size", [1e3, 3e15])
+def test_large_scores(size):
+    call = whole(5)
+    inputs = call.inputs(torch.float32)
+    inputs = Inputs(inputs.query * size, inputs.key * size, inputs.value)
+    problem = Problem.of(inputs, call.neighborhoods, 1.0)
+    output, lse = BACKEND.forward(problem, any_config(problem, 0), inputs)
+    assert_as_close_as_torch([output, lse], inputs, call.neighborhoods, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (dict(dtype=torch.int32), "torch.int32 is not one of"),
+        (dict(device=torch.device("meta")), "not on a CPU"),
+        (dict(has_rpb=True), "relative positional bias"),
+        (dict(neighborhoods=(Neighborhood.of(1, 3), Neighborhood.of(1, 4))), "one neighborhood for all heads"),
+    ],
+)
+def test_unsupported_says_why(change, reason):
+    call = whole(3)
+    problem = replace(Problem.of(call.inputs(), call.neighborhoods, 1.0), **change)
+    assert reason in BACKEND.unsupported(problem)
+
+
+def in_a_process(code, **environment):
+    script = f"import torch, vicinal, sys\n{code}"
+    command = [sys.executable, "-c", script]
+    found = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=200)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_without_numba_torch_s_operations_do():
+    said = in_a_process("""
+assert "numba" not in sys.modules
+sys.modules["numba"] = None
+from vicinal import dispatch
+x = torch.randn(1, 8, 2, 4, requires_grad=True)
+vicinal.na1d(x, x, x, 3).sum().backward()
+problem = dispatch.Problem.of(dispatch.Problem.of.__globals__["Inputs"](x, x, x), [vicinal.Neighborhood.of(1, 3)], 1.0)
+print(dispatch.plan(problem).backend.name, dispatch.unsupported("numba", problem))
+""")
+    assert said.startswith("cpu it needs numba: pip install vicinal[numba]")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "features"),
+    [("haswell", "+avx,+avx2,+fma,+bmi,+bmi2,+sse4.2,+popcnt"), ("x86-64", "+sse2")],
+    ids=["16 registers of 256 bits", "16 registers of 128 bits"],
+)
+@pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="other CPUs of this family")
+def test_other_cpus(cpu, features, tmp_path):
+    said = in_a_process(
+        """
+from vicinal.backends.numba.kernels.vectors import registers
+torch.manual_seed(0)
+x = [torch.randn(1, 9, 9, 2, 24, requires_grad=True) for _ in range(3)]
+grads = []
+for backend in ("numba", "cpu"):
+    out, lse = vicinal.na2d(*x, 5, return_lse=True, backend=backend)
+    grads.append([out, lse, *torch.autograd.grad([out.square().sum() + lse.sum()], x)])
+torch.testing.assert_close(*grads)
+print(registers())
+""",
+        NUMBA_CPU_NAME=cpu,
+        NUMBA_CPU_FEATURES=features,
+    )
+    assert said.strip() == ("(256, 16)" if cpu == "haswell" else "(128, 16)")
+
+
+def test_kernels_are_compiled_where_nothing_can_be_kept(monkeypatch):
+    from numba.core import caching
+
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    found = compiled.compiled.__wrapped__("forward", "float64")
+    assert found.address != compiled.compiled("forward", "float64").address
+
+
+def test_kernels_are_kept():
+    found = compiled.compiled("forward", "float64")
+    assert os.listdir(found._cache.cache_path)
+
+
+def test_empty_batch():
+    call = replace(whole(5), batch=0)
+    found, *_ = run(call.inputs(), call.neighborhoods, call.scale, 0)
+    assert [tuple(t.shape) for t in found] == [(0, 24, 2, 8), (0, 24, 2), (0, 24, 2, 8), (0, 24, 1, 8), (0, 24, 1, 8)]
+
+
+def test_configs_tell_the_box_of_keys():
+    neighborhood = Neighborhood((Axis(13), Axis(5, causal=True)))
+    call = Call((neighborhood,), (64, 48), 1, 1, 1, 8, 8, 0, False, 0)
+    problem = Problem.of(call.inputs(), (neighborhood,), 1.0)
+    for config in BACKEND.configs(problem, "forward"):
+        for axis, length, size, box in zip(neighborhood.axes, (64, 48), config.query_tile, config.key_tile):
+            boxes = [key_interval(axis, length, tile) for tile in tiles(length, size)]
+            assert box == max(high - low for low, high in boxes)
+
+
+@pytest.mark.parametrize("axis", [Axis(5), Axis(6, stride=3), Axis(4, 2, 2, True), Axis(9, boundary="clip")])
+@pytest.mark.parametrize("size", [1, 3, 4, 16])
+def test_tables_hold_every_window(axis, size):
+    found = numba_plan.axis_tiles(axis, 17, size)
+    mask = torch.zeros(17, 17, dtype=torch.bool)
+    for first_query, queries, first_key, keys, first_window in found.tiles.tolist():
+        for i, (start, stop) in enumerate(found.windows[first_window : first_window + queries].tolist()):
+            assert 0 <= start < stop <= keys
+            for k in range(start, stop):
+                mask[first_query + i * axis.dilation, first_key + k * axis.dilation] = True
+    assert torch.equal(mask, axis_mask(axis, 17))
+
+
+def test_memory_of_scratch_is_bounded():
+    call = Call((Neighborhood((Axis(None),)),), (1 << 14,), 1, 1, 1, 64, 64, 0, False, 0)
+    problem = Problem.of(call.inputs(torch.float32), [Neighborhood.of(1, None)], 1.0)
+    (config, *_) = BACKEND.configs(problem, "forward")
+    plan = numba_plan.call_plan(problem, "forward", config.query_tile, (None,) * 5, 2)
+    assert plan.scratch < 300_000

@@ -1,0 +1,199 @@
+"""Compile the Triton kernels for a GPU that is not there: `python compile_only.py sm_90` prints one JSON line a kernel.
+
+With `once` for the names of variants: compile problems that differ in their windows, lengths and heads only.
+
+A stand-in driver names the target and launches nothing; `kernel.warmup` runs the whole compiler, down to a cubin by the
+ptxas that Triton ships, or to an AMD code object. Run without TRITON_INTERPRET, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "gpu"))  # the folder of compile_driver
+
+from compile_driver import CompileOnlyDriver
+
+from vicinal.backends.triton import launch as triton_launch
+from vicinal.backends.triton.backward import Backward
+from vicinal.backends.triton.launch import Forward, Launch, Prepared
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.problem import Inputs, Problem
+from vicinal.tuning import cost
+from vicinal.tuning.config import TileConfig
+
+TARGETS = {  # name: target, bytes of shared memory a program may have
+    "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
+    "sm_90": (GPUTarget("cuda", 90, 32), 227 * 1024),
+    "sm_100": (GPUTarget("cuda", 100, 32), 227 * 1024),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),
+}
+
+
+class Pointer:
+    """Stands for a tensor, 16-byte aligned."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def data_ptr(self) -> int:
+        return 16
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One problem, whose kernels are compiled with the tilings that the backend would choose."""
+
+    name: str
+    lengths: tuple[int, ...]
+    neighborhoods: tuple[Neighborhood, ...]
+    dtype: torch.dtype
+    head_dim: int
+    heads: int = 2
+    kv_heads: int = 2
+    additional: int = 0
+    has_rpb: bool = False
+
+    def problem(self) -> tuple[Problem, Inputs]:
+        def make(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=self.dtype, device="meta")
+
+        x, h, hkv, d = self.lengths, self.heads, self.kv_heads, self.head_dim
+        resolved = tuple(n.resolve(x) for n in self.neighborhoods)
+        inputs = Inputs(
+            make(4, *x, h, d),
+            make(4, *x, hkv, d),
+            make(4, *x, hkv, d),
+            make(4, self.additional, hkv, d) if self.additional else None,
+            make(4, self.additional, hkv, d) if self.additional else None,
+            make(h, *(2 * k - 1 for k in resolved[0].window)) if self.has_rpb else None,
+        )
+        problem = Problem.of(inputs, resolved, d**-0.5)
+        return replace(problem, device=torch.device("cpu")), inputs
+
+
+of = Neighborhood.of
+VARIANTS = [
+    Variant("2d", (128, 128), (of(2, 33),), torch.bfloat16, 64),
+    Variant("2d-d128", (256, 256), (of(2, 80),), torch.float16, 128),
+    Variant("small", (8, 8), (of(2, 3),), torch.float16, 64),  # all gradients in one launch
+    Variant("thin", (130,), (of(1, 7, dilation=18),), torch.float16, 64),  # tiles of several dilation groups
+    Variant("nat", (56, 56), (of(2, 7),), torch.float16, 32, has_rpb=True),
+    Variant("float32", (4096,), (of(1, 256),), torch.float32, 64),
+    Variant(
+        "everything",
+        (24, 44, 80),
+        (of(3, (24, 12, 24), (1, 4, 8)), of(3, (24, 4, 16), 1, (1, 11, 5), (True, False, False))),
+        torch.bfloat16,
+        128,
+        kv_heads=1,
+        additional=16,
+    ),
+]
+
+
+HALF = torch.float16
+ONCE = [  # of each list one kernel serves all: among their numbers are 0, 1 and multiples of 16
+    [
+        Variant("2d", (128, 96), (of(2, (33, 32)),), HALF, 64, has_rpb=True, additional=16),
+        Variant("2d", (57, 33), (of(2, (9, 8)),), HALF, 64, heads=1, kv_heads=1, has_rpb=True, additional=1),
+        Variant("2d", (64, 16), (of(2, 16),), HALF, 64, heads=16, kv_heads=16, has_rpb=True, additional=5),
+    ],
+    [
+        Variant("general", (16, 33, 40), (of(3, (16, 4, 8), (1, 2, 1), (1, 3, 4), (True, False, False)),), HALF, 32),
+        Variant("general", (21, 8, 48), (of(3, (4, 4, 1), (4, 1, 1), (1, 1, 16), (False, True, False)),), HALF, 32),
+    ],
+]
+ONCE_TILES = {2: TileConfig((8, 8), (4, 4), 4, 1), 3: TileConfig((4, 4, 4), (4, 4, 4), 4, 1)}
+
+
+def launches(variant: Variant, config: TileConfig | None = None) -> list[tuple[Launch, tuple]]:
+    """Every launch of a problem, with stand-ins for its tensors; tiled as the backend would, unless told."""
+    problem, inputs = variant.problem()
+    prepared = Prepared.of(problem, inputs)
+    x, f32 = Pointer(variant.dtype), Pointer(torch.float32)
+    table = None if prepared.table is None else Pointer(torch.int32)
+    q, k, v, ek, ev, rpb = given = tuple(None if t is None else x for t in inputs)
+    first, second = (config or cost.tilings(problem, direction)[0] for direction in ("forward", "backward"))
+    forward = Forward(prepared, first, False)._launch
+    backward = Backward(prepared, second)
+    found = [(forward, (*given, table, x, f32))]
+    if backward._both is not None:
+        found.append((backward._both, (*given, table, x, f32, x, None, f32, x, x, x)))
+    else:
+        found.append((backward._query, (*given, table, x, f32, x, None, f32, x)))
+        found.append((backward._key_value, (q, k, v, rpb, table, f32, x, f32, x, x)))
+    if backward._additional is not None:
+        found.append((backward._additional, (q, ek, ev, f32, x, f32, f32, f32)))
+    if backward._bias is not None:
+        found.append((backward._bias, (q, k, v, rpb, table, f32, x, f32, f32)))
+    return found
+
+
+def spills(compiled, target: GPUTarget) -> int:
+    """Spilled bytes per thread."""
+    if target.backend == "hip":
+        return 4 * int(re.search(r"\.vgpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"])[1])
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    ptxas = get_ptxas(target.arch).path
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(compiled.asm["ptx"])
+        file.flush()
+        name = f"sm_{target.arch}" + ("a" if target.arch >= 90 else "")
+        command = [ptxas, "-v", f"--gpu-name={name}", file.name, "-o", "/dev/null"]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return int(re.search(r"(\d+) bytes spill stores", report)[1])
+
+
+def compile_once() -> None:
+    """One JSON line a kernel: how often it was compiled for how many problems."""
+    for variants in ONCE:
+        compiled: dict[str, list[Any]] = {}
+        for variant in variants:
+            for launch, tensors in launches(variant, ONCE_TILES[len(variant.lengths)]):
+                compiled.setdefault(launch.kernel.__name__.removesuffix("_kernel"), []).append(launch.compile(tensors))
+        for kernel, found in compiled.items():
+            row = {"variant": variants[0].name, "kernel": kernel, "problems": len(found)}
+            print(json.dumps(row | {"compilations": len({id(one) for one in found})}), flush=True)
+
+
+def main(name: str, only: list[str]) -> None:
+    target, shared = TARGETS[name]
+    triton.runtime.driver.set_active(CompileOnlyDriver(target))
+    cost.gpu_of = lambda problem: cost.Gpu(shared, name in ("sm_90", "sm_100"), 132)
+    triton_launch.chains = lambda device: name in ("sm_90", "sm_100")
+    if target.backend == "hip":
+        torch.version.hip = "compile-only"
+    if only == ["once"]:
+        compile_once()
+        return
+    for variant in VARIANTS:
+        if only and variant.name not in only:
+            continue
+        for launch, tensors in launches(variant):
+            compiled = launch.compile(tensors)
+            row = {
+                "variant": variant.name,
+                "kernel": launch.kernel.__name__.removesuffix("_kernel"),
+                "spilled": spills(compiled, target),
+                "shared": compiled.metadata.shared,
+                "fits": compiled.metadata.shared <= shared,
+                "warps": launch.options["num_warps"],
+            }
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

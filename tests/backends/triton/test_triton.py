@@ -1,0 +1,312 @@
+"""The Triton backend on small problems against the oracle; on a machine without a GPU, by Triton's interpreter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import triton.runtime.interpreter
+from hypothesis import given, settings
+
+import strategies
+from closeness import assert_as_close_as_torch, gradients_of
+from vicinal.backends import triton as backend
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.problem import Inputs, Problem
+from vicinal.tuning.config import TileConfig
+from vicinal.tuning.cost import TOGETHER, read, spell
+
+of = Neighborhood.of
+device = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def interpreting(monkeypatch):
+    """Let the backend take CPU tensors; and have our device functions not prepare the whole language anew each time
+    the interpreter calls one, which takes longer than running them: the launched kernel has done it.
+    """
+    kernel = triton.runtime.interpreter.InterpretedFunction
+    prepare = kernel.__call__
+
+    def run(self, *args, **kwargs):
+        if self.fn.__module__.startswith("vicinal."):
+            return self.rewrite()(*args, **kwargs)
+        return prepare(self, *args, **kwargs)
+
+    monkeypatch.setattr(kernel, "__call__", run)
+    with backend.interpreting():
+        yield
+
+
+def call(
+    lengths,
+    neighborhoods,
+    heads=1,
+    kv_heads=1,
+    head_dim=8,
+    value_dim=8,
+    additional=0,
+    has_rpb=False,
+    batch=1,
+    seed=0,
+):
+    neighborhoods = neighborhoods if isinstance(neighborhoods, tuple) else (neighborhoods,)
+    resolved = tuple(n.resolve(lengths) for n in neighborhoods)
+    return strategies.Call(resolved, lengths, batch, heads, kv_heads, head_dim, value_dim, additional, has_rpb, seed)
+
+
+def check(
+    drawn,
+    dtype=torch.float32,
+    tiles=None,
+    tiling=None,
+    backward=True,
+    with_grad_lse=True,
+    scale=None,
+    inputs=None,
+    together=None,
+):
+    scale = drawn.scale if scale is None else scale
+    inputs = drawn.inputs(dtype, device) if inputs is None else inputs
+    problem = Problem.of(inputs, drawn.neighborhoods, scale)
+    reason = backend.BACKEND.unsupported(problem)
+    if reason is not None:
+        pytest.skip(reason)
+    tiling = TileConfig(*tiles) if tiles else tiling
+    config = tiling or backend.BACKEND.configs(problem, "forward")[0]
+    output, lse = backend.BACKEND.forward(problem, config, inputs)
+    if not backward:
+        assert_as_close_as_torch([output, lse], inputs, drawn.neighborhoods, scale)
+        return
+    generator = torch.Generator().manual_seed(drawn.seed + 1)
+    grad_output = torch.randn(output.shape, generator=generator).to(output)
+    grad_lse = torch.randn(lse.shape, generator=generator).to(lse) if with_grad_lse else None
+    config = tiling or backend.BACKEND.configs(problem, "backward")[0]
+    if together is not None:
+        config = replace(config, variant=spell(read(config.variant)) + TOGETHER * together)
+    grads = gradients_of(backend.BACKEND, problem, config, inputs, output, lse, grad_output, grad_lse)
+    for grad, given_ in zip(grads, inputs, strict=True):
+        assert (grad is None) == (given_ is None)
+        assert grad is None or (grad.dtype == given_.dtype and grad.is_contiguous())
+    results = [output, lse, *(g for g in grads if g is not None)]
+    assert_as_close_as_torch(results, inputs, drawn.neighborhoods, scale, grad_output, grad_lse)
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        pytest.param(call((21,), of(1, 5)), id="1d"),
+        pytest.param(call((37,), of(1, 20)), id="1d-full-tiles"),
+        pytest.param(call((6, 7), of(2, (3, 5))), id="2d"),
+        pytest.param(call((3, 4, 5), of(3, (3, 2, 4))), id="3d"),
+        pytest.param(call((7, 6), of(2, (7, 6))), id="whole"),
+        pytest.param(call((5, 6), of(2, 1)), id="window-1"),
+        pytest.param(call((8, 6), of(2, (4, 3), stride=(4, 3))), id="blocked"),
+        pytest.param(call((9, 6), of(2, (5, 3), stride=(3, 2))), id="stride"),
+        pytest.param(call((20,), of(1, 5, dilation=3)), id="dilation"),
+        pytest.param(call((6, 7), of(2, (2, 3), dilation=(3, 2))), id="dilation-2d"),
+        pytest.param(call((4, 6, 4), of(3, 2, dilation=(1, 3, 2), stride=(2, 1, 2))), id="dilation-stride-3d"),
+        pytest.param(call((19,), of(1, 6, is_causal=True)), id="causal"),
+        pytest.param(call((5, 7), of(2, 4, stride=(1, 3), is_causal=(True, False))), id="causal-one-axis"),
+        pytest.param(call((18,), of(1, 5, stride=2, dilation=2, is_causal=True)), id="causal-stride-dilation"),
+        pytest.param(call((5, 7), of(2, (3, 9), boundary="clip")), id="clip"),
+        pytest.param(call((17,), of(1, 4, stride=3, dilation=2, boundary="clip")), id="clip-stride-dilation"),
+    ],
+)
+def test_neighborhoods(drawn):
+    tiles = {1: ((16,), (16,)), 2: ((4, 4), (4, 4)), 3: ((2, 2, 4), (2, 2, 4))}[len(drawn.lengths)]
+    check(drawn, tiles=tiles)
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        pytest.param(call((5, 4), of(2, 3), heads=2, kv_heads=2, batch=2), id="heads-and-batch"),
+        pytest.param(call((18,), of(1, 7), heads=4, kv_heads=2), id="gqa"),
+        pytest.param(call((5, 4), of(2, 3), heads=3), id="mqa"),
+        pytest.param(call((17,), of(1, 3), additional=5), id="additional"),
+        pytest.param(call((4, 5), of(2, 3), additional=37, heads=2, batch=2), id="additional-gqa"),
+        pytest.param(call((17,), of(1, 5), has_rpb=True, heads=2, kv_heads=2), id="rpb-1d"),
+        pytest.param(call((6, 9), of(2, (3, 5)), has_rpb=True, batch=2), id="rpb-2d"),
+        pytest.param(call((3, 4, 5), of(3, (2, 3, 4)), has_rpb=True), id="rpb-3d"),
+        pytest.param(call((6, 9), of(2, 3, dilation=(2, 3), stride=2), has_rpb=True, additional=3), id="rpb-all"),
+        pytest.param(call((18,), of(1, 5, is_causal=True), has_rpb=True, heads=2), id="rpb-causal-gqa"),
+        pytest.param(call((16,), of(1, 3), head_dim=4, value_dim=24), id="dims-4-24"),
+        pytest.param(call((16,), of(1, 3), head_dim=96, value_dim=12), id="dims-96-12"),
+        pytest.param(call((16,), of(1, 3), head_dim=256, value_dim=256), id="dims-256"),
+    ],
+)
+def test_features(drawn):
+    check(drawn)
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        pytest.param(call((19,), (of(1, 3), of(1, 7, stride=2, is_causal=True)), heads=2, kv_heads=2), id="1d"),
+        pytest.param(call((6, 5), (of(2, 3), of(2, (2, 5), dilation=(3, 1))), heads=2), id="2d-shared-keys"),
+        pytest.param(
+            call((6, 5), (of(2, 2), of(2, 2, dilation=2, boundary="clip")), heads=2, kv_heads=2, has_rpb=True),
+            id="2d-rpb",
+        ),
+        pytest.param(call((4, 3, 4), (of(3, 2), of(3, (4, 1, 3))), heads=2, additional=2), id="3d-additional"),
+    ],
+)
+def test_heads_with_neighborhoods_of_their_own(drawn):
+    check(drawn)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        pytest.param(call((37,), of(1, 20), heads=2, kv_heads=2, batch=2), id="1d"),
+        pytest.param(
+            call((6, 7), of(2, (2, 3), dilation=(3, 2)), heads=4, kv_heads=2, value_dim=16), id="dilation-gqa"
+        ),
+        pytest.param(call((5, 7), of(2, 4, stride=(1, 3), is_causal=(True, False)), additional=5), id="causal-more"),
+        pytest.param(call((6, 9), of(2, 3), has_rpb=True, batch=2), id="rpb"),
+        pytest.param(call((6, 5), (of(2, 3), of(2, (2, 5), dilation=(3, 1))), heads=2), id="per-head-shared-keys"),
+    ],
+)
+def test_gradients_in_two_launches_and_in_one(drawn, together):
+    check(drawn, together=together)
+
+
+@pytest.mark.parametrize(
+    ("query_tile", "key_tile"), [((16, 1), (1, 16)), ((2, 8), (8, 8)), ((8, 4), (4, 16)), ((8, 8), (2, 8))]
+)
+def test_tiles_of_any_shape(query_tile, key_tile):
+    check(call((11, 9), of(2, (5, 4), stride=(1, 2))), tiles=(query_tile, key_tile))
+
+
+UNFOLDED = [  # (problem, axis, tile of queries, tile of keys)
+    pytest.param(call((20,), of(1, 3, dilation=6)), 0, (2, 8), (4, 4), id="1d-uneven"),
+    pytest.param(call((21,), of(1, 3, dilation=7), heads=4, kv_heads=2, batch=2), 0, (4, 4), (4, 4), id="1d-even"),
+    pytest.param(call((23,), of(1, 5, stride=2, dilation=3, is_causal=True)), 0, (8, 2), (4, 4), id="1d-causal"),
+    pytest.param(call((19,), of(1, 4, dilation=9, boundary="clip"), additional=3), 0, (4, 4), (2, 8), id="1d-clip"),
+    pytest.param(call((9,), of(1, 2, dilation=12, boundary="clip")), 0, (2, 8), (2, 8), id="1d-groups-of-one"),
+    pytest.param(call((7, 8), of(2, (2, 3), dilation=(3, 2))), 0, (2, 2, 4), (2, 4, 2), id="2d-first"),
+    pytest.param(call((7, 9), of(2, (2, 2), dilation=(3, 4)), value_dim=16), 1, (2, 2, 4), (2, 2, 4), id="2d-second"),
+    pytest.param(call((6, 9), of(2, 3, dilation=(2, 3), stride=2), has_rpb=True), 1, (2, 4, 2), (2, 4, 2), id="2d-rpb"),
+]
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(("drawn", "axis", "query_tile", "key_tile"), UNFOLDED)
+def test_tiles_of_several_dilation_groups(drawn, axis, query_tile, key_tile, together):
+    tiling = TileConfig(query_tile, key_tile, unfolded=axis)
+    check(drawn, tiling=replace(tiling, variant=spell(tiling) + TOGETHER * together))
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_short_dilation_groups_share_tiles(direction):
+    drawn = call((64,), of(1, 3, dilation=21))
+    problem = Problem.of(drawn.inputs(torch.float16, device), drawn.neighborhoods, 0.1)
+    many = replace(problem, batch=64, heads=8, kv_heads=8)
+    assert backend.BACKEND.configs(many, direction)[0].unfolded == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    check(call((6, 7), of(2, 3), heads=2, additional=3, has_rpb=True), dtype)
+
+
+@pytest.mark.parametrize("scale", [-0.4, 0.0, 2.5])
+def test_any_scale(scale):
+    check(call((9, 4), of(2, 3), additional=2), scale=scale)
+
+
+def test_log_sum_exp_without_gradient():
+    check(call((20,), of(1, 5)), with_grad_lse=False)
+
+
+def test_inputs_are_read_in_place(monkeypatch):
+    """Heads, tokens and batch in any order in memory, slices of a packed projection; nothing is copied."""
+    drawn = call((5, 6), of(2, 3), heads=2, kv_heads=2, batch=2)
+    packed = torch.randn(5, 2, 6, 3, 2, 8, device=device).permute(1, 0, 2, 3, 4, 5)
+    assert not packed.is_contiguous()
+    inputs = Inputs(*packed.unbind(3))
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda self, *args: pytest.fail("copied"))
+    problem = Problem.of(inputs, drawn.neighborhoods, 0.3)
+    output, lse = backend.BACKEND.forward(problem, backend.BACKEND.configs(problem, "forward")[0], inputs)
+    monkeypatch.undo()
+    assert_as_close_as_torch([output, lse], inputs, drawn.neighborhoods, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "neighborhood", "tiles"),
+    [
+        ((85,), of(1, 35), ((32,), (16,))),  # near a border a key has more queries than a query has keys
+        ((21,), of(1, 5), ((16,), (16,))),
+        ((9, 7), of(2, 7), ((4, 4), (4, 8))),
+        ((11,), of(1, 4, dilation=2), ((16,), (16,))),
+    ],
+)
+def test_nothing_beyond_the_tokens_is_read(lengths, neighborhood, tiles):
+    """The tensors lie amid NaN: a row read from outside would spoil sums even where its weight is 0."""
+    drawn = call(lengths, neighborhood)
+    amid = []
+    for tensor in drawn.inputs(torch.float32, device)[:3]:
+        room = torch.full([1, *(n + 2 * max(lengths) for n in lengths), 1, 8], float("nan"), device=device)
+        inner = room[(slice(None), *(slice(max(lengths), max(lengths) + n) for n in lengths))]
+        amid.append(inner.copy_(tensor))
+    check(drawn, tiles=tiles, inputs=Inputs(*amid))
+
+
+def test_last_dimension_not_contiguous():
+    drawn = call((5, 6), of(2, 3))
+    inputs = Inputs(*(torch.randn(8, 1, 5, 6, 1, device=device).movedim(0, -1) for _ in range(3)))
+    check(drawn, inputs=inputs)
+
+
+def test_empty_batch():
+    drawn = call((5, 6), of(2, 3), batch=0)
+    inputs = drawn.inputs(torch.float32, device)
+    problem = Problem.of(inputs, drawn.neighborhoods, 1.0)
+    config = backend.BACKEND.configs(problem, "forward")[0]
+    output, lse = backend.BACKEND.forward(problem, config, inputs)
+    assert output.shape == (0, 5, 6, 1, 8)
+    grads = gradients_of(backend.BACKEND, problem, config, inputs, output, lse, output)
+    assert grads.key.shape == inputs.key.shape
+
+
+@settings(max_examples=4)
+@given(strategies.calls())
+def test_random_calls(drawn):
+    check(drawn)
+
+
+def test_backward_has_the_same_bits_every_run():
+    drawn = call((6, 9), of(2, 3), heads=2, additional=3, has_rpb=True)
+    inputs = drawn.inputs(torch.float32, device)
+    problem = Problem.of(inputs, drawn.neighborhoods, 0.5)
+    config = backend.BACKEND.configs(problem, "backward")[0]
+    output, lse = backend.BACKEND.forward(problem, config, inputs)
+    first, second = (gradients_of(backend.BACKEND, problem, config, inputs, output, lse, output, lse) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"dtype": torch.float64}, "float64"), ({"head_dim": 260}, "at most 256"), ({"value_dim": 300}, "at most 256")],
+)
+def test_reasons(change, reason):
+    kept = {k: v for k, v in change.items() if k != "dtype"}
+    drawn = call((9,), of(1, 3), **kept)
+    inputs = drawn.inputs(change.get("dtype", torch.float32), device)
+    problem = Problem.of(inputs, drawn.neighborhoods, 1.0)
+    assert reason in backend.BACKEND.unsupported(problem)
+
+
+def test_cpu_tensors_are_not_taken_outside_tests():
+    drawn = call((9,), of(1, 3))
+    backend._interpreting = False  # the fixture's end puts it back; a monkeypatch would undo that
+    problem = Problem.of(drawn.inputs(torch.float32, "cpu"), drawn.neighborhoods, 1.0)
+    assert "CPU" in backend.BACKEND.unsupported(problem)
+
+
+def test_variants_are_spelled_both_ways():
+    config = TileConfig((2, 4, 8), (4, 1, 16), 8, 3)
+    assert read(spell(config)) == read(spell(config) + TOGETHER) == config
