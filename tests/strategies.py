@@ -1,16 +1,18 @@
-"""Hypothesis strategies for random axes, neighborhoods and problems."""
+"""Hypothesis strategies for random axes, neighborhoods, problems and layouts in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 from vicinal.geometry.neighborhood import Axis, Neighborhood
-from vicinal.problem import Inputs
+from vicinal.problem import Inputs, Upstream
 
 
 @st.composite
@@ -128,3 +130,130 @@ def layouts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     yield tensor.repeat_interleave(2, 1)[:, ::2]
     yield torch.cat([tensor, tensor])[tensor.shape[0] :]
     yield tensor.transpose(1, -1).contiguous().transpose(1, -1)
+
+
+# Layouts --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to lie in memory; call it with a tensor of any rank, on any device.
+
+    The result has the tensor's shape, dtype and values, except that an "expanded" one repeats some of its values.
+    Memory around it holds NaN. `seed` chooses what a kind leaves open: which order, which axes.
+    """
+
+    kind: str
+    seed: int = 0
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        laid_out = KINDS[self.kind](tensor, random.Random(self.seed))
+        assert laid_out.shape == tensor.shape
+        return laid_out
+
+
+def _contiguous(tensor: Tensor, _: random.Random) -> Tensor:
+    return tensor.contiguous()
+
+
+def _in_order(tensor: Tensor, order: list[int]) -> Tensor:
+    """With dimension `order[0]` outermost in memory, and so on."""
+    back = sorted(range(tensor.ndim), key=order.__getitem__)
+    return tensor.permute(order).contiguous().permute(back)
+
+
+def _channels_last(tensor: Tensor, _: random.Random) -> Tensor:
+    return _in_order(tensor, [0, *range(2, tensor.ndim), 1][: tensor.ndim])
+
+
+def _permuted(tensor: Tensor, rng: random.Random) -> Tensor:
+    return _in_order(tensor, rng.sample(range(tensor.ndim), tensor.ndim))
+
+
+def _sliced(tensor: Tensor, rng: random.Random) -> Tensor:
+    steps = [rng.choice((1, 1, 2)) for _ in tensor.shape]
+    starts = [rng.randrange(3) for _ in tensor.shape]
+    around = [start + step * n + rng.randrange(2) for start, step, n in zip(starts, steps, tensor.shape)]
+    place = tensor.new_full(around, float("nan"))
+    place = place[tuple(slice(a, a + s * n, s) for a, s, n in zip(starts, steps, tensor.shape))]
+    return place.copy_(tensor)
+
+
+def _packed(tensor: Tensor, rng: random.Random) -> Tensor:
+    """One of three side by side: q, k and v of one projection."""
+    dim = max(tensor.ndim - 2, 0)
+    place = tensor.new_full((*tensor.shape[:dim], 3, *tensor.shape[dim:]), float("nan"))
+    return place.select(dim, rng.randrange(3)).copy_(tensor)
+
+
+def _expanded(tensor: Tensor, rng: random.Random) -> Tensor:
+    """With stride 0 along some axes, or all."""
+    shape = tensor.shape
+    long = [dim for dim, n in enumerate(shape) if n > 1]
+    for dim in rng.sample(long, rng.randint(min(1, len(long)), len(long))):
+        tensor = tensor.narrow(dim, 0, 1)
+    return tensor.expand(shape)
+
+
+def _misaligned(tensor: Tensor, rng: random.Random) -> Tensor:
+    """Contiguous, from a few elements into its storage."""
+    start = rng.choice((1, 2, 3, 5))
+    return tensor.new_full((start + tensor.numel(),), float("nan"))[start:].view(tensor.shape).copy_(tensor)
+
+
+def _negated(tensor: Tensor, rng: random.Random) -> Tensor:
+    """A view that negates what is in memory: as such, or as the imaginary part of a conjugate."""
+    if tensor.dtype in (torch.float32, torch.float64) and rng.random() < 0.5:
+        return torch.complex(torch.full_like(tensor, float("nan")), -tensor).conj().imag
+    return torch._neg_view(_permuted(-tensor, rng))
+
+
+KINDS: dict[str, Callable[[Tensor, random.Random], Tensor]] = {
+    "contiguous": _contiguous,
+    "channels_last": _channels_last,
+    "permuted": _permuted,
+    "sliced": _sliced,
+    "packed": _packed,
+    "expanded": _expanded,
+    "misaligned": _misaligned,
+    "negated": _negated,
+}
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """A layout for every tensor of a call, and of its backward pass.
+
+    What was laid out may have other values ("expanded"): an oracle takes them from the results.
+    """
+
+    of_inputs: tuple[Layout, ...]
+    of_upstream: tuple[Layout, ...]
+
+    def inputs(self, inputs: Inputs) -> Inputs:
+        return Inputs(*(None if t is None else layout(t) for layout, t in zip(self.of_inputs, inputs, strict=True)))
+
+    def upstream(self, upstream: Upstream) -> Upstream:
+        """Also of output and log-sum-exp, which a backend is given as they were saved: any strides, the same values."""
+        return Upstream(
+            *(None if t is None else layout(t) for layout, t in zip(self.of_upstream, upstream, strict=True))
+        )
+
+    def gradients(self, grad_output: Tensor, grad_lse: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What comes from above."""
+        of_output, of_lse = self.of_upstream[2:]
+        return of_output(grad_output), None if grad_lse is None else of_lse(grad_lse)
+
+
+def layout(kinds: Iterable[str] = tuple(KINDS)) -> st.SearchStrategy[Layout]:
+    """A layout of one of these kinds."""
+    return st.builds(Layout, st.sampled_from(list(kinds)), st.integers(0, 1 << 16))
+
+
+@st.composite
+def any_layouts(draw) -> Layouts:
+    """Every tensor in a layout of its own."""
+    same_values = tuple(kind for kind in KINDS if kind != "expanded")
+    saved = (draw(layout(same_values)), draw(layout(same_values)))
+    return Layouts(tuple(draw(layout()) for _ in Inputs._fields), (*saved, draw(layout()), draw(layout())))
