@@ -121,6 +121,12 @@ def test_gradcheck(call):
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 
+@pytest.mark.parametrize("backend", ["numba", "unfused", None])
+def test_causal_window_longer_than_its_axis(backend):
+    q, v = torch.zeros(1, 2, 1, 1), torch.arange(2.0).view(1, 2, 1, 1)
+    assert vicinal.na1d(q, q, v, 3, is_causal=True, backend=backend).flatten().tolist() == [0, 0.5]
+
+
 # Options --------------------------------------------------------------------------------------------------------
 
 

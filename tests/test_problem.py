@@ -1,5 +1,6 @@
 """Problems: what is derived from a call's tensors."""
 
+import pickle
 from math import prod
 
 import pytest
@@ -25,6 +26,14 @@ def test_equal_calls_are_one_problem():
 @pytest.mark.parametrize("change", [{"batch": 1}, {"window": 5}, {"scale": 0.0}, {"dtype": torch.float64}], ids=str)
 def test_different_calls_are_different_problems(change):
     assert problem(**change) != problem()
+
+
+def test_is_sent_without_its_hash():
+    sent = problem()
+    hash(sent)  # and so it is cached
+    received = pickle.loads(pickle.dumps(sent))
+    assert received == sent
+    assert "_hash" not in vars(received)
 
 
 def test_sizes():

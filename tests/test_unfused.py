@@ -23,6 +23,13 @@ CASES = {  # name: lengths, geometry, (heads, kv_heads, head_dim, value_dim), ad
     ),
     "2-D mixed windows, grouped queries": ((4, 4), {"kernel_size": (3, 2), "dilation": (1, 2)}, (2, 1, 4, 6), 0, True),
     "2-D causal axis": ((4, 5), {"kernel_size": 3, "is_causal": (True, False)}, (1, 1, 4, 4), 0, False),
+    "2-D causal, window beyond the axis": (
+        (3, 5),
+        {"kernel_size": (5, 4), "stride": (4, 1), "is_causal": True, "dilation": (1, 2)},
+        (1, 1, 4, 4),
+        1,
+        True,
+    ),
     "2-D clip, window beyond the axis": (
         (3, 5),
         {"kernel_size": (5, 3), "boundary": "clip", "dilation": (1, 2)},

@@ -241,7 +241,8 @@ def _na(rank: int) -> Callable[..., Output]:
         kernel_size: window, keys per query; None means the whole axis. This and the next three: one value for all
             axes or a tuple of {rank}.
         stride: queries that share a window, from 1 to `kernel_size` (generalized neighborhood attention).
-        dilation: distance between neighboring keys; `kernel_size * dilation` must not exceed the axis.
+        dilation: distance between neighboring keys; `kernel_size * dilation` must not exceed the axis, unless a border
+            cuts the window (causal or clipped).
         is_causal: whether queries see only keys at or before their own position.
         scale: factor of the scores; None means `D ** -0.5`.
         additional_keys: `[B, M, Hkv, D]`, attended by every query in the same softmax.

@@ -80,10 +80,11 @@ def random_case(seed: int) -> tuple:
     most = {1: 700, 2: 40, 3: 14}[rank]
     lengths = tuple(draw.randint(1, most) for _ in range(rank))
     dilation = tuple(draw.choice((1, 1, 1, draw.randint(1, max(1, n // 3)))) for n in lengths)
-    window = tuple(draw.randint(1, n // d) for n, d in zip(lengths, dilation))
-    stride = tuple(draw.choice((1, draw.randint(1, k))) for k in window)
     causal = tuple(draw.random() < 0.25 for _ in range(rank))
     clip = tuple(draw.choice(("shift", "shift", "clip")) for _ in range(rank))
+    cut = (c or b == "clip" for c, b in zip(causal, clip))
+    window = tuple(draw.randint(1, n + 9 if c else n // d) for n, d, c in zip(lengths, dilation, cut))
+    stride = tuple(draw.choice((1, draw.randint(1, k))) for k in window)
     heads, kv_heads = draw.choice(((1, 1), (2, 2), (4, 2), (3, 1)))
     head_dim = draw.choice((32, 64, 64, 128, 128, 96))
     arguments = {"kernel_size": window, "stride": stride, "dilation": dilation, "is_causal": causal, "boundary": clip}

@@ -60,7 +60,7 @@ def draw_axis(rng: random.Random, general: bool, longest: int) -> tuple[Axis, in
         return Axis(rng.randint(1, length)), length
     causal, boundary = rng.random() < 0.4, rng.choice(["shift", "clip"])
     dilation = rng.randint(1, min(4, length))
-    window = rng.randint(1, length + 3 if boundary == "clip" and not causal else length // dilation)
+    window = rng.randint(1, length + 3 if boundary == "clip" or causal else length // dilation)
     return Axis(window, rng.randint(1, window), dilation, causal, boundary), length
 
 
@@ -84,8 +84,6 @@ def draw(kind: Kind, seed: int) -> strategies.Call:
             )
             for _ in range(heads)
         )
-        if any(a.causal and a.window > n for e in every for a, n in zip(e.axes, lengths, strict=True)):
-            every = (one,)
     return strategies.Call(
         every, lengths, rng.randint(1, 3), heads, kv_heads, kind.head_dim, kind.value_dim,
         rng.choice([1, 7, 40]) if kind.extras else 0, kind.extras, seed,

@@ -61,8 +61,8 @@ class Axis:
         """This axis for tokens of `length`: a window of None becomes `length`.
 
         Raises:
-            ValueError: `window * dilation > length` (a clipped window that is not causal always fits), or
-                `stride > window`.
+            ValueError: `window * dilation > length` where the window shifts at borders (a causal or clipped one
+                always fits), or `stride > window`.
         """
         axis = self if self.window is not None else replace(self, window=length)
         assert axis.window is not None
@@ -72,8 +72,8 @@ class Axis:
             raise ValueError(
                 f"stride must not exceed kernel_size, got stride {axis.stride} > {axis.window} on axis {index}"
             )
-        clipped = axis.boundary == "clip" and not axis.causal
-        if not clipped and axis.window * axis.dilation > length:
+        shifts = axis.boundary == "shift" and not axis.causal
+        if shifts and axis.window * axis.dilation > length:
             raise ValueError(
                 f"kernel_size * dilation must not exceed the axis: axis {index} has length {length}, got "
                 f"kernel_size {axis.window} * dilation {axis.dilation} = {axis.window * axis.dilation}"
@@ -97,6 +97,9 @@ class Neighborhood:
     @cached_property
     def _hash(self) -> int:
         return hash(self.axes)
+
+    def __getstate__(self) -> dict[str, Any]:  # without what is cached: another process has other hashes
+        return {"axes": self.axes}
 
     @classmethod
     def of(

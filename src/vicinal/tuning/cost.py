@@ -414,9 +414,10 @@ def _full_fraction(problem: Problem, config: TileConfig) -> float:
         group = max(1, length // axis.dilation)
         if axis.window >= group and not axis.causal:
             continue  # every query sees the whole axis
+        window = min(axis.window, group)
         moved = 0 if axis.stride >= size and axis.stride % size == 0 else size - 1
-        laid = ceil(min(group, axis.window + moved) / step)
-        fraction *= max(0, axis.window - moved) // step / laid
+        laid = ceil(min(group, window + moved) / step)
+        fraction *= max(0, window - moved) // step / laid
     return fraction
 
 

@@ -110,6 +110,7 @@ def check(
         pytest.param(call((19,), of(1, 6, is_causal=True)), id="causal"),
         pytest.param(call((5, 7), of(2, 4, stride=(1, 3), is_causal=(True, False))), id="causal-one-axis"),
         pytest.param(call((18,), of(1, 5, stride=2, dilation=2, is_causal=True)), id="causal-stride-dilation"),
+        pytest.param(call((5, 7), of(2, (9, 3), stride=(2, 1), is_causal=(True, False))), id="causal-beyond-the-axis"),
         pytest.param(call((5, 7), of(2, (3, 9), boundary="clip")), id="clip"),
         pytest.param(call((17,), of(1, 4, stride=3, dilation=2, boundary="clip")), id="clip-stride-dilation"),
     ],

@@ -43,7 +43,7 @@ def evaluate(positions, lengths, windows, strides, modes, results, total,
 def cases(strided: bool, moded: bool) -> list[tuple[int, int, int, int, int]]:
     found = []
     for mode, length in product(MODES if moded else [0], range(1, 12)):
-        for size in range(1, length + (4 if mode == 1 else 1)):
+        for size in range(1, length + (1 if mode == 0 else 4)):
             for stride in range(1, (size if strided else 1) + 1):
                 found += [(i, length, size, stride, mode) for i in range(length)]
     return found
