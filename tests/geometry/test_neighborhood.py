@@ -60,7 +60,7 @@ def test_wrong_number_of_values():
 
 
 def test_wrong_number_of_axes():
-    with pytest.raises(ValueError, match="1 to 3 axes, got 4"):
+    with pytest.raises(ValueError, match="rank must be an integer from 1 to 3, got 4"):
         Neighborhood.of(4, 3)
     with pytest.raises(ValueError, match="has 2 axes, the tokens have 1"):
         Neighborhood.of(2, 3).resolve((5,))
@@ -84,6 +84,30 @@ def test_is_whole(neighborhood, whole):
 def test_encoding_round_trips(one, two):
     pair = (one[0], two[0])
     assert decode(encode(pair), 2) == pair
+
+
+@pytest.mark.parametrize(
+    ("axes", "error", "message"),
+    [
+        (Axis(3), TypeError, "axes must be a tuple of Axis, got Axis"),
+        ((3, 3), TypeError, r"axes must be a tuple of Axis, got \(3, 3\)"),
+        ("33", TypeError, "axes must be a tuple of Axis, got '33'"),
+        ((), ValueError, "axes must be 1 to 3, got 0"),
+        ((Axis(3),) * 4, ValueError, "axes must be 1 to 3, got 4"),
+    ],
+)
+def test_bad_axes(axes, error, message):
+    with pytest.raises(error, match=message):
+        Neighborhood(axes)
+
+
+def test_a_list_of_axes_is_a_tuple():
+    assert Neighborhood([Axis(3), Axis(5)]) == Neighborhood.of(2, (3, 5))
+    assert hash(Neighborhood([Axis(3)])) == hash(Neighborhood.of(1, 3))
+
+
+def test_none_is_the_default():
+    assert Neighborhood.of(2, 3, None, None, None) == Neighborhood.of(2, 3)
 
 
 def test_no_word_on_causality_is_not_causal():

@@ -83,13 +83,22 @@ class Axis:
 
 @dataclass(frozen=True)
 class Neighborhood:
-    """One `Axis` per spatial axis: a key is a neighbor when it is one along every axis."""
+    """One `Axis` per spatial axis: a key is a neighbor when it is one along every axis.
+
+    Raises:
+        TypeError: `axes` is no sequence of `Axis`.
+        ValueError: there are not 1 to 3 of them.
+    """
 
     axes: tuple[Axis, ...]
 
     def __post_init__(self) -> None:
+        if isinstance(self.axes, list):  # as everywhere, a list will do; a tuple can be hashed
+            object.__setattr__(self, "axes", tuple(self.axes))
+        if not isinstance(self.axes, tuple) or not all(isinstance(axis, Axis) for axis in self.axes):
+            raise TypeError(f"axes must be a tuple of Axis, got {self.axes!r}")
         if not 1 <= len(self.axes) <= MAX_RANK:
-            raise ValueError(f"a neighborhood has 1 to {MAX_RANK} axes, got {len(self.axes)}")
+            raise ValueError(f"axes must be 1 to {MAX_RANK}, got {len(self.axes)}")
 
     def __hash__(self) -> int:  # looked up on every call: hash the axes once
         return self._hash
@@ -106,23 +115,25 @@ class Neighborhood:
         cls,
         rank: int,
         kernel_size: PerAxis[int | None],
-        stride: PerAxis[int] = 1,
-        dilation: PerAxis[int] = 1,
+        stride: PerAxis[int] | None = 1,
+        dilation: PerAxis[int] | None = 1,
         is_causal: PerAxis[bool] | None = False,
         boundary: PerAxis[Boundary] = "shift",
     ) -> Neighborhood:
         """A neighborhood of `rank` axes from values given once for all axes, or one per axis.
 
-        `is_causal=None` is False, as NATTEN has it.
+        A `stride`, `dilation` or `is_causal` of None is the default, as NATTEN has it.
 
         Raises:
-            ValueError: a sequence is not of length `rank`, or a value is out of range.
+            ValueError: a sequence is not of length `rank`, or a value (or `rank`) is out of range.
             TypeError: a value is of the wrong type.
         """
+        if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+            raise ValueError(f"rank must be an integer from 1 to {MAX_RANK}, got {rank!r}")
         values: Iterable[tuple[Any, ...]] = zip(
             per_axis("kernel_size", kernel_size, rank),
-            per_axis("stride", stride, rank),
-            per_axis("dilation", dilation, rank),
+            per_axis("stride", 1 if stride is None else stride, rank),
+            per_axis("dilation", 1 if dilation is None else dilation, rank),
             per_axis("is_causal", False if is_causal is None else is_causal, rank),
             per_axis("boundary", cast(Any, boundary), rank),
         )
