@@ -15,14 +15,14 @@ left() { echo $((SECONDS_IN_ALL - SECONDS)); }
 part() { # name, seconds, options of `vicinal bench`
     local name=$1 limit=$2
     shift 2
-    timeout "$limit" python3 -m vicinal.cli bench --suite gpu --samples 4 --seconds 0.1 \
+    timeout "$limit" python3 -m vicinal bench --suite gpu --samples 4 --seconds 0.1 \
         --json "$OUT/gpu-$name.json" "$@" > "$OUT/gpu-$name.log" 2>&1
     echo "suite, $name: exit status $?, $(left) s left"
 }
 
 if [ "$WHAT" != paper ]; then
     python3 -c 'from vicinal.bench.cases import SUITES; print(*(c.name for c in SUITES["gpu"].cases), sep="\0", end="\0")' |
-        xargs -0 -P 15 -I{} timeout 100 python3 -m vicinal.cli bench --suite gpu --only {} --peer Flex \
+        xargs -0 -P 15 -I{} timeout 100 python3 -m vicinal bench --suite gpu --only {} --peer Flex \
             --samples 3 --seconds 0.01 > /dev/null 2>&1
     echo "suite's kernels compiled, $(left) s left"
     part lines 60 --peer flash --peer cuDNN --only dense --only 1-D
@@ -33,7 +33,7 @@ if [ "$WHAT" != paper ]; then
     part video 190 --samples 3 --peer flash --peer cuDNN --peer Flex --only 18x24x24
 fi
 if [ "$WHAT" != suite ] && [ "$(left)" -gt 60 ]; then
-    timeout $(($(left) - 15)) python3 -m vicinal.cli bench paper --results "$OUT/paper.jsonl" \
+    timeout $(($(left) - 15)) python3 -m vicinal bench paper --results "$OUT/paper.jsonl" \
         --sample 300 --sample-others 100 --dtype float16 --dtype float32 --compiled 12 \
         --seconds $(($(left) - 30)) --problem-seconds 25 --compilers 13 --workers 8 > "$OUT/paper.log" 2>&1
     echo "paper's sweep: exit status $?, $(left) s left"

@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from vicinal.cli import main
+from vicinal.__main__ import main
 
 DOCS = Path(__file__).parent
 

@@ -12,7 +12,7 @@ COMMANDS = runpy.run_path(str(ROOT / "docs" / "pictures.py"))["commands"]()
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=[c[-1] for c in COMMANDS])
 def test_command_makes_its_picture(arguments, tmp_path):
-    from vicinal.cli import main
+    from vicinal.__main__ import main
 
     path = tmp_path / "made.png"
     assert main([*arguments[:-1], str(path)]) == 0

@@ -9,7 +9,7 @@ from hypothesis import given
 
 from strategies import calls
 from vicinal import Neighborhood
-from vicinal.problem import Inputs, Problem, lse_dtype
+from vicinal.problem import DTYPES, Inputs, Problem, dtype_name, lse_dtype
 from vicinal.reference import neighborhood_mask
 
 
@@ -58,3 +58,8 @@ def test_useful_scores_count_the_mask(call):
 )
 def test_lse_dtype(dtype, expected):
     assert lse_dtype(dtype) == expected
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_dtype_names_go_both_ways(name):
+    assert dtype_name(DTYPES[name]) == name

@@ -1,9 +1,22 @@
-"""vicinal: exact, fast neighborhood attention in 1-D, 2-D and 3-D, in pure Python."""
+"""vicinal: exact, fast neighborhood attention in 1-D, 2-D and 3-D, in pure Python.
+
+Names are imported when first asked for, so that `vicinal --help` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from vicinal._version import __version__
-from vicinal.functional import attention, merge_attentions, na1d, na2d, na3d, neighborhood_attention
-from vicinal.geometry.neighborhood import Neighborhood
-from vicinal.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
+
+if TYPE_CHECKING:
+    from vicinal import compat as compat
+    from vicinal import denoise as denoise
+    from vicinal import nn as nn
+    from vicinal import reference as reference
+    from vicinal import unfused as unfused
+    from vicinal.functional import attention, merge_attentions, na1d, na2d, na3d, neighborhood_attention
+    from vicinal.geometry.neighborhood import Neighborhood
+    from vicinal.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
 
 __all__ = [
     "Neighborhood",
@@ -18,3 +31,31 @@ __all__ = [
     "na3d",
     "neighborhood_attention",
 ]
+
+_MODULES = ("compat", "denoise", "nn", "reference", "unfused")
+_HOMES = {
+    "Neighborhood": "vicinal.geometry.neighborhood",
+    "NeighborhoodAttention1D": "vicinal.nn",
+    "NeighborhoodAttention2D": "vicinal.nn",
+    "NeighborhoodAttention3D": "vicinal.nn",
+    "attention": "vicinal.functional",
+    "merge_attentions": "vicinal.functional",
+    "na1d": "vicinal.functional",
+    "na2d": "vicinal.functional",
+    "na3d": "vicinal.functional",
+    "neighborhood_attention": "vicinal.functional",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return import_module(f"vicinal.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vicinal' has no attribute {name!r}")
+    found = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_MODULES})

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
+from vicinal.extras import need
 from vicinal.geometry.neighborhood import Neighborhood
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Sizes:
     def read(self, lengths: tuple[int, ...], neighborhood: Neighborhood) -> Case:
         """The case, named after its problem."""
         from vicinal.bench.cases import Case
-        from vicinal.info import DTYPES, in_words
+        from vicinal.problem import DTYPES
 
         for name in ("batch", "heads", "kv_heads", "head_dim", "value_dim"):
             value = getattr(self, name)
@@ -95,7 +96,7 @@ class Sizes:
             self.value_dim,
             DTYPES[self.dtype],
         )
-        return replace(case, name=in_words(case.problem("cpu")))
+        return replace(case, name=case.problem("cpu").in_words())
 
 
 def wrong(message: str) -> typer.BadParameter:
@@ -194,9 +195,12 @@ def peers(parts: Sequence[str] | None, none: bool, device: torch.device) -> tupl
     return tuple(parts)
 
 
-def check_image(option: str, path: Path | None) -> None:
-    """That an image can be written there, before any long work."""
-    if path is not None and path.suffix not in IMAGES:
+def check_drawing(option: str, path: Path | None) -> None:
+    """That a picture can be drawn and written there, before any long work."""
+    if path is None:
+        return
+    need(option, "matplotlib")
+    if path.suffix not in IMAGES:
         raise wrong(f"{option}: must end in {', '.join(IMAGES)}, got {str(path)!r}")
     check_output(option, path)
 

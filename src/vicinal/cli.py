@@ -1,6 +1,7 @@
-"""The `vicinal` command. A wrong argument gives one line that names the option, and exit status 2.
+"""The commands. A wrong argument gives one line that names the option, and exit status 2.
 
-Only what is typed is handled here and in `vicinal.arguments`; the work is elsewhere, imported when a command needs it.
+Only what is typed is handled here and in `vicinal.arguments`; the work is elsewhere, imported when a command needs it,
+so that help does not wait for torch.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vicinal import arguments
+from vicinal import __version__, arguments
 from vicinal.arguments import wrong
+from vicinal.extras import MissingExtra, need
 from vicinal.geometry.neighborhood import per_axis
 
 if TYPE_CHECKING:
@@ -25,14 +27,14 @@ INTERRUPTED = 130
 WIDTH = 120  # of what is not printed to a terminal
 
 app = typer.Typer(
-    help="Neighborhood attention in one, two and three dimensions.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-bench = typer.Typer(help="Time backends and peers, checked against the oracle in the same run.", rich_markup_mode=None)
-app.add_typer(bench, name="bench", invoke_without_command=True)
+bench = typer.Typer(rich_markup_mode=None)
+app.add_typer(bench, name="bench", invoke_without_command=True, short_help="Time our backends and their peers.")
 
 Lengths = Annotated[str, typer.Argument(help="Tokens along each axis: 4096, 64x64, 8x32x32.")]
 Window = Annotated[str, typer.Option(help="Keys per query: 7, or 3x7x7; `all` for a whole axis.")]
@@ -49,15 +51,30 @@ DType = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default cuda where there is one.")]
 
 
-@app.command()
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vicinal {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Neighborhood attention in one, two and three dimensions."""
+
+
+@app.command(short_help="Versions, devices, and what can run here.")
 def info() -> None:
     """Versions, devices, and which backends can run here, or why not."""
     from vicinal.info import print_info
 
-    print_info(_console())
+    print_info()
 
 
-@app.command()
+@app.command(short_help="Draw a neighborhood.")
 def show(
     lengths: Lengths,
     window: Window,
@@ -78,7 +95,7 @@ def show(
     neighborhood = typed.read(sizes)
     tiles = per_axis("tile", arguments.one_or_each("--tile", tile, len(sizes), int), len(sizes))
     at = tuple(n // 2 for n in sizes) if query is None else arguments.sizes("--query", query, least=0)
-    arguments.check_image("--png", png)
+    arguments.check_drawing("--png", png)
     title = f"{lengths}, {typed.title()}"
     console = _console()
     try:
@@ -95,7 +112,7 @@ def show(
         raise wrong(re.sub(r"^(query|tile|matrix)\b", r"--\1", str(error))) from error
 
 
-@app.command()
+@app.command(short_help="Why a problem runs how.")
 def explain(
     lengths: Lengths,
     window: Window,
@@ -112,12 +129,12 @@ def explain(
     device: Device = None,
 ) -> None:
     """Why a problem runs on which backend and with which tiling."""
-    from vicinal.info import print_explanation
+    from vicinal.explain import print_explanation
 
     sizes = arguments.sizes("LENGTHS", lengths)
     neighborhood = arguments.Window(window, stride, dilation, causal, boundary).read(sizes)
     case = arguments.Sizes(batch, heads, kv_heads, head_dim, value_dim, dtype).read(sizes, neighborhood)
-    print_explanation(_console(), case.problem(arguments.device_of(device)))
+    print_explanation(case.problem(arguments.device_of(device)))
 
 
 @bench.callback()
@@ -163,8 +180,8 @@ def run_bench(
     if (suite is None) == (lengths is None):
         raise wrong("give either --suite or --lengths with --window")
     arguments.check_output("--json", json)
-    arguments.check_image("--plot", plot)
-    arguments.check_image("--roofline", roofline)
+    arguments.check_drawing("--plot", plot)
+    arguments.check_drawing("--roofline", roofline)
     arguments.check_backends(backend or [])
     if suite is not None:
         cases, own_threads, on = arguments.suite(suite, only, device)
@@ -196,7 +213,7 @@ def run_bench(
         raise typer.Exit(1)
 
 
-@bench.command("report")
+@bench.command("report", short_help="Write the tables of recorded runs.")
 def report_results(
     results: Annotated[Path, typer.Option(help="Folder of JSON files of earlier runs.")] = Path("benchmarks/results"),
     page: Annotated[Path, typer.Option(help="The page to write into, between its markers.")] = Path(
@@ -218,7 +235,7 @@ def report_results(
     typer.echo(f"{page} {'written' if changed else 'is up to date'}")
 
 
-@bench.command("paper")
+@bench.command("paper", short_help="Run the paper's sweep.")
 def run_paper(
     results: Annotated[Path, typer.Option(help="File of JSON lines; a rerun goes on where it ended.")] = Path(
         "paper.jsonl"
@@ -245,13 +262,15 @@ def run_paper(
 ) -> None:
     """The paper's sweep: naive, GEMM and fused neighborhood attention against self attention, on many problems."""
     from vicinal.bench.paper.command import report, run_with_progress
-    from vicinal.info import DTYPES
+    from vicinal.problem import DTYPES
 
     names = dtype or ["float16"]
     if any(name not in ("float16", "float32") for name in names):
         raise wrong(f"--dtype: must be float16 or float32, got {', '.join(map(repr, names))}")
     for option, path in (("--results", results), ("--tables", tables)):
         arguments.check_output(option, path)
+    if plots is not None:
+        need("--plots", "matplotlib")
     console = _console()
     right = True
     if not report_only:
@@ -282,7 +301,7 @@ def run_paper(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="Remove noise from an image file.")
 def denoise(
     source: Annotated[Path, typer.Argument(metavar="IN", help="The image to denoise, grey or colour.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write it; the suffix chooses the format.")],
@@ -292,6 +311,7 @@ def denoise(
     sigma: Annotated[float | None, typer.Option(help="Noise, where white is 1; by default estimated.")] = None,
 ) -> None:
     """Remove noise from an image file: non-local means, as neighborhood attention over patches."""
+    need("vicinal denoise", "PIL", "numpy")
     from rich.progress import Progress
 
     from vicinal.image_file import denoise_file
@@ -328,6 +348,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = error.format_message() if hasattr(error, "format_message") else str(error)
         print(f"vicinal: {' '.join(words.split())}", file=sys.stderr)
         return 2
+    except MissingExtra as missing:
+        print(f"vicinal: {missing}", file=sys.stderr)
+        return 2
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     if status == INTERRUPTED:  # also what typer makes of a KeyboardInterrupt
@@ -338,11 +361,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else WIDTH)
+    # Without markup: what stands in brackets is printed as it is.
+    return Console(width=None if sys.stdout.isatty() else WIDTH, markup=False, highlight=False)
 
 
 # Typer raises click's errors, some releases from a copy of click inside Typer: BadParameter -> UsageError -> this one.
 _USAGE_ERRORS: type[Exception] = typer.BadParameter.__mro__[2]
-
-if __name__ == "__main__":
-    sys.exit(main())

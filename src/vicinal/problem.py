@@ -18,6 +18,13 @@ from torch import Tensor
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.work import backward_flops, call_scores, forward_flops
 
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
 
 class Inputs(NamedTuple):
     """The tensors of one call; also the shape of their gradients, with None where there is none."""
@@ -145,6 +152,21 @@ class Problem:
     @property
     def backward_flops(self) -> int:
         return backward_flops(self.useful_scores, self.head_dim, self.value_dim)
+
+    def in_words(self) -> str:
+        """The problem in one line; what is usual is left out."""
+        words = [
+            "x".join(map(str, self.lengths)),
+            f"B{self.batch} H{self.heads}" + (f"/{self.kv_heads}" if self.kv_heads != self.heads else ""),
+            f"D{self.head_dim}" + (f"/{self.value_dim}" if self.value_dim != self.head_dim else ""),
+            dtype_name(self.dtype),
+        ]
+        return " ".join(words if self.per_head else [*words, *self.neighborhood.in_words()])
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`torch.bfloat16` as `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def lse_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from vicinal import info
 from vicinal.bench.cases import Case, random_inputs
 from vicinal.bench.paper.systems import FUSED, GEMM, NAIVE, systems
 from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.machine import machine, versions
 
 KIND = "counters"
 HEADS, HEAD_DIM = 8, 64
@@ -71,8 +71,8 @@ def main() -> None:
         "kind": KIND,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(("python3 -m vicinal.bench.counters", *sys.argv[1:])),
-        "machine": info.machine(torch.device("cuda", 0)),
-        "versions": info.versions(),
+        "machine": machine(torch.device("cuda", 0)),
+        "versions": versions(),
         "kernels": kernels,
     }
     with Path(sys.argv[1]).open("a") as file:

@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
-from vicinal import info
 from vicinal.bench.cases import Case
 from vicinal.bench.measure import Effort, Measurement, Timing
 from vicinal.bench.roofline import Limits, least_bytes
 from vicinal.geometry.neighborhood import Axis, Neighborhood
-from vicinal.problem import Problem
+from vicinal.machine import machine, versions
+from vicinal.problem import DTYPES, Problem, dtype_name
 
 SCHEMA = 1
 KIND = "vicinal bench"
@@ -43,8 +43,8 @@ class Record:
             "command": command,
             "complete": False,
             "suite": suite,
-            "machine": info.machine(device),
-            "versions": info.versions(),
+            "machine": machine(device),
+            "versions": versions(),
             "effort": asdict(effort),
             "limits": {},
             "cases": [],
@@ -52,7 +52,7 @@ class Record:
         self.device = device
 
     def add_limits(self, dtype: torch.dtype, limits: Limits) -> None:
-        self.document["limits"][info.dtype_name(dtype)] = asdict(limits)
+        self.document["limits"][dtype_name(dtype)] = asdict(limits)
 
     def add(self, case: Case, measurements: list[Measurement]) -> None:
         problem = case.problem(self.device)
@@ -71,7 +71,7 @@ class Record:
                 "kv_heads": problem.kv_heads,
                 "head_dim": problem.head_dim,
                 "value_dim": problem.value_dim,
-                "dtype": info.dtype_name(case.dtype),
+                "dtype": dtype_name(case.dtype),
                 "useful_scores": problem.useful_scores,
                 "least_bytes": {p: least_bytes(problem, p) for p in case.passes},
                 "measurements": [_plain(m) for m in measurements],
@@ -108,7 +108,7 @@ def problem_of(case: dict[str, Any]) -> Problem:
     return Problem(
         **sizes,
         lengths=tuple(case["lengths"]),
-        dtype=info.DTYPES[case["dtype"]],
+        dtype=DTYPES[case["dtype"]],
         device=torch.device("meta"),
         neighborhoods=(Neighborhood(tuple(Axis(*axis) for axis in axes)),),
         scale=case["head_dim"] ** -0.5,

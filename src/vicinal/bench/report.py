@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vicinal.backends.protocol import Direction
 from vicinal.bench.measure import Measurement, Timing
@@ -96,7 +97,7 @@ def print_case(console: Console, case: dict[str, Any]) -> None:
     for passed in dict.fromkeys(m.passed for m in measurements):
         ours = our_result(case, measurements, passed)
         table.add_section()
-        table.add_row(f"[italic]{passed}[/]")
+        table.add_row(Text(passed, "italic"))
         for m in (m for m in measurements if m.passed == passed):
             if m.reason is not None:
                 remarks.setdefault(f"{m.system}: {m.status}, {m.reason}", []).append(passed)
@@ -104,7 +105,7 @@ def print_case(console: Console, case: dict[str, Any]) -> None:
                 continue
             found = None if ours is None else ratio(ours, m)
             table.add_row(
-                f"[bold]{m.system}[/]" if m.system.startswith("vicinal") else m.system,
+                Text(m.system, "bold" if m.system.startswith("vicinal") else ""),
                 *([_spread(m.kernel)] if kernels else []),
                 _spread(m.eager),
                 _rate(m.flops / m.best.median / 1e9),

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from vicinal.bench import report
 from vicinal.bench.cases import Case
@@ -17,7 +18,7 @@ from vicinal.bench.measure import Effort, measure
 from vicinal.bench.peers import System, peers, vicinal_system, vicinal_systems
 from vicinal.bench.record import Record, measurements_of
 from vicinal.bench.roofline import Limits, Point, measure_limits, plot_roofline
-from vicinal.info import DTYPES
+from vicinal.problem import DTYPES
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def execute(run: Run, console: Console) -> bool:
 
 
 def _tell(status: Status, prefix: str, words: str) -> None:
-    status.update(prefix + words)
+    status.update(Text(prefix + words))
 
 
 def systems(run: Run, case: Case) -> list[System]:

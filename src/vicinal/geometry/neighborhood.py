@@ -172,6 +172,19 @@ class Neighborhood:
             for a, n in zip(self.axes, lengths)
         )
 
+    def in_words(self) -> list[str]:
+        """Its parameters, as `window 7x7`; what is usual is left out."""
+        words = ["window " + "x".join(map(str, self.window))]
+        if set(self.stride) != {1}:
+            words.append("stride " + "x".join(map(str, self.stride)))
+        if set(self.dilation) != {1}:
+            words.append("dilation " + "x".join(map(str, self.dilation)))
+        if any(self.causal):
+            words.append("causal on axis " + ", ".join(str(i) for i, c in enumerate(self.causal) if c))
+        if any(axis.boundary != "shift" for axis in self.axes):
+            words.append("boundary " + ",".join(axis.boundary for axis in self.axes))
+        return words
+
     def encode(self) -> list[int]:
         """Five integers per axis, for operator schemas; 0 stands for a window of None. See `decode`."""
         return [

@@ -318,7 +318,7 @@ vicinal.na1d(x, x, x, 3).sum().backward()
 problem = dispatch.Problem.of(dispatch.Problem.of.__globals__["Inputs"](x, x, x), [vicinal.Neighborhood.of(1, 3)], 1.0)
 print(dispatch.plan(problem).backend.name, dispatch.unsupported("numba", problem))
 """)
-    assert said.startswith("cpu it needs numba: pip install vicinal[numba]")
+    assert said.startswith("cpu it needs numba: pip install 'vicinal[cpu]'")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from functools import cache
 from torch import Tensor
 
 from vicinal.backends.protocol import Direction
+from vicinal.extras import install
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.tuning.config import TileConfig
 
@@ -73,7 +74,7 @@ def missing() -> str | None:
     try:
         import vicinal.backends.numba.kernels.compiled  # noqa: F401
     except Exception as error:  # not there, too old, or at odds with another package: numba raises what it likes
-        return f"it needs numba: pip install vicinal[numba] ({error})"
+        return f"it needs numba: {install('cpu')} ({error})"
     return None
 
 

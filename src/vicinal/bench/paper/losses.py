@@ -12,7 +12,7 @@ from vicinal.bench.paper.systems import FUSED
 from vicinal.bench.paper.tables import LABELS, MATCH, THIN, Line, is_thin, markdown, seconds_of
 from vicinal.bench.roofline import Limits, least_seconds
 from vicinal.geometry.neighborhood import Neighborhood
-from vicinal.info import DTYPES
+from vicinal.problem import DTYPES
 
 DENSE = 0.25  # share of self attention's pairs from which a window leaves little to save
 EVEN = 1.05  # of `to_save`, up to which there is nothing to save

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vicinal import info
 from vicinal.bench.cases import Case, Pass, random_inputs
 from vicinal.bench.graphs import captured, give_back, own_stream
 from vicinal.bench.measure import Effort, time_calls, words
@@ -25,7 +24,7 @@ from vicinal.bench.paper.systems import COMPILING, STORING_WEIGHTS, fused_plan, 
 from vicinal.bench.peers import System, both, without_grad
 from vicinal.bench.truth import QUICK, Truth, truth
 from vicinal.geometry.neighborhood import Neighborhood
-from vicinal.problem import Inputs, Problem
+from vicinal.problem import Inputs, Problem, dtype_name
 
 EFFORT = Effort(samples=5, seconds=0.03, sample_seconds=3e-4)
 LONGEST_CAPTURED = 0.02  # seconds; calls that take longer hide their host time: eager time is kernel time
@@ -146,7 +145,7 @@ def empty_line(case: Case, problem: Problem) -> dict[str, Any]:
         "kind": "problem",
         "name": case.name,
         "rank": len(case.lengths),
-        "dtype": info.dtype_name(case.dtype),
+        "dtype": dtype_name(case.dtype),
         "lengths": list(case.lengths),
         "window": list(case.neighborhood.window),
         "dilation": list(case.neighborhood.dilation),

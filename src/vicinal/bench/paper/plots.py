@@ -20,8 +20,7 @@ from vicinal.bench.paper.sweep import headers, key_of, read
 from vicinal.bench.paper.systems import FUSED, GEMM, NAIVE
 from vicinal.bench.paper.tables import LABELS, PAPER_AVERAGE, improvement, seconds_of
 from vicinal.bench.roofline import Limits, Point, plot_roofline
-from vicinal.info import DTYPES
-from vicinal.problem import Problem
+from vicinal.problem import DTYPES, Problem
 
 Line = dict[str, Any]
 PASSES = ("forward", "forward+backward")

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from vicinal import dispatch, info
+from vicinal import dispatch
 from vicinal.bench.cases import Case, random_inputs
 from vicinal.bench.graphs import give_back
 from vicinal.bench.measure import words
@@ -38,7 +38,8 @@ from vicinal.bench.paper.measure import (
 from vicinal.bench.paper.systems import systems
 from vicinal.bench.roofline import measure_limits
 from vicinal.geometry.neighborhood import Neighborhood
-from vicinal.problem import Inputs, Upstream, Wanted
+from vicinal.machine import machine, versions
+from vicinal.problem import Inputs, Upstream, Wanted, dtype_name
 
 Item = tuple[Case, bool]  # a problem; whether also the systems under torch.compile
 END_SECONDS = 5.0  # for processes to end by themselves
@@ -348,8 +349,8 @@ def _header(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> dict[str, 
     limited = dtypes if device.type == "cuda" else ()  # a CPU's would take longer than its problems
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": info.machine(device),
-        "versions": info.versions(),
+        "machine": machine(device),
+        "versions": versions(),
         "effort": asdict(EFFORT),
-        "limits": {info.dtype_name(dtype): asdict(measure_limits(device, dtype)) for dtype in limited},
+        "limits": {dtype_name(dtype): asdict(measure_limits(device, dtype)) for dtype in limited},
     }

@@ -29,10 +29,10 @@ from typing import Any
 
 import torch
 
-from vicinal import info
 from vicinal.bench.cases import Case
 from vicinal.bench.paper.problems import on_shared_tensors, pairs_of_self_attention, problems, sample
 from vicinal.bench.paper.processes import Compilers, Workers
+from vicinal.problem import dtype_name
 
 SCHEMA = 2
 KIND, END = "vicinal paper", "end"
@@ -221,7 +221,7 @@ def key_of(line: dict[str, Any]) -> tuple[str, str]:
 
 
 def _key(case: Case) -> tuple[str, str]:
-    return case.name, info.dtype_name(case.dtype)
+    return case.name, dtype_name(case.dtype)
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
