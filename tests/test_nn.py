@@ -43,6 +43,33 @@ def test_repr_tells_the_neighborhood():
     assert "dilation=(2, 2)" in text
 
 
+def test_attributes_are_tuples_per_axis():
+    module = vicinal.NeighborhoodAttention2D(8, 2, 5, stride=(2, 1), dilation=None, is_causal=(True, False))
+    assert (module.na_dim, module.kernel_size, module.stride) == (2, (5, 5), (2, 1))
+    assert (module.dilation, module.is_causal, module.boundary) == ((1, 1), (True, False), ("shift", "shift"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("kernel_size", 5), ("stride", [2, 1]), ("dilation", (2, 1)), ("is_causal", True), ("boundary", "clip")],
+)
+def test_setting_an_attribute_acts(name, value):
+    torch.manual_seed(0)
+    module, x = vicinal.NeighborhoodAttention2D(8, 2, 3), torch.randn(1, 7, 8, 8)
+    module(x)
+    setattr(module, name, value)
+    other = vicinal.NeighborhoodAttention2D(8, 2, **{"kernel_size": 3, name: value})
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(module(x), other(x))
+
+
+def test_an_attribute_set_wrongly_is_named_in_the_next_call():
+    module = vicinal.NeighborhoodAttention2D(8, 2, 3)
+    module.stride = 4
+    with pytest.raises(ValueError, match="stride must not exceed kernel_size"):
+        module(torch.randn(1, 7, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

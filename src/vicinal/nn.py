@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
-from vicinal.functional import neighborhood_attention
+from vicinal.functional import na1d, na2d, na3d
 from vicinal.geometry.neighborhood import Boundary, Neighborhood, PerAxis
+
+_NA = {1: na1d, 2: na2d, 3: na3d}
 
 
 class NeighborhoodAttention(nn.Module):
@@ -22,13 +22,19 @@ class NeighborhoodAttention(nn.Module):
         proj_drop: dropout after the output projection.
         boundary: "shift" or "clip", per axis.
 
+    Attributes:
+        na_dim: the number of spatial axes.
+        kernel_size, stride, dilation, is_causal, boundary: tuples, one value per axis. Setting one (also to one value
+            for all axes) acts from the next call, which raises where it does not fit.
+
     Raises:
         ValueError: `embed_dim` is no multiple of `num_heads`, or a neighborhood parameter is out of range.
 
     Source: arXiv 2204.07143, section 3.2.
     """
 
-    rank: ClassVar[int]
+    rank: int
+    boundary: PerAxis[Boundary] = "shift"
 
     def __init__(
         self,
@@ -47,7 +53,13 @@ class NeighborhoodAttention(nn.Module):
         super().__init__()
         if num_heads < 1 or embed_dim % num_heads != 0:
             raise ValueError(f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}")
-        self.neighborhood = Neighborhood.of(self.rank, kernel_size, stride, dilation, is_causal, boundary)
+        neighborhood = Neighborhood.of(self.rank, kernel_size, stride, dilation, is_causal, boundary)
+        self.na_dim = self.rank
+        self.kernel_size: PerAxis[int | None] = neighborhood.window
+        self.stride: PerAxis[int] = neighborhood.stride
+        self.dilation: PerAxis[int] = neighborhood.dilation
+        self.is_causal: PerAxis[bool] = neighborhood.causal
+        self.boundary = tuple(axis.boundary for axis in neighborhood.axes)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads
@@ -62,7 +74,7 @@ class NeighborhoodAttention(nn.Module):
         Raises:
             ValueError: the input has another rank or another number of channels.
         """
-        rank = self.rank
+        rank = self.na_dim
         if x.ndim != rank + 2 or x.shape[-1] != self.embed_dim:
             raise ValueError(
                 f"x must have {rank + 2} dimensions [batch, {rank} spatial lengths, {self.embed_dim}], "
@@ -70,15 +82,24 @@ class NeighborhoodAttention(nn.Module):
             )
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
         query, key, value = qkv.unbind(-3)
-        output = neighborhood_attention(query, key, value, self.neighborhood, scale=self.scale)
+        output = _NA[rank](
+            query,
+            key,
+            value,
+            self.kernel_size,
+            self.stride,
+            self.dilation,
+            self.is_causal,
+            self.scale,
+            boundary=self.boundary,
+        )
         assert isinstance(output, Tensor)
         return self.proj_drop(self.proj(output.flatten(-2)))
 
     def extra_repr(self) -> str:
-        n = self.neighborhood
         return (
-            f"head_dim={self.head_dim}, num_heads={self.num_heads}, kernel_size={n.window}, stride={n.stride}, "
-            f"dilation={n.dilation}, is_causal={n.causal}"
+            f"head_dim={self.head_dim}, num_heads={self.num_heads}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, dilation={self.dilation}, is_causal={self.is_causal}"
         )
 
 
