@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vicinal.backends.unfused import launch
 from vicinal.backends.unfused import programs as kernels
-from vicinal.backends.unfused.programs import Tiling
+from vicinal.backends.unfused.tilings import Tiling
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.slots import Slots
 

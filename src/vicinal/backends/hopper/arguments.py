@@ -8,10 +8,10 @@ from math import prod
 import torch
 from torch import Tensor
 
+from vicinal.backends.gpu.devices import chains
 from vicinal.backends.hopper.kernels.arguments import Axes, Constants, Grid, Groups, TokenStrides
 from vicinal.backends.hopper.layout import Descriptor, Launch
 from vicinal.backends.hopper.tilings import WARPGROUPS
-from vicinal.backends.triton.launch import chains
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Problem

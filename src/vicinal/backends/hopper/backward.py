@@ -7,6 +7,7 @@ from math import prod
 
 import torch
 
+from vicinal.backends.gpu.devices import chains
 from vicinal.backends.hopper.arguments import (
     axes_of,
     constants_of,
@@ -29,7 +30,6 @@ from vicinal.backends.hopper.kernels.arguments import (
 from vicinal.backends.hopper.launch import Launcher, Tile
 from vicinal.backends.hopper.layout import Descriptor, Launch, describe, described, launches, packed, three
 from vicinal.backends.hopper.tilings import fewer_keys, piece, shares_keys
-from vicinal.backends.triton.launch import chains
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.tuning.config import TileConfig
 

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vicinal.backends.gpu.arguments import precision_of
+from vicinal.backends.gpu.devices import current
 from vicinal.backends.protocol import Direction
 from vicinal.backends.triton.backward import Backward
-from vicinal.backends.triton.launch import Forward, Prepared, device_of, precision_of, readable, tiles_of
+from vicinal.backends.triton.launch import Forward, Prepared, readable, tiles_of
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.tuning.config import TileConfig
 from vicinal.tuning.cost import tilings
@@ -106,7 +108,7 @@ class TritonBackend:
         if launch is None:
             launch = Backward(Prepared.of(problem, inputs), config)
             _remember(self._backward, key, launch)
-        with device_of(inputs.query):
+        with current(inputs.query.device):
             return launch(
                 inputs,
                 output.contiguous(),

@@ -7,17 +7,13 @@ from math import prod
 import torch
 from torch import Tensor
 
+from vicinal.backends.gpu.arguments import precision_of
+from vicinal.backends.gpu.launch import Launch, options_of
+from vicinal.backends.gpu.strides import aligned
 from vicinal.backends.triton.kernels.additional import additional_gradient_kernel
 from vicinal.backends.triton.kernels.backward import gradients_kernel, key_value_gradient_kernel, query_gradient_kernel
 from vicinal.backends.triton.kernels.bias import bias_gradient_kernel
-from vicinal.backends.triton.launch import (
-    Launch,
-    Prepared,
-    aligned,
-    options_of,
-    precision_of,
-    tiles_of,
-)
+from vicinal.backends.triton.launch import Prepared, tiles_of
 from vicinal.problem import Inputs
 from vicinal.tuning.config import TileConfig
 from vicinal.tuning.cost import in_one_launch, read
@@ -116,7 +112,7 @@ def _query_launch(prepared: Prepared, config: TileConfig) -> Launch:
         prepared.flags(config),
         precision_of(problem.dtype),
     )
-    return Launch(query_gradient_kernel, (count, 1, 1), arguments, options_of(config, prepared.chained))
+    return Launch(query_gradient_kernel, (count, 1, 1), arguments, prepared.options(config))
 
 
 def _key_value_launch(prepared: Prepared, config: TileConfig, per_query_head: bool) -> Launch:
@@ -136,7 +132,7 @@ def _key_value_launch(prepared: Prepared, config: TileConfig, per_query_head: bo
         per_query_head,
         precision_of(problem.dtype),
     )
-    return Launch(key_value_gradient_kernel, (count, 1, 1), arguments, options_of(config, prepared.chained))
+    return Launch(key_value_gradient_kernel, (count, 1, 1), arguments, prepared.options(config))
 
 
 def _gradients_launch(prepared: Prepared, query: TileConfig, key_value: TileConfig, per_query_head: bool) -> Launch:
@@ -164,7 +160,7 @@ def _gradients_launch(prepared: Prepared, query: TileConfig, key_value: TileConf
         per_query_head,
         precision_of(problem.dtype),
     )
-    return Launch(gradients_kernel, (key_count + count, 1, 1), arguments, options_of(query, prepared.chained))
+    return Launch(gradients_kernel, (key_count + count, 1, 1), arguments, prepared.options(query))
 
 
 def _query_programs(prepared: Prepared, config: TileConfig) -> tuple[int, int]:
@@ -202,7 +198,7 @@ def _additional_launch(prepared: Prepared) -> Launch:
         precision_of(problem.dtype),
     )
     grid = (programs, -(-tokens // slice_size), 1)
-    return Launch(additional_gradient_kernel, grid, arguments, options_of(TileConfig((), (), 4, 2)))
+    return Launch(additional_gradient_kernel, grid, arguments, options_of(4, 2))
 
 
 def _bias_launch(prepared: Prepared) -> Launch:
@@ -229,4 +225,4 @@ def _bias_launch(prepared: Prepared) -> Launch:
         prepared.flags(config),
         precision_of(problem.dtype),
     )
-    return Launch(bias_gradient_kernel, (shares, problem.heads, 1), arguments, options_of(config))
+    return Launch(bias_gradient_kernel, (shares, problem.heads, 1), arguments, options_of(config.warps, config.stages))

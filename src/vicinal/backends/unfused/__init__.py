@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vicinal.backends.protocol import Direction
 from vicinal.backends.unfused import launch
+from vicinal.backends.unfused.tilings import gemm_tile
 from vicinal.geometry.slots import Slots
 from vicinal.problem import Inputs, Problem, Upstream, Wanted, lse_dtype
 from vicinal.tuning.config import TileConfig
@@ -36,7 +37,7 @@ class UnfusedBackend:
     def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
         """One tiling per variant that can run: the GEMM kernels' tiles have 64 tokens, as in the paper."""
         one = (1,) * problem.rank
-        tile, unfolded = launch.gemm_tile(problem.neighborhoods[0], problem.lengths)
+        tile, unfolded = gemm_tile(problem.neighborhoods[0], problem.lengths)
         best = launch.choose(torch.empty(0, dtype=problem.dtype, device=problem.device), None)
         variants = sorted(launch.VARIANTS, key=lambda v: v != best)
         return [

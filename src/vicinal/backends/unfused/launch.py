@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from math import ceil, prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vicinal.backends.unfused import plain
-from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.slots import Slots
-from vicinal.geometry.unfold import beside, can_unfold
 
 VARIANTS = ("gemm", "naive", "torch")
-TILES = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}  # of the GEMM kernels: 64 tokens, as in the paper (section 3.1)
 
 
 def choose(tensor: Tensor, variant: str | None) -> str:
@@ -52,20 +48,6 @@ def unsupported(variant: str, dtype: torch.dtype, device: torch.device) -> str |
     if variant == "gemm" and dtype == torch.float64:
         return "the GEMM kernels have no float64 (use the naive kernels)"
     return None
-
-
-def gemm_tile(neighborhood: Neighborhood, lengths: tuple[int, ...]) -> tuple[tuple[int, ...], int | None]:
-    """The GEMM kernels' tile, and the axis that it sees as two (`vicinal.geometry.unfold`), if any.
-
-    Where a dilation group is shorter than the tile, the tile holds several: 64 tokens all the same.
-    """
-    tile = TILES[neighborhood.rank]
-    longest = [ceil(n / axis.dilation) for n, axis in zip(lengths, neighborhood.axes)]
-    fitting = tuple(min(size, 1 << (n - 1).bit_length()) for size, n in zip(tile, longest))
-    axis = max(range(neighborhood.rank), key=lambda a: neighborhood.axes[a].dilation)
-    if fitting == tile or not can_unfold(neighborhood, axis):
-        return tile, None
-    return beside(fitting, axis, prod(tile) // prod(fitting)), axis
 
 
 def pn(query: Tensor, key: Tensor, rpb: Tensor | None, slots: Slots, scale: float, fill: float, variant: str) -> Tensor:

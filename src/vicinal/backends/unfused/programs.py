@@ -12,45 +12,19 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from vicinal.backends.gpu.arguments import axes_of, in_vectors, kernel_axis, precision_of
+from vicinal.backends.gpu.devices import current
 from vicinal.backends.gpu.kernels.window import Flags
-from vicinal.backends.triton.launch import (
-    Launch,
-    axes_of,
-    device_of,
-    in_vectors,
-    kernel_axis,
-    options_of,
-    precision_of,
-    rows_last,
-    strides_of,
-    vector_of,
-)
+from vicinal.backends.gpu.launch import Launch, options_of
+from vicinal.backends.gpu.strides import aligned, dense, rows_last, strides_of, vector_of
 from vicinal.backends.unfused.kernels import gemm, naive
 from vicinal.backends.unfused.kernels import slots as shared
-from vicinal.backends.unfused.launch import gemm_tile
+from vicinal.backends.unfused.tilings import block_of, gemm_tile, tiling
 from vicinal.geometry.slots import Slots
 from vicinal.geometry.unfold import tile_count
-from vicinal.tuning.config import TileConfig
 
 MAX_PREPARED = 4096  # all are dropped when there are more
 BLOCK_N, BLOCK_R = 32, 32  # tokens and relative positions that a program of `bias_sum` takes at a time
-
-
-class Tiling(NamedTuple):
-    """How a kernel is launched: warps, pipeline stages, and the slots that a naive kernel takes at a time."""
-
-    warps: int
-    stages: int
-    slots: int = 0
-
-
-def tiling(variant: str, kernel: str, dim: int, dtype: torch.dtype) -> Tiling:
-    """The best of benchmarks/unfused_tilings.py on an H200; beyond 128 dims what any GPU's shared memory holds."""
-    if variant == "naive":
-        return Tiling(warps=1, stages=3, slots=min(max(1024 // _block(dim, 1), 16), 64))
-    if dtype == torch.float32 or dim > 128:
-        return Tiling(warps=4, stages=1)
-    return Tiling(warps=4, stages=3 if kernel == "pn" else 2)
 
 
 def pn(query: Tensor, key: Tensor, rpb: Tensor | None, slots: Slots, scale: float, fill: float, variant: str) -> Tensor:
@@ -106,7 +80,7 @@ def _run(call: _Call, inputs: tuple[Tensor, ...], output: Tensor, bias: Tensor |
     if output.numel() == 0:
         return
     inputs = tuple(rows_last(t) for t in inputs)
-    bias = None if bias is None else bias.contiguous()
+    bias = None if bias is None else dense(bias)
     signature = tuple((t.shape, t.stride()) for t in inputs)
     key = (call, signature, bias is None, output.shape, inputs[0].dtype, output.device, precision_of(inputs[0].dtype))
     launch = _prepared.get(key)
@@ -116,12 +90,8 @@ def _run(call: _Call, inputs: tuple[Tensor, ...], output: Tensor, bias: Tensor |
         prepare = _prepare_bias_sum if call.kernel == "bias_sum" else _prepare
         launch = _prepared[key] = prepare(call, inputs, output)
     tensors = (*inputs, bias, output) if call.kernel == "pn" else (*inputs, output)
-    addresses = 0
-    for tensor in tensors:
-        if tensor is not None:
-            addresses |= tensor.data_ptr()
-    with device_of(output):
-        launch(tensors, addresses & 15 == 0)
+    with current(output.device):
+        launch(tensors, aligned(tensors))
 
 
 def _prepare(call: _Call, inputs: tuple[Tensor, ...], output: Tensor) -> Launch:
@@ -137,10 +107,10 @@ def _prepare(call: _Call, inputs: tuple[Tensor, ...], output: Tensor) -> Launch:
     constants: tuple[Any, ...]
     if call.variant == "naive":
         programs, blocks = slots.tokens, 1
-        constants = (_block(dim, 1), chosen.slots, *common, tl.float64 if dtype == torch.float64 else tl.float32)
+        constants = (block_of(dim, 1), chosen.slots, *common, tl.float64 if dtype == torch.float64 else tl.float32)
     else:
         full = dtype == torch.float32
-        block = min(_block(dim, 16), 64 if full else 128)
+        block = min(block_of(dim, 16), 64 if full else 128)
         programs = tile_count(slots.neighborhood, slots.lengths, tile, unfolded)
         blocks = 1 if is_pn else ceil(dim / block)
         constants = (block, tile, *common, precision_of(dtype))
@@ -154,7 +124,7 @@ def _prepare(call: _Call, inputs: tuple[Tensor, ...], output: Tensor) -> Launch:
         *constants,
     )
     kernel = getattr(naive if call.variant == "naive" else gemm, call.kernel)
-    options = options_of(TileConfig((), (), chosen.warps, chosen.stages))
+    options = options_of(chosen.warps, chosen.stages)
     return Launch(kernel, (batch * programs * heads, blocks, 1), arguments, options)
 
 
@@ -168,7 +138,7 @@ def _prepare_bias_sum(call: _Call, inputs: tuple[Tensor, ...], partial: Tensor) 
         *(_flags(slots, inputs), BLOCK_N, BLOCK_R),
     )
     grid = (ceil(prod(slots.bias_shape) / BLOCK_R), heads, parts)
-    return Launch(shared.bias_sum, grid, arguments, options_of(TileConfig((), (), warps=4)))
+    return Launch(shared.bias_sum, grid, arguments, options_of(warps=4))
 
 
 def _flags(slots: Slots, inputs: tuple[Tensor, ...], unfolded: int | None = None) -> Flags:
@@ -181,8 +151,3 @@ def _flags(slots: Slots, inputs: tuple[Tensor, ...], unfolded: int | None = None
         checked=True,
         unfolded=kernel_axis(unfolded),
     )
-
-
-def _block(dim: int, least: int) -> int:
-    """Columns at a time: a power of two, at most 128."""
-    return min(max(1 << (dim - 1).bit_length(), least), 128)

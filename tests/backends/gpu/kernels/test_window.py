@@ -7,10 +7,10 @@ import torch
 import triton
 import triton.language as tl
 
+from vicinal.backends.gpu.arguments import axes_of
 from vicinal.backends.gpu.kernels import window as kernels
 from vicinal.backends.gpu.kernels.boxes import rows_of
 from vicinal.backends.gpu.kernels.memory import token_rows
-from vicinal.backends.triton import launch as triton_launch
 from vicinal.geometry import window
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.unfold import tile_count
@@ -105,7 +105,7 @@ def test_programs_meet_every_token_once(lengths, dilation, tile, unfolded):
     )
     spare = 3
     counts = torch.zeros(lengths, dtype=torch.int32, device=device)
-    count_tokens[(programs + spare,)](counts, triton_launch.axes_of(neighborhood, lengths, unfolded), tile, flags)
+    count_tokens[(programs + spare,)](counts, axes_of(neighborhood, lengths, unfolded), tile, flags)
     assert (counts == 1).all()
 
 

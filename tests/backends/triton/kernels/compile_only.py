@@ -1,5 +1,7 @@
 """Compile the Triton kernels for a GPU that is not there: `python compile_only.py sm_90` prints one JSON line a kernel.
 
+PTX_TO names a folder for the kernels' PTX, to be compared (TRITON_DISABLE_LINE_INFO=1 leaves lines out).
+
 With `once` for the names of variants: compile problems that differ in their windows, lengths and heads only.
 
 A stand-in driver names the target and launches nothing; `kernel.warmup` runs the whole compiler, down to a cubin by the
@@ -9,6 +11,7 @@ ptxas that Triton ships, or to an AMD code object. Run without TRITON_INTERPRET,
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -25,9 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "gpu"))  # the fold
 
 from compile_driver import CompileOnlyDriver
 
+from vicinal.backends.gpu.launch import Launch
 from vicinal.backends.triton import launch as triton_launch
 from vicinal.backends.triton.backward import Backward
-from vicinal.backends.triton.launch import Forward, Launch, Prepared
+from vicinal.backends.triton.launch import Forward, Prepared
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning import cost
@@ -184,6 +188,10 @@ def main(name: str, only: list[str]) -> None:
             continue
         for launch, tensors in launches(variant):
             compiled = launch.compile(tensors)
+            if "PTX_TO" in os.environ and "ptx" in compiled.asm:
+                Path(os.environ["PTX_TO"], f"{variant.name}-{launch.kernel.__name__}.ptx").write_text(
+                    compiled.asm["ptx"]
+                )
             row = {
                 "variant": variant.name,
                 "kernel": launch.kernel.__name__.removesuffix("_kernel"),

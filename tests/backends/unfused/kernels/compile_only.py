@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "gpu"))  # the fold
 
 from compile_driver import CompileOnlyDriver
 
-from vicinal.backends.triton.launch import Launch
+from vicinal.backends.gpu.launch import Launch
 from vicinal.backends.unfused import launch
 from vicinal.backends.unfused.kernels import gemm, naive
 from vicinal.backends.unfused.kernels import slots as shared
@@ -76,6 +76,10 @@ if __name__ == "__main__":
         for function in (*kernels, shared.bias_sum):
             own = [kernel for f, kernel in compiled if f is function]
             ptx = own[0].asm["ptx"]
+            if "PTX_TO" in os.environ:
+                Path(os.environ["PTX_TO"], f"unfused-{variant}-{function.__name__.rpartition('.')[2]}.ptx").write_text(
+                    ptx
+                )
             row = {
                 "kernel": f"{variant}.{function.__name__.rpartition('.')[2]}",
                 "calls": len(own),

@@ -1,0 +1,53 @@
+"""Arguments that portable Triton kernels (`vicinal.backends.gpu.kernels`) take alike: axes, strides, precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vicinal.backends.gpu.kernels.memory import Strides
+from vicinal.backends.gpu.kernels.window import Axes
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.unfold import beside
+from vicinal.geometry.window import SHIFT, mode
+
+
+def axes_of(neighborhood: Neighborhood, lengths: tuple[int, ...], unfolded: int | None = None) -> Axes:
+    """A neighborhood as kernels take it."""
+    axes = neighborhood.axes
+    return Axes(
+        seen(lengths, unfolded, 1),
+        seen(tuple(a.window for a in axes), unfolded, 1),
+        seen(tuple(a.stride for a in axes), unfolded, 1),
+        seen(tuple(a.dilation for a in axes), unfolded, 1),
+        seen(tuple(mode(a) for a in axes), unfolded, SHIFT),
+    )
+
+
+def in_vectors(strides: tuple[int, ...], vector: int, unfolded: int | None = None) -> Strides:
+    """Strides of `[B, *X, H]` in units of `vector`."""
+    batch, *tokens, head = (s // vector for s in strides)
+    return Strides(batch, seen(tuple(tokens), unfolded), head)
+
+
+def seen(values: tuple[Any, ...], unfolded: int | None, of_groups: int | None = None) -> tuple[Any, ...]:
+    """One value per axis of the kernel: groups side by side have their own, or that of the axis they are from."""
+    if unfolded is None:
+        return values
+    return beside(values, unfolded, values[unfolded] if of_groups is None else of_groups)
+
+
+def kernel_axis(unfolded: int | None) -> int:
+    """`Flags.unfolded`: the kernels' axis of the dilation groups of axis `unfolded`."""
+    return -1 if unfolded is None else unfolded + 1
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """How matrices of `dtype` are multiplied: float32 in TF32 where torch's own setting allows it, else as itself.
+
+    The latter is three TF32 products on NVIDIA ("tf32x3"), float32 multiply-adds elsewhere.
+    """
+    if dtype != torch.float32 or torch.version.hip:
+        return "ieee"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"

@@ -1,0 +1,48 @@
+"""Strides of tensors `[B, *X, H, D]` as launches need them, in elements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import gcd, prod
+
+from torch import Tensor
+
+
+def strides_of(tensor: Tensor) -> tuple[int, ...]:
+    """Strides of all dimensions but the last; 0 where the size is 1, since any stride means the same there."""
+    return tuple(s if n > 1 else 0 for s, n in zip(tensor.stride()[:-1], tensor.shape[:-1]))
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor."""
+    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def vector_of(strides: Iterable[tuple[int, ...]], itemsize: int) -> int:
+    """The power of two, at most 16 bytes of elements, that divides every stride."""
+    return gcd(16 // itemsize, *(s for each in strides for s in each))
+
+
+def has_rows(tensor: Tensor) -> bool:
+    """Whether the last dimension is contiguous: what every kernel that reads in place assumes."""
+    return tensor.stride(-1) == 1 or tensor.shape[-1] == 1
+
+
+def rows_last(tensor: Tensor) -> Tensor:
+    """The tensor with a last dimension that is contiguous, and no pending negation: itself, unless it is not."""
+    tensor = tensor.resolve_neg()
+    return tensor if has_rows(tensor) else tensor.contiguous()
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor contiguous, without pending negation: itself, unless it is not."""
+    return tensor.resolve_neg().contiguous()
+
+
+def aligned(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether every tensor starts at a multiple of 16 bytes, as all that torch allocates does."""
+    addresses = 0
+    for tensor in tensors:
+        if tensor is not None:
+            addresses |= tensor.data_ptr()
+    return addresses & 15 == 0
