@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("triton.experimental.gluon")
 
 SCRIPT = Path(__file__).with_name("compile_only.py")
-SOURCE = Path(__file__).parents[3] / "src"
+SOURCE = Path(__file__).parents[4] / "src"
 STACK = (
     256  # bytes: scalars of the walk may wait in local memory, tiles may not (a row of scores is 256 bytes a thread)
 )

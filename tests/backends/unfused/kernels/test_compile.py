@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("triton")
 
 SCRIPT = Path(__file__).with_name("compile_only.py")
-SOURCE = Path(__file__).parents[3] / "src"
+SOURCE = Path(__file__).parents[4] / "src"
 NAMES = [f"{variant}.{kernel}" for variant in ("naive", "gemm") for kernel in ("pn", "nn", "inverse", "bias_sum")]
 
 
