@@ -1,23 +1,19 @@
-"""Boxes and coverage against the oracle's mask, by brute force."""
+"""Boxes against the oracle's mask, by brute force."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies import axes, neighborhoods
+from strategies import axes
 from vicinal.geometry.tiles import (
-    Coverage,
     alike,
-    box_coverage,
-    boxes,
     common_interval,
-    coverage,
     groups,
     key_interval,
     query_interval,
     tiles,
 )
-from vicinal.reference import axis_mask, neighborhood_mask
+from vicinal.reference import axis_mask
 
 
 @st.composite
@@ -36,7 +32,7 @@ def masks_and_tiles(draw):
 
 @settings(max_examples=2000)
 @given(masks_and_tiles())
-def test_intervals_and_coverage(case):
+def test_intervals(case):
     axis, length, mask, queries, keys = case
     attended = mask[slice(*queries)]
     columns = attended.any(0).nonzero().flatten().tolist()
@@ -49,25 +45,6 @@ def test_intervals_and_coverage(case):
     rows = mask[:, slice(*keys)].any(1).nonzero().flatten().tolist()
     first, last = query_interval(axis, length, keys)
     assert list(range(first, last)) == (list(range(rows[0], rows[-1] + 1)) if rows else [])
-
-    part = attended[:, slice(*keys)]
-    expected = Coverage.FULL if part.all() else Coverage.PARTIAL if part.any() else Coverage.EMPTY
-    assert coverage(axis, length, queries, keys) == expected
-
-
-@settings(max_examples=200)
-@given(neighborhoods(2, 9), st.data())
-def test_box_coverage(case, data):
-    neighborhood, lengths = case
-    if any(d > 1 for d in neighborhood.dilation):
-        return  # boxes are within dilation groups; the one-axis test covers them
-    mask = neighborhood_mask(neighborhood, lengths).view(*lengths, *lengths)
-    sizes = tuple(data.draw(st.integers(1, n)) for n in lengths)
-    every = list(boxes(lengths, sizes))
-    queries, keys = data.draw(st.sampled_from(every)), data.draw(st.sampled_from(every))
-    part = mask[tuple(slice(*i) for i in queries + keys)]
-    expected = Coverage.FULL if part.all() else Coverage.PARTIAL if part.any() else Coverage.EMPTY
-    assert box_coverage(neighborhood, lengths, queries, keys) == expected
 
 
 @given(axes(40))

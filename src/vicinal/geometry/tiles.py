@@ -1,4 +1,4 @@
-"""Tiles: which box of keys a tile of queries needs, which box of queries reaches a tile of keys, which are masked.
+"""Tiles: which box of keys a tile of queries needs, which box of queries reaches a tile of keys.
 
 A tile is an interval `[start, stop)` of positions along one axis, within one dilation group; a box is one interval
 per axis. Since both ends of a window never decrease along an axis, every answer takes constant time, and a box of
@@ -7,12 +7,9 @@ several axes is the product of its intervals.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import IntEnum
-from itertools import product
 
-from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.window import (
     first_query_starting_at,
     first_query_stopping_after,
@@ -22,14 +19,6 @@ from vicinal.geometry.window import (
 )
 
 Interval = tuple[int, int]
-
-
-class Coverage(IntEnum):
-    """How much of a (query tile, key tile) pair is attended."""
-
-    EMPTY = 0
-    PARTIAL = 1
-    FULL = 2
 
 
 @dataclass(frozen=True)
@@ -82,35 +71,6 @@ def query_interval(axis: Axis, length: int, keys: Interval) -> Interval:
     return first, max(first, first_query_starting_at(axis, length, stop))
 
 
-def coverage(axis: Axis, length: int, queries: Interval, keys: Interval) -> Coverage:
-    """Whether along `axis` none, some or all of `queries` x `keys` are attended."""
-    low, high = key_interval(axis, length, queries)
-    if keys[1] <= low or keys[0] >= high or not _any_window_meets(axis, length, queries, keys):
-        return Coverage.EMPTY
-    low, high = common_interval(axis, length, queries)
-    return Coverage.FULL if low <= keys[0] and keys[1] <= high else Coverage.PARTIAL
-
-
-def box_coverage(
-    neighborhood: Neighborhood,
-    lengths: tuple[int, ...],
-    queries: tuple[Interval, ...],
-    keys: tuple[Interval, ...],
-) -> Coverage:
-    """The coverage of a pair of boxes: the least of its axes'."""
-    return min(coverage(*a) for a in zip(neighborhood.axes, lengths, queries, keys))
-
-
 def tiles(length: int, size: int) -> list[Interval]:
     """Consecutive tiles of `size` positions; the last may be shorter."""
     return [(start, min(start + size, length)) for start in range(0, length, size)]
-
-
-def boxes(lengths: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[tuple[Interval, ...]]:
-    """Consecutive boxes of `sizes`, in row-major order."""
-    return product(*(tiles(length, size) for length, size in zip(lengths, sizes)))
-
-
-def _any_window_meets(axis: Axis, length: int, queries: Interval, keys: Interval) -> bool:
-    first, last = query_interval(axis, length, keys)
-    return max(first, queries[0]) < min(last, queries[1])

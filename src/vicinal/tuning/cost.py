@@ -20,8 +20,8 @@ from typing import Literal
 
 import torch
 
-from vicinal.geometry.neighborhood import Axis, Neighborhood
-from vicinal.geometry.tiles import alike, key_interval, query_interval, tiles
+from vicinal.geometry.count import count
+from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.unfold import can_unfold, replace_at, tile_count, unfold
 from vicinal.geometry.work import computed_scores
 from vicinal.problem import Problem
@@ -243,9 +243,9 @@ def estimate(problem: Problem, kernel: Pass, config: TileConfig) -> Estimate:
     for neighborhood, heads in _sampled(problem):
         programs += heads * tile_count(neighborhood, problem.lengths, config.query_tile)
         lengths = zip(neighborhood.axes, problem.lengths, config.query_tile, config.key_tile)
-        walked = [axis_steps(*along, kernel == "key_value") for along in lengths]
-        steps += heads * prod(total for total, _ in walked)
-        most = max(most, prod(longest for _, longest in walked))
+        walked = [count(*along, kernel == "key_value") for along in lengths]
+        steps += heads * prod(axis.steps for axis in walked)
+        most = max(most, prod(axis.longest for axis in walked))
     extra = ceil(problem.additional / columns)
     found = Estimate(
         registers,
@@ -419,19 +419,6 @@ def _full_fraction(problem: Problem, config: TileConfig) -> float:
         laid = ceil(min(group, window + moved) / step)
         fraction *= max(0, window - moved) // step / laid
     return fraction
-
-
-@lru_cache(maxsize=16384)
-def axis_steps(axis: Axis, length: int, tile: int, box_tile: int, inverse: bool) -> tuple[int, int]:
-    """Along an axis: steps of all tiles of all dilation groups, and the most of one tile; `inverse`: of keys' tiles."""
-    interval = query_interval if inverse else key_interval
-    total = most = 0
-    for kind in alike(axis, length):
-        boxes = [interval(axis, kind.length, own) for own in tiles(kind.length, tile)]
-        steps = [ceil((stop - start) / box_tile) for start, stop in boxes]
-        total += kind.count * sum(steps)
-        most = max(most, *steps)
-    return total, most
 
 
 def _padded(size: int) -> int:

@@ -17,10 +17,11 @@ from operator import mul
 from vicinal.backends.hopper.layout import launches
 from vicinal.backends.hopper.tilings import WARPGROUPS, steps
 from vicinal.backends.protocol import Direction
+from vicinal.geometry.count import count
 from vicinal.geometry.unfold import tile_count
 from vicinal.problem import Problem
 from vicinal.tuning.config import TileConfig
-from vicinal.tuning.cost import axis_steps, gpu_of
+from vicinal.tuning.cost import gpu_of
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def _both_passes(problem: Problem, config: TileConfig) -> tuple[float, float]:
         tile, other = (config.key_tile, config.query_tile) if inverse else (config.query_tile, config.key_tile)
         pair = tuple(n * WARPGROUPS if a == split else n for a, n in enumerate(tile))
         along = zip(neighborhood.axes, problem.lengths, pair, other)
-        totals, most = zip(*(axis_steps(*each, inverse) for each in along))
-        means.append(prod(totals) / tile_count(neighborhood, problem.lengths, pair))
-        longest.append(prod(most))
+        walked = [count(*each, inverse) for each in along]
+        means.append(prod(axis.steps for axis in walked) / tile_count(neighborhood, problem.lengths, pair))
+        longest.append(prod(axis.longest for axis in walked))
     unit = means[0] * sum(PRODUCTS)
     return sum(map(mul, PRODUCTS, means)) / unit, sum(map(mul, PRODUCTS, longest)) / unit

@@ -6,7 +6,6 @@ Everything here is computed once per problem and cached by the backend: a call o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.strides import aligned, contiguous_strides, dense, rows_last, strides_of, vector_of
 from vicinal.backends.triton.kernels.forward import forward_kernel
 from vicinal.backends.triton.kernels.softmax import LOG2E
-from vicinal.geometry.tiles import alike, key_interval, query_interval, tiles
+from vicinal.geometry.count import count
 from vicinal.geometry.unfold import parts, tile_count
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Inputs, Problem, lse_dtype
@@ -83,16 +82,12 @@ def may_pass_end(problem: Problem, config: TileConfig, inverse: bool = False) ->
 
     Boxes of keys for tiles of queries; if `inverse`, boxes of queries for tiles of keys.
     """
-    interval = query_interval if inverse else key_interval
-    seen = [part for n in set(problem.neighborhoods) for part in parts(n, problem.lengths, config.unfolded)]
-    for part in seen:
-        for axis, length, size, step in zip(part.neighborhood.axes, part.lengths, config.query_tile, config.key_tile):
-            for kind in alike(axis, length):
-                for own in tiles(kind.length, size):
-                    start, stop = interval(axis, kind.length, own)
-                    if ceil((stop - start) / step) * step > kind.length:
-                        return True
-    return False
+    return any(
+        count(*along, inverse).passes_end
+        for neighborhood in set(problem.neighborhoods)
+        for part in parts(neighborhood, problem.lengths, config.unfolded)
+        for along in zip(part.neighborhood.axes, part.lengths, config.query_tile, config.key_tile)
+    )
 
 
 def is_wide(problem: Problem, strides: tuple[tuple[int, ...], ...], config: TileConfig) -> bool:

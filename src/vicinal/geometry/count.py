@@ -1,0 +1,178 @@
+"""Counting: what the tiles along one axis walk, in closed form: a million tokens take as long as a thousand.
+
+A tile walks its box (`vicinal.geometry.tiles`) in steps. Along a dilation group both ends of a window rest at the
+borders and move with the query between them, so tiles are of few kinds. Where both ends rest, or both move, tiles are
+alike, up to their place in a block of `stride` queries: one period of tiles stands for all. Where one end moves alone,
+as the far one does at the first tokens of a causal axis, boxes grow evenly from a tile to the one a period of tiles and
+steps later: the first and the last of those stand for the rest, which lie on the line between them.
+
+`tests/geometry/test_count.py` counts tile by tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from math import lcm
+
+from vicinal.geometry.neighborhood import Axis
+from vicinal.geometry.tiles import alike
+from vicinal.geometry.window import (
+    first_query_starting_at,
+    first_query_stopping_after,
+    window_start,
+    window_stop,
+)
+
+Rule = Callable[[Axis, int, int], int]
+
+
+@dataclass(frozen=True)
+class Count:
+    """What the tiles of an axis walk, all dilation groups together.
+
+    Attributes:
+        tiles: how many there are.
+        steps: of all tiles.
+        longest: the steps of one tile, at most.
+        full: steps that need no mask, laid from the first token of each tile's box.
+        covered: tokens of all boxes.
+        widest: tokens of one box, at most.
+        passes_end: whether the steps over some box are longer, together, than its dilation group.
+    """
+
+    tiles: int
+    steps: int
+    longest: int
+    full: int
+    covered: int
+    widest: int
+    passes_end: bool
+
+
+@lru_cache(maxsize=16384)
+def count(axis: Axis, length: int, tile: int, step: int, inverse: bool = False) -> Count:
+    """Counts tiles of `tile` queries that walk their keys `step` at a time; `inverse`: tiles of keys, their queries."""
+    start, stop = _INVERSE if inverse else _FORWARD
+    tiles = steps = full = covered = widest = 0
+    passes_end = False
+    for group in alike(axis, length):
+        n, group_covered, group_steps, group_full, group_widest = group.length, 0, 0, 0, 0
+        for first, halves in _representatives(axis, n, tile, step, inverse):
+            last = min(first + tile, n) - 1
+            begin, end = start(axis, n, first), stop(axis, n, last)
+            low, high = start(axis, n, last) - begin, stop(axis, n, first) - begin
+            extent = max(end - begin, 0)
+            group_covered += halves * extent
+            group_steps += halves * -(-extent // step)
+            group_full += halves * max(high // step - -(-low // step), 0)
+            group_widest = max(group_widest, extent)
+        tiles += group.count * -(-n // tile)
+        steps += group.count * group_steps // 2
+        full += group.count * group_full // 2
+        covered += group.count * group_covered // 2
+        widest = max(widest, group_widest)
+        passes_end = passes_end or -(-group_widest // step) * step > n
+    return Count(tiles, steps, -(-widest // step), full, covered, widest, passes_end)
+
+
+@dataclass(frozen=True)
+class PairCount:
+    """What pairs of query tiles, side by side along an axis, walk; all dilation groups together.
+
+    Attributes:
+        pairs: how many there are.
+        steps: of all tiles, two a pair, less those passed over.
+        full: steps that need no mask.
+    """
+
+    pairs: int
+    steps: int
+    full: int
+
+
+@lru_cache(maxsize=16384)
+def count_pairs(axis: Axis, length: int, tile: int, step: int, passes: int | None) -> PairCount:
+    """Counts pairs of tiles that walk the keys of both, of which each may pass over some.
+
+    The first of a pair needs none of the last steps, the second none of the first ones.
+
+    Args:
+        tile: queries of one of the two.
+        passes: how many steps each may pass over; None: as many as the other one passes over, too.
+    """
+    pairs = steps = full = 0
+    for group in alike(axis, length):
+        n, group_steps, group_full = group.length, 0, 0
+        for first, halves in _representatives(axis, n, 2 * tile, step, False):
+            begin, end = window_start(axis, n, first), window_stop(axis, n, min(first + 2 * tile, n) - 1)
+            ends = min(first + tile, n) - 1, min(first + 2 * tile, n) - 1
+            starts = first, min(first + tile, n - 1)  # past the end there may be no second tile: the last query's
+            walked = -(-(end - begin) // step)
+            passed = walked - -(-(window_stop(axis, n, ends[0]) - begin) // step)
+            ahead = (window_start(axis, n, starts[1]) - begin) // step
+            most = min(passed, ahead) if passes is None else passes
+            group_steps += halves * (2 * walked - min(passed, most) - min(ahead, most))
+            for one, other in zip(starts, ends):
+                low, high = window_start(axis, n, other) - begin, window_stop(axis, n, one) - begin
+                group_full += halves * max(high // step - -(-low // step), 0)
+        pairs += group.count * -(-n // (2 * tile))
+        steps += group.count * group_steps // 2
+        full += group.count * group_full // 2
+    return PairCount(pairs, steps, full)
+
+
+def _past_queries(axis: Axis, n: int, key: int) -> int:
+    return first_query_starting_at(axis, n, key + 1)
+
+
+# The interval of each token: a query's keys, a key's queries.
+_FORWARD: tuple[Rule, Rule] = window_start, window_stop
+_INVERSE: tuple[Rule, Rule] = first_query_stopping_after, _past_queries
+
+
+def _representatives(axis: Axis, n: int, tile: int, step: int, inverse: bool) -> Iterator[tuple[int, int]]:
+    """The first tokens of tiles that stand for all tiles of a group of `n` tokens, and for how many halves of tiles.
+
+    Halves, since the first and the last of an arithmetic series stand for half of it each.
+    """
+    start, stop = _INVERSE if inverse else _FORWARD
+    period = lcm(tile, axis.stride) // tile
+    cuts = {0, n // tile, -(-n // tile)}  # a last tile that is shorter is by itself
+    for token in _turns(axis, n, inverse):
+        cuts |= {token // tile, -(-token // tile)}  # so is one within which an end of the intervals starts or rests
+    for first, beyond in pairwise(sorted(cuts)):
+        every, grows = period, False
+        if beyond - first > period:
+            one, other = first * tile, (first + period) * tile
+            grows = start(axis, n, other) - start(axis, n, one) != stop(axis, n, other) - stop(axis, n, one)
+            every = lcm(period * tile, step) // tile if grows else period
+        for place in range(first, min(first + every, beyond)):
+            more = (beyond - 1 - place) // every
+            if grows and more:
+                yield place * tile, more
+                yield (place + (more - 1) * every) * tile, more
+                yield (place + more * every) * tile, 2  # beside a border there may be no room for a full step
+            else:
+                yield place * tile, 2 * (more + 1)
+
+
+def _turns(axis: Axis, n: int, inverse: bool) -> tuple[int, ...]:
+    """The first tokens whose interval starts, or stops, beyond the first token's, and where the last token's does."""
+    if not inverse:
+        return (
+            first_query_starting_at(axis, n, 1),
+            first_query_starting_at(axis, n, window_start(axis, n, n - 1)),
+            first_query_stopping_after(axis, n, window_stop(axis, n, 0)),
+            first_query_stopping_after(axis, n, window_stop(axis, n, n - 1) - 1),
+        )
+    # A key's queries start beyond query i where i's window stops, and stop beyond it where it starts.
+    each = (
+        (window_stop, 0),
+        (window_stop, first_query_stopping_after(axis, n, n - 1) - 1),
+        (window_start, first_query_starting_at(axis, n, 1)),
+        (window_start, first_query_starting_at(axis, n, n) - 1),
+    )
+    return tuple(rule(axis, n, query) if 0 <= query < n else n for rule, query in each)

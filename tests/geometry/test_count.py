@@ -1,0 +1,122 @@
+"""Counts in closed form against tiles counted one by one."""
+
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from strategies import axes
+from vicinal.geometry.count import Count, PairCount, _representatives, count, count_pairs
+from vicinal.geometry.neighborhood import Axis
+from vicinal.geometry.tiles import groups, tiles
+from vicinal.geometry.window import (
+    first_query_starting_at,
+    first_query_stopping_after,
+    window_start,
+    window_stop,
+)
+
+BORDERS = {"shift": {}, "clip": {"boundary": "clip"}, "causal": {"causal": True}}
+
+
+def intervals(axis: Axis, n: int, inverse: bool) -> list[tuple[int, int]]:
+    """Of every query of a group its keys; or of every key its queries."""
+    if not inverse:
+        return [(window_start(axis, n, i), window_stop(axis, n, i)) for i in range(n)]
+    return [(first_query_stopping_after(axis, n, i), first_query_starting_at(axis, n, i + 1)) for i in range(n)]
+
+
+def full_steps(own: list[tuple[int, int]], laid: range, step: int) -> int:
+    """How many of the steps laid at these places lie in every interval."""
+    low, high = max(start for start, _ in own), min(stop for _, stop in own)
+    return sum(low <= at and at + step <= high for at in laid)
+
+
+def one_by_one(axis: Axis, length: int, tile: int, step: int, inverse: bool) -> Count:
+    boxes, steps, full, passes_end = [], [], 0, False
+    for group in groups(axis, length):
+        every = intervals(axis, group.length, inverse)
+        for first, last in tiles(group.length, tile):
+            box = range(every[first][0], every[last - 1][1])
+            laid = box[::step]
+            boxes.append(len(box))
+            steps.append(len(laid))
+            full += full_steps(every[first:last], laid, step)
+            passes_end |= step * len(laid) > group.length
+    return Count(len(boxes), sum(steps), max(steps), full, sum(boxes), max(boxes), passes_end)
+
+
+def pairs_one_by_one(axis: Axis, length: int, tile: int, step: int, passes: int | None) -> PairCount:
+    """A walk written out: every step from the pair's first key on, less those passed over."""
+    pairs = steps = full = 0
+    for group in groups(axis, length):
+        every = intervals(axis, group.length, False)
+        for first, last in tiles(group.length, 2 * tile):
+            owns = every[first:last][:tile], every[first:last][tile:] or every[-1:]
+            laid = range(every[first][0], every[last - 1][1])[::step]
+            before = sum(at + step <= owns[1][0][0] for at in laid)  # that the second tile's queries do not reach
+            after = sum(at >= owns[0][-1][1] for at in laid)
+            most = min(before, after) if passes is None else passes
+            pairs += 1
+            steps += 2 * len(laid) - min(before, most) - min(after, most)
+            full += sum(full_steps(own, laid, step) for own in owns)
+    return PairCount(pairs, steps, full)
+
+
+def small_axes(length: int, border: str) -> list[Axis]:
+    longest = length if border == "shift" else length + 2
+    return [Axis(k, s, **BORDERS[border]) for k in range(1, longest + 1) for s in range(1, k + 1)]
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("length", [1, 2, 5, 8, 13, 20])
+def test_counts_of_every_small_axis(length, border, inverse):
+    for axis, tile, step in product(small_axes(length, border), (1, 2, 3, 8), (1, 3, 4, 8)):
+        found = count.__wrapped__(axis, length, tile, step, inverse)
+        assert found == one_by_one(axis, length, tile, step, inverse), (axis, tile, step)
+
+
+@pytest.mark.parametrize("passes", [1, 2, None])
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("length", [1, 5, 13, 20])
+def test_pairs_of_every_small_axis(length, border, passes):
+    for axis, tile, step in product(small_axes(length, border), (1, 2, 4, 8), (1, 4, 8)):
+        found = count_pairs.__wrapped__(axis, length, tile, step, passes)
+        assert found == pairs_one_by_one(axis, length, tile, step, passes), (axis, tile, step)
+
+
+SIZES = st.one_of(st.sampled_from([1, 4, 16, 64]), st.integers(1, 70))
+
+
+@settings(max_examples=300)
+@given(axes(600), SIZES, SIZES, st.booleans())
+def test_counts_of_long_axes(case, tile, step, inverse):
+    axis, length = case
+    assert count(axis, length, tile, step, inverse) == one_by_one(axis, length, tile, step, inverse)
+
+
+@settings(max_examples=200)
+@given(axes(600), SIZES, SIZES, st.sampled_from([1, 2, None]))
+def test_pairs_of_long_axes(case, tile, step, passes):
+    axis, length = case
+    assert count_pairs(axis, length, tile, step, passes) == pairs_one_by_one(axis, length, tile, step, passes)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("window", [7, 2048, 500_000])
+def test_the_length_does_not_matter(window, border, inverse):
+    """Few tiles are looked at, of however many there are."""
+    axis = Axis(window, **BORDERS[border])
+    assert len(list(_representatives(axis, 1_000_000, 16, 64, inverse))) <= 32
+
+
+def test_a_long_axis_by_hand():
+    # 16 queries of window 33 reach 48 keys, 3 steps; those nearest to a border share one window of 33, also 3 steps, of
+    # which 2 are full. Elsewhere 18 keys are common to a tile, the first 15 being the first query's alone: 1 full step.
+    tiles = (1 << 40) // 16
+    assert count(Axis(33), 1 << 40, 16, 16) == Count(
+        tiles, 3 * tiles, 3, tiles - 2 + 2 * 2, 48 * (tiles - 2) + 2 * 33, 48, False
+    )
