@@ -2,7 +2,7 @@
 
 Torch's operations are spread over threads by OpenMP. A kernel that starts in the same way, through the OpenMP library
 that torch has loaded, gets the very threads that torch's operations use: they are awake when it follows one, and none
-of them compete. Where torch has no such library, threads of our own do it.
+of them compete. Where torch has no such library, threads of Python do it: a kernel runs without the interpreter.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
-
-from vicinal.backends.numba.team import each
 
 
 def run(kernel: int, call: int, threads: int) -> None:
@@ -26,8 +25,23 @@ def run(kernel: int, call: int, threads: int) -> None:
     if parallel is not None:
         parallel(kernel, call, threads, 0)
     else:
-        function = _function(kernel)
-        each(lambda _: function(call), range(threads), True)
+        _run_on_threads(_function(kernel), call, threads)
+
+
+def _run_on_threads(function: Any, call: int, threads: int) -> None:
+    others = [Thread(target=function, args=(call,), daemon=True) for _ in range(threads - 1)]
+    for thread in others:
+        thread.start()
+    function(call)
+    interrupted: BaseException | None = None
+    for thread in others:
+        while thread.is_alive():  # they write to the caller's memory: an interrupt waits for them
+            try:
+                thread.join()
+            except BaseException as error:
+                interrupted = error
+    if interrupted is not None:
+        raise interrupted
 
 
 @cache
