@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -19,19 +20,21 @@ from closeness import (
     gradients_of,
     random_gradients,
 )
-from strategies import Call, calls, layouts, whole
+from strategies import Call, any_layouts, calls, whole
+from vicinal import na1d, neighborhood_attention
 from vicinal.backends.numba import BACKEND
 from vicinal.backends.numba import launch as numba_launch
 from vicinal.backends.numba import plan as numba_plan
 from vicinal.backends.numba import threads as numba_threads
-from vicinal.backends.numba.kernels import compiled
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.tiles import key_interval, tiles
-from vicinal.problem import Inputs, Problem
+from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.reference import axis_mask, reference
 from vicinal.tuning.config import TileConfig
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
+ONLY = [Wanted(*(name == only for name in Wanted._fields)) for only in Wanted._fields[:5]]
+WANTED = [*ONLY, Wanted(*[False] * 6), Wanted(query=False, rpb=False), Wanted(key=False, value=False, rpb=False)]
 
 
 def any_config(problem, seed):
@@ -62,9 +65,9 @@ def chunks(request, monkeypatch):
     """Small problems fit in one chunk: also cut them."""
     if request.param is not None:
         monkeypatch.setattr(numba_plan, "CHUNK", request.param)
-    numba_plan.call_plan.cache_clear()
+    numba_plan.PLANS.clear()
     yield
-    numba_plan.call_plan.cache_clear()
+    numba_plan.PLANS.clear()
 
 
 @pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
@@ -72,9 +75,9 @@ def threads(request, monkeypatch):
     """Small problems are not worth a second thread: start it all the same."""
     monkeypatch.setattr(numba_plan, "START_NS", 1e-3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
-    numba_plan.call_plan.cache_clear()
+    numba_plan.PLANS.clear()
     yield request.param
-    numba_plan.call_plan.cache_clear()
+    numba_plan.PLANS.clear()
 
 
 @settings(max_examples=60)
@@ -146,21 +149,48 @@ def test_any_scale(scale):
     torch.testing.assert_close(found, wanted, **EXACT)
 
 
-@pytest.mark.parametrize(
-    "layout", range(5), ids=["slice", "heads first", "every second token", "second half", "channels first"]
-)
-@pytest.mark.parametrize("width", [16, 5])
-def test_strided_inputs(layout, width):
-    call = Call((Neighborhood((Axis(3), Axis(4))),), (6, 8), 2, 2, 2, width, width, 0, False, 0)
-    inputs = call.inputs()
-    strided = Inputs(*(None if t is None else list(layouts(t))[layout] for t in inputs))
-    found, grad, grad_lse = run(strided, call.neighborhoods, call.scale, 0)
-    assert_same(found, run(inputs, call.neighborhoods, call.scale, 0)[0])
+@settings(max_examples=60)
+@given(call=calls(max_head_dim=20).map(supported), lie=any_layouts(), with_grad_lse=st.booleans())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_layouts_in_memory_change_no_bit(call, lie, with_grad_lse, dtype):
+    inputs = lie.inputs(call.inputs(dtype))
     problem = Problem.of(inputs, call.neighborhoods, call.scale)
-    above, output = list(layouts(grad))[layout], list(layouts(found[0]))[layout]
-    sums, lse = (t.transpose(0, -1).contiguous().transpose(0, -1) for t in (grad_lse, found[1]))
-    grads = gradients_of(BACKEND, problem, any_config(problem, 1), strided, output, lse, above, sums)
-    assert_same([g for g in grads if g is not None], found[2:])
+    configs = any_config(problem, call.seed), any_config(problem, call.seed + 1)
+    output, lse = BACKEND.forward(problem, configs[0], inputs)
+    upstream = Upstream(output, lse, *random_gradients(output, lse, call.seed, with_grad_lse))
+    upstream = lie.upstream(upstream)
+    grads = BACKEND.backward(problem, configs[1], inputs, upstream, Wanted.of(inputs))
+    plain = Inputs(*map(contiguous, inputs))
+    wanted = BACKEND.forward(problem, configs[0], plain)
+    assert_same([output, lse], list(wanted))
+    wanted = BACKEND.backward(problem, configs[1], plain, Upstream(*map(contiguous, upstream)), Wanted.of(inputs))
+    assert_same(present(grads), present(wanted))
+    assert all(t.is_contiguous() for t in (output, lse, *present(grads)))
+
+
+def contiguous(tensor):
+    return None if tensor is None else tensor.resolve_neg().clone(memory_format=torch.contiguous_format)
+
+
+def present(tensors):
+    return [t for t in tensors if t is not None]
+
+
+@pytest.mark.parametrize("width", [2, 16])
+def test_channels_last_values_come_back(width):
+    value = torch.arange(4.0 * width).view(1, 2, 2, width).permute(0, 3, 1, 2)
+    zeros = torch.zeros(value.shape)
+    torch.testing.assert_close(na1d(zeros, zeros, value, 1), value)
+
+
+def test_rows_that_kernels_cannot_read_stop_at_the_launch():
+    call = whole(5)
+    inputs = call.inputs(torch.float32)
+    problem = Problem.of(inputs, call.neighborhoods, call.scale)
+    layouts = [(*t.stride(), 16) for t in inputs[:3]]
+    layouts[2] = (*layouts[2][:-2], 2, 16)
+    with pytest.raises(AssertionError, match="tensor 2: rows of 16 at stride 2"):
+        numba_plan.call_plan(problem, "forward", (16,), (*layouts, None, None), Wanted.of(inputs), 1)
 
 
 def test_gradient_of_a_sum():
@@ -200,14 +230,14 @@ def test_threads_of_either_kind_give_the_same(kernel, monkeypatch):
     alone, *_ = run(inputs, call.neighborhoods, call.scale, 0)
     monkeypatch.setattr(numba_plan, "START_NS", 1e-3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    numba_plan.call_plan.cache_clear()
+    numba_plan.PLANS.clear()
     if kernel == "openmp":
         if numba_threads.openmp() is None:
             pytest.skip("torch has no OpenMP here")
     else:
         monkeypatch.setattr(numba_threads, "openmp", lambda: None)
     together, *_ = run(inputs, call.neighborhoods, call.scale, 0)
-    numba_plan.call_plan.cache_clear()
+    numba_plan.PLANS.clear()
     torch.testing.assert_close(together, alone)
     assert_same(together[:2], alone[:2])
 
@@ -243,12 +273,12 @@ def test_nothing_is_written_elsewhere(dtype, direction, chunks, threads, monkeyp
 
     given = inputs[:5]
     if direction == "forward":
-        plan = numba_launch._plan(problem, direction, (3, 5), given)
+        plan = numba_launch._plan(problem, direction, (3, 5), given, Wanted.of(inputs))
         made = list(results((*shape, 48), shape))
     else:
         above = [torch.randn(s, dtype=dtype) for s in ((*shape, 48), shape)]
         given += (*above, *(t.clone() for t in above))
-        plan = numba_launch._plan(problem, direction, (3, 5), given)
+        plan = numba_launch._plan(problem, direction, (3, 5), given, Wanted.of(inputs))
         made = list(results(inputs.query.shape, *((plan.parts, *t.shape) for t in inputs[1:5])))
     assert plan.threads == threads
     scratch = np.full(plan.threads * plan.scratch + 128 + 64, 7, np.uint8)
@@ -268,11 +298,12 @@ def test_numbers_that_are_none_come_out_where_they_are_seen():
     call = whole(3)
     inputs = call.inputs()
     inputs.query[0, 5, 1, 2] = float("nan")
-    problem = Problem.of(inputs, call.neighborhoods, call.scale)
-    output, lse = BACKEND.forward(problem, any_config(problem, 0), inputs)
+    found, *_ = run(inputs, call.neighborhoods, call.scale, 0)
+    output, lse, _, _, grad_value = found
     assert output[0, 5, 1].isnan().all()
     assert lse[0, 5, 1].isnan()
     assert output.isnan().sum() == output.shape[-1]
+    assert grad_value.isnan().any(-1).any(-1)[0].nonzero().flatten().tolist() == [4, 5, 6]
 
 
 @pytest.mark.parametrize("size", [1e3, 3e15])
@@ -283,6 +314,113 @@ def test_large_scores(size):
     problem = Problem.of(inputs, call.neighborhoods, 1.0)
     output, lse = BACKEND.forward(problem, any_config(problem, 0), inputs)
     assert_as_close_as_torch([output, lse], inputs, call.neighborhoods, 1.0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("size", [1e19, 1.8e19, 1e25], ids=["large", "near the largest", "beyond the largest"])
+def test_keys_outside_a_window_change_nothing_however_large_their_scores(size, sign):
+    # Every query sees itself alone; of the scores, one in two may be as large as can be.
+    query = torch.full((1, 4, 1, 1), sign * size)
+    key = torch.tensor([1.0, -size, 1.0, -1.0]).view(query.shape)
+    value = torch.arange(4.0).view(query.shape)
+    grad = torch.ones_like(value)
+    leaves = [t.requires_grad_() for t in (query, key, value)]
+    output, lse = neighborhood_attention(*leaves, Neighborhood.of(1, 1), scale=1.0, return_lse=True)
+    scores = (query * key)[..., 0].detach()
+    finite = scores.isfinite()
+    torch.testing.assert_close(lse[finite].detach(), scores[finite])
+    torch.testing.assert_close(output[..., 0][finite].detach(), value[..., 0][finite].detach())
+    grads = torch.autograd.grad(output, leaves, grad)
+    assert all((g[..., 0][finite] == (1.0 if i == 2 else 0.0)).all() for i, g in enumerate(grads))
+
+
+def overflow(call, dtype):
+    """Inputs where every score of one query of each head is -inf."""
+    inputs = call.inputs(dtype)
+    huge = 1e25 if dtype == torch.float32 else 1e200
+    inputs.query[:, 5] = huge
+    inputs = inputs._replace(key=-inputs.key.abs() * huge)
+    extra = inputs.additional_keys
+    return inputs if extra is None else inputs._replace(additional_keys=-extra.abs() * huge)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("extra", [0, 3])
+@pytest.mark.parametrize("with_grad_lse", [False, True])
+def test_queries_without_a_score_give_nothing(dtype, extra, with_grad_lse, chunks):
+    call = replace(whole(9), additional=extra)
+    inputs = overflow(call, dtype)
+    others = torch.arange(24) != 5
+    found, grad, grad_lse = run(inputs, call.neighborhoods, 1.0, 0, with_grad_lse)
+    output, lse, grad_query, *of_keys = found
+    assert (output[:, 5] == 0).all()
+    assert (lse[:, 5] == float("-inf")).all()
+    assert (grad_query[:, 5] == 0).all()
+    assert all(t.isfinite().all() for t in (output, lse[:, others]))
+    # Keys' gradients are those of the other queries.
+    problem = Problem.of(inputs, call.neighborhoods, 1.0)
+    grad = grad * others[:, None, None]
+    grad_lse = None if grad_lse is None else grad_lse * others[:, None]
+    wanted = gradients_of(BACKEND, problem, any_config(problem, 1), inputs, output, lse, grad, grad_lse)
+    assert_same(of_keys, present(wanted)[1:])
+
+
+@pytest.mark.parametrize("wanted", WANTED, ids=[" ".join(n for n in w._fields if getattr(w, n)) for w in WANTED])
+def test_only_what_is_wanted_comes_and_is_computed(wanted, threads):
+    call = replace(plane()[0], batch=1)
+    inputs = call.inputs()
+    problem = Problem.of(inputs, call.neighborhoods, call.scale)
+    config = any_config(problem, 0)
+    output, lse = BACKEND.forward(problem, config, inputs)
+    upstream = Upstream(output, lse, *random_gradients(output, lse, 0))
+    every = BACKEND.backward(problem, config, inputs, upstream, Wanted.of(inputs))
+    some = BACKEND.backward(problem, config, inputs, upstream, wanted)
+    assert [t is not None for t in some] == list(wanted)
+    assert_same(present(some), [t for t, is_wanted in zip(every, wanted) if is_wanted])
+
+
+@pytest.mark.parametrize("poison", [False, True])
+@settings(max_examples=40)
+@given(call=calls(max_head_dim=8).map(supported), other=calls(max_head_dim=40).map(supported))
+def test_no_bit_depends_on_the_calls_before(call, other, poison, chunks):
+    inputs, others = call.inputs(torch.float32), other.inputs(torch.float32)
+    torch.utils.deterministic.fill_uninitialized_memory = poison
+    numba_launch.SCRATCH = numba_launch.Scratch()
+    first, *_ = run(inputs, call.neighborhoods, call.scale, call.seed)
+    run(Inputs(*(None if t is None else 100 * t for t in others)), other.neighborhoods, other.scale, other.seed)
+    again, *_ = run(inputs, call.neighborhoods, call.scale, call.seed)
+    assert_same(again, first)
+
+
+def test_few_keys_after_many():
+    query, key, value = (torch.tensor(x).view(1, -1, 1, 1) for x in ((1.0,) * 4, (200.0, 0, 0, 0), (1.0, 2, 3, 4)))
+    for _ in range(2):
+        output, lse = na1d(query, key, value, 1, scale=1.0, return_lse=True)
+        assert output.flatten().tolist() == [1, 2, 3, 4]
+        assert lse.flatten().tolist() == [200, 0, 0, 0]
+        other = torch.randn(1, 16, 1, 1)
+        na1d(other, other, other, 16)
+
+
+@pytest.mark.parametrize("context", [lambda: torch.device("meta"), lambda: default_dtype(torch.float64)])
+def test_defaults_of_devices_and_dtypes_change_nothing(context):
+    call, inputs = plane()
+    wanted, *_ = run(inputs, call.neighborhoods, call.scale, 0)
+    problem = Problem.of(inputs, call.neighborhoods, call.scale)
+    upstream = Upstream(*wanted[:2], *random_gradients(*wanted[:2], 0))
+    numba_plan.PLANS.clear()
+    with context():
+        found = BACKEND.forward(problem, any_config(problem, 0), inputs)
+        grads = BACKEND.backward(problem, any_config(problem, 1), inputs, upstream, Wanted.of(inputs))
+    assert_same([*found, *present(grads)], wanted)
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize(
@@ -346,19 +484,6 @@ print(registers())
     assert said.strip() == ("(256, 16)" if cpu == "haswell" else "(128, 16)")
 
 
-def test_kernels_are_compiled_where_nothing_can_be_kept(monkeypatch):
-    from numba.core import caching
-
-    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
-    found = compiled.compiled.__wrapped__("forward", "float64")
-    assert found.address != compiled.compiled("forward", "float64").address
-
-
-def test_kernels_are_kept():
-    found = compiled.compiled("forward", "float64")
-    assert os.listdir(found._cache.cache_path)
-
-
 def test_empty_batch():
     call = replace(whole(5), batch=0)
     found, *_ = run(call.inputs(), call.neighborhoods, call.scale, 0)
@@ -392,5 +517,5 @@ def test_memory_of_scratch_is_bounded():
     call = Call((Neighborhood((Axis(None),)),), (1 << 14,), 1, 1, 1, 64, 64, 0, False, 0)
     problem = Problem.of(call.inputs(torch.float32), [Neighborhood.of(1, None)], 1.0)
     (config, *_) = BACKEND.configs(problem, "forward")
-    plan = numba_plan.call_plan(problem, "forward", config.query_tile, (None,) * 5, 2)
+    plan = numba_plan.call_plan(problem, "forward", config.query_tile, (None,) * 5, Wanted(), 2)
     assert plan.scratch < 300_000

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vicinal.backends.protocol import Direction
 from vicinal.extras import install
-from vicinal.problem import Inputs, Problem, Upstream, Wanted
+from vicinal.problem import DTYPES, Inputs, Problem, Upstream, Wanted
 from vicinal.tuning.config import TileConfig
 
 LISTED = 8  # configs
@@ -27,11 +27,10 @@ class NumbaBackend:
 
     def unsupported(self, problem: Problem) -> str | None:
         """A reason in words, or None."""
-        from vicinal.backends.cpu import unsupported_tensors
-
-        reason = unsupported_tensors(problem)
-        if reason is not None:
-            return reason
+        if problem.device.type != "cpu":
+            return f"the tensors are on {problem.device}, not on a CPU"
+        if problem.dtype not in DTYPES.values():
+            return f"{problem.dtype} is not one of {', '.join(map(str, DTYPES.values()))}"
         if problem.has_rpb:
             return "it has no relative positional bias"
         if problem.per_head:
@@ -72,7 +71,7 @@ class NumbaBackend:
 def missing() -> str | None:
     """Why numba cannot be used here, or None. Imports it."""
     try:
-        import vicinal.backends.numba.kernels.compiled  # noqa: F401
+        import vicinal.backends.numba.compiled  # noqa: F401
     except Exception as error:  # not there, too old, or at odds with another package: numba raises what it likes
         return f"it needs numba: {install('cpu')} ({error})"
     return None

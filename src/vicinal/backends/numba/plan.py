@@ -8,7 +8,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 from math import ceil, gcd, prod
 
@@ -17,10 +16,11 @@ from numpy.typing import NDArray
 
 from vicinal.backends.numba.kernels import call as c
 from vicinal.backends.protocol import Direction
+from vicinal.caching import Cache
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.tiles import alike, groups, key_interval, tiles
 from vicinal.geometry.window import window_start, window_stop
-from vicinal.problem import Problem, lse_dtype
+from vicinal.problem import Problem, Wanted, lse_dtype
 
 LANES = 16
 CHUNK = 384  # keys whose scores are held at a time
@@ -28,6 +28,7 @@ SPARE = 16  # rows that kernels may compute in vain after a chunk's
 SPAN = 8  # tiles of the last axis per task
 AXES = 3
 Ints = NDArray[np.int64]
+CACHED_BYTES = 16 << 20  # of tables, and as much of plans
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +43,15 @@ class AxisTiles:
     tiles: Ints
     windows: Ints
 
+    @property
+    def nbytes(self) -> int:
+        return self.tiles.nbytes + self.windows.nbytes
 
-@lru_cache(maxsize=256)
+
+TABLES: Cache[AxisTiles] = Cache(size=CACHED_BYTES, size_of=lambda tiles: tiles.nbytes)
+
+
+@TABLES.memoize
 def axis_tiles(axis: Axis, length: int, size: int) -> AxisTiles:
     """Tiles of `size` queries."""
     table: list[tuple[int, int, int, int, int]] = []
@@ -60,7 +68,10 @@ def axis_tiles(axis: Axis, length: int, size: int) -> AxisTiles:
     return AxisTiles(np.array(table, np.int64), np.array(windows, np.int64))
 
 
-@lru_cache(maxsize=1024)
+_KEYS_OF_TILES: Cache[tuple[int, int, int]] = Cache(entries=1024)
+
+
+@_KEYS_OF_TILES.memoize
 def _keys_of_tiles(axis: Axis, length: int, size: int) -> tuple[int, int, int]:
     """Of all tiles of an axis: their number, their keys, the most keys of one."""
     number, total, most = 0, 0, 0
@@ -83,7 +94,10 @@ class Tiling:
 TILE_COST = 24  # of a tile, besides its keys, in rows of 16 scores
 
 
-@lru_cache(maxsize=1024)
+TILINGS: Cache[tuple[Tiling, ...]] = Cache(entries=1024)
+
+
+@TILINGS.memoize
 def tilings(axes: tuple[Axis, ...], lengths: tuple[int, ...]) -> tuple[Tiling, ...]:
     """Shapes of at most 16 queries that could not be longer along any axis, by what they cost."""
     longest = [alike(a, n)[0].length for a, n in zip(axes, lengths)]
@@ -109,6 +123,7 @@ class CallPlan:
         threads: as many as are worth their start.
         scratch: bytes per thread.
         parts: of the gradients of keys and values, which are to be added up.
+        computed: which gradients come out: with those that are wanted, others that are part of the same sums.
     """
 
     numbers: Ints
@@ -116,22 +131,37 @@ class CallPlan:
     threads: int
     scratch: int
     parts: int
+    computed: Wanted
+
+    @property
+    def nbytes(self) -> int:
+        return self.numbers.nbytes + sum(table.nbytes for table in self.kept)
 
 
 START_NS = 10_000  # what another thread must take over
 ROW_NS = {"forward": 0.6, "backward": 1.5}  # of 16 scores, per channel
 MOST_PARTS = 8
 
-Strides = tuple[int, ...] | None
+Layout = tuple[int, ...]
+PLANS: Cache[CallPlan] = Cache(size=CACHED_BYTES, size_of=lambda plan: plan.nbytes)
 
 
-@lru_cache(maxsize=1024)
+@PLANS.memoize
 def call_plan(
-    problem: Problem, direction: Direction, tile: tuple[int, ...], strides: tuple[Strides, ...], threads: int
+    problem: Problem,
+    direction: Direction,
+    tile: tuple[int, ...],
+    layouts: tuple[Layout | None, ...],
+    wanted: Wanted,
+    threads: int,
 ) -> CallPlan:
-    """The plan for given tensors of these strides, in the call's order, all dimensions; None where there is none.
+    """The plan for given tensors of these layouts, in the call's order; None where there is none.
 
-    Results are contiguous, their rows of channels filled up to whole vectors.
+    A layout is a tensor's strides, all dimensions, and the length of the last. Results are contiguous, their rows of
+    channels filled up to whole vectors.
+
+    Raises:
+        AssertionError: a tensor's rows are not such as kernels read.
     """
     lead = AXES - problem.rank
     axes, lengths = (Axis(1),) * lead + problem.neighborhood.axes, (1,) * lead + problem.lengths
@@ -141,10 +171,11 @@ def call_plan(
     channels, value_channels = (ceil(n / LANES) for n in (problem.head_dim, problem.value_dim))
     results = _results(problem, direction, LANES * channels, LANES * value_channels)
     contiguous = {place: tuple(prod(shape[i + 1 :]) for i in range(len(shape))) for place, shape in results.items()}
-    for place, own in (*enumerate(strides), *contiguous.items()):
-        if own is not None:
-            at = c.STRIDE + c.STRIDES * place
-            numbers[at : at + c.STRIDES] = [size * s for s in _five(own, problem.rank, place in c.OF_ADDITIONAL)]
+    _check_rows(layouts, LANES * channels, LANES * value_channels)
+    strides = {place: layout[:-1] for place, layout in enumerate(layouts) if layout is not None}
+    for place, own in (strides | contiguous).items():
+        at = c.STRIDE + c.STRIDES * place
+        numbers[at : at + c.STRIDES] = [size * s for s in _five(own, problem.rank, place in c.OF_ADDITIONAL)]
     kept: list[Ints] = []
 
     def address(table: Ints) -> int:
@@ -183,9 +214,26 @@ def call_plan(
         numbers[c.PART + i] = size * prod(results.get(place, (0,)))
     numbers[c.LENGTHS : c.LENGTHS + AXES] = lengths
     numbers[c.ADDITIONAL] = problem.additional
-    numbers[c.HAS_GRAD_LSE] = len(strides) > c.GRAD_LSE and strides[c.GRAD_LSE] is not None
+    numbers[c.HAS_GRAD_LSE] = c.GRAD_LSE in strides
+    computed = _computed(wanted)
+    numbers[c.WANTED] = computed.query * c.WANT_QUERY + computed.key * c.WANT_KEY + computed.value * c.WANT_VALUE
     numbers[c.SCRATCH_BYTES] = scratch
-    return CallPlan(numbers, tuple(kept), min(threads, tasks), scratch, parts)
+    return CallPlan(numbers, tuple(kept), min(threads, tasks), scratch, parts, computed)
+
+
+def _check_rows(layouts: Sequence[Layout | None], width: int, value_width: int) -> None:
+    """Kernels read whole vectors of channels side by side: no tensor comes to them that has others."""
+    of_values = (c.VALUE, c.ADDITIONAL_VALUE, c.OUTPUT, c.GRAD_OUTPUT)
+    for place, layout in enumerate(layouts):
+        if layout is not None and place not in (c.LSE, c.GRAD_LSE):
+            wanted = value_width if place in of_values else width
+            assert layout[-2:] == (1, wanted), f"tensor {place}: rows of {layout[-1]} at stride {layout[-2]}"
+
+
+def _computed(wanted: Wanted) -> Wanted:
+    """Keys and additional keys are summed in one go, and so are values."""
+    key, value = wanted.key or wanted.additional_keys, wanted.value or wanted.additional_values
+    return Wanted(wanted.query, key, value, key, value, False)
 
 
 def _results(problem: Problem, direction: Direction, width: int, value_width: int) -> dict[int, tuple[int, ...]]:

@@ -10,8 +10,8 @@ DTYPES = (np.float32, np.float64)
 
 
 @njit
-def run_exp2(x, into, zero):
-    v.store(into, v.exp2(v.load(x, zero)))
+def run_exp(x, into, zero):
+    v.store(into, v.exp(v.load(x, zero)))
 
 
 @njit
@@ -35,19 +35,19 @@ def addresses(rows):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("low", [-120.0, -1.0, -1e-3])
-def test_exp2_is_exact_to_its_last_bits(dtype, low):
+@pytest.mark.parametrize("low", [-87.0, -1.0, -1e-3])
+def test_exp_is_exact_to_its_last_bits(dtype, low):
     x = np.linspace(low, 0, 16).astype(dtype)
     found = np.empty_like(x)
-    run_exp2(x.ctypes.data, found.ctypes.data, dtype(0))
-    np.testing.assert_allclose(found, np.exp2(x.astype(np.longdouble)), rtol=2 * np.finfo(dtype).eps)
+    run_exp(x.ctypes.data, found.ctypes.data, dtype(0))
+    np.testing.assert_allclose(found, np.exp(x.astype(np.longdouble)), rtol=2 * np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_exp2_of_what_is_masked_and_of_what_is_no_number(dtype):
+def test_exp_of_what_is_masked_and_of_what_is_no_number(dtype):
     x = np.array([-np.inf, np.finfo(dtype).min, -1e5, np.nan] * 4, dtype)
     found = np.empty_like(x)
-    run_exp2(x.ctypes.data, found.ctypes.data, dtype(0))
+    run_exp(x.ctypes.data, found.ctypes.data, dtype(0))
     np.testing.assert_array_equal(found, np.array([0, 0, 0, np.nan] * 4, dtype))
 
 

@@ -1,12 +1,13 @@
 """The backward pass: weights again from the log-sum-exp, then five products per tile of 16 queries and chunk of keys.
 
-A task has the gradients of its keys and values to itself: no two threads add to one. Source: FlashAttention
-(arXiv 2205.14135, algorithm 4), with the gradient of the log-sum-exp.
+A task has the gradients of its keys and values to itself: no two threads add to one. Where a score is -inf, which it
+is for a query that does not attend, weight and gradient are 0 whatever the rest is. Products for gradients that nobody
+needs are left out.
+
+Source: FlashAttention (arXiv 2205.14135, algorithm 4), with the gradient of the log-sum-exp.
 """
 
 from __future__ import annotations
-
-from math import log
 
 from numba import njit
 
@@ -17,7 +18,7 @@ from vicinal.backends.numba.kernels.vectors import (
     LANES,
     add_atomically,
     convert,
-    exp2,
+    exp,
     fma,
     itemsize,
     load,
@@ -28,10 +29,9 @@ from vicinal.backends.numba.kernels.vectors import (
     store_int,
     subtract,
     transpose,
+    unless_masked,
 )
 from vicinal.backends.numba.kernels.walk import begin, chunk, find_bits, find_rows, keys_of, tile_of
-
-LOG2_E = 1 / log(2)
 
 
 @njit(error_model="numpy")
@@ -53,7 +53,8 @@ def backward(call, zero):
         rest, kv_head = task // kv_heads, task % kv_heads
         batch, part = rest // parts, rest % parts
         for i in range(4):
-            _clear(call, i, batch, kv_head, part, zero)
+            if get(call, c.WANTED) & (c.WANT_KEY if i % 2 == 0 else c.WANT_VALUE):
+                _clear(call, i, batch, kv_head, part, zero)
         for strip in range(strips * part // parts, strips * (part + 1) // parts):
             rest, first2 = strip // spans, strip % spans * span
             tile0, tile1 = tile_of(call, 0, rest // count1), tile_of(call, 1, rest % count1)
@@ -87,7 +88,8 @@ def _clear(call, which, batch, kv_head, part, zero):
 def _tile(call, scratch, batch, head, kv_head, part, tile0, tile1, tile2, zero):
     used = find_rows(call, scratch, c.QUERY, batch, head, tile0, tile1, tile2, 0)
     unread = scratch + get(call, c.UNREAD)
-    find_rows(call, scratch, c.GRAD_QUERY, batch, head, tile0, tile1, tile2, unread)
+    if get(call, c.WANTED) & c.WANT_QUERY:
+        find_rows(call, scratch, c.GRAD_QUERY, batch, head, tile0, tile1, tile2, unread)
     find_rows(call, scratch, c.OUTPUT, batch, head, tile0, tile1, tile2, 0)
     find_rows(call, scratch, c.GRAD_OUTPUT, batch, head, tile0, tile1, tile2, 0)
     find_rows(call, scratch, c.LSE, batch, head, tile0, tile1, tile2, 0)
@@ -112,13 +114,27 @@ def _tile(call, scratch, batch, head, kv_head, part, tile0, tile1, tile2, zero):
 
 @njit(error_model="numpy")
 def _columns(call, scratch, zero):
-    """Queries and gradients of outputs as columns; what is subtracted from scores, and from their gradients."""
+    """Queries and gradients of outputs as columns; what is subtracted from scores (0 for -inf), and from gradients."""
     rows = scratch + get(call, c.ROWS)
     vector = LANES * itemsize(zero)
-    scale = convert(load_number(call + 8 * c.SCALE, 0.0) * LOG2_E, zero)
+    scale = convert(load_number(call + 8 * c.SCALE, 0.0), zero)
     queries = scratch + get(call, c.QUERY_COLUMNS)
     for i in range(get(call, c.CHANNELS)):
         transpose(rows + 8 * LANES * c.QUERY, i * vector, scale, queries + i * LANES * vector)
+    at_lse, at_delta = scratch + get(call, c.HIGHEST), scratch + get(call, c.TOTAL)
+    if get(call, c.WANTED) & (c.WANT_QUERY | c.WANT_KEY):
+        store(at_delta, _delta(call, scratch, zero))
+    for lane in range(LANES):
+        store(at_lse + lane * itemsize(zero), load_number(get(rows + 8 * LANES * c.LSE, lane), zero))
+    lse = load(at_lse, zero)
+    store(at_lse, unless_masked(lse, lse))
+
+
+@njit(error_model="numpy")
+def _delta(call, scratch, zero):
+    """Gradients of outputs as columns; what is subtracted from gradients of scores."""
+    rows = scratch + get(call, c.ROWS)
+    vector = LANES * itemsize(zero)
     above, outputs = scratch + get(call, c.GRAD_OUTPUT_COLUMNS), scratch + get(call, c.OUTPUT_ROWS)
     one = convert(1.0, zero)
     delta = splat(zero)
@@ -127,16 +143,13 @@ def _columns(call, scratch, zero):
         transpose(rows + 8 * LANES * c.OUTPUT, i * vector, one, outputs)
         for j in range(LANES):
             delta = fma(load(above + (i * LANES + j) * vector, zero), load(outputs + j * vector, zero), delta)
-    at_lse, at_delta = scratch + get(call, c.HIGHEST), scratch + get(call, c.TOTAL)
     if get(call, c.HAS_GRAD_LSE):
+        at_lse = scratch + get(call, c.HIGHEST)
         for lane in range(LANES):
             number = load_number(get(rows + 8 * LANES * c.GRAD_LSE, lane), zero)
             store(at_lse + lane * itemsize(zero), number)
         delta = subtract(delta, load(at_lse, zero))
-    store(at_delta, delta)
-    for lane in range(LANES):
-        number = load_number(get(rows + 8 * LANES * c.LSE, lane), zero)
-        store(at_lse + lane * itemsize(zero), convert(number * LOG2_E, zero))
+    return delta
 
 
 @njit(error_model="numpy")
@@ -147,16 +160,27 @@ def _add(call, scratch, count, used, first, zero):
     weights, grads = scratch + get(call, c.SCORES), scratch + get(call, c.GRAD_SCORES)
     channels, value_channels = get(call, c.CHANNELS), get(call, c.VALUE_CHANNELS)
     queries, above = scratch + get(call, c.QUERY_COLUMNS), scratch + get(call, c.GRAD_OUTPUT_COLUMNS)
+    wanted = get(call, c.WANTED)
     scores(keys, bits, count, LANES * channels, queries, weights, masked(zero))
-    scores(values, bits, count, LANES * value_channels, above, grads, masked(zero))
     lse, delta = load(scratch + get(call, c.HIGHEST), zero), load(scratch + get(call, c.TOTAL), zero)
-    scale = splat(convert(load_number(call + 8 * c.SCALE, 0.0), zero))
-    for i in range(count):
-        weight = exp2(subtract(load(weights + i * vector, zero), lse))
-        store(weights + i * vector, weight)
-        grad = multiply(multiply(weight, scale), subtract(load(grads + i * vector, zero), delta))
-        store(grads + i * vector, grad)
-    grad_values, grad_keys = scratch + get(call, c.GRAD_VALUES), scratch + get(call, c.GRAD_KEYS)
-    sum_queries(weights, rows + 8 * LANES * c.GRAD_OUTPUT, used, grad_values, count, value_channels, zero)
-    sum_queries(grads, rows + 8 * LANES * c.QUERY, used, grad_keys, count, channels, zero)
-    sum_keys(grads, keys, count, rows + 8 * LANES * c.GRAD_QUERY, used, channels, not first, zero)
+    if wanted & (c.WANT_QUERY | c.WANT_KEY):
+        scores(values, bits, count, LANES * value_channels, above, grads, masked(zero))
+        scale = splat(convert(load_number(call + 8 * c.SCALE, 0.0), zero))
+        for i in range(count):
+            score = load(weights + i * vector, zero)
+            weight = unless_masked(score, exp(subtract(score, lse)))
+            store(weights + i * vector, weight)
+            grad = multiply(multiply(weight, scale), subtract(load(grads + i * vector, zero), delta))
+            store(grads + i * vector, unless_masked(score, grad))
+    else:
+        for i in range(count):
+            score = load(weights + i * vector, zero)
+            store(weights + i * vector, unless_masked(score, exp(subtract(score, lse))))
+    if wanted & c.WANT_VALUE:
+        rows_above, into = rows + 8 * LANES * c.GRAD_OUTPUT, scratch + get(call, c.GRAD_VALUES)
+        sum_queries(weights, rows_above, used, into, count, value_channels, zero)
+    if wanted & c.WANT_KEY:
+        rows_query, into = rows + 8 * LANES * c.QUERY, scratch + get(call, c.GRAD_KEYS)
+        sum_queries(grads, rows_query, used, into, count, channels, zero)
+    if wanted & c.WANT_QUERY:
+        sum_keys(grads, keys, count, rows + 8 * LANES * c.GRAD_QUERY, used, channels, not first, zero)

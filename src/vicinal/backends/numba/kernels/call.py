@@ -39,9 +39,11 @@ SCALE = HEADS + 12  # the bits of a float64
 PARTS = HEADS + 13  # backward: tasks per batch element and key head
 PART = HEADS + 14  # backward: from one part to the next, of the gradients of keys, values, additional keys and values
 HAS_GRAD_LSE = HEADS + 18
+WANTED = HEADS + 19  # backward: whose gradients, of additional keys and values with the others
+WANT_QUERY, WANT_KEY, WANT_VALUE = 1, 2, 4
 
 # Axes: for each of three, the address and number of tiles, the address of windows, the distance of neighbors.
-AXIS = HEADS + 19
+AXIS = HEADS + 20
 AXIS_FIELDS = 4
 TILES, TILE_COUNT, WINDOWS, DILATION = range(AXIS_FIELDS)
 # A tile: first query and first key (coordinates), how many of each, place of its first query's window.

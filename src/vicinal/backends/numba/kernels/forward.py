@@ -1,11 +1,12 @@
 """The forward pass: softmax attention of tiles of 16 queries to their boxes of keys, online over chunks of keys.
 
-Source: the online softmax of FlashAttention (arXiv 2205.14135, algorithm 1), in powers of two.
+A key that a query does not attend to has the score -inf there, whatever its product; a query all of whose scores are
+-inf gets the output 0 and the log-sum-exp -inf.
+
+Source: the online softmax of FlashAttention (arXiv 2205.14135, algorithm 1).
 """
 
 from __future__ import annotations
-
-from math import log
 
 from numba import njit
 
@@ -18,8 +19,7 @@ from vicinal.backends.numba.kernels.vectors import (
     add_atomically,
     convert,
     divide,
-    exp2,
-    fma,
+    exp,
     itemsize,
     load,
     load_number,
@@ -30,11 +30,9 @@ from vicinal.backends.numba.kernels.vectors import (
     store_int,
     subtract,
     transpose,
+    unless_masked,
 )
 from vicinal.backends.numba.kernels.walk import begin, chunk, find_bits, find_rows, keys_of, tile_of
-
-LOG2_E = 1 / log(2)
-LN_2 = log(2)
 
 
 @njit(error_model="numpy")
@@ -73,7 +71,7 @@ def _tile(call, scratch, batch, head, tile0, tile1, tile2, zero):
     rows = scratch + get(call, c.ROWS)
     vector = LANES * itemsize(zero)
     queries = scratch + get(call, c.QUERY_COLUMNS)
-    scale = convert(load_number(call + 8 * c.SCALE, 0.0) * LOG2_E, zero)
+    scale = convert(load_number(call + 8 * c.SCALE, 0.0), zero)
     for i in range(get(call, c.CHANNELS)):
         transpose(rows + 8 * LANES * c.QUERY, i * vector, scale, queries + i * LANES * vector)
     store(scratch + get(call, c.HIGHEST), masked(zero))
@@ -105,8 +103,9 @@ def _attend(call, scratch, count, used, first, zero):
         scratch + get(call, c.QUERY_COLUMNS), at_scores, before,
     )  # fmt: skip
     total = load(at_total, zero)
+    reference = unless_masked(highest, highest)  # any finite number where all scores are -inf
     if not first:
-        factors = exp2(subtract(before, highest))
+        factors = exp(subtract(before, reference))
         total = multiply(total, factors)
         store(at_highest, factors)
         for lane in range(used):
@@ -116,7 +115,7 @@ def _attend(call, scratch, count, used, first, zero):
                 store(row + i * vector, multiply(load(row + i * vector, zero), factor))
     store(at_highest, highest)
     for i in range(count):
-        weight = exp2(subtract(load(at_scores + i * vector, zero), highest))
+        weight = exp(subtract(load(at_scores + i * vector, zero), reference))
         store(at_scores + i * vector, weight)
         total = add(total, weight)
     store(at_total, total)
@@ -132,8 +131,9 @@ def _finish(call, scratch, batch, head, tile0, tile1, tile2, used, zero):
     vectors, vector = get(call, c.VALUE_CHANNELS), LANES * itemsize(zero)
     at_lse, at_factor = scratch + get(call, c.HIGHEST), scratch + get(call, c.TOTAL)
     total = load(at_factor, zero)
-    store(at_lse, fma(load(at_lse, zero), splat(convert(LN_2, zero)), logarithm(total)))
-    store(at_factor, divide(splat(convert(1.0, zero)), total))
+    highest = load(at_lse, zero)
+    store(at_lse, add(highest, logarithm(total)))
+    store(at_factor, unless_masked(highest, divide(splat(convert(1.0, zero)), total)))
     for lane in range(used):
         into = get(rows + 8 * LANES * c.OUTPUT, lane)
         if into == -1:

@@ -7,6 +7,8 @@ addresses in a table. How many rows are in registers at a time depends on the ma
 
 from __future__ import annotations
 
+from math import inf
+
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
@@ -31,7 +33,6 @@ from vicinal.backends.numba.kernels.vectors import (
     vector_of,
 )
 
-MASKED = {"float": -1.5e38, "double": -8e307}  # as a score: exp2 of it less any other is 0, and nothing overflows
 UNROLL = 2  # channels
 MOST_SCORES = 16  # rows in registers
 FEWEST_SCORES = MOST_SCORES // 2  # rows that are computed, where there are fewer
@@ -61,9 +62,9 @@ def sum_shapes(element, most_rows: int) -> list[tuple[int, int]]:
 def scores(keys, bits, count, channels, queries, into, highest):
     """Scores `[count, 16]` to `into` and, with `highest`, the highest of each query.
 
-    `keys`: table of addresses; `bits`: for each key, which queries attend to it (the others' scores are `MASKED`);
+    `keys`: table of addresses; `bits`: for each key, which queries attend to it (the others' scores are -inf);
     `queries`: `[channels, 16]`, a column each. Where `count` is less than `FEWEST_SCORES`, so many may be computed:
-    let the table have them.
+    let the tables have them, without queries.
     """
     most = most_scores(highest)
     count = max(count, most // 2)
@@ -83,7 +84,7 @@ def masked(typingctx, zero):
     """The score of a key that is not attended to, in every lane."""
 
     def generate(context, builder, signature, args):
-        return number(vector_of(args[0].type), MASKED[str(args[0].type)])
+        return number(vector_of(args[0].type), -inf)
 
     return Vector(zero)(zero), generate
 
@@ -122,7 +123,7 @@ def _score_block(typingctx, rows, keys, bits, channels, queries, into, highest):
                 return sums
 
             sums = LOOP(builder, channels, UNROLL, [number(kind, 0.0)] * count, add_channels)
-            minus = number(kind, MASKED[str(element)])
+            minus = number(kind, -inf)
             found = []
             for i, row in enumerate(sums):
                 found.append(SELECT(builder, LOAD(builder, BITS, bits, 2 * i), row, minus))

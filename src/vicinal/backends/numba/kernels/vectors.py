@@ -8,7 +8,7 @@ Functions in capitals below make LLVM's instructions; the intrinsics wrap them f
 from __future__ import annotations
 
 from functools import cache
-from math import factorial, log, sqrt
+from math import factorial, inf, log, sqrt
 
 from llvmlite import ir
 from numba import types
@@ -24,6 +24,10 @@ _INTS = {"float": ir.IntType(32), "double": ir.IntType(64)}
 _SIZE = {"float": 4, "double": 8}
 _MANTISSA = {"float": 23, "double": 52}
 _DEGREE = {"float": 7, "double": 13}  # of Taylor's series of 2^r, -1/2 <= r <= 1/2: errors below 6e-9 and 5e-18
+_LOG2_E = {  # the nearest number, and what is left
+    "float": (1.4426950216293335, 1.9259629911266175e-08),
+    "double": (1.4426950408889634, 2.0355273740931033e-17),
+}
 _LOG_TERMS = {"float": 5, "double": 11}  # of 2 atanh(r), |r| < 0.172: relative errors below 3e-9 and 2e-18
 
 
@@ -110,6 +114,12 @@ def MAX(builder, a, b):
     return builder.select(builder.fcmp_ordered("<", a, b), b, a)
 
 
+def UNLESS_MASKED(builder, scores, x):
+    """Per lane `x`, or 0 where the score is -inf; whatever `x` is."""
+    masked = builder.fcmp_ordered("==", scores, number(scores.type, -inf))
+    return builder.select(masked, number(x.type, 0.0), x)
+
+
 def SELECT(builder, bits, a, b):
     """Per lane `a` where its bit is set, else `b`."""
     return builder.select(builder.bitcast(bits, ir.VectorType(ir.IntType(1), LANES)), a, b)
@@ -137,15 +147,17 @@ def LOOP(builder, count, step: int, start, body):
     return last
 
 
-def EXP2(builder, x):
-    """2^x to the dtype's precision for x up to its range; 0 where 2^x is below the smallest normal number."""
+def EXP(builder, x):
+    """e^x to the dtype's precision for x up to its range; 0 where e^x is below the smallest normal number."""
     kind, element = x.type, x.type.element
     mantissa, integers = _MANTISSA[str(element)], ir.VectorType(_INTS[str(element)], LANES)
     bias = 2 ** (8 * size_of(element) - 2 - mantissa) - 1
-    x = MAX(builder, x, number(kind, -float(bias)))
+    x = MAX(builder, x, number(kind, -bias * log(2)))
     shift = number(kind, 1.5 * 2.0**mantissa)  # added, it leaves the nearest integer in the low bits
-    shifted = builder.fadd(x, shift)
-    rest = builder.fsub(x, builder.fsub(shifted, shift))
+    high, low = (number(kind, part) for part in _LOG2_E[str(element)])
+    shifted = FMA(builder, x, high, shift)
+    rest = FMA(builder, x, high, builder.fsub(shift, shifted))
+    rest = FMA(builder, x, low, rest)
     coefficients = [log(2) ** k / factorial(k) for k in range(_DEGREE[str(element)] + 1)]
     power = number(kind, coefficients[-1])
     for c in coefficients[-2::-1]:
@@ -321,7 +333,8 @@ multiply = _lanewise(lambda builder, a, b: builder.fmul(a, b), 2)
 divide = _lanewise(lambda builder, a, b: builder.fdiv(a, b), 2)
 fma = _lanewise(FMA, 3)
 maximum = _lanewise(MAX, 2)
-exp2 = _lanewise(EXP2, 1)
+unless_masked = _lanewise(UNLESS_MASKED, 2)
+exp = _lanewise(EXP, 1)
 logarithm = _lanewise(LOG, 1)
 
 

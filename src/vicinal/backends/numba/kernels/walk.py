@@ -91,9 +91,12 @@ def chunk(call, scratch, batch, head, tile0, tile1, tile2, size, part):
     """
     found = _collect(call, scratch, batch, head, tile0, tile1, tile2, size, part)
     keys, values = scratch + get(call, c.KEYS), scratch + get(call, c.VALUES)
-    for i in range(found, FEWEST_SCORES):  # computed, not used
-        store_int(keys + 8 * i, load_int(keys))
-        store_int(values + 8 * i, load_int(values))
+    bits = scratch + get(call, c.KEY_BITS)
+    if found > 0:
+        for i in range(found, FEWEST_SCORES):  # computed, for no query
+            store_int(keys + 8 * i, load_int(keys))
+            store_int(values + 8 * i, load_int(values))
+            store_bits(bits + 2 * i, 0)
     return found
 
 
