@@ -174,3 +174,27 @@ def test_wrong_calls(arguments, error, message):
 def test_estimate_needs_two_rows():
     with pytest.raises(ValueError, match="image must have at least 2 rows and 2 columns"):
         estimate_noise(torch.rand(1, 5))
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 50), (1, 16, 16), (4, 9, 5), (31, 64, 64)], ids=str)
+def test_channels_first_is_refused(shape):
+    with pytest.raises(ValueError, match=r"more channels than rows; if it is \[C, H, W\], pass image.movedim\(0, -1\)"):
+        denoise(torch.rand(shape), sigma=0.1)
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 4), (9, 9, 9), (40, 3, 3)], ids=str)
+def test_rows_may_be_few(shape):
+    assert denoise(torch.rand(shape), 3, 3, sigma=0.1).shape == shape
+
+
+@pytest.mark.parametrize("window", [1, 5, 9999])
+def test_cost_counts_the_scores_of_clipped_windows(window):
+    height, width, channels, patch = 6, 9, 2, 3
+    scores = sum(
+        sum(abs(i - k) <= window // 2 for i in range(height) for k in range(height))
+        * sum(abs(i - k) <= window // 2 for i in [j] for k in range(width))
+        for j in range(width)
+    )
+    found = module.cost(height, width, channels, window, patch)
+    assert found.flops == 2 * scores * (patch * patch * channels + 1 + channels)
+    assert found.bytes == 4 * (module.COPIES * height * width * 19 + 4 * height * width * channels)

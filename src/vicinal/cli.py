@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 INTERRUPTED = 130
+WHITE = 255  # of 8 bits
 WIDTH = 120  # of what is not printed to a terminal
 
 app = typer.Typer(
@@ -308,7 +309,12 @@ def denoise(
     window: Annotated[int, typer.Option(help="Side of the search window in pixels, odd.")] = 21,
     patch: Annotated[int, typer.Option(help="Side of the patches that are compared in pixels, odd.")] = 5,
     strength: Annotated[float, typer.Option(help="How different patches may be, in units of the noise.")] = 0.8,
-    sigma: Annotated[float | None, typer.Option(help="Noise, where white is 1; by default estimated.")] = None,
+    sigma: Annotated[
+        float | None,
+        typer.Option(help="Noise: up to 1 where white is 1, above 1 where white is 255; by default estimated."),
+    ] = None,
+    frame: Annotated[int | None, typer.Option(help="Which image of a file of several, from 0.")] = None,
+    device: Device = None,
 ) -> None:
     """Remove noise from an image file: non-local means, as neighborhood attention over patches."""
     need("vicinal denoise", "PIL", "numpy")
@@ -316,6 +322,8 @@ def denoise(
 
     from vicinal.image_file import denoise_file
 
+    if sigma is not None and sigma > WHITE:
+        raise wrong(f"--sigma: must be up to 1 (white is 1) or up to 255 (white is 255), got {sigma:g}")
     console = _console()
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -326,16 +334,24 @@ def denoise(
                 window=window,
                 patch=patch,
                 strength=strength,
-                sigma=sigma,
+                sigma=sigma if sigma is None or sigma <= 1 else sigma / WHITE,
+                frame=frame,
+                device=arguments.device_of(device),
                 progress=lambda done, of: progress.update(task, completed=done, total=of),
+                forecast=lambda seconds: console.print(
+                    f"this will take about {seconds / 60:.0f} minutes; a smaller --window takes less", soft_wrap=True
+                ),
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         names = {"source": "IN", "target": "OUT"}
-        names |= {name: f"--{name}" for name in ("window", "patch", "strength", "sigma")}
+        names |= {name: f"--{name}" for name in ("window", "patch", "strength", "sigma", "frame")}
         message = re.sub(r"^(" + "|".join(names) + r")\b", lambda found: names[found.group()], str(error))
         raise wrong(message) from error
-    noise = f"{'estimated ' if sigma is None else ''}noise {done.sigma:.3f}"
+    estimated = "estimated " if sigma is None else ""
+    noise = f"{estimated}noise {done.sigma:.3f} (of 255: {WHITE * done.sigma:.1f})"
     console.print(f"{target}: {done.width}x{done.height}, {noise}, {done.seconds:.1f} s", soft_wrap=True)
+    if done.lost:
+        console.print(f"left out, for {target.suffix} holds none: {', '.join(done.lost)}", soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import NamedTuple
 
@@ -12,8 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vicinal.functional import na2d
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.work import forward_flops, useful_scores
 
+COPIES = 7  # of a block's features: weighted, as query and key, and as a backend lays them out
 BLOCK = 384  # side of the blocks that are attended at once: bounds memory, and how much of the halos is computed twice
+MOST_COLOURS = 4  # channels beside which fewer rows are still an image
 LEAST_OWN_WEIGHT = 1e-3  # below this, float32 cannot tell a pixel's corrected weight from rounding
 
 
@@ -63,7 +68,8 @@ def denoise(
 
     Raises:
         TypeError: `image` is no floating-point tensor, or another argument is of the wrong type.
-        ValueError: an argument is out of its range, or the noise estimate is 0.
+        ValueError: an argument is out of its range, `image` has more channels than rows (it is `[C, H, W]`), or the
+            noise estimate is 0.
     """
     _check(image, window, patch, strength, sigma)
     dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
@@ -93,6 +99,27 @@ def denoise(
         if progress is not None:
             progress(done, height * width)
     return result.reshape(image.shape).to(image.dtype)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What `denoise` takes for an image: floating-point operations of the attention, and bytes at the peak."""
+
+    flops: int
+    bytes: int
+
+
+def cost(height: int, width: int, channels: int, window: int, patch: int, itemsize: int = 4) -> Cost:
+    """The cost of `denoise` for an image of that size; `itemsize` is 8 where it computes in float64.
+
+    The bytes are those of the features of the largest block, which are held `COPIES` times, and of a few whole images.
+    """
+    neighborhood = Neighborhood.of(2, window, boundary="clip").resolve((height, width))
+    features = patch * patch * channels + 1
+    rows, columns = (max(s.high - s.low for s in _spans(length, window)) for length in (height, width))
+    block = COPIES * rows * columns * features
+    flops = forward_flops(useful_scores(neighborhood, (height, width)), features, channels)
+    return Cost(flops, itemsize * (block + 4 * height * width * channels))
 
 
 def estimate_noise(image: Tensor) -> float:
@@ -182,6 +209,11 @@ def _check(image: Tensor, window: int, patch: int, strength: float, sigma: float
         raise TypeError(f"image must be a floating-point tensor, got {got}")
     if image.ndim not in (2, 3):
         raise ValueError(f"image must be [H, W] or [H, W, C], got shape {tuple(image.shape)}")
+    if image.ndim == 3 and image.shape[2] > max(MOST_COLOURS, image.shape[0]):
+        raise ValueError(
+            f"image must be [H, W, C], got shape {tuple(image.shape)}, more channels than rows; "
+            "if it is [C, H, W], pass image.movedim(0, -1)"
+        )
     check_options(window, patch, strength, sigma)
     if image.numel() == 0 or min(image.shape[:2]) <= patch // 2:
         raise ValueError(
