@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vicinal.backends.protocol import Backend
+from vicinal.backends.protocol import Backend, Config
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.reference import bias_of, neighborhood_mask, reference
-from vicinal.tuning.config import TileConfig
 
 Run = Callable[[Inputs], tuple[Tensor, Tensor]]
 FACTOR = 3.0  # of torch's error
@@ -56,7 +55,7 @@ def gradients(run: Run, inputs: Inputs, grad_output: Tensor, grad_lse: Tensor | 
 def gradients_of(
     backend: Backend,
     problem: Problem,
-    config: TileConfig,
+    config: Config,
     inputs: Inputs,
     output: Tensor,
     lse: Tensor,

@@ -63,39 +63,34 @@ def test_explain_answers_for_every_backend(problem):
 CPU = dispatch.backend("cpu")
 
 
-class Reluctant:
-    """The CPU backend, which leaves some passes to another."""
+class Estimated:
+    """The CPU backend with estimates of its own."""
 
-    def __init__(self, name, *directions):
-        self.name, self.directions = name, directions
+    def __init__(self, name, forward, backward):
+        self.name, self.estimates = name, {"forward": forward, "backward": backward}
 
-    def declines(self, problem, direction):
-        return "it is slower" if direction in self.directions else None
+    def seconds(self, problem, direction, config):
+        return self.estimates[direction]
 
     def __getattr__(self, attribute):
         return getattr(CPU, attribute)
 
 
 @pytest.mark.parametrize(
-    ("declined", "expected"),
-    [((), ("first", "first")), (("backward",), ("first", "cpu")), (("forward", "backward"), ("cpu", "cpu"))],
+    ("first", "second", "third", "expected"),
+    [
+        ((1.0, 1.0), (0.96, 0.94), (None, None), ("first", "second")),  # a little faster is not enough
+        ((1.0, 1.0), (0.9, 2.0), (0.8, None), ("third", "first")),
+        ((None, 1.0), (0.1, None), (0.1, 0.5), ("first", "third")),  # without an estimate, by preference
+    ],
 )
-def test_a_backend_may_leave_a_pass_to_the_next(problem, monkeypatch, declined, expected):
-    first = Reluctant("first", *declined)
-    real = dispatch.backend
-    monkeypatch.setattr(dispatch, "AUTOMATIC", ("first", "cpu"))
-    monkeypatch.setattr(dispatch, "backend", lambda name: first if name == "first" else real(name))
+def test_each_pass_is_given_to_the_backend_estimated_to_be_clearly_faster(
+    problem, monkeypatch, first, second, third, expected
+):
+    names = ("first", "second", "third")
+    known = {name: Estimated(name, *times) for name, times in zip(names, (first, second, third), strict=True)}
+    monkeypatch.setattr(dispatch, "AUTOMATIC", names)
+    monkeypatch.setattr(dispatch, "backend", known.get)
     chosen = dispatch.plan.__wrapped__(problem)
     assert (chosen.backend.name, chosen.gradients.name) == expected
-
-
-def test_what_all_decline_runs_on_the_first(problem, monkeypatch):
-    only = Reluctant("cpu", "forward", "backward")
-    monkeypatch.setattr(dispatch, "AUTOMATIC", ("cpu",))
-    monkeypatch.setattr(dispatch, "backend", lambda name: only)
-    assert dispatch.plan.__wrapped__(problem).backend is only
-
-
-def test_a_named_backend_runs_what_it_would_decline(problem, monkeypatch):
-    monkeypatch.setattr(dispatch, "backend", lambda name: Reluctant("cpu", "forward"))
-    assert dispatch.plan.__wrapped__(problem, "cpu").backend.name == "cpu"
+    assert dispatch.plan.__wrapped__(problem, "first").backend.name == "first"

@@ -1,4 +1,6 @@
-"""Which backend runs a problem: an ordered list, the first that can and does not decline, forward and backward each.
+"""Which backend runs a problem: of an ordered list the first that can, unless another's estimate is clearly shorter.
+
+The forward and the backward pass are chosen for each.
 
 Plans are made once and cached. `plan` raises with a reason; `explain` tells every backend's.
 """
@@ -9,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from importlib import import_module
-from typing import get_args
+from typing import Any, get_args
 
-from vicinal.backends.protocol import Backend, Direction
+from vicinal.backends.protocol import Backend, Config, Direction
 from vicinal.problem import Problem
-from vicinal.tuning.config import TileConfig
 
 BACKENDS: dict[str, str] = {  # name -> module; in order of preference, imported when first asked for
     "hopper": "vicinal.backends.hopper",
@@ -22,6 +23,7 @@ BACKENDS: dict[str, str] = {  # name -> module; in order of preference, imported
     "cpu": "vicinal.backends.cpu",
     "unfused": "vicinal.backends.unfused",
 }
+CLEARLY = 0.95  # of the preferred backend's estimated time, below which another's counts as shorter
 AUTOMATIC = ("hopper", "triton", "numba", "cpu")  # the unfused one runs only when named
 
 
@@ -32,26 +34,26 @@ class Plan:
     Attributes:
         able: the backends that can run the problem and may be chosen, in order of preference.
         backend, gradients: of these, what runs the forward pass, and the backward pass.
-        forward, backward: their tilings.
+        forward, backward: their configurations.
     """
 
     problem: Problem
-    able: tuple[Backend, ...]
+    able: tuple[Backend[Any], ...]
 
     @cached_property
-    def backend(self) -> Backend:
+    def backend(self) -> Backend[Any]:
         return preferred(self.able, self.problem, "forward")
 
     @cached_property
-    def gradients(self) -> Backend:
+    def gradients(self) -> Backend[Any]:
         return preferred(self.able, self.problem, "backward")
 
     @cached_property
-    def forward(self) -> TileConfig:
+    def forward(self) -> Config:
         return self.backend.configs(self.problem, "forward")[0]
 
     @cached_property
-    def backward(self) -> TileConfig:
+    def backward(self) -> Config:
         return self.gradients.configs(self.problem, "backward")[0]
 
 
@@ -61,18 +63,18 @@ class Verdict:
 
     Attributes:
         reason: why it cannot run it, or None.
-        declined: why it leaves a pass to another backend, or None.
-        configs: its tilings, where it can.
+        configs: its configurations for each pass, where it can.
+        seconds: an estimate of the first of them, where it has one.
     """
 
     name: str
     reason: str | None
-    declined: dict[Direction, str | None]
-    configs: dict[Direction, list[TileConfig]]
+    configs: dict[Direction, list[Config]]
+    seconds: dict[Direction, float | None]
 
 
 @cache
-def backend(name: str) -> Backend:
+def backend(name: str) -> Backend[Any]:
     """The backend of that name.
 
     Raises:
@@ -108,11 +110,19 @@ def plan(problem: Problem, name: str | None = None) -> Plan:
     return Plan(problem, able)
 
 
-def preferred(able: Sequence[Backend], problem: Problem, direction: Direction) -> Backend:
-    """Of backends that can run `problem`, in order, the first that does not decline; or simply the first."""
-    if len(able) == 1:
-        return able[0]
-    return next((b for b in able if b.declines(problem, direction) is None), able[0])
+def preferred(able: Sequence[Backend[Any]], problem: Problem, direction: Direction) -> Backend[Any]:
+    """Of backends that can run `problem`, in order: the first, unless another is estimated to be clearly faster."""
+    first, *others = able
+    ours = _seconds(first, problem, direction) if others else None
+    if ours is None:
+        return first
+    estimates = [(_seconds(other, problem, direction), other) for other in others]
+    shorter = [(theirs, other) for theirs, other in estimates if theirs is not None and theirs < CLEARLY * ours]
+    return min(shorter, key=lambda each: each[0])[1] if shorter else first
+
+
+def _seconds(chosen: Backend[Any], problem: Problem, direction: Direction) -> float | None:
+    return chosen.seconds(problem, direction, chosen.configs(problem, direction)[0])
 
 
 def unsupported(name: str, problem: Problem) -> str | None:
@@ -128,12 +138,12 @@ def explain(problem: Problem) -> list[Verdict]:
     verdicts = []
     for name in BACKENDS:
         reason = unsupported(name, problem)
-        declined: dict[Direction, str | None] = {}
-        configs: dict[Direction, list[TileConfig]] = {}
+        configs: dict[Direction, list[Config]] = {}
+        seconds: dict[Direction, float | None] = {}
         if reason is None:
             chosen = backend(name)
             for direction in get_args(Direction):
-                declined[direction] = chosen.declines(problem, direction)
                 configs[direction] = list(chosen.configs(problem, direction))
-        verdicts.append(Verdict(name, reason, declined, configs))
+                seconds[direction] = chosen.seconds(problem, direction, configs[direction][0])
+        verdicts.append(Verdict(name, reason, configs, seconds))
     return verdicts

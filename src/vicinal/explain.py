@@ -8,12 +8,11 @@ from math import prod
 from typing import get_args
 
 from vicinal import dispatch
-from vicinal.backends.protocol import Direction
+from vicinal.backends.protocol import Config, Direction
 from vicinal.bench.cases import useful_flops
 from vicinal.bench.roofline import intensity, least_bytes
 from vicinal.geometry.work import waste
 from vicinal.problem import Problem
-from vicinal.tuning.config import TileConfig
 from vicinal.words import labelled, wrapped
 
 TILINGS_SHOWN = 3  # of the chosen backend
@@ -38,8 +37,7 @@ def explanation(problem: Problem, width: int) -> str:
     verdicts = dispatch.explain(problem)
     chosen = _chosen(problem)
     for verdict in verdicts:
-        words = _words(verdict, [d for d, name in chosen.items() if name == verdict.name])
-        lines += labelled(verdict.name, words, width)
+        lines += labelled(verdict.name, _words(verdict, chosen), width)
     tilings = [line for verdict in verdicts for line in _tilings(problem, verdict, chosen, width)]
     if tilings:
         told = "Tilings, the first is used (waste: scores of whole tiles over useful ones):"
@@ -56,16 +54,19 @@ def _chosen(problem: Problem) -> dict[Direction, str]:
     return {"forward": plan.backend.name, "backward": plan.gradients.name}
 
 
-def _words(verdict: dispatch.Verdict, chosen: list[Direction]) -> str:
-    """A verdict for the table; `chosen`: the passes that this backend runs."""
+def _words(verdict: dispatch.Verdict, chosen: dict[Direction, str]) -> str:
+    """A verdict for the table; `chosen`: the backend of each pass."""
     if verdict.reason is not None:
         return f"no: {verdict.reason}"
-    declined = [f"leaves the {d} pass to another: {why}" for d, why in verdict.declined.items() if why is not None]
-    if chosen:
-        return "; ".join((f"chosen for {' and '.join(chosen)}", *declined))
-    if verdict.name not in dispatch.AUTOMATIC:
-        return "could run it; only when named"
-    return "; ".join(declined) if declined else "could run it; comes later in order of preference"
+    runs = [direction for direction, name in chosen.items() if name == verdict.name]
+    if runs:
+        words = f"chosen for {' and '.join(runs)}"
+    elif verdict.name not in dispatch.AUTOMATIC:
+        words = "could run it; only when named"
+    else:
+        words = "could run it"
+    estimates = [f"{1e6 * s:.3g} us {direction}" for direction, s in verdict.seconds.items() if s is not None]
+    return f"{words}; estimated: {', '.join(estimates)}" if estimates else words
 
 
 def _tilings(problem: Problem, verdict: dispatch.Verdict, chosen: dict[Direction, str], width: int) -> Iterator[str]:
@@ -76,15 +77,7 @@ def _tilings(problem: Problem, verdict: dispatch.Verdict, chosen: dict[Direction
             yield from labelled(verdict.name, words, width)
 
 
-def _tiling(problem: Problem, config: TileConfig) -> str:
-    tiles, unfolded = (config.query_tile, config.key_tile), config.unfolded
-    each = [waste(n, problem.lengths, *tiles, unfolded) for n in problem.neighborhoods]
-    queries, keys = ("x".join(map(str, tile)) for tile in tiles)
-    words = [f"{queries} queries by {keys} keys"]
-    if problem.device.type == "cuda":
-        words.append(f"{config.warps} warps, {config.stages} stages")
-    if config.variant:
-        words.append(config.variant)
-    if unfolded is not None:
-        words.append(f"groups of axis {unfolded} side by side")
-    return ", ".join([*words, f"waste {sum(each) / len(each):.3g}"])
+def _tiling(problem: Problem, config: Config) -> str:
+    tiles = config.query_tile, config.key_tile, config.unfolded
+    each = [waste(n, problem.lengths, *tiles) for n in problem.neighborhoods]
+    return f"{config}, waste {sum(each) / len(each):.3g}"

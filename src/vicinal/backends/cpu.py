@@ -70,7 +70,7 @@ class CpuBackend:
         """A reason in words, or None."""
         return unsupported_tensors(problem)
 
-    def declines(self, problem: Problem, direction: Direction) -> str | None:
+    def seconds(self, problem: Problem, direction: Direction, config: TileConfig) -> None:
         return None
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:

@@ -1,43 +1,67 @@
-"""What a backend is: a reason why it cannot run a problem, the tilings it would use, a forward and a backward."""
+"""What a backend is: a reason why it cannot run a problem, its configurations, a forward and a backward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from torch import Tensor
 
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
-from vicinal.tuning.config import TileConfig
 
 Direction = Literal["forward", "backward"]
 
 
-class Backend(Protocol):
+class Config(Protocol):
+    """How a backend runs one pass of a problem: its own frozen dataclass, hashable.
+
+    `str` is how it is printed, wherever it is: one line, without the backend's name.
+    """
+
+    @property
+    def query_tile(self) -> tuple[int, ...]:
+        """Queries of a tile along each axis; of a backward in two kernels, those of the query gradient's."""
+        ...
+
+    @property
+    def key_tile(self) -> tuple[int, ...]:
+        """Keys of a step along each axis."""
+        ...
+
+    @property
+    def unfolded(self) -> int | None:
+        """The axis that tiles see as two (`vicinal.geometry.unfold`): they have one more then."""
+        ...
+
+
+C = TypeVar("C", bound=Config)
+
+
+class Backend(Protocol[C]):
     """Launching only: geometry comes from `vicinal.geometry`, kernels from `vicinal.backends.*.kernels`."""
 
     name: str
 
     def unsupported(self, problem: Problem) -> str | None:
-        """Why this backend cannot run `problem`, in words; None when it can."""
+        """Why this backend cannot run `problem`, in words; None when it can. Takes microseconds."""
         ...
 
-    def declines(self, problem: Problem, direction: Direction) -> str | None:
-        """Why the next backend should run a supported `problem` when none is named; None when this one should."""
+    def configs(self, problem: Problem, direction: Direction) -> Sequence[C]:
+        """Valid ones for a supported problem, best guess first, never empty; by arithmetic, cheap, no device work."""
         ...
 
-    def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
-        """Valid tilings of a supported problem, best guess first, never empty; by arithmetic, cheap, no device work."""
+    def seconds(self, problem: Problem, direction: Direction, config: C) -> float | None:
+        """An estimate of a pass, to compare backends by; None where this one has none. No device work."""
         ...
 
-    def forward(self, problem: Problem, config: TileConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def forward(self, problem: Problem, config: C, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Output `[B, *X, H, Dv]` in the inputs' dtype, log-sum-exp `[B, *X, H]` in `lse_dtype`; contiguous."""
         ...
 
     def backward(
         self,
         problem: Problem,
-        config: TileConfig,
+        config: C,
         inputs: Inputs,
         upstream: Upstream,
         wanted: Wanted,

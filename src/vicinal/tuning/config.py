@@ -24,3 +24,9 @@ class TileConfig:
     stages: int = 2
     variant: str = ""
     unfolded: int | None = None
+
+    def __str__(self) -> str:
+        queries, keys = ("x".join(map(str, tile)) for tile in (self.query_tile, self.key_tile))
+        words = f"{queries} queries by {keys} keys, {self.warps} warps, {self.stages} stages"
+        groups = None if self.unfolded is None else f"groups of axis {self.unfolded} side by side"
+        return ", ".join(filter(None, (words, self.variant, groups)))

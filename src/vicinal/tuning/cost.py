@@ -273,12 +273,14 @@ def launch_cycles(gpu: Gpu, *kinds: Estimate) -> float:
     return max(max(times) * ceil(work / max(times) - 1e-9), *(e.beside(at_once, e.most) for e in kinds))
 
 
-def seconds(problem: Problem, direction: Literal["forward", "backward"]) -> float:
-    """An estimate of the time of the tilings listed first; against another backend's, only their ratio matters."""
+def seconds(problem: Problem, direction: Literal["forward", "backward"], config: TileConfig) -> float:
+    """An estimate of the time of a pass; against another backend's, only their ratio matters."""
     if direction == "forward":
-        kernels = _seconds(_ranked(problem, "forward")[0][0].cycles, 1)
+        kernels = _seconds(estimate(problem, "forward", config).cycles, 1)
     else:
-        kernels = _backward(problem)[0][0]
+        key_value = read(config.variant)
+        each = estimate(problem, "query", config), estimate(problem, "key_value", key_value)
+        kernels = _backward_seconds(gpu_of(problem), *each, in_one_launch(config))
     columns = problem.heads * (problem.head_dim + problem.value_dim) * 2
     tensors = problem.batch * prod(problem.lengths) * columns * problem.dtype.itemsize
     factor, share = BEYOND[direction]
@@ -318,13 +320,19 @@ def _backward(problem: Problem) -> tuple[tuple[float, TileConfig], ...]:
     found = []
     for query, own in _ranked(problem, "query"):
         for key_value, other in _ranked(problem, "key_value"):
-            apart = _seconds(query.cycles + key_value.cycles, 2)
+            apart = _backward_seconds(gpu, query, key_value, False)
             found.append((apart, replace(own, variant=spell(other))))
             if (own.warps, own.stages, own.unfolded) == (other.warps, other.stages, other.unfolded):
-                together = _seconds(TOGETHER_COST * launch_cycles(gpu, query, key_value), 1)
+                together = _backward_seconds(gpu, query, key_value, True)
                 found.append((together, replace(own, variant=spell(other) + TOGETHER)))
     found.sort(key=lambda item: item[0])
     return tuple(found[:LISTED])
+
+
+def _backward_seconds(gpu: Gpu, query: Estimate, key_value: Estimate, together: bool) -> float:
+    if together:
+        return _seconds(TOGETHER_COST * launch_cycles(gpu, query, key_value), 1)
+    return _seconds(query.cycles + key_value.cycles, 2)
 
 
 def _seconds(cycles: float, launches: int) -> float:

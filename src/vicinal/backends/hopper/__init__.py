@@ -37,13 +37,11 @@ from vicinal.backends.hopper.tilings import (
 )
 from vicinal.backends.protocol import Direction
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
-from vicinal.tuning import cost
 from vicinal.tuning.config import TileConfig
 
 HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 LOG2E = 1.4426950408889634
 CAPABILITY = (9, 0)
-CLEARLY = 0.95  # of our time, below which the portable kernels' counts as shorter
 
 
 class HopperBackend:
@@ -58,12 +56,8 @@ class HopperBackend:
             return f"it needs compute capability 9.0, {problem.device} has {_capability(problem.device)}"
         return unsupported_anywhere(problem)
 
-    def declines(self, problem: Problem, direction: Direction) -> str | None:
-        ours = estimate.seconds(problem, direction, self.configs(problem, direction)[0])
-        theirs = cost.seconds(problem, direction)
-        if theirs < CLEARLY * ours:
-            return f"the triton backend is estimated to be faster: {1e6 * theirs:.3g} us against {1e6 * ours:.3g}"
-        return None
+    def seconds(self, problem: Problem, direction: Direction, config: TileConfig) -> float:
+        return estimate.seconds(problem, direction, config)
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
         return _configs(problem, direction)

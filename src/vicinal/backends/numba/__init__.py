@@ -37,7 +37,7 @@ class NumbaBackend:
             return "it has one neighborhood for all heads"
         return missing()
 
-    def declines(self, problem: Problem, direction: Direction) -> str | None:
+    def seconds(self, problem: Problem, direction: Direction, config: TileConfig) -> None:
         return None
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:

@@ -23,7 +23,7 @@ from vicinal.backends.triton.backward import Backward
 from vicinal.backends.triton.launch import Forward, Prepared, readable, tiles_of
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.tuning.config import TileConfig
-from vicinal.tuning.cost import tilings
+from vicinal.tuning.cost import seconds, tilings
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
@@ -74,8 +74,8 @@ class TritonBackend:
             return "more tiles than a GPU's grid can hold"
         return None
 
-    def declines(self, problem: Problem, direction: Direction) -> str | None:
-        return None
+    def seconds(self, problem: Problem, direction: Direction, config: TileConfig) -> float:
+        return seconds(problem, direction, config)
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
         return tilings(problem, direction)

@@ -31,7 +31,7 @@ class UnfusedBackend:
             return "unfused kernels take one neighborhood for all heads"
         return None
 
-    def declines(self, problem: Problem, direction: Direction) -> str | None:
+    def seconds(self, problem: Problem, direction: Direction, config: TileConfig) -> None:
         return None
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:

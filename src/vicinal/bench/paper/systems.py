@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vicinal import dispatch
-from vicinal.backends.protocol import Backend
+from vicinal.backends.protocol import Backend, Config
 from vicinal.backends.unfused import launch as unfused_launch
 from vicinal.bench.cases import Pass
 from vicinal.bench.masks import dense_mask
@@ -24,8 +24,6 @@ from vicinal.bench.peers import MASK_BYTES_LIMIT, Attend, System, compiled_for, 
 from vicinal.functional import neighborhood_attention
 from vicinal.geometry.work import waste
 from vicinal.problem import Problem
-from vicinal.tuning.config import TileConfig
-from vicinal.tuning.cost import spell
 from vicinal.unfused import neighborhood_av, neighborhood_qk
 
 NAIVE, GEMM, FUSED, PLAIN, COMPILED = "naive", "gemm", "fused", "plain torch", "compiled plain"
@@ -59,7 +57,7 @@ def unfused_system(name: str, variant: str) -> System:
 def fused_plan(problem: Problem, passes: Sequence[Pass]) -> dict[str, Any]:
     """What "fused" is on a problem, for the file of results (see `bench.paper.sweep`): fused, tilings, waste."""
     plan = dispatch.plan(problem)
-    chosen: dict[Pass, tuple[Backend, TileConfig]] = {"forward": (plan.backend, plan.forward)}
+    chosen: dict[Pass, tuple[Backend[Any], Config]] = {"forward": (plan.backend, plan.forward)}
     if tuple(passes) != ("forward",):
         chosen["forward+backward"] = (plan.gradients, plan.backward)
     computed = {
@@ -68,7 +66,7 @@ def fused_plan(problem: Problem, passes: Sequence[Pass]) -> dict[str, Any]:
     }
     return {
         "fused": ", ".join(dict.fromkeys(backend.name for backend, _ in chosen.values())),
-        "tilings": {p: f"{b.name} {spell(config)} {config.variant}".strip() for p, (b, config) in chosen.items()},
+        "tilings": {p: f"{b.name} {config}" for p, (b, config) in chosen.items()},
         "waste": {p: float(f"{ratio:.4g}") for p, ratio in computed.items()},
     }
 
