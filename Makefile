@@ -5,6 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TRITON := triton==3.6.0   # only where torch brings no Triton of its own (a CPU build of torch)
+PIP    := -m pip --disable-pip-version-check install --quiet --quiet --constraint constraints.txt
+# Where `make dist` tries the wheel: an environment with nothing else.
+CLEAN  := build/clean
 JOBS   ?= 2
 GPU_JOBS ?= 12
 SANITIZED := 1d-small or 2d-causal-row or 3d-gqa or 2d-dilated-ragged or (float16 and mixed)
@@ -13,7 +16,7 @@ TEST_TIMEOUT ?= 300
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test gpu-test gpu-sanitize lint format types docs pictures check clean
+.PHONY: help setup demo test gpu-test gpu-sanitize lint format types docs pictures dist check clean
 
 help:
 	@echo "make demo      denoise a photo, next to scikit-image (pictures and figures in demo-output/)"
@@ -22,15 +25,17 @@ help:
 	@echo "make gpu-sanitize  some of them under compute-sanitizer"
 	@echo "make lint      ruff and the import contracts    make format  apply ruff's fixes"
 	@echo "make types     mypy                             make docs    build the documentation"
-	@echo "make check     test, lint, types and docs       make clean   remove .venv and outputs"
+	@echo "make dist      wheel and sdist in dist/, checked and tried in an empty environment"
+	@echo "make check     test, lint, types, docs, dist    make clean   remove .venv and outputs"
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.10 found; name one with make PYTHON=/path/to/python3" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
-	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet $(TRITON)
+	@echo "Setting up $(VENV); the first time it downloads torch and takes a few minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python $(PIP) --editable '.[dev,docs]'
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python $(PIP) $(TRITON)
 	@touch $@
 
 demo: $(READY)
@@ -70,7 +75,19 @@ docs: $(READY)
 pictures: $(READY)
 	$(BIN)/python docs/pictures.py > /dev/null
 
-check: test lint types docs
+# The wheel is installed as a user would: first with torch alone, then with the extras.
+dist: $(READY)
+	@rm -rf dist $(CLEAN)
+	$(BIN)/python -m build --outdir dist . > /dev/null
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/python -m venv $(CLEAN)
+	$(CLEAN)/bin/python $(PIP) dist/*.whl
+	$(CLEAN)/bin/python -I .ci/smoke.py alone
+	$(CLEAN)/bin/python $(PIP) "$$(echo dist/*.whl)[cpu,cli,plot]"
+	$(CLEAN)/bin/python -I .ci/smoke.py extras
+	@rm -rf $(CLEAN)
+
+check: test lint types docs dist
 
 clean:
 	rm -rf $(VENV) site demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
