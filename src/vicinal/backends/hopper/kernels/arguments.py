@@ -27,7 +27,9 @@ class Constants(NamedTuple):
     heads: int = 1  # forward: query heads that are rows of each token
     chained: bool = False  # launched while the kernel before may still run: `vicinal.backends.hopper.kernels.chain`
     inverse: bool = False  # dK and dV: own tiles are keys, and the walk is over the queries that attend to them
-    shared: bool = False  # dK and dV: both warpgroups have the same keys
+    shared: bool = False  # dK and dV: both warpgroups have the same keys, one makes dK, the other dV
+    makes_dk: bool = True  # dK and dV: which of them somebody needs
+    makes_dv: bool = True
 
 
 class PrepareConstants(NamedTuple):

@@ -30,22 +30,26 @@ from vicinal.backends.hopper.kernels.compat import (
     warpgroup_mma_wait,
 )
 from vicinal.backends.hopper.kernels.pieces import (
+    accumulator,
     add_product,
     finished,
+    left_operand,
     load_pieces,
     scores_of,
     store_pieces,
     write_pieces,
     zeros,
 )
-from vicinal.backends.hopper.kernels.ring import Ring, await_ready, barriers, claim, free, pass_over, start_slot
+from vicinal.backends.hopper.kernels.ring import Ring, await_ready, barriers, claim, free, pass_over_tiles, start_slot
 from vicinal.backends.hopper.kernels.softmax import masked
 from vicinal.backends.hopper.kernels.walk import (
     beside,
+    fill,
     first_of,
     head_axes,
     in_order,
     locate,
+    on_line,
     part_of,
     rows_inside,
     rows_of,
@@ -90,7 +94,8 @@ def prepare(
     let_next_start(C.chained)
     result = strides.result
     to = row.to(gl.int64) * result.row + x0 * result.axes[0] + x1 * result.axes[1] + x2
-    gl.store(lse_out + to, lse * LOG2E, mask=inside)
+    # A row without a finite score has no exponentials: subtracting infinity makes them 0, whatever the score.
+    gl.store(lse_out + to, gl.where(lse == float("-inf"), float("inf"), lse * LOG2E), mask=inside)
     gl.store(delta_out + to, delta, mask=inside)
 
 
@@ -156,14 +161,10 @@ def backward_keys(
 @gluon.jit
 def _keys_producer(q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
     own, own_ready, _, walked = rings
-    q_s, do_s, lse_s, delta_s = walked.tiles
     strides = work.strides
-    STEP: gl.constexpr = walk_order(C.step, C)
     QP: gl.constexpr = C.head_dim // k_desc.block_shape[4]
     VP: gl.constexpr = C.value_dim // v_desc.block_shape[4]
     OWN_BYTES: gl.constexpr = k_desc.block_type.nbytes * QP + v_desc.block_type.nbytes * VP
-    TILES: gl.constexpr = q_desc.block_type.nbytes * QP + do_desc.block_type.nbytes * VP
-    BYTES: gl.constexpr = TILES + lse_desc.block_type.nbytes + delta_desc.block_type.nbytes
     item = locate(gl.program_id(0), work.grid.tiles, work.grid.kv_heads, work.groups, C)
     t = 0
     for member in range(work.grid.group):
@@ -179,27 +180,34 @@ def _keys_producer(q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings,
                 at = (item.batch, x[0], x[1], x[2])
                 load_pieces(k_desc, at, strides.key * item.token + item.head * C.head_dim, bar, own[0], i, QP)
                 load_pieces(v_desc, at, strides.value * item.token + item.head * C.value_dim, bar, own[1], i, VP)
-        row = item.place * work.grid.heads + head
-        for a in range(walk.outer[0], walk.outer[1], STEP[0]):
-            for b in range(walk.inner[0], walk.inner[1], STEP[1]):
-                for w in range(walk.split[0], walk.split[1], STEP[2]):
-                    c = in_order(a, b, w, C)
-                    at = (item.batch, c[0], c[1], c[2])
-                    slot = t % C.stages
-                    bar = claim(walked, t, BYTES, C)
-                    load_pieces(q_desc, at, strides.query * item.token + head * C.head_dim, bar, q_s, slot, QP)
-                    tma_load(lse_desc, [row, c[0], c[1], c[2]], bar, lse_s.index(slot))
-                    load_pieces(do_desc, at, strides.grad_output * item.token + head * C.value_dim, bar, do_s, slot, VP)
-                    tma_load(delta_desc, [row, c[0], c[1], c[2]], bar, delta_s.index(slot))
-                    t += 1
+        descs = (q_desc, do_desc, lse_desc, delta_desc)
+        t = fill(_load_queries, (descs, walked, strides, item, head, item.place * work.grid.heads + head), walk, t, C)
     let_next_start(C.chained)
+
+
+@gluon.jit
+def _load_queries(arguments, c, t, C: gl.constexpr):
+    """Tile `t`: of queries, output gradients, log-sum-exps and deltas at `c`."""
+    descs, walked, strides, item, head, row = arguments
+    q_desc, do_desc, lse_desc, delta_desc = descs
+    q_s, do_s, lse_s, delta_s = walked.tiles
+    QP: gl.constexpr = C.head_dim // q_desc.block_shape[4]
+    VP: gl.constexpr = C.value_dim // do_desc.block_shape[4]
+    TILES: gl.constexpr = q_desc.block_type.nbytes * QP + do_desc.block_type.nbytes * VP
+    BYTES: gl.constexpr = TILES + lse_desc.block_type.nbytes + delta_desc.block_type.nbytes
+    at = (item.batch, c[0], c[1], c[2])
+    slot = t % C.stages
+    bar = claim(walked, t, BYTES, C)
+    load_pieces(q_desc, at, strides.query * item.token + head * C.head_dim, bar, q_s, slot, QP)
+    tma_load(lse_desc, [row, c[0], c[1], c[2]], bar, lse_s.index(slot))
+    load_pieces(do_desc, at, strides.grad_output * item.token + head * C.value_dim, bar, do_s, slot, VP)
+    tma_load(delta_desc, [row, c[0], c[1], c[2]], bar, delta_s.index(slot))
 
 
 @gluon.jit
 def _keys_consumer(dk_desc, dv_desc, rings, work, C: gl.constexpr, W: gl.constexpr):
     own, own_ready, own_read, walked = rings
     k_s, v_s = own
-    q_s, do_s, lse_s, delta_s = walked.tiles
     scale = work.scale
     STEP: gl.constexpr = walk_order(C.step, C)
     BM: gl.constexpr = C.tile[0] * C.tile[1] * C.tile[2]
@@ -209,18 +217,11 @@ def _keys_consumer(dk_desc, dv_desc, rings, work, C: gl.constexpr, W: gl.constex
     QP: gl.constexpr = C.head_dim // QD
     VP: gl.constexpr = C.value_dim // VD
     SIDE: gl.constexpr = 0 if C.shared else W
-    MAKES_DV: gl.constexpr = not C.shared or W == 0
-    MAKES_DK: gl.constexpr = not C.shared or W == 1
-    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
-    dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, QD, 16])
-    dv_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VD, 16])
-    ds_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=dk_layout, k_width=2)
-    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=dv_layout, k_width=2)
-    row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
-    column_layout: gl.constexpr = gl.SliceLayout(0, s_layout)
-    zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
-    dk = zeros(BM, QD, QP, dk_layout)
-    dv = zeros(BM, VD, VP, dv_layout)
+    MAKES_DV: gl.constexpr = makes_dv(C, W)
+    MAKES_DK: gl.constexpr = makes_dk(C, W)
+    row_layout: gl.constexpr = gl.SliceLayout(1, accumulator(BN))
+    dk = zeros(BM, QD, QP, accumulator(QD))
+    dv = zeros(BM, VD, VP, accumulator(VD))
     item = locate(gl.program_id(0), work.grid.tiles, work.grid.kv_heads, work.groups, C)
     x = beside(first_of(item.tile, C), SIDE, C)
     mbarrier.wait(own_ready.index(SIDE), 0)
@@ -233,49 +234,17 @@ def _keys_consumer(dk_desc, dv_desc, rings, work, C: gl.constexpr, W: gl.constex
         a = walk.outer[0]
         b = walk.inner[0]
         w = part.first
-        for passed in range(part.before):
-            pass_over(walked, t, C)
-            t += 1
+        t = pass_over_tiles((walked,), t, part.before, C)
         for step in range(part.count):
-            if w >= part.stop:
-                w = part.first
-                for passed in range(part.skip):
-                    pass_over(walked, t, C)
-                    t += 1
-                b += STEP[1]
-                if b >= walk.inner[1]:
-                    b = walk.inner[0]
-                    a += STEP[0]
-            slot = t % C.stages
+            a, b, w, t = on_line((a, b, w), t, (walked,), walk, part, C)
             await_ready(walked, t, C)
-            scoring = scores_of(k_s, SIDE, q_s, slot, zero, QP)
-            lse = lse_s.index(slot).reshape([BN]).load(column_layout)
-            if MAKES_DK:
-                rising = scores_of(v_s, SIDE, do_s, slot, zero, VP)
-                delta = delta_s.index(slot).reshape([BN]).load(column_layout)
-                s = warpgroup_mma_wait(VP, deps=[scoring])
-            else:
-                s = warpgroup_mma_wait(0, deps=[scoring])
-            s = masked(s, in_order(a, b, w, C), rows, -1, s_layout, C)
-            p = gl.exp2(s * (scale * LOG2E) - lse[None, :])
-            if MAKES_DV:
-                pb = gl.convert_layout(p.to(dv_desc.dtype), p_layout)
-                dv = add_product(pb, do_s, slot, dv, VP)
-            if MAKES_DK:
-                dp = warpgroup_mma_wait(VP if MAKES_DV else 0, deps=[rising])
-                ds = p * (dp - delta[None, :])
-                dsb = gl.convert_layout(ds.to(dk_desc.dtype), ds_layout)
-                dk = add_product(dsb, q_s, slot, dk, QP)
-            if MAKES_DV:
-                dv, pb = finished(dv, pb, VP)
-            if MAKES_DK:
-                dk, dsb = finished(dk, dsb, QP)
+            if MAKES_DV or MAKES_DK:
+                dk, dv = _add_queries(dk, dv, own, walked, t, in_order(a, b, w, C), rows, scale, C, W)
+                fence_async_shared()  # before copies overwrite what ordinary loads have read
             free(walked, t, C)
             t += 1
             w += STEP[2]
-        for passed in range(part.skip - part.before):
-            pass_over(walked, t, C)
-            t += 1
+        t = pass_over_tiles((walked,), t, part.skip - part.before, C)
     if C.shared:  # the sums go where keys and values are: not before both have read them
         mbarrier.arrive(own_read.index(0), count=1)
         mbarrier.wait(own_read.index(0), 0)
@@ -292,6 +261,61 @@ def _keys_consumer(dk_desc, dv_desc, rings, work, C: gl.constexpr, W: gl.constex
         first = work.strides.grad_value * item.token + item.head * C.value_dim
         store_pieces(dv_desc, at, first, v_s, SIDE, VP)
     tma_store_wait(0)
+
+
+@gluon.jit
+def _add_queries(dk, dv, own, walked, t, c, rows, scale, C: gl.constexpr, W: gl.constexpr):
+    """dK and dV of warpgroup `W`, plus what the queries of tile `t`, at `c`, add to them."""
+    k_s, v_s = own
+    q_s, do_s, lse_s, delta_s = walked.tiles
+    BM: gl.constexpr = C.tile[0] * C.tile[1] * C.tile[2]
+    BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2]
+    QD: gl.constexpr = k_s.shape[5]
+    VD: gl.constexpr = v_s.shape[5]
+    QP: gl.constexpr = C.head_dim // QD
+    VP: gl.constexpr = C.value_dim // VD
+    SIDE: gl.constexpr = 0 if C.shared else W
+    MAKES_DV: gl.constexpr = makes_dv(C, W)
+    MAKES_DK: gl.constexpr = makes_dk(C, W)
+    s_layout: gl.constexpr = accumulator(BN)
+    column_layout: gl.constexpr = gl.SliceLayout(0, s_layout)
+    zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
+    slot = t % C.stages
+    scoring = scores_of(k_s, SIDE, q_s, slot, zero, QP)
+    lse = lse_s.index(slot).reshape([BN]).load(column_layout)
+    if MAKES_DK:
+        rising = scores_of(v_s, SIDE, do_s, slot, zero, VP)
+        delta = delta_s.index(slot).reshape([BN]).load(column_layout)
+        s = warpgroup_mma_wait(VP, deps=[scoring])
+    else:
+        s = warpgroup_mma_wait(0, deps=[scoring])
+    s = masked(s, c, rows, -1, s_layout, C)
+    p = gl.exp2(s * (scale * LOG2E) - lse[None, :])
+    if MAKES_DV:
+        pb = gl.convert_layout(p.to(v_s.dtype), left_operand(VD))
+        dv = add_product(pb, do_s, slot, dv, VP)
+    if MAKES_DK:
+        dp = warpgroup_mma_wait(VP if MAKES_DV else 0, deps=[rising])
+        ds = p * (dp - delta[None, :])
+        dsb = gl.convert_layout(ds.to(k_s.dtype), left_operand(QD))
+        dk = add_product(dsb, q_s, slot, dk, QP)
+    if MAKES_DV:
+        dv, pb = finished(dv, pb, VP)
+    if MAKES_DK:
+        dk, dsb = finished(dk, dsb, QP)
+    return dk, dv
+
+
+@gluon.constexpr_function
+def makes_dk(C, W):
+    """Whether warpgroup `W` of `backward_keys` makes dK."""
+    return C.makes_dk and (not C.shared or W == 1)
+
+
+@gluon.constexpr_function
+def makes_dv(C, W):
+    """Whether warpgroup `W` of `backward_keys` makes dV."""
+    return C.makes_dv and (not C.shared or W == 0)
 
 
 # --- dQ ----------------------------------------------------------------------------------------------------
@@ -342,13 +366,10 @@ def backward_queries(
 @gluon.jit
 def _queries_producer(q_desc, do_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
     own, own_ready, walked = rings
-    k_s, v_s = walked.tiles
     strides = work.strides
-    STEP: gl.constexpr = walk_order(C.step, C)
     QP: gl.constexpr = C.head_dim // k_desc.block_shape[4]
     VP: gl.constexpr = C.value_dim // v_desc.block_shape[4]
     OWN_BYTES: gl.constexpr = q_desc.block_type.nbytes * QP + do_desc.block_type.nbytes * VP
-    BYTES: gl.constexpr = k_desc.block_type.nbytes * QP + v_desc.block_type.nbytes * VP
     item = locate(gl.program_id(0), work.grid.tiles, work.grid.heads, work.groups, C)
     head = item.head
     walk = union(item.tile, head_axes(work, head, C), C)
@@ -360,20 +381,25 @@ def _queries_producer(q_desc, do_desc, k_desc, v_desc, rings, work, C: gl.conste
         at = (item.batch, x[0], x[1], x[2])
         load_pieces(q_desc, at, strides.query * item.token + head * C.head_dim, bar, own[0], i, QP)
         load_pieces(do_desc, at, strides.grad_output * item.token + head * C.value_dim, bar, own[1], i, VP)
-    k_first = strides.key * item.token + (head // work.grid.group) * C.head_dim
-    v_first = strides.value * item.token + (head // work.grid.group) * C.value_dim
-    t = 0
-    for a in range(walk.outer[0], walk.outer[1], STEP[0]):
-        for b in range(walk.inner[0], walk.inner[1], STEP[1]):
-            for w in range(walk.split[0], walk.split[1], STEP[2]):
-                c = in_order(a, b, w, C)
-                at = (item.batch, c[0], c[1], c[2])
-                slot = t % C.stages
-                bar = claim(walked, t, BYTES, C)
-                load_pieces(k_desc, at, k_first, bar, k_s, slot, QP)
-                load_pieces(v_desc, at, v_first, bar, v_s, slot, VP)
-                t += 1
+    kv = head // work.grid.group
+    fill(_load_keys, ((k_desc, v_desc), walked, strides, item, kv), walk, gl.to_tensor(0), C)
     let_next_start(C.chained)
+
+
+@gluon.jit
+def _load_keys(arguments, c, t, C: gl.constexpr):
+    """Tile `t`: of keys and values at `c`."""
+    descs, walked, strides, item, head = arguments
+    k_desc, v_desc = descs
+    k_s, v_s = walked.tiles
+    QP: gl.constexpr = C.head_dim // k_desc.block_shape[4]
+    VP: gl.constexpr = C.value_dim // v_desc.block_shape[4]
+    BYTES: gl.constexpr = k_desc.block_type.nbytes * QP + v_desc.block_type.nbytes * VP
+    at = (item.batch, c[0], c[1], c[2])
+    slot = t % C.stages
+    bar = claim(walked, t, BYTES, C)
+    load_pieces(k_desc, at, strides.key * item.token + head * C.head_dim, bar, k_s, slot, QP)
+    load_pieces(v_desc, at, strides.value * item.token + head * C.value_dim, bar, v_s, slot, VP)
 
 
 @gluon.jit
@@ -388,12 +414,10 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
     WIDE: gl.constexpr = k_s.shape[5]
     QP: gl.constexpr = C.head_dim // WIDE
     VP: gl.constexpr = C.value_dim // v_s.shape[5]
-    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
-    sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDE, 16])
-    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=sum_layout, k_width=2)
+    s_layout: gl.constexpr = accumulator(BN)
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
     zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
-    dq = zeros(BM, WIDE, QP, sum_layout)
+    dq = zeros(BM, WIDE, QP, accumulator(WIDE))
     item = locate(gl.program_id(0), work.grid.tiles, work.grid.heads, work.groups, C)
     axes = head_axes(work, item.head, C)
     walk = union(item.tile, axes, C)
@@ -409,20 +433,9 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
     a = walk.outer[0]
     b = walk.inner[0]
     w = part.first
-    t = 0
-    for passed in range(part.before):
-        pass_over(walked, t, C)
-        t += 1
+    t = pass_over_tiles((walked,), gl.to_tensor(0), part.before, C)
     for step in range(part.count):
-        if w >= part.stop:
-            w = part.first
-            for passed in range(part.skip):
-                pass_over(walked, t, C)
-                t += 1
-            b += STEP[1]
-            if b >= walk.inner[1]:
-                b = walk.inner[0]
-                a += STEP[0]
+        a, b, w, t = on_line((a, b, w), t, (walked,), walk, part, C)
         slot = t % C.stages
         await_ready(walked, t, C)
         scoring = scores_of(q_s, W, k_s, slot, zero, QP)
@@ -432,7 +445,7 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
         p = gl.exp2(s * (scale * LOG2E) - lse[:, None])
         dp = warpgroup_mma_wait(0, deps=[rising])
         ds = p * (dp - delta[:, None])
-        dsb = gl.convert_layout(ds.to(dq_desc.dtype), p_layout)
+        dsb = gl.convert_layout(ds.to(dq_desc.dtype), left_operand(WIDE))
         dq, dsb = finished(add_product(dsb, k_s, slot, dq, QP), dsb, QP)
         free(walked, t, C)
         t += 1

@@ -21,8 +21,6 @@ waste less then. Queries and outputs are described as `[X0, X1, X2, heads, colum
 Head dims that are no power of two are moved and multiplied in pieces (`vicinal.backends.hopper.kernels.pieces`).
 """
 
-# ruff: noqa: B007 (Gluon compiles this: it takes no starred lists)
-
 from typing import Any, NamedTuple
 
 from vicinal.backends.hopper.kernels.chain import await_previous, let_next_start
@@ -37,8 +35,10 @@ from vicinal.backends.hopper.kernels.compat import (
     warpgroup_mma_wait,
 )
 from vicinal.backends.hopper.kernels.pieces import (
+    accumulator,
     add_product,
     finished,
+    left_operand,
     load_pieces,
     scaled,
     scores_of,
@@ -47,14 +47,16 @@ from vicinal.backends.hopper.kernels.pieces import (
     zeros,
 )
 from vicinal.backends.hopper.kernels.rescale import followed, rescaled
-from vicinal.backends.hopper.kernels.ring import Ring, await_ready, barriers, claim, free, pass_over, start_slot
+from vicinal.backends.hopper.kernels.ring import Ring, await_ready, barriers, claim, free, pass_over_tiles, start_slot
 from vicinal.backends.hopper.kernels.softmax import masked
 from vicinal.backends.hopper.kernels.walk import (
     beside,
+    fill,
     head_axes,
     in_order,
     locate,
     next_chunk,
+    on_line,
     paired_counts,
     part_of,
     rows_inside,
@@ -123,9 +125,7 @@ def forward(
 def _producer(q_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
     queries, keys, values, _ = rings
     strides = work.strides
-    STEP: gl.constexpr = walk_order(C.step, C)
     QP: gl.constexpr = C.head_dim // q_desc.block_shape[4]
-    VP: gl.constexpr = C.value_dim // v_desc.block_shape[4]
     t = 0
     done = 0
     for number in range(gl.program_id(0), work.grid.items, gl.num_programs(0)):
@@ -142,45 +142,61 @@ def _producer(q_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
             load_pieces(q_desc, at, column, queries.ready.index(i), queries.tiles, i, QP)
         k_first = strides.key * item.token + (head // work.grid.group) * C.head_dim
         v_first = strides.value * item.token + (head // work.grid.group) * C.value_dim
+        arguments = ((k_desc, v_desc), (keys, values), item.batch, (k_first, v_first))
         if C.paired:
-            line, alone, turns, common = paired_counts(walk, axes, C)
-            a = walk.outer[0]
-            b = walk.inner[0]
-            w = walk.split[0]
-            first = w
-            stop = w + alone * STEP[2]
-            for i in range(2 * turns + common):
-                if i == 2 * turns:  # from here on, both warpgroups
-                    a = walk.outer[0]
-                    b = walk.inner[0]
-                    first = walk.split[0] + alone * STEP[2]
-                    stop = walk.split[0] + (line - alone) * STEP[2]
-                    w = first
-                its_end = (i >= 2 * turns) | (i % 2 == 1)
-                shift = gl.where((i < 2 * turns) & (i % 2 == 1), (line - alone) * STEP[2], 0)
-                a1, b1, w1 = next_chunk((a, b, w), walk, first, stop, C)
-                pair = (in_order(a, b, w + shift, C), in_order(a1, b1, w1 + shift, C))
-                _load_pair(k_desc, item.batch, pair, k_first, keys, t, C)
-                _load_pair(v_desc, item.batch, pair, v_first, values, t, C)
-                t += 1
-                a2, b2, w2 = next_chunk((a1, b1, w1), walk, first, stop, C)
-                a = gl.where(its_end, a2, a)
-                b = gl.where(its_end, b2, b)
-                w = gl.where(its_end, w2, w)
+            t = _fill_pairs(arguments, walk, axes, t, C)
         else:
-            for a in range(walk.outer[0], walk.outer[1], STEP[0]):
-                for b in range(walk.inner[0], walk.inner[1], STEP[1]):
-                    for w in range(walk.split[0], walk.split[1], STEP[2]):
-                        c = in_order(a, b, w, C)
-                        at = (item.batch, c[0], c[1], c[2])
-                        slot = t % C.stages
-                        bar = claim(keys, t, k_desc.block_type.nbytes * QP, C)
-                        load_pieces(k_desc, at, k_first, bar, keys.tiles, slot, QP)
-                        bar = claim(values, t, v_desc.block_type.nbytes * VP, C)
-                        load_pieces(v_desc, at, v_first, bar, values.tiles, slot, VP)
-                        t += 1
+            t = fill(_load, arguments, walk, t, C)
         done += 1
     let_next_start(C.chained)
+
+
+@gluon.jit
+def _load(arguments, c, t, C: gl.constexpr):
+    """Tile `t`: of keys and values at `c`."""
+    descs, rings, batch, columns = arguments
+    k_desc, v_desc = descs
+    keys, values = rings
+    QP: gl.constexpr = C.head_dim // k_desc.block_shape[4]
+    VP: gl.constexpr = C.value_dim // v_desc.block_shape[4]
+    at = (batch, c[0], c[1], c[2])
+    slot = t % C.stages
+    bar = claim(keys, t, k_desc.block_type.nbytes * QP, C)
+    load_pieces(k_desc, at, columns[0], bar, keys.tiles, slot, QP)
+    bar = claim(values, t, v_desc.block_type.nbytes * VP, C)
+    load_pieces(v_desc, at, columns[1], bar, values.tiles, slot, VP)
+
+
+@gluon.jit
+def _fill_pairs(arguments, walk, axes, t, C: gl.constexpr):
+    """The walk in pairs of chunks: those of the one warpgroup and of the other in turn, then those of both."""
+    descs, rings, batch, columns = arguments
+    STEP: gl.constexpr = walk_order(C.step, C)
+    line, alone, turns, common = paired_counts(walk, axes, C)
+    a = walk.outer[0]
+    b = walk.inner[0]
+    w = walk.split[0]
+    first = w
+    stop = w + alone * STEP[2]
+    for i in range(2 * turns + common):
+        if i == 2 * turns:  # from here on, both warpgroups
+            a = walk.outer[0]
+            b = walk.inner[0]
+            first = walk.split[0] + alone * STEP[2]
+            stop = walk.split[0] + (line - alone) * STEP[2]
+            w = first
+        its_end = (i >= 2 * turns) | (i % 2 == 1)
+        shift = gl.where((i < 2 * turns) & (i % 2 == 1), (line - alone) * STEP[2], 0)
+        a1, b1, w1 = next_chunk((a, b, w), walk, first, stop, C)
+        pair = (in_order(a, b, w + shift, C), in_order(a1, b1, w1 + shift, C))
+        for side in gl.static_range(2):
+            _load_pair(descs[side], batch, pair, columns[side], rings[side], t, C)
+        t += 1
+        a2, b2, w2 = next_chunk((a1, b1, w1), walk, first, stop, C)
+        a = gl.where(its_end, a2, a)
+        b = gl.where(its_end, b2, b)
+        w = gl.where(its_end, w2, w)
+    return t
 
 
 @gluon.jit
@@ -194,9 +210,9 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
     VP: gl.constexpr = C.value_dim // VD
     QP: gl.constexpr = C.head_dim // queries.tiles.shape[5]
     LAZY: gl.constexpr = C.value_dim >= 128  # below, exponentials are what is waited for: skipping costs 1 to 3%
-    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
-    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VD, 16])
-    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=o_layout, k_width=2)
+    s_layout: gl.constexpr = accumulator(BN)
+    o_layout: gl.constexpr = accumulator(VD)
+    p_layout: gl.constexpr = left_operand(VD)
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
     zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
 
@@ -230,9 +246,7 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
         a = walk.outer[0]
         b = walk.inner[0]
         w = first
-        for passed in range(before):
-            _pass_over_both(rings, t, C)
-            t += 1
+        t = pass_over_tiles((keys, values), t, before, C)
         mbarrier.wait(queries.ready.index(W), done & 1)
         await_ready(keys, t, C)
         s = warpgroup_mma_wait(0, deps=[scores_of(queries.tiles, W, keys.tiles, t % C.stages, zero, QP)])
@@ -254,9 +268,7 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
             t += 1
             if C.paired:
                 if step == turns:  # from here on, both warpgroups
-                    if W == 0:
-                        _pass_over_both(rings, t, C)
-                        t += 1
+                    t = pass_over_tiles((keys, values), t, 1 - W, C)
                     a = walk.outer[0]
                     b = walk.inner[0]
                     first = walk.split[0] + alone * STEP[2]
@@ -264,21 +276,11 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
                     w = first
                 else:
                     if step < turns:
-                        _pass_over_both(rings, t, C)
-                        t += 1
+                        t = pass_over_tiles((keys, values), t, 1, C)
                     a, b, w = next_chunk((a1, b1, w1), walk, first, stop, C)
                 a1, b1, w1 = next_chunk((a, b, w), walk, first, stop, C)
             else:
-                w += STEP[2]
-                if w >= stop:
-                    w = first
-                    for passed in range(part.skip):
-                        _pass_over_both(rings, t, C)
-                        t += 1
-                    b += STEP[1]
-                    if b >= walk.inner[1]:
-                        b = walk.inner[0]
-                        a += STEP[0]
+                a, b, w, t = on_line((a, b, w + STEP[2]), t, (keys, values), walk, part, C)
             await_ready(keys, t, C)
             scoring = scores_of(queries.tiles, W, keys.tiles, t % C.stages, zero, QP)
             await_ready(values, last, C)
@@ -307,12 +309,11 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
         out, pb = finished(add_product(pb, values.tiles, t % C.stages, out, VP), pb, VP)
         free(values, t, C)
         t += 1
-        for passed in range(after):
-            _pass_over_both(rings, t, C)
-            t += 1
+        t = pass_over_tiles((keys, values), t, after, C)
 
         l = gl.convert_layout(gl.sum(l, 1), row_layout)
-        inverse = gl.convert_layout(1.0 / l, gl.SliceLayout(1, o_layout))[:, None]
+        inverse = gl.where(l == 0.0, 0.0, 1.0 / l)  # no score was more than minus infinity: the output is 0
+        inverse = gl.convert_layout(inverse, gl.SliceLayout(1, o_layout))[:, None]
         tma_store_wait(0)  # of the last item: the buffer is about to be written
         write_pieces(out, inverse, o_s, W, o_desc.dtype, VP)
         fence_async_shared()
@@ -363,13 +364,6 @@ def _load_pair(desc, batch, pair, column, ring, t, C: gl.constexpr):
         at = (t % C.stages * PIECES + j) * 2
         tma_load(desc, [batch, c[0], c[1], c[2], column + j * WIDE], bar, view.index(at))
         tma_load(desc, [batch, d[0], d[1], d[2], column + j * WIDE], bar, view.index(at + 1))
-
-
-@gluon.jit
-def _pass_over_both(rings, t, C: gl.constexpr):
-    """Let tile `t` of keys and of values go unread."""
-    pass_over(rings.key, t, C)
-    pass_over(rings.value, t, C)
 
 
 @gluon.jit

@@ -8,6 +8,18 @@ piece]`; what is accumulated is a tuple of `PIECES` tensors. `warpgroup_mma_wait
 from vicinal.backends.hopper.kernels.compat import gl, gluon, tma_load, tma_store, warpgroup_mma, warpgroup_mma_wait
 
 
+@gluon.constexpr_function
+def accumulator(columns):
+    """The layout of a warpgroup's sums of so many columns."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns, 16])
+
+
+@gluon.constexpr_function
+def left_operand(columns):
+    """The layout of what is multiplied, from registers, into sums of so many columns."""
+    return gl.DotOperandLayout(operand_index=0, parent=accumulator(columns), k_width=2)
+
+
 @gluon.jit
 def load_pieces(desc, at, column, bar, buffer, slot, PIECES: gl.constexpr):
     """Load the tile at `at`, columns from `column` on, into `slot` of a buffer."""

@@ -62,3 +62,13 @@ def pass_over(ring, t, C: gl.constexpr):
     """Let tile `t` go unread. Waiting for it first keeps the phases in step."""
     await_ready(ring, t, C)
     free(ring, t, C)
+
+
+@gluon.jit
+def pass_over_tiles(rings, t, count, C: gl.constexpr):
+    """Let tiles `[t, t + count)` of several rings go unread: `t + count`."""
+    for _ in range(count):
+        for i in gl.static_range(len(rings)):
+            pass_over(rings[i], t, C)
+        t += 1
+    return t

@@ -12,6 +12,7 @@ from vicinal.backends.gpu.kernels import window as rule
 from vicinal.backends.hopper.kernels.arguments import Axes, Grid, Groups
 from vicinal.backends.hopper.kernels.chain import await_previous
 from vicinal.backends.hopper.kernels.compat import gl, gluon, import_triton
+from vicinal.backends.hopper.kernels.ring import pass_over_tiles
 
 window_start = import_triton(rule.window_start)
 window_stop = import_triton(rule.window_stop)
@@ -274,6 +275,36 @@ def part_of(x, walk, axes, W: gl.constexpr, C: gl.constexpr):
     stop = first + (line - skip) * STEP[2]
     lines = gl.cdiv(walk.outer[1] - walk.outer[0], STEP[0]) * gl.cdiv(walk.inner[1] - walk.inner[0], STEP[1])
     return Part(first, stop, skip, before, lines * (line - skip))
+
+
+@gluon.jit
+def on_line(at, t, rings, walk, part, C: gl.constexpr):
+    """Where a warpgroup's next tile is, and its number in `rings`: at `at = (a, b, w)`, unless its line has ended.
+
+    Then it is the first of its part of the next line, after the tiles that it passes over.
+    """
+    STEP: gl.constexpr = walk_order(C.step, C)
+    a, b, w = at
+    if w >= part.stop:
+        w = part.first
+        t = pass_over_tiles(rings, t, part.skip, C)
+        b += STEP[1]
+        if b >= walk.inner[1]:
+            b = walk.inner[0]
+            a += STEP[0]
+    return a, b, w, t
+
+
+@gluon.jit
+def fill(load: gl.constexpr, arguments, walk, t, C: gl.constexpr):
+    """A producer's walk: `load(arguments, at, t, C)` of every tile at `at`, by axis; the number after the last's."""
+    STEP: gl.constexpr = walk_order(C.step, C)
+    for a in range(walk.outer[0], walk.outer[1], STEP[0]):
+        for b in range(walk.inner[0], walk.inner[1], STEP[1]):
+            for w in range(walk.split[0], walk.split[1], STEP[2]):
+                load(arguments, in_order(a, b, w, C), t, C)
+                t += 1
+    return t
 
 
 @gluon.jit
