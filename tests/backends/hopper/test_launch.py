@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import sys
+from threading import Barrier, Thread
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +12,9 @@ import torch
 
 pytest.importorskip("triton.experimental.gluon")
 
+from vicinal.backends.hopper import launch as launch_module
 from vicinal.backends.hopper.kernels.arguments import Axes, Grid
-from vicinal.backends.hopper.launch import Launcher, Tile
+from vicinal.backends.hopper.launch import Block, Launcher
 from vicinal.backends.hopper.layout import Descriptor
 
 META = {"swizzle": 3, "elem_size": 2, "elem_type": 10, "block_size": [1, 1, 8, 8, 64], "fp4_padded": False}
@@ -99,8 +102,8 @@ class _Compiled:
 
 
 def launcher_of(compiled) -> Launcher:
-    tile = Tile(DESCRIPTION, (1, 1, 8, 8, 64))
-    launcher = Launcher(None, (tile, None), (0, 5), ARGUMENTS, GRID[:1], {})
+    block = Block(DESCRIPTION, (1, 1, 8, 8, 64))
+    launcher = Launcher(None, (block, 5), ARGUMENTS, GRID[:1], {})
     launcher.compile = lambda *tensors: compiled  # type: ignore[method-assign]
     return launcher
 
@@ -187,6 +190,62 @@ def test_tuples_are_plain(chip):
     assert type(chip.launches[0][-2]) is tuple
 
 
+@pytest.fixture
+def often_switching():
+    """Threads take turns every 10 microseconds."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_first_calls_from_two_threads(chip, often_switching):
+    """Each launches what it would alone, and the kernel is compiled once."""
+    query, out = tensors()
+    launcher_of(chip.compiled)(query, out)
+    (expected,) = chip.launches
+    chip.launches.clear()
+    compiled = []
+    launchers = [launcher_of(chip.compiled) for _ in range(300)]
+    for launcher in launchers:
+        launcher.compile = lambda *_: compiled.append(1) or chip.compiled
+    barrier = Barrier(2)
+
+    def call_all() -> None:
+        for launcher in launchers:
+            barrier.wait()
+            launcher(query, out)
+
+    threads = [Thread(target=call_all) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(chip.launches) == 600
+    assert all(launch == expected for launch in chip.launches)
+    assert len(compiled) == 300
+
+
+def test_look_ups_while_addresses_are_forgotten(chip, often_switching, monkeypatch):
+    """More addresses than are kept, from two threads: every launch has its own."""
+    monkeypatch.setattr(launch_module, "KNOWN_ADDRESSES", 4)
+    launcher = launcher_of(chip.compiled)
+    pairs = [tensors() for _ in range(8)]
+
+    def call_all() -> None:
+        for query, out in pairs * 40:
+            launcher(query, out)
+
+    threads = [Thread(target=call_all) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    base = {out.data_ptr() + 20: query.data_ptr() + 512 for query, out in pairs}
+    assert len(chip.launches) == 640
+    assert all(base[launch[-3]] == launch[-14].of[0] for launch in chip.launches)
+
+
 class Kernel:
     """Records what a launcher asks it to compile."""
 
@@ -210,7 +269,7 @@ SEEN = {
 def test_triton_specialises_on_integers_in_tuples_as_kernels_say(setting):
     """On being 1, and on being a multiple of 16: it compiles for others of the same width where it should not."""
     kernel = Kernel(**({} if setting is None else {setting: True}))
-    launcher = Launcher(kernel, (None,), (0,), (AXES,), GRID, {})
+    launcher = Launcher(kernel, (0,), (AXES,), GRID, {})
     seen = launcher.compile(torch.zeros(1))
     assert seen == (AXES if setting is None else SEEN[setting])
     assert isinstance(seen, Axes)

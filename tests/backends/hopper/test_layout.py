@@ -1,13 +1,30 @@
-"""The launches and descriptors of the Hopper backend reach every token once, each with its own dilation group."""
+"""The subproblems and descriptors of the Hopper backend reach every token once, each with its own dilation group."""
 
 from __future__ import annotations
 
 from itertools import product
+from math import prod
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from vicinal.backends.hopper.layout import RANK, describable, describe, launches, three, with_heads
+from strategies import KINDS, Layout
+from vicinal.backends.hopper import backward, forward, layout
+from vicinal.backends.hopper.layout import (
+    LARGEST,
+    RANK,
+    Reach,
+    Strided,
+    describable,
+    describe,
+    packed,
+    subproblems,
+    three,
+    with_heads,
+)
+from vicinal.backends.hopper.tilings import backward_configs, forward_configs
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
 
@@ -34,17 +51,28 @@ def problem_of(batch: int, lengths: tuple[int, ...], dilation: tuple[int, ...]) 
     return Problem.of(Inputs(x, x, x), [neighborhood], 1.0), x
 
 
+def strided(x: torch.Tensor) -> Strided:
+    return Strided(tuple(x.shape), x.stride())
+
+
+@pytest.fixture(params=[LARGEST, 150], ids=["whole", "halved"])
+def largest(request, monkeypatch):
+    """Also with coordinates so small that most problems are cut up."""
+    monkeypatch.setattr(layout, "LARGEST", request.param)
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_launches_reach_every_token_once(case):
+def test_subproblems_reach_every_token_once(case, largest):
     batch, lengths, dilation = case
     problem, x = problem_of(*case)
     token = torch.arange(batch * torch.Size(lengths).numel()).reshape(batch, *lengths)
     seen = []
-    for launch in launches(problem):
-        d = describe(problem, launch, tuple(x.shape), x.stride())
+    for part in subproblems(problem, Reach.of([strided(x)])):
+        d = describe(problem, part, strided(x))
+        assert d.shape[-1] <= layout.LARGEST
         view = x.as_strided(d.shape, d.strides, d.offset)
-        for outer, *group, head in product(range(batch), *(range(n) for n in launch.groups), range(HEADS)):
-            first = launch.tokens(group) * d.token_columns + head * COLUMNS
+        for outer, *group, head in product(range(part.batch), *(range(n) for n in part.groups), range(HEADS)):
+            first = part.tokens(group) * d.token_columns + head * COLUMNS
             values = view[outer, ..., first : first + COLUMNS]
             tokens = (values[..., 0] / (HEADS * COLUMNS)).long()
             want = tokens[..., None] * HEADS * COLUMNS + head * COLUMNS + torch.arange(COLUMNS)
@@ -63,20 +91,21 @@ def test_launches_reach_every_token_once(case):
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_heads_as_a_dimension(case):
+def test_heads_as_a_dimension(case, largest):
     """The same elements as without, at the coordinates that the kernel computes."""
-    batch = case[0]
     problem, x = problem_of(*case)
-    for launch in launches(problem):
-        plain = describe(problem, launch, tuple(x.shape), x.stride())
-        packed = with_heads(plain, tuple(x.shape), x.stride())
+    tensor = strided(x)
+    for part in subproblems(problem, Reach.of([tensor], with_batch=[tensor])):
+        plain = describe(problem, part, tensor)
+        d = with_heads(plain, tensor)
+        assert d.shape[-1] <= layout.LARGEST
         without = x.as_strided(plain.shape, plain.strides, plain.offset)
-        view = x.as_strided(packed.shape, packed.strides, packed.offset)
-        for outer, *group, head in product(range(batch), *(range(n) for n in launch.groups), range(HEADS)):
-            first = launch.tokens(group) * plain.token_columns
+        view = x.as_strided(d.shape, d.strides, d.offset)
+        for outer, *group, head in product(range(part.batch), *(range(n) for n in part.groups), range(HEADS)):
+            first = part.tokens(group) * d.token_columns
             a = without[outer, ..., first + head * COLUMNS : first + (head + 1) * COLUMNS]
-            b = view[..., head, first + outer * x.stride(0) : first + outer * x.stride(0) + COLUMNS]
-            assert torch.equal(a, b)
+            column = first + outer * d.batch_columns
+            assert torch.equal(a, view[..., head, column : column + COLUMNS])
 
 
 @pytest.mark.parametrize(
@@ -89,9 +118,101 @@ def test_heads_as_a_dimension(case):
         (2, (13, 64, 64), (3, 5, 5), 8),
     ],
 )
-def test_few_launches(batch, lengths, dilation, count):
+def test_few_subproblems(batch, lengths, dilation, count):
     """One, or two per axis that its dilation does not divide."""
-    assert len(launches(problem_of(batch, lengths, dilation)[0])) == count
+    assert len(subproblems(problem_of(batch, lengths, dilation)[0])) == count
+
+
+# --- problems of more than 2**31 elements, without their memory ---
+
+LARGE = {  # batch, lengths, heads, kv heads, head dim, columns between tokens, neighborhood's arguments
+    "packed heads, packed projection": (48, (128, 128), 16, 8, 128, 4096, {"kernel_size": 7}),
+    "packed heads, contiguous": (96, (128, 128), 16, 8, 128, None, {"kernel_size": 7}),
+    "dilated, packed projection": (
+        *(1, (16, 256, 256), 12, 12, 128, 4 * 12 * 128),
+        {"kernel_size": (2, 7, 7), "dilation": (8, 1, 1)},
+    ),
+    "dilated twice, ragged": (
+        *(2, (17, 259, 256), 12, 12, 128, 4 * 12 * 128),
+        {"kernel_size": (2, 7, 7), "dilation": (8, 33, 1)},
+    ),
+    "one token far from the next": (3, (4,), 4, 4, 64, 2**31 - 8, {"kernel_size": 3}),
+    "large batch elements": (2, (4, 1024, 1024), 32, 32, 128, 3 * 32 * 128, {"kernel_size": 3}),
+}
+
+
+def large(name: str) -> tuple[Problem, tuple[tuple[int, ...], ...]]:
+    batch, lengths, heads, kv_heads, d, token, arguments = LARGE[name]
+    neighborhood = Neighborhood.of(len(lengths), **arguments).resolve(lengths)
+    problem = Problem(batch, lengths, heads, kv_heads, d, d, torch.bfloat16, torch.device("cpu"), (neighborhood,), 0.1)
+    each = []
+    for h in (heads, kv_heads, kv_heads):
+        packed = Strided.contiguous(batch, *lengths, 1, h * d if token is None else token).strides[:-2]
+        each.append((*packed, d, 1))
+    return problem, tuple(each)
+
+
+def fits(*values: int) -> bool:
+    """Whether 32-bit integers hold them."""
+    return all(0 <= value <= LARGEST for value in values)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_forward_coordinates_of_large_problems(name):
+    """Extents, and whatever `forward` multiplies in 32 bits: columns end where a descriptor does."""
+    problem, strides = large(name)
+    d = problem.head_dim
+    for config in forward_configs(problem):
+        covered = 0
+        for launcher in forward.launchers(problem, config, strides):
+            scalars, groups, constants = launcher.arguments
+            q, k, v, o = (block.description for block in launcher.tensors[:4])
+            batch, token, steps = k.shape[0], last_token(groups), scalars.strides
+            own = d if constants.heads > 1 else problem.heads * d
+            assert token * steps.query + (batch - 1) * steps.query_batch + own == q.shape[-1]
+            assert token * steps.output + (batch - 1) * steps.output_batch + own == o.shape[-1]
+            assert token * steps.key + problem.kv_heads * d == k.shape[-1]
+            assert token * steps.value + problem.kv_heads * d == v.shape[-1]
+            assert fits(*q.shape, *k.shape, *v.shape, *o.shape, *steps[:6], scalars.grid.items)
+            assert fits(token * steps.lse.token, *(n * s for n, s in zip(scalars.axes.lengths, steps.lse.axes)))
+            covered += batch * prod(groups.counts) * prod(scalars.axes.lengths)
+        assert covered == problem.batch * prod(problem.lengths)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_backward_coordinates_of_large_problems(name):
+    """As of the forward; of `prepare` offsets within a row, and of a group's first token."""
+    problem, strides = large(name)
+    config = backward_configs(problem)[0]
+    covered = 0
+    for part in backward.launchers(problem, config, strides, backward.Passes(True, True, True, True)):
+        _, tokens, _, groups, steps, _ = part.prepare.arguments
+        token = last_token(groups)
+        assert fits(tokens, token * steps.output.token, token * steps.lse.token, steps.result.row)
+        for launcher in (part.keys, part.queries):
+            scalars = launcher.arguments[0]
+            blocks = [of.description for of in launcher.tensors if not isinstance(of, int)]
+            described = [d for d in blocks if d.token_columns]  # not `prepare`'s results
+            for d, step in zip(described, (s for s in scalars.strides if isinstance(s, int))):
+                assert token * step + problem.kv_heads * problem.head_dim <= d.shape[-1]
+            assert all(fits(*d.shape) for d in blocks)
+            assert fits(scalars.grid.items)
+        covered += described[0].shape[0] * prod(groups.counts) * tokens
+    assert covered == problem.batch * prod(problem.lengths)
+
+
+def test_what_no_part_of_can_be_addressed_is_copied():
+    assert layout.suits(Strided((1, 2, 1, 64), (2**32, 2**31 - 8, 64, 1)))
+    assert not layout.suits(Strided((1, 2, 1, 64), (2**33, 2**31, 64, 1)))
+
+
+def last_token(groups) -> int:
+    """The first token of the last dilation group, from the first group's."""
+    a, b, c = (n - 1 for n in groups.counts)
+    return (a * groups.spread[0] + b) * groups.spread[1] + c
+
+
+# --- what is copied ---
 
 
 def test_describable_keeps_slices_of_a_fused_projection():
@@ -113,3 +234,37 @@ def test_describable_copies_what_descriptors_cannot_say(tensor):
     copy = describable(tensor)
     assert copy.is_contiguous()
     assert torch.equal(copy, tensor)
+
+
+@pytest.mark.parametrize("lengths", [(6,), (4, 5), (2, 3, 4), (1, 5), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=st.integers(0, 1 << 16))
+@settings(max_examples=10, deadline=None)
+def test_whatever_lies_in_memory_is_described(lengths, kind, seed):
+    """In place or copied: through the descriptors of every subproblem each element is read, as it is."""
+    batch, columns = 2, 8
+    torch.manual_seed(seed)
+    tensor = Layout(kind, seed)(torch.randn(batch, *lengths, HEADS, columns).to(torch.bfloat16))
+    ours = describable(tensor)
+    assert ours.data_ptr() % 16 == 0
+    assert not ours.is_neg()
+    problem = Problem.of(Inputs(ours, ours, ours), [Neighborhood.of(len(lengths), 1)], 1.0)
+    for part in subproblems(problem, Reach.of([strided(ours)])):
+        d = describe(problem, part, strided(ours))
+        assert all(s % layout.ALIGNMENT == 0 and s > 0 for s in d.strides[:-1])
+        view = ours.as_strided(d.shape, d.strides, ours.storage_offset() + d.offset)
+        assert torch.equal(view.reshape(tensor.shape), tensor)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=st.integers(0, 1 << 16), columns=st.sampled_from((None, 32)))
+@settings(max_examples=10, deadline=None)
+def test_what_is_read_by_pointers_is_packed(kind, seed, columns):
+    """Outputs, log-sum-exps and their gradients."""
+    shape = (2, 3, 4, HEADS) if columns is None else (2, 3, 4, HEADS, columns)
+    tensor = Layout(kind, seed)(torch.randn(shape))
+    ours = packed(tensor)
+    assert ours.data_ptr() % 16 == 0
+    assert ours.is_contiguous()
+    assert not ours.is_neg()
+    assert torch.equal(ours, tensor)

@@ -6,41 +6,24 @@ Launching only: kernels are in `vicinal.backends.hopper.kernels`, tilings in `ti
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vicinal.backends.hopper import backward, estimate
-from vicinal.backends.hopper.arguments import (
-    axes_of,
-    constants_of,
-    contiguous_strides,
-    grid_of,
-    groups_of,
-    head_table,
-    options_of,
-    token_strides,
-)
-from vicinal.backends.hopper.kernels.arguments import ForwardStrides, Scalars
-from vicinal.backends.hopper.launch import Launcher, Tile
-from vicinal.backends.hopper.layout import Launch, describe, described, launches, three, with_heads
-from vicinal.backends.hopper.tilings import (
-    SHARED_MEMORY,
-    backward_configs,
-    forward_configs,
-    forward_shared,
-    heads_together,
-    piece,
-)
+from vicinal.backends.gpu.devices import current
+from vicinal.backends.hopper import backward, estimate, forward
+from vicinal.backends.hopper.arguments import head_table
+from vicinal.backends.hopper.launch import Launcher
+from vicinal.backends.hopper.layout import LARGEST, described
+from vicinal.backends.hopper.tilings import backward_configs, forward_configs
 from vicinal.backends.protocol import Direction
+from vicinal.caching import Cache
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.tuning.config import TileConfig
 
 HEAD_DIMS = (32, 64, 96, 128, 192, 256)
-LOG2E = 1.4426950408889634
 CAPABILITY = (9, 0)
 
 
@@ -67,10 +50,10 @@ class HopperBackend:
         output = query.new_empty((*query.shape[:-1], problem.value_dim))
         lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
         strides = (query.stride(), key.stride(), value.stride())
-        with _on(problem.device):
+        with current(problem.device):
             table = head_table(problem)
             for launcher in _forward_launchers(problem, config, strides):
-                launcher(query, key, value, output, lse, table if table is not None else lse)
+                launcher(query, key, value, output, lse, lse if table is None else table)
         return output, lse
 
     def backward(
@@ -81,7 +64,7 @@ class HopperBackend:
         upstream: Upstream,
         wanted: Wanted,
     ) -> Inputs:
-        with _on(problem.device):
+        with current(problem.device):
             return backward.backward(problem, config, inputs, upstream, wanted)
 
 
@@ -105,83 +88,23 @@ def unsupported_anywhere(problem: Problem) -> str | None:
         return "it needs the same dilation for every head"
     if problem.batch == 0:
         return "the batch is empty"
-    if prod(problem.lengths) * problem.heads * problem.head_dim >= 2**31:
-        return "a batch element has 2**31 or more query elements"
+    if prod(problem.lengths) * max(problem.heads, 4) > LARGEST:  # numbers of log-sum-exps, which come in fours
+        return "a batch element has 2**31 or more log-sum-exps"
     return None
 
 
-# --- launchers ---------------------------------------------------------------------------------------------
+# --- kept --------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1024)
+@Cache[tuple[Launcher, ...]](1024).memoize
 def _forward_launchers(
     problem: Problem, config: TileConfig, strides: tuple[tuple[int, ...], ...]
 ) -> tuple[Launcher, ...]:
     programs = _multiprocessors(problem.device) if "p" in config.variant else None
-    return tuple(forward_launcher(problem, config, strides, launch, programs) for launch in launches(problem))
+    return forward.launchers(problem, config, strides, programs)
 
 
-def forward_launcher(
-    problem: Problem,
-    config: TileConfig,
-    strides: tuple[tuple[int, ...], ...],
-    launch: Launch,
-    programs: int | None = None,
-) -> Launcher:
-    """The forward kernel's launcher for part of a problem; `programs` limits the grid (persistent programs)."""
-    from vicinal.backends.hopper.kernels.forward import forward
-
-    d, dv = problem.head_dim, problem.value_dim
-    together = heads_together(config)
-    t, n = three(config.query_tile, 1), three(config.key_tile, 1)
-    x = (problem.batch, *problem.lengths)
-    shapes = [(*x, problem.heads, d), (*x, problem.kv_heads, d), (*x, problem.kv_heads, dv), (*x, problem.heads, dv)]
-    lse_shape = (*x, problem.heads, 1)
-    q, k, v, o = (
-        describe(problem, launch, shape, own) for shape, own in zip(shapes, (*strides, contiguous_strides(shapes[3])))
-    )
-    lse = describe(problem, launch, lse_shape, contiguous_strides(lse_shape))
-    q_tile, o_tile = (1, *t, piece(d)), (1, *t, piece(dv))
-    q_batch, o_batch = strides[0][0], contiguous_strides(shapes[3])[0]
-    if together > 1:
-        q, o = with_heads(q, shapes[0], strides[0]), with_heads(o, shapes[3], contiguous_strides(shapes[3]))
-        q_tile, o_tile = (*t, together, piece(d)), (*t, together, piece(dv))
-    paired = "c" in config.variant
-    keys = prod(n) * (2 if paired else 1)
-    wide = min(d, 64) if paired else piece(d)  # a chunk is loaded in columns of 128 bytes
-    columns = (q.token_columns, k.token_columns, v.token_columns, o.token_columns)
-    steps = ForwardStrides(*columns, q_batch, o_batch, token_strides(lse))
-    constants = constants_of(problem, config, t, n)._replace(
-        own_output=forward_shared(keys, d, dv, config.stages, True) <= SHARED_MEMORY,
-        paired=paired,
-        heads=together,
-    )
-    grid = grid_of(problem, launch, constants, problem.heads // together)
-    return Launcher(
-        forward,
-        (
-            Tile(q, q_tile),
-            Tile(k, (1, *n, wide)),
-            Tile(v, (1, *n, wide if paired else piece(dv))),
-            Tile(o, o_tile),
-            None,
-            None,
-        ),
-        (0, 0, 0, 0, lse.offset, 0),
-        (
-            Scalars(axes_of(problem, launch), grid, steps, problem.scale * LOG2E),
-            groups_of(launch),
-            constants,
-        ),
-        (grid.items if programs is None else min(grid.items, programs),),
-        options_of(constants.chained, num_warps=4, maxnreg=168),
-    )
-
-
-# --- devices -----------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=4096)
+@Cache[list[TileConfig]](4096).memoize
 def _configs(problem: Problem, direction: Direction) -> list[TileConfig]:
     if direction == "forward":
         return forward_configs(problem)
@@ -205,19 +128,6 @@ def _gluon_missing() -> str | None:
     except Exception as error:  # whatever a Triton without this Gluon raises
         return f"the installed Triton has no Gluon for Hopper: {error}"
     return None
-
-
-class _Nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def _on(device: torch.device) -> Any:
-    """A context in which `device` is current; costs nothing where it already is."""
-    if device.index is None or torch.cuda.current_device() == device.index:
-        return _Nothing()
-    return torch.cuda.device(device)
 
 
 BACKEND = HopperBackend()

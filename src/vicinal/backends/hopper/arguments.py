@@ -4,45 +4,67 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vicinal.backends.gpu.devices import chains
 from vicinal.backends.hopper.kernels.arguments import Axes, Constants, Grid, Groups, TokenStrides
-from vicinal.backends.hopper.layout import Descriptor, Launch
+from vicinal.backends.hopper.layout import Descriptor, Strided, Subproblem, Triple
 from vicinal.backends.hopper.tilings import WARPGROUPS
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Problem
 from vicinal.tuning.config import TileConfig
 
-Tile = tuple[int, int, int]
+
+class Tensors(NamedTuple):
+    """A problem's tensors as they lie in memory: results, and their gradients, are contiguous."""
+
+    query: Strided
+    key: Strided
+    value: Strided
+    output: Strided
+    lse: Strided
+
+    @classmethod
+    def of(cls, problem: Problem, strides: tuple[tuple[int, ...], ...]) -> Tensors:
+        """`strides`: of query, key and value."""
+        x = (problem.batch, *problem.lengths)
+        query, key, value = strides
+        return cls(
+            Strided((*x, problem.heads, problem.head_dim), query),
+            Strided((*x, problem.kv_heads, problem.head_dim), key),
+            Strided((*x, problem.kv_heads, problem.value_dim), value),
+            Strided.contiguous(*x, problem.heads, problem.value_dim),
+            Strided.contiguous(*x, problem.heads, 1),
+        )
 
 
-def axes_of(problem: Problem, launch: Launch) -> Axes:
+def axes_of(problem: Problem, part: Subproblem) -> Axes:
     """The three axes (of the first head)."""
     axes = _three_axes(problem.neighborhoods[0])
     return Axes(
-        launch.lengths,
+        part.lengths,
         tuple(a.window or 1 for a in axes),
         tuple(a.stride for a in axes),
         tuple(mode(a) for a in axes),
     )
 
 
-def grid_of(problem: Problem, launch: Launch, constants: Constants, heads: int) -> Grid:
+def grid_of(problem: Problem, part: Subproblem, constants: Constants, heads: int) -> Grid:
     """What work items are counted over: `heads` times the tiles of one."""
     sides = 1 if constants.shared else WARPGROUPS
     extent = [size * (sides if a == constants.split else 1) for a, size in enumerate(constants.tile)]
-    tiles = tuple(-(-length // size) for length, size in zip(launch.lengths, extent))
-    items = prod(tiles) * heads * prod(launch.groups) * problem.batch
+    tiles = tuple(-(-length // size) for length, size in zip(part.lengths, extent))
+    items = prod(tiles) * heads * prod(part.groups) * part.batch
     return Grid(tiles, heads, problem.kv_heads, problem.group_size, items)
 
 
-def groups_of(launch: Launch) -> Groups:
+def groups_of(part: Subproblem) -> Groups:
     """Dilation groups along each axis, and tokens of the whole problem along the last two."""
-    return Groups(launch.groups, launch.spread)
+    return Groups(part.groups, part.spread)
 
 
 def token_strides(description: Descriptor) -> TokenStrides:
@@ -50,7 +72,7 @@ def token_strides(description: Descriptor) -> TokenStrides:
     return TokenStrides(description.strides[0], description.token_columns, description.strides[1:4])
 
 
-def constants_of(problem: Problem, config: TileConfig, tile: Tile, step: Tile) -> Constants:
+def constants_of(problem: Problem, config: TileConfig, tile: Triple, step: Triple) -> Constants:
     """What every kernel is compiled for, that has own tiles `tile` and walks tiles `step`."""
     axes = [a for n in problem.neighborhoods for a in n.axes]
     return Constants(
@@ -95,8 +117,3 @@ def head_table(problem: Problem) -> Tensor | None:
         rows.append([*(a.window or 1 for a in axes), *(a.stride for a in axes), *(mode(a) for a in axes)])
     repeat = problem.heads // len(rows)
     return torch.tensor(rows * repeat, dtype=torch.int32, device=problem.device)
-
-
-def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides, in elements, of a contiguous tensor."""
-    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))

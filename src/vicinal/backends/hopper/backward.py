@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from vicinal.backends.gpu.devices import chains
 from vicinal.backends.hopper.arguments import (
+    Tensors,
     axes_of,
     constants_of,
-    contiguous_strides,
     dilated,
     grid_of,
     groups_of,
@@ -27,9 +28,21 @@ from vicinal.backends.hopper.kernels.arguments import (
     RowStrides,
     Scalars,
 )
-from vicinal.backends.hopper.launch import Launcher, Tile
-from vicinal.backends.hopper.layout import Descriptor, Launch, describe, described, launches, packed, three
+from vicinal.backends.hopper.launch import Block, Launcher
+from vicinal.backends.hopper.layout import (
+    Descriptor,
+    Reach,
+    Strided,
+    Subproblem,
+    Triple,
+    describe,
+    described,
+    packed,
+    subproblems,
+    three,
+)
 from vicinal.backends.hopper.tilings import fewer_keys, piece, shares_keys
+from vicinal.caching import Cache
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.tuning.config import TileConfig
 
@@ -38,119 +51,164 @@ ELEMENTS = 64 * 128  # of each output, per program of `prepare`: 64 a thread, tw
 Strides = tuple[tuple[int, ...], ...]
 
 
-def backward(
-    problem: Problem,
-    config: TileConfig,
-    inputs: Inputs,
-    upstream: Upstream,
-    wanted: Wanted,
-) -> Inputs:
+def backward(problem: Problem, config: TileConfig, inputs: Inputs, upstream: Upstream, wanted: Wanted) -> Inputs:
     """The gradients of query, key and value; see `vicinal.backends.protocol.Backend`."""
-    output, lse, grad_output, grad_lse = upstream
     query, key, value = described(inputs)
-    output, grad_output, lse = packed(output), packed(grad_output), packed(lse)
-    grad_lse = None if grad_lse is None else packed(grad_lse)
-    d_query = torch.empty_like(query, memory_format=torch.contiguous_format)
-    d_key = torch.empty_like(key, memory_format=torch.contiguous_format)
-    d_value = torch.empty_like(value, memory_format=torch.contiguous_format)
+    output, lse, grad_output = packed(upstream.output), packed(upstream.lse), packed(upstream.grad_output)
+    grad_lse = None if upstream.grad_lse is None else packed(upstream.grad_lse)
+    d_query, d_key, d_value = (_like(t) if needed else None for t, needed in zip((query, key, value), wanted))
     table = head_table(problem)
     table = lse if table is None else table
     strides = (query.stride(), key.stride(), value.stride())
-    parts = _launchers(problem, config, strides, grad_lse is not None)
-    lse2, delta = query.new_empty((2, max(part[0] for part in parts)), dtype=torch.float32).unbind()
-    for _, prepare, keys, queries in parts:  # one after the other: they share the scratch
-        prepare(output, grad_output, lse, lse if grad_lse is None else grad_lse, lse2, delta)
-        keys(query, grad_output, lse2, delta, key, value, d_key, d_value, table)
-        queries(query, grad_output, lse2, delta, key, value, d_query, table)
-    return Inputs(d_query, d_key, d_value)
+    passes = Passes(d_query is not None, d_key is not None, d_value is not None, grad_lse is not None)
+    parts = _kept_launchers(problem, config, strides, passes)
+    lse2, delta = query.new_empty((2, max(part.rows for part in parts)), dtype=torch.float32).unbind()
+    for part in parts:  # one after the other: they share the scratch
+        part.prepare(output, grad_output, lse, lse if grad_lse is None else grad_lse, lse2, delta)
+        if part.keys is not None:  # a gradient that nobody needs is not written
+            dk, dv = key if d_key is None else d_key, value if d_value is None else d_value
+            part.keys(query, grad_output, lse2, delta, key, value, dk, dv, table)
+        if part.queries is not None and d_query is not None:
+            part.queries(query, grad_output, lse2, delta, key, value, d_query, table)
+    return Inputs(d_query, d_key, d_value)  # type: ignore[arg-type]
 
 
-@lru_cache(maxsize=1024)
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+class Passes(NamedTuple):
+    """What a backward is to make, and from what."""
+
+    query: bool
+    key: bool
+    value: bool
+    has_grad_lse: bool
+
+
+class Launchers(NamedTuple):
+    """Of one subproblem; None where nobody needs the gradients."""
+
+    rows: int  # elements of each of `prepare`'s results
+    prepare: Launcher
+    keys: Launcher | None
+    queries: Launcher | None
+
+
+def launchers(problem: Problem, config: TileConfig, strides: Strides, passes: Passes) -> tuple[Launchers, ...]:
+    """The backward's launchers, one set per subproblem; `strides`: of query, key and value."""
+    tensors = Tensors.of(problem, strides)
+    gradients = [Strided.contiguous(*t.shape) for t in tensors[:3]]
+    reach = Reach.of((*tensors[:4], *gradients))
+    return tuple(_launchers(problem, config, tensors, gradients, part, passes) for part in subproblems(problem, reach))
+
+
 def _launchers(
-    problem: Problem, config: TileConfig, strides: Strides, has_grad_lse: bool
-) -> list[tuple[int, Launcher, Launcher, Launcher]]:
-    return [launchers(problem, config, strides, has_grad_lse, launch) for launch in launches(problem)]
-
-
-def launchers(
-    problem: Problem, config: TileConfig, strides: Strides, has_grad_lse: bool, launch: Launch
-) -> tuple[int, Launcher, Launcher, Launcher]:
-    """For part of a problem: elements of each of `prepare`'s results, and the three launchers."""
-    from vicinal.backends.hopper.kernels import backward as kernels
-
-    d, dv = problem.head_dim, problem.value_dim
-    qd, vd = piece(d), piece(dv)
-    x = (problem.batch, *problem.lengths)
-    q_shape, k_shape = (*x, problem.heads, d), (*x, problem.kv_heads, d)
-    v_shape, o_shape = (*x, problem.kv_heads, dv), (*x, problem.heads, dv)
-
-    def of(shape: tuple[int, ...], own: tuple[int, ...] | None = None) -> Descriptor:
-        return describe(problem, launch, shape, contiguous_strides(shape) if own is None else own)
-
-    q, k, v = of(q_shape, strides[0]), of(k_shape, strides[1]), of(v_shape, strides[2])
-    o, dq, dk, dvalue = of(o_shape), of(q_shape), of(k_shape), of(v_shape)
-    lse = of((*x, problem.heads, 1))
-    rows = problem.batch * prod(launch.groups) * problem.heads
-    n0, n1, n2 = launch.lengths
+    problem: Problem, config: TileConfig, tensors: Tensors, gradients: list[Strided], part: Subproblem, passes: Passes
+) -> Launchers:
+    rows = prod(part.groups) * part.batch * problem.heads
+    n0, n1, n2 = part.lengths
     padded = -(-n2 // 4) * 4  # a stride in a descriptor is a multiple of 16 bytes
-    r_strides = RowStrides(n0 * n1 * padded, (n1 * padded, padded))
-    prepared = Descriptor((rows, n0, n1, n2), (r_strides.row, *r_strides.axes, 1), 0, 0)
-    tokens = prod(launch.lengths)
-    chained = chains(problem.device)
-    width = 1 << (dv - 1).bit_length()
+    strides = RowStrides(n0 * n1 * padded, (n1 * padded, padded))
+    prepared = Descriptor((rows, n0, n1, n2), (strides.row, *strides.axes, 1), 0, 0)
+    shared = _Shared(problem, config, part, prepared, *(describe(problem, part, t) for t in tensors))
+    dq, dk, dv = (describe(problem, part, t) for t in gradients)
+    return Launchers(
+        rows * strides.row,
+        _prepare(shared, rows, passes.has_grad_lse),
+        _keys(shared, dk, dv, passes) if passes.key or passes.value else None,
+        _queries(shared, dq) if passes.query else None,
+    )
+
+
+class _Shared(NamedTuple):
+    """What the kernels of a subproblem have in common."""
+
+    problem: Problem
+    config: TileConfig
+    part: Subproblem
+    prepared: Descriptor  # of `prepare`'s results
+    query: Descriptor
+    key: Descriptor
+    value: Descriptor
+    output: Descriptor  # and of its gradient
+    lse: Descriptor  # and of its gradient
+
+    @property
+    def result(self) -> RowStrides:
+        row, x0, x1, _ = self.prepared.strides
+        return RowStrides(row, (x0, x1))
+
+    def blocks(self, queries: Triple, keys: Triple) -> tuple[Block, Block, Block, Block]:
+        """Tiles of query, the output's gradient, key and value."""
+        qd, vd = piece(self.problem.head_dim), piece(self.problem.value_dim)
+        return (
+            Block(self.query, (1, *queries, qd)),
+            Block(self.output, (1, *queries, vd)),
+            Block(self.key, (1, *keys, qd)),
+            Block(self.value, (1, *keys, vd)),
+        )
+
+
+def _prepare(shared: _Shared, rows: int, has_grad_lse: bool) -> Launcher:
+    from vicinal.backends.hopper.kernels.backward import prepare
+
+    problem, part = shared.problem, shared.part
+    o, lse = shared.output, shared.lse
+    tokens = prod(part.lengths)
+    width = 1 << (problem.value_dim - 1).bit_length()
     tokens_each = min(TOKENS, ELEMENTS // width)
-    prepare = Launcher(
-        kernels.prepare,
-        (None,) * 6,
+    chained = chains(problem.device)
+    strides = PrepareStrides(token_strides(o), token_strides(lse), shared.result)
+    constants = PrepareConstants(problem.value_dim, width, tokens_each, dilated(problem), has_grad_lse, chained)
+    return Launcher(
+        prepare,
         (o.offset, o.offset, lse.offset, lse.offset, 0, 0),
-        (
-            launch.lengths,
-            tokens,
-            problem.heads,
-            groups_of(launch),
-            PrepareStrides(token_strides(o), token_strides(lse), r_strides),
-            PrepareConstants(dv, width, tokens_each, dilated(problem), has_grad_lse, chained),
-        ),
+        (part.lengths, tokens, problem.heads, groups_of(part), strides, constants),
         (-(-tokens // tokens_each) * rows,),
         options_of(chained, num_warps=4),
     )
 
-    queries_tile, keys_tile = three(config.query_tile, 1), three(config.key_tile, 1)
-    constants = constants_of(problem, config, keys_tile, queries_tile)
-    constants = constants._replace(inverse=True, shared=shares_keys(d))
-    grid = grid_of(problem, launch, constants, problem.kv_heads)
-    columns = (q.token_columns, o.token_columns, k.token_columns, v.token_columns)
-    keys_strides = KeysStrides(*columns, dk.token_columns, dvalue.token_columns)
-    axes = axes_of(problem, launch)
-    one_row = (1, *queries_tile)
-    keys = Launcher(
-        kernels.backward_keys,
-        (Tile(q, (1, *queries_tile, qd)), Tile(o, (1, *queries_tile, vd)), Tile(prepared, one_row),
-         Tile(prepared, one_row), Tile(k, (1, *keys_tile, qd)), Tile(v, (1, *keys_tile, vd)),
-         Tile(dk, (1, *keys_tile, qd)), Tile(dvalue, (1, *keys_tile, vd)), None),
-        (0,) * 9,
-        (
-            Scalars(axes, grid._replace(heads=problem.heads), keys_strides, problem.scale),
-            groups_of(launch),
-            constants,
-        ),
+
+def _keys(shared: _Shared, dk: Descriptor, dv: Descriptor, passes: Passes) -> Launcher:
+    from vicinal.backends.hopper.kernels.backward import backward_keys
+
+    problem, config, part = shared[:3]
+    queries, keys = three(config.query_tile, 1), three(config.key_tile, 1)
+    constants = constants_of(problem, config, keys, queries)._replace(
+        inverse=True, shared=shares_keys(problem.head_dim), makes_dk=passes.key, makes_dv=passes.value
+    )
+    q, do, k, v = shared.blocks(queries, keys)
+    row = Block(shared.prepared, (1, *queries))
+    columns = (d.token_columns for d in (shared.query, shared.output, shared.key, shared.value, dk, dv))
+    grid = grid_of(problem, part, constants, problem.kv_heads)
+    scalars = Scalars(axes_of(problem, part), grid._replace(heads=problem.heads), KeysStrides(*columns), problem.scale)
+    return Launcher(
+        backward_keys,
+        (q, do, row, row, k, v, Block(dk, k.block), Block(dv, v.block), 0),
+        (scalars, groups_of(part), constants),
         (grid.items,),
         options_of(constants.chained, num_warps=4, maxnreg=168),
-    )  # fmt: skip
-    few = fewer_keys(keys_tile, d)
-    constants = constants_of(problem, config, queries_tile, few)
-    grid = grid_of(problem, launch, constants, problem.heads)
-    queries = Launcher(
-        kernels.backward_queries,
-        (Tile(q, (1, *queries_tile, qd)), Tile(o, (1, *queries_tile, vd)), None, None,
-         Tile(k, (1, *few, qd)), Tile(v, (1, *few, vd)), Tile(dq, (1, *queries_tile, qd)), None),
-        (0,) * 8,
-        (
-            Scalars(axes, grid, QueriesStrides(*columns, dq.token_columns, r_strides), problem.scale),
-            groups_of(launch),
-            constants,
-        ),
+    )
+
+
+def _queries(shared: _Shared, dq: Descriptor) -> Launcher:
+    from vicinal.backends.hopper.kernels.backward import backward_queries
+
+    problem, config, part = shared[:3]
+    queries, few = three(config.query_tile, 1), fewer_keys(three(config.key_tile, 1), problem.head_dim)
+    constants = constants_of(problem, config, queries, few)
+    q, do, k, v = shared.blocks(queries, few)
+    columns = (d.token_columns for d in (shared.query, shared.output, shared.key, shared.value, dq))
+    grid = grid_of(problem, part, constants, problem.heads)
+    scalars = Scalars(axes_of(problem, part), grid, QueriesStrides._make((*columns, shared.result)), problem.scale)
+    return Launcher(
+        backward_queries,
+        (q, do, 0, 0, k, v, Block(dq, q.block), 0),
+        (scalars, groups_of(part), constants),
         (grid.items,),
         options_of(constants.chained, num_warps=4, maxnreg=168),
-    )  # fmt: skip
-    return rows * r_strides.row, prepare, keys, queries
+    )
+
+
+_kept_launchers = Cache[tuple[Launchers, ...]](1024).memoize(launchers)

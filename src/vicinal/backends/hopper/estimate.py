@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 from operator import mul
 
-from vicinal.backends.hopper.layout import launches
+from vicinal.backends.hopper.layout import subproblems
 from vicinal.backends.hopper.tilings import WARPGROUPS, steps
 from vicinal.backends.protocol import Direction
 from vicinal.geometry.count import count
@@ -53,7 +53,7 @@ def seconds(problem: Problem, direction: Direction, config: TileConfig) -> float
     d = (problem.head_dim + problem.value_dim) / 2
     walk = each * max(rates.step[0] + rates.step[1] * d, rates.step[2])
     ends = rates.tile[0] + rates.tile[1] * d
-    count = len(launches(problem))
+    count = len(subproblems(problem))
     turns = WARPGROUPS * ceil(tiles / count / (WARPGROUPS * gpu_of(problem).processors))
     mean, longest = (1.0, 0.0) if direction == "forward" else _both_passes(problem, config)
     walks = max(turns * mean, WARPGROUPS * longest) * walk

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from threading import Lock
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vicinal.backends.gpu.kernel_cache import settle_keys
+from vicinal.backends.gpu.launch import plain, with_integers
 from vicinal.backends.hopper.layout import Descriptor
+from vicinal.caching import Cache
 
 KNOWN_ADDRESSES = 256  # encoded arguments kept per launcher, and descriptors per argument
 
 
 @dataclass(frozen=True)
-class Tile:
-    """The block that a descriptor moves; `None` for an argument that is a plain pointer."""
+class Block:
+    """What a descriptor moves at once."""
 
     description: Descriptor
     block: tuple[int, ...]
@@ -34,8 +37,7 @@ class Launcher:
 
     Args:
         kernel: the `@gluon.jit` function; its first parameters are the tensors.
-        tensors: per tensor its `Tile`, or None for a plain pointer.
-        offsets: per tensor, the first element of a plain pointer's (a descriptor has its own).
+        tensors: per tensor its `Block`, or, of a plain pointer, the first element.
         arguments: the others, in the kernel's order, constexprs included. Integers in tuples are specialised on as the
             kernel's decorator says of their parameter.
         grid: programs along one, two or three dimensions.
@@ -45,69 +47,71 @@ class Launcher:
     def __init__(
         self,
         kernel: Any,
-        tensors: Sequence[Tile | None],
-        offsets: Sequence[int],
+        tensors: Sequence[Block | int],
         arguments: Sequence[Any],
         grid: tuple[int, ...],
         options: dict[str, int],
     ) -> None:
         self.kernel = kernel
         self.tensors = tensors
-        self.offsets = [o if t is None else t.description.offset for t, o in zip(tensors, offsets)]
         self.arguments = arguments
-        self._plain = tuple(_plain(a) for a in arguments)  # reading a named tuple takes a launch 5 times as long
         self.grid = (*grid, 1, 1)[:3]
         self.options = options
-        self._launch: Any = None
-        self._templates: list[Any] = []
-        self._known: dict[tuple[int, ...], tuple[Any, ...]] = {}
+        self._ready: _Ready | None = None
+        self._lock = Lock()
 
     def __call__(self, *tensors: Tensor) -> None:
         """Launch on the current stream of the tensors' device, which must be the current one."""
-        if self._launch is None:
-            self._prepare(tensors)
-        addresses = tuple([tensor.data_ptr() for tensor in tensors])
-        arguments = self._known.get(addresses)
-        if arguments is None:
-            arguments = self._encode(addresses)
-        self._launch(arguments)
+        ready = self._ready or self._prepare(tensors)
+        ready.launch(ready.encoded(*[tensor.data_ptr() for tensor in tensors]))
 
     def compile(self, *tensors: Tensor) -> Any:
         """The compiled kernel (Triton's `CompiledKernel`); needs no GPU."""
-        arguments = [
-            (_from(tensor, offset) if offset else tensor) if tile is None else tensor_descriptor(tensor, tile)
-            for tensor, tile, offset in zip(tensors, self.tensors, self.offsets)
+        given = [
+            tensor_descriptor(tensor, of) if isinstance(of, Block) else _from(tensor, of)
+            for tensor, of in zip(tensors, self.tensors)
         ]
         others = zip(self.kernel.params[len(tensors) :], self.arguments)
         settle_keys()
-        return self.kernel.warmup(*arguments, *(_specialised(p, a) for p, a in others), grid=self.grid, **self.options)
+        return self.kernel.warmup(*given, *(_specialised(p, a) for p, a in others), grid=self.grid, **self.options)
 
-    def _prepare(self, tensors: Sequence[Tensor]) -> None:
+    def _prepare(self, tensors: Sequence[Tensor]) -> _Ready:
+        """Compile, once whatever threads call."""
         from vicinal.backends.hopper.kernels import compat
 
-        self._templates = []
-        for tensor, tile, offset in zip(tensors, self.tensors, self.offsets):
-            descriptor = None if tile is None else _at(tensor_descriptor(tensor, tile), 0)  # Triton's checks, once
-            self._templates.append((offset * tensor.element_size(), descriptor, {}))
-        compiled = self.compile(*tensors)
-        self._encoded, self._launch = compat.launch_function(compiled, self.grid, tensors[0].device.index)
+        with self._lock:
+            if self._ready is None:
+                compiled = self.compile(*tensors)
+                encode, launch = compat.launch_function(compiled, self.grid, tensors[0].device.index)
+                each = [_encoder(i, t, of, encode) for i, (t, of) in enumerate(zip(tensors, self.tensors))]
+                others = plain(tuple(self.arguments))
 
-    def _encode(self, addresses: tuple[int, ...]) -> tuple[Any, ...]:
-        arguments: list[Any] = []
-        for i, (address, (offset, descriptor, known)) in enumerate(zip(addresses, self._templates)):
-            address += offset
-            if descriptor is None:
-                arguments.append(address)
-                continue
-            if address not in known:
-                if len(known) >= KNOWN_ADDRESSES:
-                    known.clear()
-                known[address] = self._encoded(i, _at(descriptor, address))
-            arguments.extend(known[address])
-        if len(self._known) >= KNOWN_ADDRESSES:
-            self._known.clear()
-        self._known[addresses] = found = (*arguments, *self._plain)
-        return found
+                def encoded(*addresses: int) -> tuple[Any, ...]:
+                    return (*(x for one, address in zip(each, addresses) for x in one(address)), *others)
+
+                self._ready = _Ready(launch, _known(encoded))
+            return self._ready
+
+
+class _Ready(NamedTuple):
+    """A compiled kernel: `launch(encoded(*addresses))`, where `encoded` keeps what it has made."""
+
+    launch: Callable[[tuple[Any, ...]], None]
+    encoded: Callable[..., tuple[Any, ...]]
+
+
+def _known(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    return Cache[tuple[Any, ...]](KNOWN_ADDRESSES).memoize(function)
+
+
+def _encoder(i: int, tensor: Tensor, of: Block | int, encode: Any) -> Callable[[int], tuple[Any, ...]]:
+    """How tensor argument `i` is handed to the launcher, by its address."""
+    if isinstance(of, int):
+        offset = of * tensor.element_size()
+        return lambda address: (address + offset,)
+    offset = of.description.offset * tensor.element_size()
+    descriptor = _at(tensor_descriptor(tensor, of), 0)  # Triton's checks, once
+    return _known(lambda address: encode(i, _at(descriptor, address + offset)))
 
 
 def _specialised(parameter: Any, argument: Any) -> Any:
@@ -119,24 +123,10 @@ def _specialised(parameter: Any, argument: Any) -> Any:
     if parameter.is_constexpr or not isinstance(argument, tuple):
         return argument
     if parameter.do_not_specialize:
-        return _with_integers(argument, lambda n: n | 3)
+        return with_integers(argument, lambda n: n | 3)
     if parameter.do_not_specialize_on_alignment:
-        return _with_integers(argument, lambda n: n if n == 1 else n | 3)
+        return with_integers(argument, lambda n: n if n == 1 else n | 3)
     return argument
-
-
-def _with_integers(argument: Any, change: Callable[[int], int]) -> Any:
-    if isinstance(argument, int):
-        return change(argument)
-    if not isinstance(argument, tuple):
-        return argument
-    values = [_with_integers(a, change) for a in argument]
-    return argument._make(values) if hasattr(argument, "_make") else tuple(values)
-
-
-def _plain(argument: Any) -> Any:
-    """The same argument with plain tuples for named ones."""
-    return tuple(_plain(a) for a in argument) if isinstance(argument, tuple) else argument
 
 
 class _Address:
@@ -160,11 +150,11 @@ def _at(descriptor: Any, address: int) -> Any:
 
 
 def _from(tensor: Tensor, offset: int) -> Tensor:
-    return torch.as_strided(tensor, (1,), (1,), tensor.storage_offset() + offset)
+    return tensor if offset == 0 else torch.as_strided(tensor, (1,), (1,), tensor.storage_offset() + offset)
 
 
-def tensor_descriptor(tensor: Tensor, tile: Tile) -> Any:
-    """Triton's host-side descriptor of `tensor` as `tile` says."""
+def tensor_descriptor(tensor: Tensor, of: Block) -> Any:
+    """Triton's host-side descriptor of `tensor` as `of` says."""
     from vicinal.backends.hopper.kernels import compat
 
-    return compat.tensor_descriptor(tensor, tile.description.shape, tile.description.strides, tile.block)
+    return compat.tensor_descriptor(tensor, of.description.shape, of.description.strides, of.block)

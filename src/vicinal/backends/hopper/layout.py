@@ -1,145 +1,245 @@
-"""How the Hopper kernels see a tensor: five-dimensional TMA descriptors, and which launches cover the dilation groups.
+"""How the Hopper kernels see a tensor: five-dimensional TMA descriptors, and which subproblems cover a problem.
 
 Every tensor `[B, *X, heads, columns]` is described as `[B, X0, X1, X2, columns]`, with leading axes of length 1 for
 fewer than three. A dilation group of an axis is every `d`-th token: lengths divided by `d`, strides times `d`. Groups
 need no dimension of their own: the first token of a group is so many tokens, and so many columns, after the first.
 A descriptor has one length per axis, so where the dilation does not divide an axis, its longer groups and its shorter
-ones are launches of their own: at most two per dilated axis. Nothing is ever copied for dilation.
+ones are subproblems of their own: at most two per dilated axis. Nothing is ever copied for dilation.
+
+A copy's coordinates are 32-bit integers, and so are extents as Triton passes them; strides and addresses are not. So a
+subproblem is halved, by its groups or its batch elements, until its columns are few enough.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from math import prod
 
 from torch import Tensor
 
+from vicinal.backends.gpu.strides import contiguous_strides, dense
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.tiles import alike
 from vicinal.problem import Inputs, Problem
 
 ALIGNMENT = 8  # elements of 2 bytes: descriptors take strides and addresses of 16 bytes
+ANY_STRIDE = 16  # of an axis with one token: divisible by 16, which Triton likes to know of what it loads by pointers
+LARGEST = 2**31 - 1  # coordinate or extent
 RANK = 3
+Triple = tuple[int, int, int]
+
+
+# --- tensors -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Launch:
-    """The part of a problem that one launch computes.
+class Strided:
+    """A tensor `[B, *X, heads, columns]` without its memory; strides are in elements."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def contiguous(cls, *shape: int) -> Strided:
+        return cls(shape, contiguous_strides(shape))
+
+    @property
+    def token(self) -> int:
+        """From a token to the next: the stride of the last axis that has more than one (others' say nothing)."""
+        return next((s for s, n in zip(self.strides[-3:0:-1], self.shape[-3:0:-1]) if n > 1), ANY_STRIDE)
+
+    @property
+    def batch(self) -> int:
+        """From a batch element to the next."""
+        return self.strides[0] if self.shape[0] > 1 else ANY_STRIDE
+
+    @property
+    def width(self) -> int:
+        """Columns of all heads of a token."""
+        return self.shape[-2] * self.shape[-1]
+
+
+def described(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value, each `describable`."""
+    return describable(inputs.query), describable(inputs.key), describable(inputs.value)
+
+
+def describable(tensor: Tensor) -> Tensor:
+    """`tensor`, or a contiguous copy where its strides or its address do not suit a descriptor."""
+    if tensor.data_ptr() % 16 or tensor.is_neg():
+        return packed(tensor)
+    if tensor.is_contiguous() or suits(Strided(tuple(tensor.shape), tensor.stride())):
+        return tensor
+    return packed(tensor)
+
+
+def packed(tensor: Tensor) -> Tensor:
+    """`tensor`, or a copy where it is not contiguous, negated when it is read, or not at a multiple of 16 bytes."""
+    tensor = dense(tensor)
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+@lru_cache(maxsize=1024)
+def suits(tensor: Strided) -> bool:
+    """Whether descriptors can say these strides: heads packed, tokens evenly apart, multiples of 16 bytes."""
+    shape, strides = tensor.shape, tensor.strides
+    outer = [(s, n) for s, n in zip(strides[:-2], shape) if n > 1]
+    spatial = [(strides[a], tensor.token * prod(shape[a + 1 : -2])) for a in range(1, len(shape) - 2) if shape[a] > 1]
+    heads_packed = strides[-1] == 1 and (strides[-2] == shape[-1] or shape[-2] == 1)
+    even = all(stride == want for stride, want in spatial)
+    return heads_packed and even and tensor.token <= LARGEST and all(s > 0 and s % ALIGNMENT == 0 for s, _ in outer)
+
+
+# --- subproblems -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Subproblem:
+    """The part of a problem that one launch computes: dilation groups of the same lengths, of some batch elements.
 
     Attributes:
         lengths: tokens per group along each of three axes.
         groups: groups along each of three axes.
         first: first token of the first group along each axis.
         spread: tokens of the whole problem along each of the last two axes.
+        batch: batch elements.
+        first_batch: the first of them.
     """
 
-    lengths: tuple[int, int, int]
-    groups: tuple[int, int, int]
-    first: tuple[int, int, int]
+    lengths: Triple
+    groups: Triple
+    first: Triple
     spread: tuple[int, int]
+    batch: int
+    first_batch: int = 0
 
-    def tokens(self, group: tuple[int, int, int]) -> int:
+    def tokens(self, group: Triple) -> int:
         """Tokens from the first group's first to this group's."""
         return (group[0] * self.spread[0] + group[1]) * self.spread[1] + group[2]
 
+    @property
+    def farthest(self) -> int:
+        """Tokens from the first group's first to the last group's."""
+        return self.tokens((self.groups[0] - 1, self.groups[1] - 1, self.groups[2] - 1))
 
-def three(values: tuple[int, ...], fill: int) -> tuple[int, int, int]:
-    """One value per axis of three: the leading axes get `fill`."""
-    padded = (fill,) * (RANK - len(values)) + tuple(values)
-    return padded[0], padded[1], padded[2]
+
+@dataclass(frozen=True)
+class Reach:
+    """What makes up the columns of a subproblem's descriptors, the most of any tensor's.
+
+    Attributes:
+        token: columns from a token to the next.
+        width: columns of all heads of a token.
+        batch: columns from a batch element to the next; 0 where the batch is a dimension of its own.
+    """
+
+    token: int = 0
+    width: int = 0
+    batch: int = 0
+
+    @classmethod
+    def of(cls, tensors: Iterable[Strided], with_batch: Iterable[Strided] = ()) -> Reach:
+        """Of these tensors; `with_batch`: those of them that are described `with_heads`."""
+        tensors = tuple(tensors)
+        batch = max((t.batch for t in with_batch), default=0)
+        return cls(max(t.token for t in tensors), max(t.width for t in tensors), batch)
+
+    def columns(self, part: Subproblem) -> int:
+        return part.farthest * self.token + (part.batch - 1) * self.batch + self.width
 
 
-def launches(problem: Problem) -> list[Launch]:
-    """The launches that together cover `problem`; the first is the largest."""
+def subproblems(problem: Problem, reach: Reach = Reach()) -> list[Subproblem]:
+    """Those that together cover `problem`, of at most `LARGEST` columns each; the first is one of the largest."""
     lengths = three(problem.lengths, 1)
     kinds = [alike(_axis(problem, a), lengths[a]) for a in range(RANK)]
     per_axis = [[(kind.length, kind.count, kind.first) for kind in each] for each in kinds]
     parts = [tuple(zip(*axes)) for axes in product(*per_axis)]
     parts.sort(key=lambda part: -prod(part[0]) * prod(part[1]))
-    return [Launch(x, g, first, (lengths[1], lengths[2])) for x, g, first in parts]
+    whole = [Subproblem(x, g, first, (lengths[1], lengths[2]), problem.batch) for x, g, first in parts]
+    return [part for each in whole for part in _halved(each, reach)]
 
 
-def described(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value, each `describable`."""
-    query, key, value = inputs.query, inputs.key, inputs.value
-    packed = query.is_contiguous() and key.is_contiguous() and value.is_contiguous()
-    if packed and (query.data_ptr() | key.data_ptr() | value.data_ptr()) % 16 == 0:  # the common case, quickly
-        return query, key, value
-    return describable(query), describable(key), describable(value)
+def three(values: tuple[int, ...], fill: int) -> Triple:
+    """One value per axis of three: the leading axes get `fill`."""
+    padded = (fill,) * (RANK - len(values)) + tuple(values)
+    return padded[0], padded[1], padded[2]
 
 
-def describable(tensor: Tensor) -> Tensor:
-    """`tensor`, or a contiguous copy where its strides or its address do not suit a descriptor."""
-    if suits(tensor.shape, tensor.stride()) and tensor.data_ptr() % 16 == 0:
-        return tensor
-    return packed(tensor)
+def _halved(part: Subproblem, reach: Reach) -> list[Subproblem]:
+    """`part`, or its halves, and theirs, along what reaches farthest, until columns are few enough."""
+    if reach.columns(part) <= LARGEST:
+        return [part]
+    units = [part.tokens(unit) * reach.token for unit in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    extents = [(count - 1) * unit for count, unit in zip((*part.groups, part.batch), (*units, reach.batch))]
+    along = max(range(RANK + 1), key=extents.__getitem__)
+    assert extents[along] > 0, f"one token of one batch element has more than {LARGEST} columns: {part}, {reach}"
+    return [each for half in _halves(part, along) for each in _halved(half, reach)]
 
 
-def packed(tensor: Tensor) -> Tensor:
-    """`tensor`, or a copy where it is not contiguous or does not start at a multiple of 16 bytes."""
-    tensor = tensor.contiguous()
-    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+def _halves(part: Subproblem, along: int) -> tuple[Subproblem, Subproblem]:
+    if along == RANK:
+        fewer = part.batch // 2
+        rest = replace(part, batch=part.batch - fewer, first_batch=part.first_batch + fewer)
+        return replace(part, batch=fewer), rest
+    fewer = part.groups[along] // 2
+    rest = replace(part, groups=_with(part.groups, along, part.groups[along] - fewer))
+    rest = replace(rest, first=_with(part.first, along, part.first[along] + fewer))
+    return replace(part, groups=_with(part.groups, along, fewer)), rest
 
 
-@lru_cache(maxsize=1024)
-def suits(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether descriptors can say these strides: heads packed, tokens evenly apart, multiples of 16 bytes."""
-    packed = strides[-1] == 1 and (strides[-2] == shape[-1] or shape[-2] == 1)
-    spatial = list(zip(strides, shape))[1:-2]
-    even = all(
-        s == _token_stride(shape, strides) * prod(shape[a + 2 : -2]) for a, (s, n) in enumerate(spatial) if n > 1
-    )
-    return packed and even and all(s % ALIGNMENT == 0 and s > 0 for s, n in zip(strides[:-2], shape) if n > 1)
+def _with(values: Triple, a: int, value: int) -> Triple:
+    changed = [value if i == a else old for i, old in enumerate(values)]
+    return changed[0], changed[1], changed[2]
+
+
+def _axis(problem: Problem, a: int) -> Axis:
+    missing = RANK - problem.rank
+    return Axis(1) if a < missing else problem.neighborhoods[0].axes[a - missing]
+
+
+# --- descriptors -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Descriptor:
-    """Shape and strides of one tensor of one launch, in elements; `offset` of its first element.
+    """Shape and strides of one tensor of one subproblem, in elements; `offset` of its first element.
 
-    `token_columns` is the distance in columns between neighboring tokens of the whole problem.
+    `token_columns` is the distance in columns between neighboring tokens of the whole problem; `batch_columns` that
+    between batch elements, 0 where they are not in the columns.
     """
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int
     token_columns: int
+    batch_columns: int = 0
 
 
-def describe(problem: Problem, launch: Launch, shape: tuple[int, ...], strides: tuple[int, ...]) -> Descriptor:
-    """The descriptor of `[B, *X, heads, columns]` with these strides, for one launch."""
+def describe(problem: Problem, part: Subproblem, tensor: Strided) -> Descriptor:
+    """The descriptor of a tensor's part `[batch, X0, X1, X2, columns]`."""
     dilation = three(problem.neighborhoods[0].dilation, 1)
-    lengths = three(shape[1:-2], 1)
-    token = _token_stride(shape, strides)
-    x = (token * lengths[1] * lengths[2], token * lengths[2], token)
-    steps = [s * d if n > 1 else ALIGNMENT for s, d, n in zip(x, dilation, launch.lengths)]
-    last = launch.tokens((launch.groups[0] - 1, launch.groups[1] - 1, launch.groups[2] - 1))
+    token = tensor.token
+    x = (token * part.spread[0] * part.spread[1], token * part.spread[1], token)
+    steps = [s * d if n > 1 else ANY_STRIDE for s, d, n in zip(x, dilation, part.lengths)]
     return Descriptor(
-        shape=(shape[0], *launch.lengths, last * token + shape[-2] * shape[-1]),
-        strides=(strides[0] if shape[0] > 1 else ALIGNMENT, *steps, 1),
-        offset=sum(f * s for f, s in zip(launch.first, x)),
+        shape=(part.batch, *part.lengths, part.farthest * token + tensor.width),
+        strides=(tensor.batch, *steps, 1),
+        offset=part.first_batch * tensor.batch + sum(f * s for f, s in zip(part.first, x)),
         token_columns=token,
     )
 
 
-def with_heads(description: Descriptor, shape: tuple[int, ...], strides: tuple[int, ...]) -> Descriptor:
+def with_heads(description: Descriptor, tensor: Strided) -> Descriptor:
     """The same part of the same tensor as `[X0, X1, X2, heads, columns]`: the batch is in the columns."""
-    batch, heads, columns = shape[0], shape[-2], shape[-1]
-    groups = description.shape[4] - heads * columns
-    return Descriptor(
-        shape=(*description.shape[1:4], heads, groups + (batch - 1) * strides[0] + columns),
-        strides=(*description.strides[1:4], max(columns, ALIGNMENT), 1),
-        offset=description.offset,
-        token_columns=description.token_columns,
+    batch, *lengths, columns = description.shape
+    heads, own = tensor.shape[-2:]
+    between = tensor.batch if batch > 1 else 0
+    return replace(
+        description,
+        shape=(*lengths, heads, columns - heads * own + (batch - 1) * between + own),
+        strides=(*description.strides[1:4], own, 1),
+        batch_columns=between,
     )
-
-
-def _token_stride(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Of the last axis that has more than one token (the strides of others say nothing)."""
-    return next((s for s, n in zip(strides[-3:0:-1], shape[-3:0:-1]) if n > 1), ALIGNMENT)
-
-
-def _axis(problem: Problem, a: int) -> Axis:
-    missing = RANK - problem.rank
-    return Axis(1) if a < missing else problem.neighborhoods[0].axes[a - missing]

@@ -172,8 +172,7 @@ def heads_together(config: TileConfig) -> int:
 
 def _packings(problem: Problem) -> list[int]:
     """Numbers of query heads that a tile can hold of each token: of one key head, all with one window."""
-    elements = problem.batch * prod(problem.lengths) * problem.heads * max(problem.head_dim, problem.value_dim)
-    if problem.per_head or elements >= 2**31:  # the batch is in the columns, which are 32-bit integers
+    if problem.per_head:
         return [1]
     return [h for h in (1, 2, 4, 8, 16) if problem.group_size % h == 0]
 

@@ -25,11 +25,12 @@ from triton.backends.nvidia.compiler import get_ptxas
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "gpu"))  # the folder of compile_driver
 
 from compile_driver import CompileOnlyDriver
+from ptx import before_waits
 
 from vicinal.backends import hopper
 from vicinal.backends.hopper import arguments as hopper_arguments
 from vicinal.backends.hopper import backward as hopper_backward
-from vicinal.backends.hopper.layout import launches
+from vicinal.backends.hopper import forward as hopper_forward
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
 from vicinal.tuning.config import TileConfig
@@ -67,43 +68,38 @@ def problem_of(case: str) -> Problem:
 
 def compile_forward(case: str, config: TileConfig | None = None):
     problem = problem_of(case)
+    query, key, value, output, lse, table = tensors_of(problem)
     config = config or hopper.forward_configs(problem)[0]
-    (launch,) = launches(problem)
-    x = (problem.batch, *problem.lengths)
-    query = torch.zeros(*x, problem.heads, problem.head_dim, dtype=problem.dtype)
-    key = torch.zeros(*x, problem.kv_heads, problem.head_dim, dtype=problem.dtype)
-    value = torch.zeros(*x, problem.kv_heads, problem.value_dim, dtype=problem.dtype)
-    output = torch.zeros(*x, problem.heads, problem.value_dim, dtype=problem.dtype)
-    lse = torch.zeros(*x, problem.heads)
-    strides = (query.stride(), key.stride(), value.stride())
-    launcher = hopper.forward_launcher(problem, config, strides, launch)
-    table = hopper_arguments.head_table(problem)
-    return launcher.compile(query, key, value, output, lse, lse if table is None else table)
+    (launcher,) = hopper_forward.launchers(problem, config, (query.stride(), key.stride(), value.stride()))
+    return launcher.compile(query, key, value, output, lse, table)
 
 
-def compile_backward(case: str, part: str):
+def compile_backward(case: str, kernel: str):
+    """`kernel`: "prepare", "keys", "queries", or one of the gradients that "keys" makes: "dk", "dv"."""
     problem = problem_of(case)
+    query, key, value, output, lse, table = tensors_of(problem)
     config = hopper.backward_configs(problem)[0]
-    (launch,) = launches(problem)
+    strides = (query.stride(), key.stride(), value.stride())
+    passes = hopper_backward.Passes(True, kernel != "dv", kernel != "dk", has_grad_lse=True)
+    (part,) = hopper_backward.launchers(problem, config, strides, passes)
+    rows = torch.zeros(part.rows)
+    if kernel == "prepare":
+        return part.prepare.compile(output, output, lse, lse, rows, rows)
+    if kernel == "queries":
+        return part.queries.compile(query, output, rows, rows, key, value, query, table)
+    return part.keys.compile(query, output, rows, rows, key, value, key, value, table)
+
+
+def tensors_of(problem: Problem) -> tuple[torch.Tensor, ...]:
+    """Query, key, value, output, log-sum-exp and the table of heads."""
     x = (problem.batch, *problem.lengths)
     query = torch.zeros(*x, problem.heads, problem.head_dim, dtype=problem.dtype)
     key = torch.zeros(*x, problem.kv_heads, problem.head_dim, dtype=problem.dtype)
     value = torch.zeros(*x, problem.kv_heads, problem.value_dim, dtype=problem.dtype)
     output = torch.zeros(*x, problem.heads, problem.value_dim, dtype=problem.dtype)
     lse = torch.zeros(*x, problem.heads)
-    strides = (query.stride(), key.stride(), value.stride())
-    size, prepare, keys, queries = hopper_backward.launchers(problem, config, strides, True, launch)
-    rows = torch.zeros(size)
     table = hopper_arguments.head_table(problem)
-    table = lse if table is None else table
-    if part == "prepare":
-        return prepare.compile(output, output, lse, lse, rows, rows)
-    if part == "keys":
-        return keys.compile(query, output, rows, rows, key, value, key, value, table)
-    return queries.compile(query, output, rows, rows, key, value, query, table)
-
-
-READ = re.compile(r"ld\.global|cp\.async\.bulk\.tensor\.\dd\.shared")  # from global memory
+    return query, key, value, output, lse, lse if table is None else table
 
 
 def report(case: str, kernel) -> dict:
@@ -128,10 +124,14 @@ def report(case: str, kernel) -> dict:
         "tma_loads": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
         "tma_stores": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),
         "setmaxnreg": ptx.count("setmaxnreg"),
+        "fences": ptx.count("fence.proxy.async"),
         "pdl": kernel.metadata.launch_pdl,
         "waits": ptx.count("griddepcontrol.wait"),
         "lets": ptx.count("griddepcontrol.launch_dependents"),
-        "early": len(READ.findall(ptx.partition("griddepcontrol.wait")[0])),
+        # where warps specialise, consumers write what they made of tiles that the producer has waited for
+        "early": len(before_waits(ptx, writes="setmaxnreg" not in ptx)),
+        "narrow_loads": len(re.findall(r"ld\.global\.b16", ptx)),
+        "wide_loads": len(re.findall(r"ld\.global\.v4\.b32", ptx)),
         "registers": number(r"Used (\d+) registers"),
         "stack": number(r"(\d+) bytes stack frame"),
         "spill_stores": number(r"(\d+) bytes spill stores"),
@@ -153,5 +153,5 @@ if __name__ == "__main__":
         else:
             kernel = compile_forward(case) if direction == "forward" else compile_backward(case, direction)
         if os.environ.get("PTX_TO"):
-            Path(os.environ["PTX_TO"], f"{direction}-{case}.ptx").write_text(kernel.asm["ptx"])
+            Path(os.environ["PTX_TO"], f"{name.replace(':', '-')}.ptx").write_text(kernel.asm["ptx"])
         print(json.dumps(report(name, kernel)), flush=True)

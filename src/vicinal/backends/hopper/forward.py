@@ -1,0 +1,96 @@
+"""Launchers of the Hopper forward (`vicinal.backends.hopper.kernels.forward`)."""
+
+from __future__ import annotations
+
+from math import prod
+
+from vicinal.backends.hopper.arguments import (
+    Tensors,
+    axes_of,
+    constants_of,
+    grid_of,
+    groups_of,
+    options_of,
+    token_strides,
+)
+from vicinal.backends.hopper.kernels.arguments import Constants, ForwardStrides, Scalars
+from vicinal.backends.hopper.launch import Block, Launcher
+from vicinal.backends.hopper.layout import Reach, Subproblem, describe, subproblems, three, with_heads
+from vicinal.backends.hopper.tilings import SHARED_MEMORY, forward_shared, heads_together, piece
+from vicinal.problem import Problem
+from vicinal.tuning.config import TileConfig
+
+LOG2E = 1.4426950408889634
+
+
+def launchers(
+    problem: Problem, config: TileConfig, strides: tuple[tuple[int, ...], ...], programs: int | None = None
+) -> tuple[Launcher, ...]:
+    """The forward kernel's launchers, one per subproblem.
+
+    Args:
+        problem: a supported problem.
+        config: one of `tilings.forward_configs`.
+        strides: of query, key and value.
+        programs: limits the grid (persistent programs).
+    """
+    tensors = Tensors.of(problem, strides)
+    packed = (tensors.query, tensors.output) if heads_together(config) > 1 else ()
+    reach = Reach.of((tensors.query, tensors.key, tensors.value, tensors.output), packed)
+    return tuple(_launcher(problem, config, tensors, part, programs) for part in subproblems(problem, reach))
+
+
+def _launcher(
+    problem: Problem, config: TileConfig, tensors: Tensors, part: Subproblem, programs: int | None
+) -> Launcher:
+    from vicinal.backends.hopper.kernels.forward import forward
+
+    constants = _constants(problem, config)
+    q, k, v, o = _blocks(problem, part, tensors, constants)
+    lse = describe(problem, part, tensors.lse)
+    columns = [each.description.token_columns for each in (q, k, v, o)]
+    batches = (q.description.batch_columns, o.description.batch_columns)
+    steps = ForwardStrides._make((*columns, *batches, token_strides(lse)))
+    grid = grid_of(problem, part, constants, problem.heads // constants.heads)
+    return Launcher(
+        forward,
+        (q, k, v, o, lse.offset, 0),
+        (
+            Scalars(axes_of(problem, part), grid, steps, problem.scale * LOG2E),
+            groups_of(part),
+            constants,
+        ),
+        (grid.items if programs is None else min(grid.items, programs),),
+        options_of(constants.chained, num_warps=4, maxnreg=168),
+    )
+
+
+def _constants(problem: Problem, config: TileConfig) -> Constants:
+    d, dv = problem.head_dim, problem.value_dim
+    paired = "c" in config.variant
+    step = three(config.key_tile, 1)
+    keys = prod(step) * (2 if paired else 1)
+    return constants_of(problem, config, three(config.query_tile, 1), step)._replace(
+        own_output=forward_shared(keys, d, dv, config.stages, True) <= SHARED_MEMORY,
+        paired=paired,
+        heads=heads_together(config),
+    )
+
+
+def _blocks(problem: Problem, part: Subproblem, tensors: Tensors, constants: Constants) -> list[Block]:
+    """Of query, key, value and output."""
+    d, dv = problem.head_dim, problem.value_dim
+    q, k, v, o = (describe(problem, part, t) for t in tensors[:4])
+    qd, vd = piece(d), piece(dv)
+    kd = min(d, 64) if constants.paired else qd  # a chunk is loaded in columns of 128 bytes
+    own: tuple[int, ...] = (1, *constants.tile)
+    if constants.heads > 1:
+        q, o = with_heads(q, tensors.query), with_heads(o, tensors.output)
+        own = (*constants.tile, constants.heads)
+    step = (1, *constants.step)
+    return [
+        Block(q, (*own, qd)),
+        Block(k, (*step, kd)),
+        Block(v, (*step, kd if constants.paired else vd)),
+        Block(o, (*own, vd)),
+    ]
