@@ -1,16 +1,12 @@
 """The public functions: identities of the design, options, errors. Numbers per backend are in tests/backends."""
 
-import math
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
+import strategies
 import vicinal
-from strategies import calls
-from vicinal import Neighborhood, functional
+from vicinal import Neighborhood, calls
 from vicinal.problem import Inputs
 from vicinal.reference import reference
 
@@ -92,7 +88,7 @@ def test_neighborhood_per_head():
 
 
 @settings(max_examples=60)
-@given(calls())
+@given(strategies.calls())
 def test_forward_and_gradients_match_the_oracle(call):
     inputs = [None if t is None else t.requires_grad_() for t in call.inputs()]
     q, k, v, ek, ev, rpb = inputs
@@ -109,7 +105,7 @@ def test_forward_and_gradients_match_the_oracle(call):
 
 
 @settings(max_examples=15)
-@given(calls(ranks=(1,), max_head_dim=4))
+@given(strategies.calls(ranks=(1,), max_head_dim=4))
 def test_gradcheck(call):
     inputs = [None if t is None else t.requires_grad_() for t in call.inputs()]
 
@@ -159,178 +155,38 @@ def test_is_causal_of_none_means_not_causal():
     torch.testing.assert_close(vicinal.na1d(*inputs, 3, is_causal=None), vicinal.na1d(*inputs, 3))
 
 
-def test_ignored_knobs_warn_once(recwarn):
-    functional._warned.clear()
+def test_ignored_knobs_warn_once(recwarn, monkeypatch):
+    monkeypatch.setattr(calls, "_warned", set())
     inputs = qkv((8,))
     for _ in range(2):
         output = vicinal.na1d(*inputs, 3, q_tile_shape=(64,), run_persistent_kernel=False)
     messages = [str(w.message) for w in recwarn if "vicinal ignores" in str(w.message)]
     assert len(messages) == 1
     assert "q_tile_shape, run_persistent_kernel" in messages[0]
+    assert recwarn[0].filename == __file__
     torch.testing.assert_close(output, vicinal.na1d(*inputs, 3))
 
 
-# attention and merge_attentions ---------------------------------------------------------------------------------
+def test_meta_tensors_give_shapes_and_dtypes():
+    query, key, value = (t.to("meta") for t in qkv((7,), dtype=torch.bfloat16))
+    output, lse = vicinal.attention(query, key[:, :5], value[:, :5], return_lse=True)
+    assert (output.shape, output.dtype, output.is_meta) == ((2, 7, 4, 3), torch.bfloat16, True)
+    assert (lse.shape, lse.dtype, lse.is_meta) == ((2, 7, 4), torch.float32, True)
 
 
-@pytest.mark.parametrize("tokens", [12, 7])
-@pytest.mark.parametrize("return_lse", [False, True])
-def test_attention(tokens, return_lse):
-    query = qkv((12,))[0].requires_grad_()
-    key, value = (t.requires_grad_() for t in qkv((tokens,), seed=1)[1:])
-    ours = vicinal.attention(query, key, value, return_lse=return_lse)
-    q, k, v = (t.transpose(1, 2) for t in (query, key.repeat_interleave(2, 2), value.repeat_interleave(2, 2)))
-    scores = q @ k.transpose(-1, -2) / math.sqrt(5)
-    expected = ((scores.softmax(-1) @ v).transpose(1, 2), scores.logsumexp(-1).transpose(1, 2))
-    torch.testing.assert_close(ours, expected if return_lse else expected[0])
-    grads = [
-        torch.autograd.grad(sum(t.sin().sum() for t in parts), (query, key, value))
-        for parts in ((ours, expected) if return_lse else ([ours], expected[:1]))
-    ]
-    torch.testing.assert_close(*grads)
+@pytest.mark.parametrize("neighborhood", [3, (3, 5), [3, None], None])
+def test_a_window_stands_for_its_neighborhood(neighborhood):
+    inputs = qkv((6, 8))
+    expected = vicinal.na2d(*inputs, neighborhood)
+    assert torch.equal(vicinal.neighborhood_attention(*inputs, neighborhood), expected)
+    assert torch.equal(vicinal.neighborhood_attention(*inputs, Neighborhood.of(2, neighborhood)), expected)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 5])
-def test_merge_attentions(parts):
-    query = qkv((6,))[0].requires_grad_()
-    key, value = (t.requires_grad_() for t in qkv((10,), seed=1)[1:])
-    whole = vicinal.attention(query, key, value, return_lse=True)
-    pieces = [
-        vicinal.attention(query, k, v, return_lse=True)
-        for k, v in zip(key.tensor_split(parts, 1), value.tensor_split(parts, 1))
-    ]
-    merged = vicinal.merge_attentions([o for o, _ in pieces], [s for _, s in pieces])
-    torch.testing.assert_close(merged, whole)
-    grads = [torch.autograd.grad(sum(t.sin().sum() for t in both), (query, key, value)) for both in (merged, whole)]
-    torch.testing.assert_close(*grads)
+def test_a_scale_that_changes_is_compiled():
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def compiled(x, scale):
+        return vicinal.na1d(x, x, x, 3, scale=scale)
 
-
-def test_merge_with_a_part_without_keys():
-    output, lse = vicinal.na1d(*qkv((6,)), 3, return_lse=True)
-    nothing = torch.full_like(lse, -math.inf)
-    merged = vicinal.merge_attentions([output, torch.zeros_like(output)], [lse, nothing])
-    torch.testing.assert_close(merged, (output, lse))
-    none, none_lse = vicinal.merge_attentions([torch.zeros_like(output)] * 2, [nothing] * 2)
-    assert not none.any()
-    assert torch.equal(none_lse, nothing)
-
-
-@settings(max_examples=20)
-@given(st.integers(2, 4), st.sampled_from([torch.float32, torch.bfloat16]))
-def test_merge_keeps_dtype(parts, dtype):
-    pieces = [vicinal.na1d(*qkv((6,), dtype=dtype, seed=i), 3, return_lse=True) for i in range(parts)]
-    merged, lse = vicinal.merge_attentions([o for o, _ in pieces], [s for _, s in pieces])
-    assert (merged.dtype, lse.dtype) == (dtype, torch.float32)
-
-
-# Errors ---------------------------------------------------------------------------------------------------------
-
-Q, K, V = qkv((6, 8), dtype=torch.float32)
-EXTRA_K, EXTRA_V = torch.randn(2, 3, 2, 5), torch.randn(2, 3, 2, 3)
-
-BAD_CALLS = {
-    "window larger than the axis": (dict(kernel_size=7), ValueError, "axis 0 has length 6, got kernel_size 7"),
-    "window times dilation too large": (dict(kernel_size=3, dilation=3), ValueError, "kernel_size 3 . dilation 3 = 9"),
-    "stride larger than window": (dict(kernel_size=3, stride=4), ValueError, "stride must not exceed kernel_size"),
-    "stride below 1": (dict(kernel_size=3, stride=0), ValueError, "stride must be at least 1"),
-    "window below 1": (dict(kernel_size=0), ValueError, "kernel_size must be at least 1"),
-    "window not an integer": (dict(kernel_size=3.0), TypeError, "kernel_size must be an integer"),
-    "dilation below 1": (dict(kernel_size=3, dilation=-1), ValueError, "dilation must be at least 1"),
-    "causal not a bool": (dict(kernel_size=3, is_causal="yes"), TypeError, "is_causal must be a bool"),
-    "unknown boundary": (dict(kernel_size=3, boundary="wrap"), ValueError, "boundary must be one of .* got 'wrap'"),
-    "tuple of the wrong length": (dict(kernel_size=(3, 3, 3)), ValueError, "kernel_size must be one value or 2"),
-    "query of the wrong rank": (dict(query=Q[0]), ValueError, "query must have 5 dimensions"),
-    "key of the wrong rank": (dict(key=K[0]), ValueError, "key must have 5 dimensions"),
-    "key of another length": (dict(key=K[:, :5]), ValueError, "key must have the batch and spatial lengths of query"),
-    "key of another head_dim": (dict(key=K[..., :4]), ValueError, "key must have query's head_dim 5"),
-    "value of another length": (dict(value=V[:, :, :7]), ValueError, "value must have key's batch, spatial lengths"),
-    "value of other heads": (dict(value=V[..., :1, :]), ValueError, "value must have key's .* heads"),
-    "heads not divisible": (dict(query=Q[..., :3, :]), ValueError, "query's heads must be a multiple .* got 3 and 2"),
-    "no heads": (dict(query=Q[..., :0, :]), ValueError, "query must have at least one head"),
-    "head_dim 0": (dict(query=Q[..., :0], key=K[..., :0]), ValueError, "head_dim of at least 1"),
-    "mixed dtypes": (dict(key=K.double()), TypeError, "key must have query's dtype torch.float32, got torch.float64"),
-    "mixed devices": (dict(key=K.to("meta")), ValueError, "key must be on query's device cpu, got meta"),
-    "integers": (dict(query=Q.int()), TypeError, "query must be of one of the dtypes .* got torch.int32"),
-    "complex numbers": (dict(query=Q.to(torch.complex64)), TypeError, "got torch.complex64"),
-    "not a tensor": (dict(query=np.zeros((2, 6, 8, 4, 5))), TypeError, "query must be a torch.Tensor, got ndarray"),
-    "key None": (dict(key=None), TypeError, "key must be a torch.Tensor, got NoneType"),
-    "additional_values missing": (dict(additional_keys=EXTRA_K), ValueError, "additional_values is None"),
-    "additional_keys missing": (dict(additional_values=EXTRA_V), ValueError, "additional_keys is None"),
-    "additional_keys of the wrong shape": (
-        dict(additional_keys=EXTRA_K[..., :4], additional_values=EXTRA_V), ValueError,
-        r"additional_keys must have shape .*\[2, M, 2, 5\]",
-    ),
-    "additional tokens that differ": (
-        dict(additional_keys=EXTRA_K, additional_values=EXTRA_V[:, :2]), ValueError, "same number of tokens"
-    ),
-    "no additional tokens": (
-        dict(additional_keys=EXTRA_K[:, :0], additional_values=EXTRA_V[:, :0]), ValueError, "with M at least 1"
-    ),
-    "rpb of the wrong shape": (dict(rpb=torch.zeros(4, 5, 4)), ValueError, r"rpb must have shape .*\[4, 5, 5\]"),
-    "rpb of another dtype": (dict(rpb=torch.zeros(4, 5, 5, dtype=F64)), TypeError, "rpb must have query's dtype"),
-    "unknown backend": (dict(backend="cutlass-fna"), ValueError, "backend must be one of .* got 'cutlass-fna'"),
-    "backend that cannot": (dict(backend="hopper"), ValueError, "backend 'hopper' cannot"),
-    "empty axis": (dict(query=Q[:, :0], key=K[:, :0], value=V[:, :0]), ValueError, "axis 0 has length 0"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BAD_CALLS)
-def test_bad_call(name):
-    change, error, message = BAD_CALLS[name]
-    arguments = {"query": Q, "key": K, "value": V, "kernel_size": 3} | change
-    with pytest.raises(error, match=message):
-        vicinal.na2d(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("neighborhood", "error", "message"),
-    [
-        ([], ValueError, "empty"),
-        ([Neighborhood.of(2, 3)] * 3, ValueError, "one for each of the 4 query heads, got 3"),
-        ([Neighborhood.of(2, 3), Neighborhood.of(1, 3)] * 2, ValueError, "one rank"),
-        ((3, 3), TypeError, "neighborhood must be a Neighborhood or a sequence of them, got int"),
-        (Neighborhood.of(1, 3), ValueError, "query must have 4 dimensions"),
-    ],
-)
-def test_bad_neighborhood(neighborhood, error, message):
-    with pytest.raises(error, match=message):
-        vicinal.neighborhood_attention(Q, K, V, neighborhood)
-
-
-def test_bias_of_heads_with_different_windows():
-    each = [Neighborhood.of(2, 3), Neighborhood.of(2, 5)] * 2
-    with pytest.raises(ValueError, match="rpb needs one kernel_size for all heads"):
-        vicinal.neighborhood_attention(Q, K, V, each, rpb=torch.zeros(4, 5, 5))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(query=Q), "query must have 4 dimensions"),
-        (dict(key=K[:, 0, :, :, :4]), "key must have query's batch and head_dim"),
-        (dict(value=V[:1, 0]), "value must have key's batch"),
-        (dict(query=Q[:, 0, :, :3]), "must be a multiple"),
-        (dict(key=K[:, 0, :5], value=V[:, 0, :5], backend="cpu"), "cannot be chosen where key has another length"),
-        (dict(key=K[:, 0, :0], value=V[:, 0, :0]), "at least one token"),
-    ],
-)
-def test_bad_attention(change, message):
-    arguments = {"query": Q[:, 0], "key": K[:, 0], "value": V[:, 0]} | change
-    with pytest.raises(ValueError, match=message):
-        vicinal.attention(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("outputs", "lses", "error", "message"),
-    [
-        ([], [], ValueError, "at least 1, got 0 and 0"),
-        ([Q], [], ValueError, "same length, at least 1, got 1 and 0"),
-        ([Q, Q[:1]], [Q[..., 0]] * 2, ValueError, "must agree in shape and dtype"),
-        ([Q, Q.double()], [Q[..., 0]] * 2, ValueError, "must agree in shape and dtype"),
-        ([Q], [Q[..., 0, 0]], ValueError, r"lse_tensors\[0\] must have shape"),
-        ([None], [None], TypeError, "must be tensors"),
-    ],
-)
-def test_bad_merge(outputs, lses, error, message):
-    with pytest.raises(error, match=message):
-        vicinal.merge_attentions(outputs, lses)
+    x = torch.randn(1, 6, 2, 4)
+    for scale in (0.5, 0.25, 2.0):
+        torch.testing.assert_close(compiled(x, scale), vicinal.na1d(x, x, x, 3, scale=scale))

@@ -3,15 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from vicinal.dispatch import BACKENDS
-from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.neighborhood import MAX_RANK, Neighborhood
 from vicinal.problem import Inputs
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LSE_DTYPES = (torch.float32, torch.float64)
+
+# Numbers and switches ---------------------------------------------------------------------------------------------
+
+
+def check_scale(name: str, scale: float) -> float:
+    """A factor of the scores as a float: any real Python number.
+
+    Raises:
+        TypeError: it is no such number, or not a finite one.
+    """
+    if type(scale) is float and -inf < scale < inf:
+        return scale
+    if isinstance(scale, Tensor):
+        raise TypeError(f"{name} must be a real number, got a Tensor: multiply the query by it, that carries gradients")
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not -inf < scale < inf:
+        raise TypeError(f"{name} must be a finite real number, got {scale!r} of type {type(scale).__name__}")
+    return float(scale)
+
+
+def check_fraction(name: str, value: float) -> float:
+    """A probability.
+
+    Raises:
+        TypeError, ValueError: it is no real number, or not from 0 to 1.
+    """
+    value = check_scale(name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, got {value}")
+    return value
+
+
+def check_count(name: str, value: int) -> int:
+    """How many there are of something of which there is at least one.
+
+    Raises:
+        TypeError, ValueError: it is no integer, or less than 1.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+def check_device(name: str, device: torch.device | str | int | None) -> None:
+    """A device that torch knows.
+
+    Raises:
+        ValueError: it does not.
+    """
+    try:
+        torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f"{name} must be a device as torch has them, such as 'cpu' or 'cuda:0', got {device!r}"
+        ) from None
+
+
+def check_switch(name: str, value: bool) -> bool:
+    """True or False.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if value is not True and value is not False:
+        raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}")
+    return value
+
+
+# Neighborhood attention -------------------------------------------------------------------------------------------
 
 
 def check_call(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...], backend: str | None) -> None:
@@ -31,7 +104,7 @@ def check_call(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...], backend:
         raise ValueError(f"neighborhood must have one rank for all heads, got {[n.rank for n in neighborhoods]}")
     check_inputs(inputs, rank)
     check_neighborhoods(neighborhoods, inputs.rpb, inputs.query.shape[1:-2], inputs.query.shape[-2])
-    if backend is not None and backend not in BACKENDS:
+    if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
 
 
@@ -39,24 +112,17 @@ def check_inputs(inputs: Inputs, rank: int) -> None:
     """That the tensors of a call fit each other and have `rank` spatial axes.
 
     Raises:
-        TypeError: not a tensor, or not a supported float dtype, or dtypes that differ.
+        TypeError: not a dense tensor, or not of a supported float dtype, or dtypes that differ.
         ValueError: ranks, shapes or devices that do not fit.
     """
     query, key, value, additional_keys, additional_values, _ = inputs
-    layout = f"[batch, {', '.join(f'X{i}' for i in range(rank))}, heads, head_dim]"
     for name, t in zip(inputs._fields, inputs):
         if t is not None or name in ("query", "key", "value"):
-            check_tensor(name, t, query)
+            check_tensor(name, t, None if name == "query" else query)
     for name, t in (("query", query), ("key", key), ("value", value)):
-        if t.ndim != rank + 3:
-            raise ValueError(f"{name} must have {rank + 3} dimensions {layout}, got shape {_shape(t)}")
-        if t.shape[-1] < 1 or t.shape[-2] < 1:
-            raise ValueError(f"{name} must have at least one head and a head_dim of at least 1, got shape {_shape(t)}")
+        check_spatial(name, t, rank)
     check_key(query, key)
-    if value.shape[:-1] != key.shape[:-1]:
-        raise ValueError(
-            f"value must have key's batch, spatial lengths and heads, {_shape(key)}, got shape {_shape(value)}"
-        )
+    _check_value(key, value)
     if (additional_keys is None) != (additional_values is None):
         missing = "additional_keys" if additional_keys is None else "additional_values"
         raise ValueError(f"additional_keys and additional_values must be given together, {missing} is None")
@@ -70,20 +136,50 @@ def check_inputs(inputs: Inputs, rank: int) -> None:
             )
 
 
-def check_tensor(name: str, t: object, query: Tensor) -> None:
-    """That it is a tensor of a supported dtype, which is query's, on query's device.
+def check_tensor(
+    name: str, t: object, like: Tensor | None = None, of: str = "query", allowed: Sequence[torch.dtype] = DTYPES
+) -> None:
+    """That it is a dense tensor of an allowed dtype, and of the dtype and device of `like`, the argument `of`.
 
     Raises:
         TypeError, ValueError: as `check_inputs`.
     """
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
-    if t.dtype not in DTYPES:
-        raise TypeError(f"{name} must be of one of the dtypes {', '.join(map(str, DTYPES))}, got {t.dtype}")
-    if t.dtype != query.dtype:
-        raise TypeError(f"{name} must have query's dtype {query.dtype}, got {t.dtype}")
-    if t.device != query.device:
-        raise ValueError(f"{name} must be on query's device {query.device}, got {t.device}")
+    if t.is_nested or t.layout is not torch.strided:
+        kind = "nested" if t.is_nested else str(t.layout).removeprefix("torch.")
+        raise TypeError(f"{name} must be a dense (strided) tensor, got a {kind} one")
+    if t.dtype not in allowed:
+        raise TypeError(f"{name} must be of one of the dtypes {', '.join(map(str, allowed))}, got {t.dtype}")
+    if like is None:
+        return
+    if t.dtype != like.dtype:
+        raise TypeError(f"{name} must have {of}'s dtype {like.dtype}, got {t.dtype}")
+    if t.device != like.device:
+        raise ValueError(f"{name} must be on {of}'s device {like.device}, got {t.device}")
+
+
+def check_rank(name: str, t: Tensor) -> int:
+    """How many spatial lengths a tensor `[batch, *lengths, heads, head_dim]` has, from 1 to 3.
+
+    Raises:
+        ValueError: it has more or fewer.
+    """
+    if not 1 <= t.ndim - 3 <= MAX_RANK:
+        raise ValueError(f"{name} must be [batch, 1 to {MAX_RANK} lengths, heads, head_dim], got {_shape(t)}")
+    return t.ndim - 3
+
+
+def check_spatial(name: str, t: Tensor, rank: int) -> None:
+    """That it is `[batch, *lengths, heads, head_dim]` with `rank` lengths, and has heads and dimensions.
+
+    Raises:
+        ValueError: it is not, or has none.
+    """
+    if t.ndim != rank + 3:
+        axes = ", ".join(f"X{i}" for i in range(rank))
+        raise ValueError(f"{name} must have {rank + 3} dimensions [batch, {axes}, heads, head_dim], got {_shape(t)}")
+    _check_not_empty(name, t)
 
 
 def check_key(query: Tensor, key: Tensor) -> None:
@@ -93,11 +189,9 @@ def check_key(query: Tensor, key: Tensor) -> None:
         ValueError: it has not.
     """
     if key.shape[:-2] != query.shape[:-2]:
-        raise ValueError(
-            f"key must have the batch and spatial lengths of query, {_shape(query)}, got shape {_shape(key)}"
-        )
+        raise ValueError(f"key must have the batch and spatial lengths of query, {_shape(query)}, got {_shape(key)}")
     if key.shape[-1] != query.shape[-1]:
-        raise ValueError(f"key must have query's head_dim {query.shape[-1]}, got shape {_shape(key)}")
+        raise ValueError(f"key must have query's head_dim {query.shape[-1]}, got {_shape(key)}")
     _check_heads(query, key)
 
 
@@ -121,7 +215,7 @@ def check_rpb(rpb: Tensor, heads: int, neighborhood: Neighborhood) -> None:
         ValueError: it has not.
     """
     expected = [heads, *(2 * k - 1 for k in neighborhood.window if k is not None)]
-    if _shape(rpb) != expected:
+    if list(rpb.shape) != expected:
         raise ValueError(f"rpb must have shape [heads, 2*kernel_size-1, ...] = {expected}, got {_shape(rpb)}")
 
 
@@ -147,6 +241,25 @@ def check_neighborhoods(
     check_rpb(rpb, heads, resolved[0])
 
 
+def check_weights(attn: Tensor, value: Tensor, slots: int) -> None:
+    """That attention weights are `[batch, *lengths, heads, slots]` of value's tokens, and of its dtype.
+
+    Raises:
+        TypeError, ValueError: as `check_inputs`.
+    """
+    check_tensor("attn", attn, value, "value")
+    if attn.ndim != value.ndim or attn.shape[:-2] != value.shape[:-2] or attn.shape[-1] != slots:
+        raise ValueError(
+            f"attn must have shape [batch, *lengths, heads, slots] = {[*value.shape[:-2], 'heads', slots]} "
+            f"for value {_shape(value)}, got {_shape(attn)}"
+        )
+    if attn.shape[-2] < 1 or attn.shape[-2] % value.shape[-2]:
+        raise ValueError(f"attn's heads must be a multiple of value's {value.shape[-2]} heads, got {attn.shape[-2]}")
+
+
+# Plain attention --------------------------------------------------------------------------------------------------
+
+
 def check_attention_inputs(query: Tensor, key: Tensor, value: Tensor) -> None:
     """That tensors fit plain attention: `[B, N, H, D]`, `[B, M, Hkv, D]`, `[B, M, Hkv, Dv]`.
 
@@ -154,17 +267,55 @@ def check_attention_inputs(query: Tensor, key: Tensor, value: Tensor) -> None:
         TypeError, ValueError: as `check_inputs`.
     """
     for name, t in (("query", query), ("key", key), ("value", value)):
-        check_tensor(name, t, query)
+        check_tensor(name, t, None if name == "query" else query)
         if t.ndim != 4:
-            raise ValueError(f"{name} must have 4 dimensions [batch, tokens, heads, head_dim], got shape {_shape(t)}")
+            raise ValueError(f"{name} must have 4 dimensions [batch, tokens, heads, head_dim], got {_shape(t)}")
+        _check_not_empty(name, t)
     if key.shape[0] != query.shape[0] or key.shape[-1] != query.shape[-1] or key.shape[1] < 1:
         raise ValueError(
             f"key must have query's batch and head_dim and at least one token, query is {_shape(query)}, "
-            f"got shape {_shape(key)}"
+            f"got {_shape(key)}"
         )
-    if value.shape[:-1] != key.shape[:-1]:
-        raise ValueError(f"value must have key's batch, tokens and heads, {_shape(key)}, got shape {_shape(value)}")
+    _check_value(key, value)
     _check_heads(query, key)
+
+
+def check_parts(outputs: Sequence[Tensor], lse_tensors: Sequence[Tensor]) -> None:
+    """That outputs `[B, *X, H, Dv]` and log-sum-exps `[B, *X, H]` are parts of attention of the same queries.
+
+    Raises:
+        TypeError: no lists of dense tensors, or dtypes that are not supported or differ.
+        ValueError: counts, shapes or devices that do not match.
+    """
+    for name, tensors in (("outputs", outputs), ("lse_tensors", lse_tensors)):
+        if not isinstance(tensors, (list, tuple)):
+            raise TypeError(f"{name} must be a list or tuple of tensors, got {type(tensors).__name__}")
+    if len(outputs) < 1 or len(outputs) != len(lse_tensors):
+        raise ValueError(
+            f"outputs and lse_tensors must have the same length, at least 1, got {len(outputs)} and {len(lse_tensors)}"
+        )
+    for i, (output, lse) in enumerate(zip(outputs, lse_tensors)):
+        check_tensor(f"outputs[{i}]", output, outputs[0] if i else None, "outputs[0]")
+        check_tensor(f"lse_tensors[{i}]", lse, lse_tensors[0] if i else None, "lse_tensors[0]", LSE_DTYPES)
+        if output.ndim < 2 or output.shape != outputs[0].shape:
+            raise ValueError(
+                f"outputs must have one shape [batch, *lengths, heads, head_dim], outputs[0] has {_shape(outputs[0])}, "
+                f"outputs[{i}] {_shape(output)}"
+            )
+        if lse.shape != output.shape[:-1]:
+            raise ValueError(f"lse_tensors[{i}] must have shape {list(output.shape[:-1])}, got {_shape(lse)}")
+        if lse.device != output.device:
+            raise ValueError(f"lse_tensors[{i}] must be on outputs[{i}]'s device {output.device}, got {lse.device}")
+
+
+def _check_not_empty(name: str, t: Tensor) -> None:
+    if t.shape[-1] < 1 or t.shape[-2] < 1:
+        raise ValueError(f"{name} must have at least one head and a head_dim of at least 1, got {_shape(t)}")
+
+
+def _check_value(key: Tensor, value: Tensor) -> None:
+    if value.shape[:-1] != key.shape[:-1]:
+        raise ValueError(f"value must have key's batch, lengths and heads, {_shape(key)}, got {_shape(value)}")
 
 
 def _check_heads(query: Tensor, key: Tensor) -> None:
@@ -172,5 +323,5 @@ def _check_heads(query: Tensor, key: Tensor) -> None:
         raise ValueError(f"query's heads must be a multiple of key's heads, got {query.shape[-2]} and {key.shape[-2]}")
 
 
-def _shape(t: Tensor) -> list[int]:
-    return list(t.shape)
+def _shape(t: Tensor) -> str:
+    return f"shape {list(t.shape)}"

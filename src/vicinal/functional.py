@@ -1,32 +1,90 @@
-"""The public functions: what they take and return, and the neighborhood that they speak of.
+"""The public functions: what they take and return.
 
-`na1d`, `na2d` and `na3d` take the arguments of NATTEN 0.21 in its order; what is new here is keyword-only.
-`neighborhood_attention` is the same for any rank, from `Neighborhood` objects, also one per head.
+`na1d`, `na2d` and `na3d` (`vicinal.na`) take the arguments of NATTEN 0.21 in its order; `neighborhood_attention` is the
+same for any rank, from `Neighborhood` objects, also one per head; `attention` has no neighborhoods.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, overload
 
-import torch
 from torch import Tensor
 
-from vicinal.checks import check_attention_inputs
-from vicinal.geometry.neighborhood import Boundary, Neighborhood, PerAxis, per_axis
-from vicinal.problem import Inputs, lse_dtype
-from vicinal.routing import route
+from vicinal import dense
+from vicinal.calls import Knobs, attend, autocast, neighborhood
+from vicinal.checks import check_attention_inputs, check_parts, check_rank, check_scale, check_switch, check_tensor
+from vicinal.geometry.neighborhood import Axis, Neighborhood, PerAxis
+from vicinal.na import na1d, na2d, na3d
+from vicinal.packing import Packing
+from vicinal.problem import Inputs
 
-Output = Tensor | tuple[Tensor, Tensor]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["attention", "merge_attentions", "na1d", "na2d", "na3d", "neighborhood_attention"]
+
+
+class _Options(TypedDict, total=False):
+    """What `neighborhood_attention` takes by name, but for `return_lse`."""
+
+    scale: float | None
+    additional_keys: Tensor | None
+    additional_values: Tensor | None
+    rpb: Tensor | None
+    backend: str | None
+
+
+class _AttentionOptions(TypedDict, total=False):
+    """What `attention` takes by name, but for `return_lse`."""
+
+    seqlens_Q: Tensor | None
+    seqlens_KV: Tensor | None
+    cumulative_seqlen_Q: Tensor | None
+    cumulative_seqlen_KV: Tensor | None
+    max_seqlen_Q: int | None
+    max_seqlen_KV: int | None
+    backend: str | None
+    q_tile_size: int | None
+    kv_tile_size: int | None
+    backward_q_tile_size: int | None
+    backward_kv_tile_size: int | None
+    backward_kv_splits: int | None
+    backward_use_pt_reduction: bool
+    run_persistent_kernel: bool
+    kernel_schedule: str | None
+    torch_compile: bool
+
+
+_Windows: TypeAlias = Neighborhood | Sequence[Neighborhood] | PerAxis[int | None]
+
+
+@overload
+def neighborhood_attention(
+    query: Tensor, key: Tensor, value: Tensor, neighborhood: _Windows,
+    *, return_lse: Literal[False] = False, **options: Unpack[_Options],
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def neighborhood_attention(
+    query: Tensor, key: Tensor, value: Tensor, neighborhood: _Windows,
+    *, return_lse: Literal[True], **options: Unpack[_Options],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+@overload
+def neighborhood_attention(
+    query: Tensor, key: Tensor, value: Tensor, neighborhood: _Windows,
+    *, return_lse: bool, **options: Unpack[_Options],
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 def neighborhood_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    neighborhood: Neighborhood | Sequence[Neighborhood],
+    neighborhood: _Windows,
     *,
     scale: float | None = None,
     additional_keys: Tensor | None = None,
@@ -34,15 +92,16 @@ def neighborhood_attention(
     rpb: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
-) -> Output:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Neighborhood attention for any rank from 1 to 3, with one neighborhood for all heads or one per head.
 
     Args:
         query: `[B, *X, H, D]`, float32, float64, bfloat16 or float16; `X` are the spatial lengths.
         key: `[B, *X, Hkv, D]`; `H` is a multiple of `Hkv` (grouped-query attention).
         value: `[B, *X, Hkv, Dv]`.
-        neighborhood: one `Neighborhood` of the tokens' rank, or a sequence of `H` of them, one per query head.
-        scale: factor of the scores; None means `D ** -0.5`.
+        neighborhood: one `Neighborhood` of the tokens' rank; or a sequence of `H` of them, one per query head; or a
+            window alone, one value or one per axis.
+        scale: factor of the scores, a real number; None means `D ** -0.5`.
         additional_keys: `[B, M, Hkv, D]`, attended by every query next to its window, in the same softmax.
         additional_values: `[B, M, Hkv, Dv]`, given together with `additional_keys`.
         rpb: relative positional bias `[H, 2*K0-1, ...]`, added to the scores at `(key - query) + K - 1` per axis, in
@@ -58,17 +117,43 @@ def neighborhood_attention(
         TypeError: an argument is of the wrong type or dtype.
         ValueError: shapes, devices or windows do not fit, or the backend cannot run the problem.
     """
-    neighborhoods = (neighborhood,) if isinstance(neighborhood, Neighborhood) else tuple(neighborhood)
-    inputs = _autocast(Inputs(query, key, value, additional_keys, additional_values, rpb))
-    output, lse = route(inputs, neighborhoods, scale, backend)
-    return (output, lse) if return_lse else output
+    inputs = Inputs(query, key, value, additional_keys, additional_values, rpb)
+    return attend(inputs, _neighborhoods(query, neighborhood), scale, return_lse, backend)
+
+
+@overload
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None,
+    *, return_lse: Literal[False] = False, **options: Unpack[_AttentionOptions],
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None,
+    *, return_lse: Literal[True], **options: Unpack[_AttentionOptions],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+@overload
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None,
+    *, return_lse: bool, **options: Unpack[_AttentionOptions],
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    is_causal: bool = False,
     scale: float | None = None,
+    seqlens_Q: Tensor | None = None,
+    seqlens_KV: Tensor | None = None,
+    cumulative_seqlen_Q: Tensor | None = None,
+    cumulative_seqlen_KV: Tensor | None = None,
+    max_seqlen_Q: int | None = None,
+    max_seqlen_KV: int | None = None,
     backend: str | None = None,
     q_tile_size: int | None = None,
     kv_tile_size: int | None = None,
@@ -80,54 +165,57 @@ def attention(
     kernel_schedule: str | None = None,
     torch_compile: bool = False,
     return_lse: bool = False,
-) -> Output:
-    """Plain attention: every query attends to every key, also of another length.
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Plain attention: every query attends to every key, also of another length; causal, and of packed sequences.
+
+    Where queries and keys are as many and not packed, our kernels run. Elsewhere it is torch's own attention, or with
+    `return_lse` its formula, which takes memory for all scores: O(N * M), of packed sequences for each its own.
 
     Args:
         query: `[B, N, H, D]`.
         key: `[B, M, Hkv, D]`; `H` is a multiple of `Hkv`.
         value: `[B, M, Hkv, Dv]`.
-        scale: factor of the scores; None means `D ** -0.5`.
-        backend: as in `neighborhood_attention`; only where `N == M`.
-        return_lse: also return the log-sum-exp. Where `N != M` this takes O(N * M) memory.
-        q_tile_size, kv_tile_size, backward_q_tile_size, backward_kv_tile_size, backward_kv_splits,
-            backward_use_pt_reduction, run_persistent_kernel, kernel_schedule, torch_compile: accepted for NATTEN's
-            sake and ignored, with one warning.
+        is_causal: whether query `i` attends to keys `j <= i` only, both counted from the start (of their sequence) even
+            where there are more keys than queries, as torch's and NATTEN's attention have it.
+        scale: factor of the scores, a real number; None means `D ** -0.5`.
+        seqlens_Q, seqlens_KV: lengths of sequences packed one after the other, `[sequences]`, int32 or int64, on the
+            tensors' device or the CPU; `B` must be 1. They are read on the host, so a GPU is waited for.
+        cumulative_seqlen_Q, cumulative_seqlen_KV: the same lengths added up, with a 0 first, `[sequences + 1]`.
+        max_seqlen_Q, max_seqlen_KV: not needed; when given, no sequence may be longer.
+        backend: as in `neighborhood_attention`; only where our kernels run.
+        q_tile_size, kv_tile_size, ..., torch_compile: settings of NATTEN's kernels; ignored, with one warning.
+        return_lse: also return the log-sum-exp.
 
     Returns:
-        output `[B, N, H, Dv]`; with `return_lse` also the log-sum-exp `[B, N, H]` in float32 (float64 for float64).
+        output `[B, N, H, Dv]`; with `return_lse` also the log-sum-exp `[B, N, H]` in float32 (float64 for float64). A
+        query of a sequence without keys has output 0 and log-sum-exp minus infinity.
 
     Raises:
-        TypeError, ValueError: as `neighborhood_attention`.
+        TypeError, ValueError: as `neighborhood_attention`, and for lengths that do not fit each other or the tokens.
     """
-    _warn_ignored(
-        _ATTENTION_KNOBS,
-        q_tile_size,
-        kv_tile_size,
-        backward_q_tile_size,
-        backward_kv_tile_size,
-        backward_kv_splits,
-        backward_use_pt_reduction,
-        run_persistent_kernel,
-        kernel_schedule,
-        torch_compile,
-    )
-    query, key, value, *_ = _autocast(Inputs(query, key, value))
+    _KNOBS.ignore(
+        q_tile_size, kv_tile_size, backward_q_tile_size, backward_kv_tile_size, backward_kv_splits,
+        backward_use_pt_reduction, run_persistent_kernel, kernel_schedule, torch_compile,
+    )  # fmt: skip
+    check_switch("is_causal", is_causal)
+    check_switch("return_lse", return_lse)
+    query, key, value = autocast((query, key, value))
     check_attention_inputs(query, key, value)
-    if query.shape[1] == key.shape[1]:
-        whole = Neighborhood.of(1, None)
-        return neighborhood_attention(query, key, value, whole, scale=scale, return_lse=return_lse, backend=backend)
+    factor = query.shape[-1] ** -0.5 if scale is None else check_scale("scale", scale)
+    packing = Packing(seqlens_Q, seqlens_KV, cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q, max_seqlen_KV)
+    spans = packing.spans(query, key)
+    if spans is None and query.shape[1] == key.shape[1]:
+        return attend(Inputs(query, key, value), (_CAUSAL if is_causal else _WHOLE,), factor, return_lse, backend)
     if backend is not None:
         raise ValueError(
-            f"backend {backend!r} cannot be chosen where key has another length than query, "
-            f"got {query.shape[1]} and {key.shape[1]} tokens"
+            f"backend must be None where sequences are packed or query and key have other lengths, got {backend!r} and "
+            f"{query.shape[1]} and {key.shape[1]} tokens"
         )
-    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    if return_lse:
-        return _dense(query, key, value, scale)
-    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-    return out.transpose(1, 2)
+    if spans is None:
+        output, lse = dense.attend(query, key, value, is_causal, factor, return_lse)
+    else:
+        output, lse = dense.attend_packed(query, key, value, spans, is_causal, factor, return_lse)
+    return output if lse is None else (output, lse)
 
 
 def merge_attentions(
@@ -140,209 +228,46 @@ def merge_attentions(
 
     Args:
         outputs: at least one output, each `[B, *X, H, Dv]`.
-        lse_tensors: their log-sum-exps, each `[B, *X, H]`.
+        lse_tensors: their log-sum-exps, each `[B, *X, H]`, float32 or float64.
         torch_compile, use_autograd_fix: accepted for NATTEN's sake; gradients are exact without them.
 
     Returns:
-        the merged output `[B, *X, H, Dv]` in the outputs' dtype and the merged log-sum-exp `[B, *X, H]`. With
-        weights `w = exp(lse - merged lse)`, the output is their weighted sum. Gradients flow through both.
+        the merged output `[B, *X, H, Dv]` in the outputs' dtype and the merged log-sum-exp `[B, *X, H]` in theirs. With
+        weights `w = exp(lse - merged lse)`, the output is their weighted sum. Gradients flow through both. A part whose
+        log-sum-exp is minus infinity counts for nothing; where all are, the output is 0 and has no gradient.
 
     Raises:
-        TypeError, ValueError: counts, shapes, dtypes or devices do not match.
+        TypeError: no lists of tensors, or dtypes that are not supported or differ.
+        ValueError: counts, shapes or devices do not match.
     """
-    if len(outputs) < 1 or len(outputs) != len(lse_tensors):
-        raise ValueError(
-            f"outputs and lse_tensors must have the same length, at least 1, got {len(outputs)} and {len(lse_tensors)}"
-        )
-    for i, (output, lse) in enumerate(zip(outputs, lse_tensors)):
-        if not isinstance(output, Tensor) or not isinstance(lse, Tensor):
-            raise TypeError(f"outputs[{i}] and lse_tensors[{i}] must be tensors, got {type(output)}, {type(lse)}")
-        if output.shape != outputs[0].shape or output.dtype != outputs[0].dtype:
-            raise ValueError(
-                f"outputs must agree in shape and dtype, outputs[0] is {list(outputs[0].shape)} {outputs[0].dtype}, "
-                f"outputs[{i}] is {list(output.shape)} {output.dtype}"
-            )
-        if lse.shape != output.shape[:-1]:
-            raise ValueError(f"lse_tensors[{i}] must have shape {list(output.shape[:-1])}, got {list(lse.shape)}")
-    lses = torch.stack([lse.to(lse_dtype(outputs[0].dtype)) for lse in lse_tensors])
-    merged_lse = torch.logsumexp(lses, 0)
-    # A part with no keys at all has lse = -inf; where every part is so, weights must be 0, not NaN.
-    finite = torch.where(torch.isinf(merged_lse), torch.zeros_like(merged_lse), merged_lse)
-    weights = torch.exp(lses - finite).unsqueeze(-1)
-    merged = sum(w * output.to(weights.dtype) for w, output in zip(weights, outputs))
-    assert isinstance(merged, Tensor)
-    return merged.to(outputs[0].dtype), merged_lse
+    check_parts(outputs, lse_tensors)
+    return dense.merge(outputs, lse_tensors)
 
 
-def _na(rank: int) -> Callable[..., Output]:
-    """`na{rank}d`: one signature for the three."""
-
-    def na(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kernel_size: PerAxis[int | None],
-        stride: PerAxis[int] = 1,
-        dilation: PerAxis[int] = 1,
-        is_causal: PerAxis[bool] | None = False,
-        scale: float | None = None,
-        additional_keys: Tensor | None = None,
-        additional_values: Tensor | None = None,
-        attention_kwargs: dict[str, Any] | None = None,
-        backend: str | None = None,
-        q_tile_shape: tuple[int, ...] | None = None,
-        kv_tile_shape: tuple[int, ...] | None = None,
-        backward_q_tile_shape: tuple[int, ...] | None = None,
-        backward_kv_tile_shape: tuple[int, ...] | None = None,
-        backward_kv_splits: tuple[int, ...] | None = None,
-        backward_use_pt_reduction: bool = False,
-        run_persistent_kernel: bool = True,
-        kernel_schedule: str | None = None,
-        torch_compile: bool = False,
-        return_lse: bool = False,
-        *,
-        rpb: Tensor | None = None,
-        boundary: PerAxis[Boundary] = "shift",
-    ) -> Output:
-        _warn_ignored(
-            _KNOBS,
-            attention_kwargs,
-            q_tile_shape,
-            kv_tile_shape,
-            backward_q_tile_shape,
-            backward_kv_tile_shape,
-            backward_kv_splits,
-            backward_use_pt_reduction,
-            run_persistent_kernel,
-            kernel_schedule,
-            torch_compile,
-        )
-        return neighborhood_attention(
-            query,
-            key,
-            value,
-            _neighborhood(rank, kernel_size, stride, dilation, is_causal, boundary),
-            scale=scale,
-            additional_keys=additional_keys,
-            additional_values=additional_values,
-            rpb=rpb,
-            return_lse=return_lse,
-            backend=backend,
-        )
-
-    axes = ", ".join(f"X{i}" for i in range(rank))
-    na.__name__ = na.__qualname__ = f"na{rank}d"
-    na.__doc__ = f"""{rank}-D neighborhood attention: each query attends to the window of keys nearest to it.
-
-    Args:
-        query: `[B, {axes}, H, D]`, float32, float64, bfloat16 or float16.
-        key: `[B, {axes}, Hkv, D]`; `H` is a multiple of `Hkv` (grouped-query attention).
-        value: `[B, {axes}, Hkv, Dv]`.
-        kernel_size: window, keys per query; None means the whole axis. This and the next three: one value for all
-            axes or a tuple of {rank}.
-        stride: queries that share a window, from 1 to `kernel_size` (generalized neighborhood attention).
-        dilation: distance between neighboring keys; `kernel_size * dilation` must not exceed the axis, unless a border
-            cuts the window (causal or clipped).
-        is_causal: whether queries see only keys at or before their own position.
-        scale: factor of the scores; None means `D ** -0.5`.
-        additional_keys: `[B, M, Hkv, D]`, attended by every query in the same softmax.
-        additional_values: `[B, M, Hkv, Dv]`.
-        backend: one of vicinal's backends, or None for the first that can run the problem.
-        attention_kwargs, q_tile_shape, kv_tile_shape, backward_q_tile_shape, backward_kv_tile_shape,
-            backward_kv_splits, backward_use_pt_reduction, run_persistent_kernel, kernel_schedule, torch_compile:
-            accepted for NATTEN's sake and ignored, with one warning.
-        return_lse: also return the log-sum-exp of the scores.
-        rpb: relative positional bias `[H, {", ".join(f"2*K{i}-1" for i in range(rank))}]`.
-        boundary: "shift" (at a border the window moves inward) or "clip" (it is cut), per axis.
-
-    Returns:
-        output `[B, {axes}, H, Dv]` in the inputs' dtype; with `return_lse` also the log-sum-exp `[B, {axes}, H]` in
-        float32 (float64 for float64 inputs).
-
-    Raises:
-        TypeError: an argument is of the wrong type or dtype.
-        ValueError: shapes, devices or windows do not fit, or the backend cannot run the problem.
-
-    Source: arXiv 2204.07143 (window), 2209.15001 (dilation), 2504.16922 (stride); see docs/concepts.md.
-    """
-    return na
+_WHOLE, _CAUSAL = Neighborhood((Axis(None),)), Neighborhood((Axis(None, causal=True),))
+_KNOBS = Knobs(
+    {
+        "q_tile_size": None,
+        "kv_tile_size": None,
+        "backward_q_tile_size": None,
+        "backward_kv_tile_size": None,
+        "backward_kv_splits": None,
+        "backward_use_pt_reduction": False,
+        "run_persistent_kernel": True,
+        "kernel_schedule": None,
+        "torch_compile": False,
+    }
+)
 
 
-na1d = _na(1)
-na2d = _na(2)
-na3d = _na(3)
-
-
-def _dense(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention with its log-sum-exp by the formula, differentiable."""
-    dtype = lse_dtype(query.dtype)
-    repeat = query.shape[2] // key.shape[2]
-    k, v = (t.to(dtype).repeat_interleave(repeat, 2) for t in (key, value))
-    scores = scale * torch.einsum("bnhd,bmhd->bnhm", query.to(dtype), k)
-    out = torch.einsum("bnhm,bmhd->bnhd", scores.softmax(-1), v)
-    return out.to(query.dtype), scores.logsumexp(-1)
-
-
-def _neighborhood(rank: int, *values: Any) -> Neighborhood:
-    """`Neighborhood.of(rank, *values)`, made once for the same values in eager calls."""
-    if torch.compiler.is_compiling():
-        return Neighborhood.of(rank, *values)
+def _neighborhoods(query: Tensor, given: _Windows) -> tuple[Neighborhood, ...]:
+    """One neighborhood for all heads, or one per head, from what was given as `neighborhood`."""
+    if isinstance(given, Neighborhood):
+        return (given,)
+    if isinstance(given, (list, tuple)) and (not given or any(isinstance(x, Neighborhood) for x in given)):
+        return tuple(given)
+    check_tensor("query", query)
     try:
-        for value in values:
-            if type(value) not in _SCALARS:
-                return _known_neighborhood(rank, *(x for value in values for x in per_axis("", value, rank)))
-        return _known_neighborhood(rank, *values)
-    except (TypeError, ValueError):
-        return Neighborhood.of(rank, *values)  # raises again, by the argument's name
-
-
-_SCALARS = (int, bool, str, type(None))
-
-
-@lru_cache(maxsize=4096, typed=True)  # typed: 3.0 and True are not taken for 3 and 1
-def _known_neighborhood(rank: int, *values: Any) -> Neighborhood:
-    """From one value of each kind, or from one for every axis of each, flattened: lists cannot be looked up."""
-    if len(values) > _KINDS:
-        values = tuple(values[i : i + rank] for i in range(0, len(values), rank))
-    return Neighborhood.of(rank, *values)
-
-
-_KINDS = 5  # window, stride, dilation, causal, boundary
-
-
-def _autocast(inputs: Inputs) -> Inputs:
-    """The inputs in autocast's dtype where it is on, as torch's own attention does; float64 is left alone."""
-    if not isinstance(inputs.query, Tensor):
-        return inputs
-    device = inputs.query.device.type
-    if not torch.is_autocast_enabled(device):
-        return inputs
-    dtype = torch.get_autocast_dtype(device)
-    cast = [t.to(dtype) if isinstance(t, Tensor) and t.dtype in _AUTOCAST else t for t in inputs]
-    return Inputs(*cast)  # type: ignore[arg-type]
-
-
-_AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
-_warned: set[str] = set()
-
-
-def _warn_ignored(defaults: Mapping[str, object], *given: object) -> None:
-    """One warning, per set of knobs, that performance knobs of NATTEN have no meaning here."""
-    if given == tuple(defaults.values()):
-        return
-    names = ", ".join(name for (name, default), value in zip(defaults.items(), given) if value != default)
-    if names not in _warned:
-        _warned.add(names)
-        warnings.warn(f"vicinal ignores {names}: it chooses tiles by itself (see `vicinal explain`)", stacklevel=3)
-
-
-_SHARED_KNOBS = {
-    "backward_kv_splits": None,
-    "backward_use_pt_reduction": False,
-    "run_persistent_kernel": True,
-    "kernel_schedule": None,
-    "torch_compile": False,
-}
-_TILES = ("q_tile", "kv_tile", "backward_q_tile", "backward_kv_tile")
-_KNOBS = {"attention_kwargs": None, **{f"{tile}_shape": None for tile in _TILES}, **_SHARED_KNOBS}
-_ATTENTION_KNOBS = {**{f"{tile}_size": None for tile in _TILES}, **_SHARED_KNOBS}
+        return (neighborhood(check_rank("query", query), given, 1, 1, False, "shift"),)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"neighborhood: {error}") from None

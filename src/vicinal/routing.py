@@ -113,10 +113,10 @@ def _prepare(
 ) -> Prepared:
     """The call's `Prepared`, made once for calls of one signature."""
     try:
-        tensors = [None if t is None else (t.shape, t.dtype, t.device) for t in inputs]
+        tensors = [None if t is None else (t.shape, t.dtype, t.device, t.layout) for t in inputs]
         signature = (*tensors, neighborhoods, scale, backend)
         found = _prepared.get(signature)
-    except (AttributeError, TypeError):  # no tensor, no neighborhood, or traced sizes, which cannot be hashed
+    except (AttributeError, RuntimeError, TypeError):  # no (dense) tensor, or traced sizes, which cannot be hashed
         return Prepared.of(inputs, neighborhoods, scale, backend)
     if found is None:
         found = Prepared.of(inputs, neighborhoods, scale, backend)

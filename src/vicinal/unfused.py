@@ -23,16 +23,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache, wraps
 from inspect import signature
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 
 from vicinal.backends.unfused import launch
-from vicinal.checks import check_additional, check_key, check_rpb, check_tensor
-from vicinal.geometry.neighborhood import Neighborhood, PerAxis
+from vicinal.calls import autocast, neighborhood
+from vicinal.checks import (
+    check_additional,
+    check_key,
+    check_rank,
+    check_rpb,
+    check_scale,
+    check_spatial,
+    check_tensor,
+    check_weights,
+)
+from vicinal.geometry.neighborhood import Boundary, Neighborhood, PerAxis
 from vicinal.geometry.slots import Slots
 from vicinal.unfused_operators import nn, pn
+
+P = ParamSpec("P")
 
 __all__ = [
     "na1d_av",
@@ -53,14 +65,14 @@ def neighborhood_qk(
     query: Tensor,
     key: Tensor,
     kernel_size: PerAxis[int],
-    dilation: PerAxis[int] = 1,
+    dilation: PerAxis[int] | None = 1,
     additional_keys: Tensor | None = None,
     is_causal: PerAxis[bool] | None = False,
     rpb: Tensor | None = None,
     *,
-    stride: PerAxis[int] = 1,
+    stride: PerAxis[int] | None = 1,
     scale: float = 1.0,
-    boundary: PerAxis[str] = "shift",
+    boundary: PerAxis[Boundary] = "shift",
     variant: str | None = None,
 ) -> Tensor:
     """The scores of each query against its neighbors, 1-D to 3-D (from the tensors' rank).
@@ -74,7 +86,7 @@ def neighborhood_qk(
         is_causal: whether a query sees only keys at or before its own position.
         rpb: relative positional bias `[H, 2*K0-1, ...]`, added after scaling; not to additional keys.
         stride: queries that share one window.
-        scale: factor of the dot products.
+        scale: factor of the dot products, a real number.
         boundary: "shift" or "clip" windows at borders.
         variant: "gemm", "naive" or "torch"; None for the best that runs here.
 
@@ -84,19 +96,24 @@ def neighborhood_qk(
     Raises:
         TypeError, ValueError: an argument that does not fit, or a variant that cannot run here, with the reason.
     """
-    check_tensor("query", query, query)
-    slots = _slots(query, kernel_size, stride, dilation, is_causal, boundary)
+    query, key, additional_keys, rpb = autocast((query, key, additional_keys, rpb))
+    check_tensor("query", query)
+    rank = check_rank("query", query)
     check_tensor("key", key, query)
+    for name, t in (("query", query), ("key", key)):
+        check_spatial(name, t, rank)
     check_key(query, key)
+    scale = check_scale("scale", scale)
+    slots = _slots(query, kernel_size, stride, dilation, is_causal, boundary)
     if rpb is not None:
+        check_tensor("rpb", rpb, query)
         check_rpb(rpb, query.shape[-2], slots.neighborhood)
-        rpb = rpb.to(query.dtype)
-    name = launch.choose(query, variant)
-    scores = pn(query, key, rpb, slots.neighborhood.encode(), scale, float("-inf"), name)
+    if additional_keys is not None:
+        check_tensor("additional_keys", additional_keys, query)
+        check_additional("additional_keys", additional_keys, key)
+    scores = pn(query, key, rpb, slots.neighborhood.encode(), scale, float("-inf"), launch.choose(query, variant))
     if additional_keys is None:
         return scores
-    check_tensor("additional_keys", additional_keys, key)
-    check_additional("additional_keys", additional_keys, key)
     return torch.cat([scores, scale * launch.dense_qk(query, additional_keys)], -1)
 
 
@@ -104,18 +121,18 @@ def neighborhood_av(
     attn: Tensor,
     value: Tensor,
     kernel_size: PerAxis[int],
-    dilation: PerAxis[int] = 1,
+    dilation: PerAxis[int] | None = 1,
     additional_values: Tensor | None = None,
     is_causal: PerAxis[bool] | None = False,
     *,
-    stride: PerAxis[int] = 1,
-    boundary: PerAxis[str] = "shift",
+    stride: PerAxis[int] | None = 1,
+    boundary: PerAxis[Boundary] = "shift",
     variant: str | None = None,
 ) -> Tensor:
     """For each query the sum of its neighbors' values weighted by `attn`, 1-D to 3-D (from the tensors' rank).
 
     Args:
-        attn: `[B, *X, H, slots + M]` as `neighborhood_qk` lays it out, of any strides; cast to value's dtype.
+        attn: `[B, *X, H, slots + M]` as `neighborhood_qk` lays it out, in value's dtype.
         value: `[B, *X, Hkv, Dv]`, floating point.
         kernel_size, dilation, is_causal, stride, boundary, variant: as given to `neighborhood_qk`.
         additional_values: `[B, M, Hkv, Dv]`, weighted by the last `M` slots.
@@ -126,26 +143,20 @@ def neighborhood_av(
     Raises:
         TypeError, ValueError: an argument that does not fit, or a variant that cannot run here, with the reason.
     """
-    check_tensor("value", value, value)
+    value, attn, additional_values = autocast((value, attn, additional_values))
+    check_tensor("value", value)
+    check_spatial("value", value, check_rank("value", value))
     slots = _slots(value, kernel_size, stride, dilation, is_causal, boundary)
-    extra = 0 if additional_values is None else additional_values.shape[1]
-    if attn.ndim != value.ndim or attn.shape[:-2] != value.shape[:-2] or attn.shape[-1] != slots.count + extra:
-        expected = [*value.shape[:-2], "heads", slots.count + extra]
-        raise ValueError(
-            f"attn must have shape [batch, *lengths, heads, slots] = {expected} for value {list(value.shape)}, "
-            f"got {list(attn.shape)}"
-        )
-    if attn.shape[-2] % value.shape[-2]:
-        raise ValueError(f"attn's heads {attn.shape[-2]} must be a multiple of value's heads {value.shape[-2]}")
-    if not attn.is_floating_point() or attn.device != value.device:
-        raise ValueError(f"attn must be floating point on {value.device}, got {attn.dtype} on {attn.device}")
-    attn = attn.to(value.dtype)
-    name = launch.choose(value, variant)
-    output = nn(attn[..., : slots.count], value, slots.neighborhood.encode(), 1.0, name)
+    extra = 0
+    if additional_values is not None:
+        check_tensor("additional_values", additional_values, value, "value")
+        check_additional("additional_values", additional_values, value)
+        extra = additional_values.shape[1]
+    check_weights(attn, value, slots.count + extra)
+    variant = launch.choose(value, variant)
+    output = nn(attn[..., : slots.count], value, slots.neighborhood.encode(), 1.0, variant)
     if additional_values is None:
         return output
-    check_tensor("additional_values", additional_values, value)
-    check_additional("additional_values", additional_values, value)
     return output + launch.dense_av(attn[..., slots.count :], additional_values)
 
 
@@ -154,13 +165,13 @@ def _qkrpb(
     key: Tensor,
     rpb: Tensor | None,
     kernel_size: PerAxis[int],
-    dilation: PerAxis[int] = 1,
+    dilation: PerAxis[int] | None = 1,
     additional_keys: Tensor | None = None,
     is_causal: PerAxis[bool] | None = False,
     *,
-    stride: PerAxis[int] = 1,
+    stride: PerAxis[int] | None = 1,
     scale: float = 1.0,
-    boundary: PerAxis[str] = "shift",
+    boundary: PerAxis[Boundary] = "shift",
     variant: str | None = None,
 ) -> Tensor:
     """`neighborhood_qk` with the bias third."""
@@ -168,18 +179,16 @@ def _qkrpb(
     return neighborhood_qk(query, key, *numbers, stride=stride, scale=scale, boundary=boundary, variant=variant)
 
 
-def _ranked(function: Callable[..., Tensor], rank: int, kind: str, name: str) -> Callable[..., Tensor]:
+def _ranked(function: Callable[P, Tensor], rank: int, kind: str, name: str) -> Callable[P, Tensor]:
     """`na{rank}d_{kind}`: the function for tensors of one rank, which its argument `name` must have."""
     place = list(signature(function).parameters).index(name)
 
     @wraps(function)
-    def ranked(*args: Any, **kwargs: Any) -> Tensor:
+    def ranked(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         tensor = args[place] if len(args) > place else kwargs.get(name)
-        if isinstance(tensor, Tensor) and tensor.ndim != rank + 3:
-            raise ValueError(
-                f"{name} must have {rank + 3} dimensions [batch, {rank} lengths, heads, head_dim], "
-                f"got {list(tensor.shape)}"
-            )
+        if isinstance(tensor, Tensor):
+            check_tensor(name, tensor)
+            check_spatial(name, tensor, rank)
         return function(*args, **kwargs)
 
     ranked.__name__ = ranked.__qualname__ = f"na{rank}d_{kind}"
@@ -193,21 +202,15 @@ na1d_qkrpb, na2d_qkrpb, na3d_qkrpb = (_ranked(_qkrpb, rank, "qkrpb", "query") fo
 na1d_av, na2d_av, na3d_av = (_ranked(neighborhood_av, rank, "av", "value") for rank in (1, 2, 3))
 
 
-# Checks -----------------------------------------------------------------------------------------------------------
-
-
-def _slots(tensor: Tensor, kernel_size, stride, dilation, is_causal, boundary) -> Slots:  # type: ignore[no-untyped-def]
-    rank = tensor.ndim - 3
-    if rank not in (1, 2, 3):
-        raise ValueError(f"tensors must be [batch, 1 to 3 lengths, heads, head_dim], got {list(tensor.shape)}")
-    arguments = (kernel_size, stride, dilation, is_causal, boundary)
-    key = tuple(tuple(x) if isinstance(x, list) else x for x in arguments)
+def _slots(tensor: Tensor, *geometry: Any) -> Slots:
+    """The slots of `[batch, *lengths, heads, dim]`, for window, stride, dilation, causality and boundary as given."""
     lengths = tuple(tensor.shape[1:-2])
+    window = neighborhood(len(lengths), *geometry)
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:  # lengths are no integers
-        return Slots(Neighborhood.of(rank, *key).resolve(lengths), lengths)
-    return _cached_slots(lengths, *key)
+        return Slots(window.resolve(lengths), lengths)
+    return _known_slots(window, lengths)
 
 
-@lru_cache(maxsize=1024, typed=True)
-def _cached_slots(lengths: tuple[int, ...], *arguments: Any) -> Slots:
-    return Slots(Neighborhood.of(len(lengths), *arguments).resolve(lengths), lengths)
+@lru_cache(maxsize=1024)
+def _known_slots(window: Neighborhood, lengths: tuple[int, ...]) -> Slots:
+    return Slots(window.resolve(lengths), lengths)

@@ -35,12 +35,18 @@ NA = {
     "torch_compile": False,
     "return_lse": False,
 }
-# Until 0.21.1; 0.21.5 put is_causal and arguments for sequences of varying length before `scale`'s successors.
-ATTENTION = {
+ATTENTION = {  # of 0.21.5 to 0.21.7
     "query": ...,
     "key": ...,
     "value": ...,
+    "is_causal": False,
     "scale": None,
+    "seqlens_Q": None,
+    "seqlens_KV": None,
+    "cumulative_seqlen_Q": None,
+    "cumulative_seqlen_KV": None,
+    "max_seqlen_Q": None,
+    "max_seqlen_KV": None,
     "backend": None,
     "q_tile_size": None,
     "kv_tile_size": None,

@@ -94,7 +94,7 @@ def _no_plan(problem: Problem) -> str | None:
 
 
 def _fused(problem: Problem) -> Attend:
-    return partial(neighborhood_attention, neighborhood=problem.neighborhood, scale=problem.scale)  # type: ignore[return-value]
+    return partial(neighborhood_attention, neighborhood=problem.neighborhood, scale=problem.scale)
 
 
 def _mask_too_large(problem: Problem) -> str | None:

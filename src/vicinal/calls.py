@@ -1,0 +1,110 @@
+"""What the public functions have in common: arguments read, knobs ignored, and the call sent on its way.
+
+Small problems are bound by the host, so what an eager call passes through here is short.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vicinal.checks import check_scale, check_switch
+from vicinal.geometry.neighborhood import Neighborhood, per_axis
+from vicinal.problem import Inputs
+from vicinal.routing import route
+
+
+def attend(
+    inputs: Inputs, neighborhoods: tuple[Neighborhood, ...], scale: float | None, return_lse: bool, backend: str | None
+) -> Any:
+    """Neighborhood attention as `vicinal.neighborhood_attention` documents it: the output, or it and its log-sum-exp.
+
+    Raises:
+        TypeError, ValueError: see `vicinal.checks.check_call`; ValueError also where the backend cannot run it.
+    """
+    if return_lse is not False:
+        check_switch("return_lse", return_lse)
+    if scale is not None:
+        scale = check_scale("scale", scale)
+    cast = autocast(inputs)
+    output, lse = route(inputs if cast is inputs else Inputs(*cast), neighborhoods, scale, backend)
+    return (output, lse) if return_lse else output
+
+
+def autocast(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Tensors (or None) in autocast's dtype where it is on, as for torch's own attention; float64 is left alone."""
+    if not isinstance(tensors[0], Tensor):
+        return tensors
+    dtype = autocast_dtype(tensors[0].device)
+    if dtype is None:
+        return tensors
+    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in _AUTOCAST else t for t in tensors)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast works in on a device; None where it is off, or unknown there."""
+    kind = device.type
+    if kind not in _HAVE_AUTOCAST and not torch.amp.is_autocast_available(kind):
+        return None
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+_HAVE_AUTOCAST = ("cpu", "cuda")  # known without asking
+_AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def neighborhood(rank: int, *values: Any) -> Neighborhood:
+    """`Neighborhood.of(rank, *values)`, made once for the same values in eager calls."""
+    if torch.compiler.is_compiling():
+        return Neighborhood.of(rank, *values)
+    try:
+        for value in values:
+            if type(value) not in _SCALARS:
+                return _known_neighborhood(rank, *(x for value in values for x in per_axis("", value, rank)))
+        return _known_neighborhood(rank, *values)
+    except (TypeError, ValueError):
+        return Neighborhood.of(rank, *values)  # raises again, by the argument's name
+
+
+_SCALARS = (int, bool, str, type(None))
+
+
+@lru_cache(maxsize=4096, typed=True)  # typed: 3.0 and True are not taken for 3 and 1
+def _known_neighborhood(rank: int, *values: Any) -> Neighborhood:
+    """From one value of each kind, or from one for every axis of each, flattened: lists cannot be looked up."""
+    if len(values) > _KINDS:
+        values = tuple(values[i : i + rank] for i in range(0, len(values), rank))
+    return Neighborhood.of(rank, *values)
+
+
+_KINDS = 5  # window, stride, dilation, causal, boundary
+
+
+class Knobs:
+    """Settings of NATTEN's kernels that have no meaning here: accepted, and ignored with one warning.
+
+    Args:
+        defaults: the settings' names and their values where nobody sets them.
+    """
+
+    def __init__(self, defaults: Mapping[str, object]) -> None:
+        self.names = tuple(defaults)
+        self.defaults = tuple(defaults.values())
+
+    def ignore(self, *given: object) -> None:
+        """Warns, once per set of knobs, at the line that called the public function."""
+        if given == self.defaults:
+            return
+        changed = [name for name, value, default in zip(self.names, given, self.defaults) if value != default]
+        names = ", ".join(changed)
+        if names not in _warned:
+            _warned.add(names)
+            warnings.warn(f"vicinal ignores {names}: it chooses tiles by itself (see `vicinal explain`)", stacklevel=3)
+
+
+_warned: set[str] = set()
