@@ -1,5 +1,8 @@
 """The modules."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -63,26 +66,52 @@ def test_setting_an_attribute_acts(name, value):
     assert torch.equal(module(x), other(x))
 
 
-def test_an_attribute_set_wrongly_is_named_in_the_next_call():
+def test_an_attribute_set_wrongly_raises_at_once_and_changes_nothing():
     module = vicinal.NeighborhoodAttention2D(8, 2, 3)
-    module.stride = 4
     with pytest.raises(ValueError, match="stride must not exceed kernel_size"):
-        module(torch.randn(1, 7, 8, 8))
+        module.stride = 4
+    assert module.stride == (1, 1)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((9, 2, 3), "embed_dim must be a multiple of num_heads, got 9 and 2"),
-        ((8, 2, 0), "kernel_size must be at least 1"),
-    ],
-)
-def test_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        vicinal.NeighborhoodAttention2D(*arguments)
+def test_device_and_dtype():
+    module = vicinal.NeighborhoodAttention1D(8, 2, 3, device="meta", dtype=torch.bfloat16)
+    assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.bfloat16)}
 
 
-@pytest.mark.parametrize("shape", [(1, 6, 8), (1, 6, 6, 7)])
-def test_bad_input(shape):
-    with pytest.raises(ValueError, match="x must have 4 dimensions"):
-        vicinal.NeighborhoodAttention2D(8, 2, 3)(torch.randn(shape))
+def test_under_autocast_the_inputs_dtype_may_differ():
+    module, x = vicinal.NeighborhoodAttention1D(8, 2, 3), torch.randn(1, 6, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_layer_put_in_place_of_a_projection_has_its_own_dtypes():
+    class Casting(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+    module, x = vicinal.NeighborhoodAttention1D(8, 2, 3), torch.randn(1, 6, 8, dtype=torch.float64)
+    module.qkv, module.proj = Casting(8, 24), Casting(8, 8)
+    assert module(x).dtype == torch.float64
+
+
+def test_pickled_and_copied_modules_are_the_same():
+    torch.manual_seed(0)
+    module = vicinal.NeighborhoodAttention2D(8, 2, 3, stride=2, is_causal=(True, False), boundary="clip")
+    module.kernel_size = (3, 5)
+    x = torch.randn(1, 7, 8, 8)
+    for other in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+        assert torch.equal(other(x), module(x))
+        assert (other.kernel_size, other.stride) == ((3, 5), (2, 2))
+
+
+def test_a_module_that_has_attributes_for_a_neighborhood_is_loaded():
+    """So NATTEN's own modules are pickled."""
+    torch.manual_seed(0)
+    module, x = vicinal.NeighborhoodAttention2D(8, 2, 5, dilation=(1, 2), is_causal=True), torch.randn(1, 7, 10, 8)
+    state = module.__dict__.copy()
+    del state["neighborhood"], state["embed_dim"]
+    state |= {"na_dim": 2, "kernel_size": (5, 5), "stride": (1, 1), "dilation": (1, 2), "is_causal": (True, True)}
+    loaded = vicinal.NeighborhoodAttention2D.__new__(vicinal.NeighborhoodAttention2D)
+    loaded.__setstate__(state)
+    assert torch.equal(loaded(x), module(x))
+    assert loaded.dilation == (1, 2)
