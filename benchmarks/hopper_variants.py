@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--backward", action="store_true")
     parser.add_argument("--limit", type=int, default=60)
     parser.add_argument("--top", type=int, default=3)
-    parser.add_argument("--extra", default="", help="more tilings: 4x16/8x16/1/2,...  (queries/keys/variant/stages)")
+    parser.add_argument("--extra", default="", help="more: ForwardConfig((4, 16), (8, 16), 1, 2, paired=True), ...")
     parser.add_argument("--backend", default="hopper", help="another backend, for comparison")
     parser.add_argument("--warm", action="store_true", help="all problems at once, without times: compiles and checks")
     parser.add_argument("problems", nargs="*")
@@ -153,9 +153,8 @@ def run(name: str, options: argparse.Namespace) -> None:
             row["failed"] = repr(error)[:300]
         print(json.dumps(row), flush=True)
         if "ms" in row:
-            tile = f"{config.query_tile}/{config.key_tile}/{config.variant}/{config.stages}".replace(" ", "")
             print(
-                f"  {name:10s} {tile:34s} {row['ms']:8.3f} ms  eager {row['eager_ms']:8.3f}  host"
+                f"  {name:10s} {config!s:80s} {row['ms']:8.3f} ms  eager {row['eager_ms']:8.3f}  host"
                 f" {row['host_us']:5.0f} us"
                 f"  eff {100 * row['efficiency']:5.1f}%  err {row['error']:.1e}  cudnn {dense:.2f}",
                 flush=True,
@@ -163,16 +162,12 @@ def run(name: str, options: argparse.Namespace) -> None:
 
 
 def extra(text: str, rank: int) -> list:
-    """The tilings named on the command line that have this rank."""
-    from vicinal.tuning.config import TileConfig
+    """The tilings written on the command line, in Python, that have this rank."""
+    from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig
 
-    configs = []
-    for one in filter(None, text.split(",")):
-        q, k, variant, stages = one.split("/")
-        tiles = [tuple(int(n) for n in t.split("x")) for t in (q, k)]
-        if len(tiles[0]) == rank:
-            configs.append(TileConfig(tiles[0], tiles[1], 12, int(stages), variant))
-    return configs
+    names = {"ForwardConfig": ForwardConfig, "BackwardConfig": BackwardConfig}
+    configs = eval(f"[{text}]", names)
+    return [config for config in configs if len(config.query_tile) == rank]
 
 
 # --- checks ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from closeness import gradients_of
+from vicinal.backends.hopper.config import ForwardConfig
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
 from vicinal.reference import neighborhood_mask, reference
@@ -229,27 +230,26 @@ def test_forward_per_head():
     check_forward(case, [Neighborhood.of(2, k, min(k, 2), 1, k == 9) for k in windows])
 
 
-VARIANTS = {
-    "plain": ((8, 8), (8, 16), "1"),
-    "persistent": ((8, 8), (8, 16), "2p"),
-    "chunked": ((8, 8), (8, 8), "1c"),
-    "chunked-persistent": ((4, 16), (4, 16), "2cp"),
-    "chunked-wide": ((4, 16), (2, 32), "1c"),
+TILINGS = {
+    "plain": ForwardConfig((8, 8), (8, 16), 0, 2),
+    "persistent": ForwardConfig((8, 8), (8, 16), 1, 2, persistent=True),
+    "chunked": ForwardConfig((8, 8), (8, 8), 0, 2, paired=True),
+    "chunked-persistent": ForwardConfig((4, 16), (4, 16), 1, 2, paired=True, persistent=True),
+    "chunked-wide": ForwardConfig((4, 16), (2, 32), 0, 2, paired=True),
 }
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize("tiling", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("config", TILINGS.values(), ids=TILINGS)
 @pytest.mark.parametrize("window", [(9, 20), (37, 14)], ids=["flat", "tall"])
-def test_forward_variants(window, tiling, head_dim):
+def test_forward_tilings(window, config, head_dim):
     """Persistent programs and key tiles of two chunks, with more tiles than a wave and ragged edges."""
     from vicinal.backends.hopper import BACKEND
-    from vicinal.tuning.config import TileConfig
 
     arguments = {"kernel_size": window, "is_causal": (False, window[1] == 14)}
     problem, own, inputs = make((2, (70, 75), 4, 4, head_dim, head_dim, BF16, arguments))
     want, want_lse = reference(inputs, own, problem.scale)
-    out, lse = BACKEND.forward(problem, TileConfig(tiling[0], tiling[1], 12, 2, tiling[2]), inputs)
+    out, lse = BACKEND.forward(problem, config, inputs)
     assert error(out, want) < 5e-3
     torch.testing.assert_close(lse.double(), want_lse, atol=2e-3, rtol=1e-3)
 

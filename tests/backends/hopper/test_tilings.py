@@ -7,9 +7,8 @@ from math import prod
 import pytest
 import torch
 
-from vicinal.backends.hopper import tilings as hopper_tiles
 from vicinal.backends.hopper import unsupported_anywhere
-from vicinal.backends.hopper.layout import three
+from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig
 from vicinal.backends.hopper.tilings import (
     ROWS,
     SHARED_MEMORY,
@@ -18,8 +17,8 @@ from vicinal.backends.hopper.tilings import (
     forward_configs,
     forward_shared,
 )
-from vicinal.geometry.neighborhood import Axis, Neighborhood
-from vicinal.geometry.window import window_start, window_stop
+from vicinal.geometry.count import count, count_pairs
+from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Problem
 
 
@@ -34,10 +33,10 @@ def problem_of(lengths, head_dim=128, value_dim=None, dtype=torch.bfloat16, **ar
 def test_forward_configs_fit(lengths, head_dims):
     problem = problem_of(lengths, *head_dims, kernel_size=7)
     for config in forward_configs(problem):
-        keys = prod(config.key_tile) * (2 if "c" in config.variant else 1)
-        assert prod(config.query_tile) * hopper_tiles.heads_together(config) == ROWS
+        keys = prod(config.key_tile) * (2 if config.paired else 1)
+        assert prod(config.query_tile) * config.heads == ROWS
         assert forward_shared(keys, *head_dims, config.stages, False) <= SHARED_MEMORY
-        assert 3 - len(lengths) <= int(config.variant[0]) <= 2
+        assert 0 <= config.split < len(lengths)
 
 
 @pytest.mark.parametrize("head_dims", [(32, 32), (64, 64), (96, 96), (128, 128), (192, 192), (192, 128), (256, 256)])
@@ -52,54 +51,37 @@ def test_heads_are_packed_where_the_box_shrinks(kernel_size, kv_heads, packed):
     """Small windows with several query heads for a key head; a box of a larger window is as many tiles either way."""
     neighborhood = Neighborhood.of(2, kernel_size).resolve((128, 128))
     problem = Problem(4, (128, 128), 8, kv_heads, 64, 64, torch.bfloat16, torch.device("cpu"), (neighborhood,), 0.125)
-    assert (hopper_tiles.heads_together(forward_configs(problem)[0]) > 1) == packed
+    assert (forward_configs(problem)[0].heads > 1) == packed
 
 
 def test_a_stride_aligned_problem_walks_no_masked_tile():
     problem = problem_of((128, 128), kernel_size=32, stride=16)
     best = forward_configs(problem)[0]
-    split = int(best.variant[0])
-    for a, axis in enumerate((Axis(1), *problem.neighborhood.axes)):
-        q, k = three(best.query_tile, 1)[a], three(best.key_tile, 1)[a]
-        walked, full = hopper_tiles._axis_tiles(axis, (1, 128, 128)[a], q, k, a == split, best.stages - 1)
-        assert walked == full
+    axes = zip(problem.neighborhood.axes, problem.lengths, best.query_tile, best.key_tile)
+    for a, each in enumerate(axes):
+        counted = count_pairs(*each, best.stages - 1) if a == best.split else count(*each)
+        assert counted.steps == counted.full
 
 
-@pytest.mark.parametrize("split", [False, True])
-@pytest.mark.parametrize(
-    "axis", [Axis(13), Axis(16, 4), Axis(9, causal=True), Axis(9, boundary="clip"), Axis(40)], ids=str
-)
-def test_axis_tiles_counts_the_walk(axis, split):
-    """Against a walk written out: every key tile from the pair's first key on, less those passed over."""
-    length, query_tile, key_tile, passes = 41, 8, 4, 1
-    walked = full = 0
-    for start in range(0, length, query_tile * (1 + split)):
-        queries = [
-            range(min(start + w * query_tile, length - 1), max(min(start + (w + 1) * query_tile, length), 1))
-            for w in range(1 + split)
-        ]
-        queries = [r if len(r) else range(length - 1, length) for r in queries]
-        first = window_start(axis, length, queries[0][0])
-        last = window_stop(axis, length, queries[-1][-1])
-        for w, own in enumerate(queries):
-            tiles = list(range(first, last, key_tile))
-            if split:
-                dropped = 0
-                while dropped < passes:
-                    tile = tiles[0] if w else tiles[-1]
-                    if any(
-                        window_start(axis, length, q) < tile + key_tile and tile < window_stop(axis, length, q)
-                        for q in own
-                    ):
-                        break
-                    tiles.remove(tile)
-                    dropped += 1
-            walked += len(tiles)
-            full += sum(
-                all(window_start(axis, length, q) <= t and t + key_tile <= window_stop(axis, length, q) for q in own)
-                for t in tiles
-            )
-    assert hopper_tiles._axis_tiles(axis, length, query_tile, key_tile, split, passes) == (walked, full)
+@pytest.mark.parametrize("configs", [forward_configs, backward_configs])
+def test_planning_does_not_depend_on_the_length(configs, monkeypatch):
+    """Of axes with the same windows, borders apart: as many counts, of as many tiles each."""
+    seen = []
+    for length in (4_096, 4_194_304):
+        count.cache_clear()
+        count_pairs.cache_clear()
+        found = configs(problem_of((length,), kernel_size=129))
+        seen.append((count.cache_info().misses, count_pairs.cache_info().misses, found))
+    assert seen[0] == seen[1]
+
+
+def test_configs_say_what_they_are():
+    plain = ForwardConfig((8, 8), (8, 16), 0, 2)
+    packed = ForwardConfig((2, 8), (8, 8), 1, 2, heads=4, paired=True, persistent=True)
+    assert str(plain) == "8x8 queries by 8x16 keys, side by side along axis 0, 2 stages"
+    words = "2x8 queries of 4 heads by two chunks of 8x8 keys, side by side along axis 1, 2 stages, persistent"
+    assert str(packed) == words
+    assert str(BackwardConfig((64,), (64,), 0, 3)) == "64 queries by 64 keys, side by side along axis 0, 3 stages"
 
 
 def test_backward_query_tiles_are_wide_enough_for_tma():

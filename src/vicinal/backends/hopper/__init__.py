@@ -15,13 +15,13 @@ from torch import Tensor
 from vicinal.backends.gpu.devices import current
 from vicinal.backends.hopper import backward, estimate, forward
 from vicinal.backends.hopper.arguments import head_table
+from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
 from vicinal.backends.hopper.launch import Launcher
 from vicinal.backends.hopper.layout import LARGEST, described
 from vicinal.backends.hopper.tilings import backward_configs, forward_configs
 from vicinal.backends.protocol import Direction
 from vicinal.caching import Cache
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
-from vicinal.tuning.config import TileConfig
 
 HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 CAPABILITY = (9, 0)
@@ -39,13 +39,13 @@ class HopperBackend:
             return f"it needs compute capability 9.0, {problem.device} has {_capability(problem.device)}"
         return unsupported_anywhere(problem)
 
-    def seconds(self, problem: Problem, direction: Direction, config: TileConfig) -> float:
+    def seconds(self, problem: Problem, direction: Direction, config: HopperConfig) -> float:
         return estimate.seconds(problem, direction, config)
 
-    def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
+    def configs(self, problem: Problem, direction: Direction) -> Sequence[HopperConfig]:
         return _configs(problem, direction)
 
-    def forward(self, problem: Problem, config: TileConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def forward(self, problem: Problem, config: ForwardConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
         query, key, value = described(inputs)
         output = query.new_empty((*query.shape[:-1], problem.value_dim))
         lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
@@ -59,7 +59,7 @@ class HopperBackend:
     def backward(
         self,
         problem: Problem,
-        config: TileConfig,
+        config: BackwardConfig,
         inputs: Inputs,
         upstream: Upstream,
         wanted: Wanted,
@@ -98,14 +98,14 @@ def unsupported_anywhere(problem: Problem) -> str | None:
 
 @Cache[tuple[Launcher, ...]](1024).memoize
 def _forward_launchers(
-    problem: Problem, config: TileConfig, strides: tuple[tuple[int, ...], ...]
+    problem: Problem, config: ForwardConfig, strides: tuple[tuple[int, ...], ...]
 ) -> tuple[Launcher, ...]:
-    programs = _multiprocessors(problem.device) if "p" in config.variant else None
+    programs = _multiprocessors(problem.device) if config.persistent else None
     return forward.launchers(problem, config, strides, programs)
 
 
-@Cache[list[TileConfig]](4096).memoize
-def _configs(problem: Problem, direction: Direction) -> list[TileConfig]:
+@Cache[Sequence[HopperConfig]](4096).memoize
+def _configs(problem: Problem, direction: Direction) -> Sequence[HopperConfig]:
     if direction == "forward":
         return forward_configs(problem)
     return backward_configs(problem)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from vicinal.backends.gpu.devices import chains
+from vicinal.backends.hopper.config import HopperConfig
 from vicinal.backends.hopper.kernels.arguments import Axes, Constants, Grid, Groups, TokenStrides
-from vicinal.backends.hopper.layout import Descriptor, Strided, Subproblem, Triple
+from vicinal.backends.hopper.layout import RANK, Descriptor, Strided, Subproblem, Triple
 from vicinal.backends.hopper.tilings import WARPGROUPS
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Problem
-from vicinal.tuning.config import TileConfig
 
 
 class Tensors(NamedTuple):
@@ -72,7 +72,7 @@ def token_strides(description: Descriptor) -> TokenStrides:
     return TokenStrides(description.strides[0], description.token_columns, description.strides[1:4])
 
 
-def constants_of(problem: Problem, config: TileConfig, tile: Triple, step: Triple) -> Constants:
+def constants_of(problem: Problem, config: HopperConfig, tile: Triple, step: Triple) -> Constants:
     """What every kernel is compiled for, that has own tiles `tile` and walks tiles `step`."""
     axes = [a for n in problem.neighborhoods for a in n.axes]
     return Constants(
@@ -80,7 +80,7 @@ def constants_of(problem: Problem, config: TileConfig, tile: Triple, step: Tripl
         value_dim=problem.value_dim,
         tile=tile,
         step=step,
-        split=int(config.variant[0]),
+        split=config.split + RANK - problem.rank,
         stages=config.stages,
         rank=problem.rank,
         strided=any(a.stride > 1 for a in axes),

@@ -20,6 +20,7 @@ from vicinal.backends.hopper.arguments import (
     options_of,
     token_strides,
 )
+from vicinal.backends.hopper.config import BackwardConfig
 from vicinal.backends.hopper.kernels.arguments import (
     KeysStrides,
     PrepareConstants,
@@ -44,14 +45,13 @@ from vicinal.backends.hopper.layout import (
 from vicinal.backends.hopper.tilings import fewer_keys, piece, shares_keys
 from vicinal.caching import Cache
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
-from vicinal.tuning.config import TileConfig
 
 TOKENS = 64  # per program of `prepare`, at most
 ELEMENTS = 64 * 128  # of each output, per program of `prepare`: 64 a thread, twice as many are spilled
 Strides = tuple[tuple[int, ...], ...]
 
 
-def backward(problem: Problem, config: TileConfig, inputs: Inputs, upstream: Upstream, wanted: Wanted) -> Inputs:
+def backward(problem: Problem, config: BackwardConfig, inputs: Inputs, upstream: Upstream, wanted: Wanted) -> Inputs:
     """The gradients of query, key and value; see `vicinal.backends.protocol.Backend`."""
     query, key, value = described(inputs)
     output, lse, grad_output = packed(upstream.output), packed(upstream.lse), packed(upstream.grad_output)
@@ -95,7 +95,7 @@ class Launchers(NamedTuple):
     queries: Launcher | None
 
 
-def launchers(problem: Problem, config: TileConfig, strides: Strides, passes: Passes) -> tuple[Launchers, ...]:
+def launchers(problem: Problem, config: BackwardConfig, strides: Strides, passes: Passes) -> tuple[Launchers, ...]:
     """The backward's launchers, one set per subproblem; `strides`: of query, key and value."""
     tensors = Tensors.of(problem, strides)
     gradients = [Strided.contiguous(*t.shape) for t in tensors[:3]]
@@ -104,7 +104,12 @@ def launchers(problem: Problem, config: TileConfig, strides: Strides, passes: Pa
 
 
 def _launchers(
-    problem: Problem, config: TileConfig, tensors: Tensors, gradients: list[Strided], part: Subproblem, passes: Passes
+    problem: Problem,
+    config: BackwardConfig,
+    tensors: Tensors,
+    gradients: list[Strided],
+    part: Subproblem,
+    passes: Passes,
 ) -> Launchers:
     rows = prod(part.groups) * part.batch * problem.heads
     n0, n1, n2 = part.lengths
@@ -125,7 +130,7 @@ class _Shared(NamedTuple):
     """What the kernels of a subproblem have in common."""
 
     problem: Problem
-    config: TileConfig
+    config: BackwardConfig
     part: Subproblem
     prepared: Descriptor  # of `prepare`'s results
     query: Descriptor

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from math import ceil, prod
 from operator import mul
 
+from vicinal.backends.hopper.config import HopperConfig
 from vicinal.backends.hopper.layout import subproblems
 from vicinal.backends.hopper.tilings import WARPGROUPS, steps
 from vicinal.backends.protocol import Direction
 from vicinal.geometry.count import count
 from vicinal.geometry.unfold import tile_count
 from vicinal.problem import Problem
-from vicinal.tuning.config import TileConfig
 from vicinal.tuning.cost import gpu_of
 
 
@@ -46,31 +46,30 @@ RATES: Mapping[Direction, Rates] = {
 PRODUCTS = (3, 4)  # of a step, in the backward's passes: the query gradient's, and those of key and value
 
 
-def seconds(problem: Problem, direction: Direction, config: TileConfig) -> float:
+def seconds(problem: Problem, direction: Direction, config: HopperConfig) -> float:
     """The estimate for one tiling of a pass."""
     rates = RATES[direction]
     each, tiles = steps(problem, config)
     d = (problem.head_dim + problem.value_dim) / 2
     walk = each * max(rates.step[0] + rates.step[1] * d, rates.step[2])
     ends = rates.tile[0] + rates.tile[1] * d
-    count = len(subproblems(problem))
-    turns = WARPGROUPS * ceil(tiles / count / (WARPGROUPS * gpu_of(problem).processors))
+    launches = len(subproblems(problem))
+    turns = WARPGROUPS * ceil(tiles / launches / (WARPGROUPS * gpu_of(problem).processors))
     mean, longest = (1.0, 0.0) if direction == "forward" else _both_passes(problem, config)
     walks = max(turns * mean, WARPGROUPS * longest) * walk
-    return 1e-9 * count * (walks + (turns - 1) * ends + rates.launch)
+    return 1e-9 * launches * (walks + (turns - 1) * ends + rates.launch)
 
 
-def _both_passes(problem: Problem, config: TileConfig) -> tuple[float, float]:
+def _both_passes(problem: Problem, config: HopperConfig) -> tuple[float, float]:
     """Steps of a tile on average, and of the longest, of both passes of the backward by their products.
 
     In units of the query gradient's average: near borders a key has more queries than a query has keys.
     """
     neighborhood = problem.neighborhoods[0]
-    split = int(config.variant[0]) - (3 - problem.rank)
     means, longest = [], []
     for inverse in (False, True):
         tile, other = (config.key_tile, config.query_tile) if inverse else (config.query_tile, config.key_tile)
-        pair = tuple(n * WARPGROUPS if a == split else n for a, n in enumerate(tile))
+        pair = tuple(n * WARPGROUPS if a == config.split else n for a, n in enumerate(tile))
         along = zip(neighborhood.axes, problem.lengths, pair, other)
         walked = [count(*each, inverse) for each in along]
         means.append(prod(axis.steps for axis in walked) / tile_count(neighborhood, problem.lengths, pair))

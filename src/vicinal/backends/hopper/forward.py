@@ -13,18 +13,18 @@ from vicinal.backends.hopper.arguments import (
     options_of,
     token_strides,
 )
+from vicinal.backends.hopper.config import ForwardConfig
 from vicinal.backends.hopper.kernels.arguments import Constants, ForwardStrides, Scalars
 from vicinal.backends.hopper.launch import Block, Launcher
 from vicinal.backends.hopper.layout import Reach, Subproblem, describe, subproblems, three, with_heads
-from vicinal.backends.hopper.tilings import SHARED_MEMORY, forward_shared, heads_together, piece
+from vicinal.backends.hopper.tilings import SHARED_MEMORY, forward_shared, piece
 from vicinal.problem import Problem
-from vicinal.tuning.config import TileConfig
 
 LOG2E = 1.4426950408889634
 
 
 def launchers(
-    problem: Problem, config: TileConfig, strides: tuple[tuple[int, ...], ...], programs: int | None = None
+    problem: Problem, config: ForwardConfig, strides: tuple[tuple[int, ...], ...], programs: int | None = None
 ) -> tuple[Launcher, ...]:
     """The forward kernel's launchers, one per subproblem.
 
@@ -35,13 +35,13 @@ def launchers(
         programs: limits the grid (persistent programs).
     """
     tensors = Tensors.of(problem, strides)
-    packed = (tensors.query, tensors.output) if heads_together(config) > 1 else ()
+    packed = (tensors.query, tensors.output) if config.heads > 1 else ()
     reach = Reach.of((tensors.query, tensors.key, tensors.value, tensors.output), packed)
     return tuple(_launcher(problem, config, tensors, part, programs) for part in subproblems(problem, reach))
 
 
 def _launcher(
-    problem: Problem, config: TileConfig, tensors: Tensors, part: Subproblem, programs: int | None
+    problem: Problem, config: ForwardConfig, tensors: Tensors, part: Subproblem, programs: int | None
 ) -> Launcher:
     from vicinal.backends.hopper.kernels.forward import forward
 
@@ -65,15 +65,14 @@ def _launcher(
     )
 
 
-def _constants(problem: Problem, config: TileConfig) -> Constants:
+def _constants(problem: Problem, config: ForwardConfig) -> Constants:
     d, dv = problem.head_dim, problem.value_dim
-    paired = "c" in config.variant
     step = three(config.key_tile, 1)
-    keys = prod(step) * (2 if paired else 1)
+    keys = prod(step) * (2 if config.paired else 1)
     return constants_of(problem, config, three(config.query_tile, 1), step)._replace(
         own_output=forward_shared(keys, d, dv, config.stages, True) <= SHARED_MEMORY,
-        paired=paired,
-        heads=heads_together(config),
+        paired=config.paired,
+        heads=config.heads,
     )
 
 

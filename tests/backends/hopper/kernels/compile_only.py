@@ -31,9 +31,9 @@ from vicinal.backends import hopper
 from vicinal.backends.hopper import arguments as hopper_arguments
 from vicinal.backends.hopper import backward as hopper_backward
 from vicinal.backends.hopper import forward as hopper_forward
+from vicinal.backends.hopper.config import ForwardConfig
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
-from vicinal.tuning.config import TileConfig
 
 # name: lengths, heads, kv heads, head dim, value dim, dtype, neighborhood's arguments
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -66,7 +66,7 @@ def problem_of(case: str) -> Problem:
     return Problem.of(Inputs(query, key, value), neighborhoods, head_dim**-0.5)
 
 
-def compile_forward(case: str, config: TileConfig | None = None):
+def compile_forward(case: str, config: ForwardConfig | None = None):
     problem = problem_of(case)
     query, key, value, output, lse, table = tensors_of(problem)
     config = config or hopper.forward_configs(problem)[0]
@@ -147,9 +147,9 @@ if __name__ == "__main__":
         hopper_arguments.chains = hopper_backward.chains = lambda device, chained=chained: chained
         direction = direction.removeprefix("chained-")
         if direction == "paired":
-            kernel = compile_forward(case, TileConfig((8, 8), (8, 8), 12, 2, "1c"))
+            kernel = compile_forward(case, ForwardConfig((8, 8), (8, 8), 0, 2, paired=True))
         elif direction == "fixed":
-            kernel = compile_forward(case, TileConfig((8, 8), (8, 16), 12, 2, "1"))
+            kernel = compile_forward(case, ForwardConfig((8, 8), (8, 16), 0, 2))
         else:
             kernel = compile_forward(case) if direction == "forward" else compile_backward(case, direction)
         if os.environ.get("PTX_TO"):
