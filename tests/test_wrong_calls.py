@@ -13,7 +13,7 @@ import torch
 
 import vicinal
 from vicinal import Neighborhood, unfused
-from vicinal.compat import install_as_natten, natten014, natten017
+from vicinal.compat import install_as_natten, uninstall_natten
 from vicinal.geometry.neighborhood import Axis
 
 NAN, INF = float("nan"), float("inf")
@@ -485,6 +485,15 @@ VERSIONS = [
 ]
 
 
+def natten(version: str) -> Any:
+    module = install_as_natten(version)
+    uninstall_natten()
+    return module
+
+
+N14, N17 = natten("0.14"), natten("0.17")
+
+
 def called(call: Callable[..., Any], rows: list[Row], name: str, **right: Any) -> list[Any]:
     return [
         pytest.param(call, {**right, **change}, error, parts, id=f"{name}: {what}")
@@ -522,10 +531,10 @@ ROWS = [
     *called(unfused.na2d_qk, QK, "na2d_qk", query=Q, key=K, kernel_size=3),
     *called(unfused.na2d_av, AV, "na2d_av", attn=WEIGHTS, value=V, kernel_size=3),
     *called(unfused.na1d_qkrpb, RANKED, "na1d_qkrpb", query=Q, key=K, rpb=None, kernel_size=3),
-    *called(natten017.na2d_qk, COMPAT_QK, "0.17 na2d_qk", query=first(Q), key=first(K), kernel_size=3),
-    *called(natten017.na2d, COMPAT_FUSED, "0.17 na2d", **TWO, kernel_size=3),
-    *called(natten017.NeighborhoodAttention2D, COMPAT_MODULE, "0.17 module", dim=12, num_heads=2, kernel_size=3),
-    *called(natten014.NeighborhoodAttention2D, COMPAT_MODULE, "0.14 module", dim=12, num_heads=2, kernel_size=3),
+    *called(N17.functional.na2d_qk, COMPAT_QK, "0.17 na2d_qk", query=first(Q), key=first(K), kernel_size=3),
+    *called(N17.functional.na2d, COMPAT_FUSED, "0.17 na2d", **TWO, kernel_size=3),
+    *called(N17.NeighborhoodAttention2D, COMPAT_MODULE, "0.17 module", dim=12, num_heads=2, kernel_size=3),
+    *called(N14.NeighborhoodAttention2D, COMPAT_MODULE, "0.14 module", dim=12, num_heads=2, kernel_size=3),
     *called(install_as_natten, VERSIONS, "install_as_natten"),
 ]  # fmt: skip
 
