@@ -60,3 +60,24 @@ def test_bias_is_indexed_by_key_minus_query():
     _, lse = reference(Inputs(zeros, zeros, zeros, rpb=rpb), [Neighborhood.of(1, 3)], 1.0)
     entries = [[2, 3, 4], [1, 2, 3], [1, 2, 3], [1, 2, 3], [0, 1, 2]]  # key - query + 2 of each window
     torch.testing.assert_close(lse[0, :, 0], torch.tensor(entries, dtype=torch.float64).logsumexp(1))
+
+
+def test_queries_without_a_finite_score_have_output_and_gradients_of_zero():
+    rpb = torch.zeros(1, 5, dtype=torch.float64)
+    rpb[0, 2:] = float("-inf")  # only keys before the query are left, which the first has not
+    leaves = [torch.ones(1, 5, 1, 1, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    output, lse = reference(Inputs(*leaves, rpb=rpb), [Neighborhood.of(1, 3)], 1.0)
+    assert output.flatten().tolist() == [0, 1, 1, 1, 1]
+    assert lse.flatten()[0] == float("-inf")
+    grads = torch.autograd.grad(output.sum() + lse[:, 1:].sum(), leaves)
+    assert all(grad.isfinite().all() for grad in grads)
+    assert grads[0][0, 0] == 0
+
+
+def test_a_causal_window_may_be_longer_than_its_axis():
+    assert torch.equal(neighborhood_mask(Neighborhood.of(1, 3, is_causal=True), (2,)), drawn("#.", "##"))
+    assert torch.equal(
+        neighborhood_mask(Neighborhood.of(1, 4, stride=2, dilation=2, is_causal=True), (5,)),
+        drawn("#....", ".#...", "#.#..", ".#.#.", "#.#.#"),
+    )
+    assert torch.equal(neighborhood_mask(Neighborhood.of(1, 9, boundary="clip"), (2,)), drawn("##", "##"))

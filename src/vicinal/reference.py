@@ -98,7 +98,9 @@ def reference(inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: floa
         ev = extra_values.transpose(1, 2).repeat_interleave(repeat, 1)
         scores = torch.cat([scores, scale * (q @ ek.transpose(-1, -2))], -1)
         v = torch.cat([v, ev], 2)
-    lse = scores.logsumexp(-1)
-    out = scores.softmax(-1) @ v
+    nothing = (scores == float("-inf")).all(-1, keepdim=True)  # then output and gradients are 0
+    scores = scores.masked_fill(nothing, 0.0)
+    lse = scores.logsumexp(-1).masked_fill(nothing[..., 0], float("-inf"))
+    out = scores.softmax(-1).masked_fill(nothing, 0.0) @ v
     shape = (batch, *lengths, heads)
     return out.transpose(1, 2).reshape(*shape, value.shape[-1]), lse.transpose(1, 2).reshape(shape)
