@@ -115,6 +115,17 @@ def test_a_reader_that_leaves_is_no_error(words):
     assert (done.returncode, done.stderr) == (1, "")
 
 
+def test_a_terminal_may_lack_letters(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    image.effect_noise((20, 20), 30).save(tmp_path / "in.png")
+    words = ["denoise", "in.png", "été.png", "--window", "3"]
+    environment = {"PYTHONPATH": str(Path(vicinal.__file__).parents[1]), "PYTHONIOENCODING": "ascii"}
+    done = process(["-m", "vicinal", *words], cwd=tmp_path, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("\\xe9t\\xe9.png: 20x20")
+    assert (tmp_path / "été.png").exists()
+
+
 def test_importing_vicinal_does_not_import_torch():
     assert process(["-c", "import sys, vicinal; sys.exit('torch' in sys.modules)"]).returncode == 0
 

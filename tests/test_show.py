@@ -1,3 +1,4 @@
+import io
 from itertools import product
 
 import pytest
@@ -7,7 +8,7 @@ from rich.console import Console
 
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.reference import neighbors
-from vicinal.show import Mark, matrix, picture, print_matrix, print_picture, save_matrix, save_picture
+from vicinal.show import STYLES, Mark, matrix, picture, print_matrix, print_picture, save_matrix, save_picture
 
 KEYS = {Mark.KEY, Mark.TILE, Mark.QUERY}
 
@@ -78,7 +79,7 @@ def test_bad_positions_are_errors(lengths, query, tile, words):
 def test_terminal_draws_the_plane():
     shown = picture(Neighborhood.of(2, 3).resolve((4, 5)), (4, 5), (0, 4), (1, 1))
     lines = text_of(print_picture, shown).splitlines()
-    assert [line.split()[1:] for line in lines[:4]] == [list("··##Q"), list("··###"), list("··###"), list("·····")]
+    assert [line.split()[1:] for line in lines[:4]] == [list("..##Q"), list("..###"), list("..###"), list(".....")]
 
 
 def test_terminal_draws_slices_of_three_axes():
@@ -93,7 +94,37 @@ def test_long_axes_are_cropped_and_it_says_so():
     shown = picture(Neighborhood.of(1, 5).resolve((1000,)), (1000,), (500,), (2,))
     text = text_of(print_picture, shown)
     assert "shown: axis 0: 495 to 506 of 1000" in text
-    assert text.splitlines()[0].split() == list("···##Qt#-···")
+    assert text.splitlines()[0].split() == list("...##Qt#-...")
+
+
+def in_terminal(draw, *args, width):
+    console = Console(width=width, force_terminal=True, color_system=None, file=io.StringIO())
+    draw(console, *args)
+    return console.file.getvalue().splitlines()
+
+
+def test_what_is_wider_than_the_terminal_is_cut_and_it_says_so():
+    shown = picture(Neighborhood.of(1, 3).resolve((30,)), (30,), (0,), (1,))
+    lines = in_terminal(print_picture, shown, width=64)
+    assert len(lines[0]) <= 64
+    assert "cut at 64 of 64 columns" not in lines
+    lines = in_terminal(print_picture, shown, width=60)
+    assert lines[1] == "cut at 60 of 64 columns; --png FILE draws it whole"
+    assert max(map(len, lines)) <= 60
+    matrix_lines = in_terminal(print_matrix, Neighborhood.of(1, 3).resolve((30,)), 30, width=60)
+    assert matrix_lines[-1] == lines[1]
+
+
+def test_a_pipe_has_no_edge():
+    console = Console(width=60, file=io.StringIO())
+    shown = picture(Neighborhood.of(1, 3).resolve((60,)), (60,), (0,), (1,))
+    print_picture(console, shown)
+    assert len(console.file.getvalue().splitlines()[0].split()) == 60
+    assert "cut at" not in console.file.getvalue()
+
+
+def test_pictures_are_ascii():
+    assert all(style.letter.isascii() for style in STYLES.values())
 
 
 def test_matrix_has_a_row_per_query():

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from io import TextIOWrapper
 
 from vicinal._version import __version__
 from vicinal.extras import MissingExtra, need
@@ -14,6 +15,8 @@ from vicinal.extras import MissingExtra, need
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (by default the process's); the exit status."""
     words = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a letter of a file's name
     try:
         status = _run(words)
         if sys.stdout is not None:

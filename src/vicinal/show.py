@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Tokens = tuple[int, ...]
 MARGIN = 3  # tokens shown around what matters, where an axis is too long to show whole
 MAX_SHOWN = 64
+LABEL = 5  # columns of a row's number
 
 
 class Mark(IntEnum):
@@ -45,7 +46,7 @@ class _Style:
 
 
 STYLES: dict[Mark, _Style] = {
-    Mark.OTHER: _Style("·", "bright_black", "#f1f3f4", "not read"),
+    Mark.OTHER: _Style(".", "bright_black", "#f1f3f4", "not read"),
     Mark.BOX: _Style("-", "black on grey74", "#c4ccd3", "key box of the query tile: read, masked for this query"),
     Mark.KEY: _Style("#", "black on dark_turquoise", "#26a69a", "neighbor: a key of this query"),
     Mark.TILE: _Style("t", "black on light_salmon1", "#ffcc80", "another query of the same tile (a neighbor too)"),
@@ -110,12 +111,12 @@ def print_picture(console: Console, shown: Picture) -> None:
             console.print(f"axis 0 at {plane[0]}", highlight=False)
         rows = range(*shown.view[-2]) if len(shown.lengths) > 1 else range(1)
         for row in rows:
-            text = Text(f"{row:4d} " if len(shown.lengths) > 1 else "     ", no_wrap=True, overflow="crop")
-            for column in range(*shown.view[-1]):
-                style = STYLES[shown.mark(_token(shown, plane, row, column))]
-                text.append(f"{style.letter} ", style=style.terminal)
-            console.print(text)
+            text = Text(f"{row:4d} " if len(shown.lengths) > 1 else "     ")
+            marks = [shown.mark(_token(shown, plane, row, column)) for column in range(*shown.view[-1])]
+            _print_row(console, text, marks)
     _print_note(console, shown)
+    start, stop = shown.view[-1]
+    _print_width(console, stop - start)
     for mark in reversed(Mark):
         style = STYLES[mark]
         console.print(Text.assemble((f" {style.letter} ", style.terminal), f" {style.words}"))
@@ -124,10 +125,8 @@ def print_picture(console: Console, shown: Picture) -> None:
 def print_matrix(console: Console, neighborhood: Neighborhood, length: int) -> None:
     """Draw all windows of a 1-D neighborhood: a row per query, a column per key."""
     for query, row in enumerate(matrix(neighborhood, length)):
-        text = Text(f"{query:4d} ", no_wrap=True, overflow="crop")
-        for mark in row:
-            text.append(f"{STYLES[mark].letter} ", style=STYLES[mark].terminal)
-        console.print(text)
+        _print_row(console, Text(f"{query:4d} "), row)
+    _print_width(console, length)
 
 
 def matrix(neighborhood: Neighborhood, length: int) -> list[list[Mark]]:
@@ -206,6 +205,22 @@ def _print_note(console: Console, shown: Picture) -> None:
     ]
     if parts:
         console.print("shown: " + ", ".join(parts), highlight=False)
+
+
+def _print_row(console: Console, text: Text, marks: list[Mark]) -> None:
+    """A row of marks behind `text`: cut at a terminal's edge, whole in a file or a pipe."""
+    for mark in marks:
+        text.append(f"{STYLES[mark].letter} ", style=STYLES[mark].terminal)
+    if console.is_terminal:
+        text.truncate(console.width, overflow="crop")
+    console.print(text, soft_wrap=True)
+
+
+def _print_width(console: Console, columns: int) -> None:
+    """Say where rows of so many marks were cut."""
+    width = LABEL + 2 * columns - 1
+    if console.is_terminal and width > console.width:
+        console.print(f"cut at {console.width} of {width} columns; --png FILE draws it whole", highlight=False)
 
 
 def _save(cells: list[list[list[Mark]]], names: list[str], first: tuple[int, int], path: Path, title: str) -> None:
