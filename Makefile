@@ -69,7 +69,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict   # not --quiet: that hides warnings from --strict too
 
 # The pictures of docs/concepts.md, by the commands that stand below them.
 pictures: $(READY)

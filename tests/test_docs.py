@@ -1,0 +1,103 @@
+"""The pages: links that lead somewhere, names and paths that are there, every public name on the API page."""
+
+import re
+import runpy
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = r"(?:src|tests|docs|demo|benchmarks|\.ci)/[\w./*{},-]+"
+HYPOTHETICAL = "NAME"  # stands in paths for what a reader adds
+STRICT = """
+site_name: test
+docs_dir: {docs}
+site_dir: {site}
+strict: true
+plugins: []
+"""
+
+
+def settings():
+    """The part of mkdocs.yml that says what is an error."""
+    text = (ROOT / "mkdocs.yml").read_text()
+    return re.search(r"^validation:\n(?:  .*\n)+", text, re.MULTILINE).group()
+
+
+def build(folder, page):
+    mkdocs = pytest.importorskip("mkdocs.commands.build")
+    from mkdocs.config import load_config
+
+    (folder / "docs").mkdir()
+    (folder / "docs" / "index.md").write_text(page)
+    (folder / "docs" / "other.md").write_text("# Other\n")
+    config = folder / "mkdocs.yml"
+    config.write_text(STRICT.format(docs=folder / "docs", site=folder / "site") + settings())
+    mkdocs.build(load_config(str(config)))
+
+
+def test_strict_settings_take_a_good_page(tmp_path):
+    build(tmp_path, "# Start\n[other](other.md#other) [here](#start)\n")
+
+
+@pytest.mark.parametrize("link", ["nowhere.md", "other.md#nothing", "#nothing", "/other", "nowhere/", "a.png"])
+def test_broken_links_and_anchors_fail_the_build(tmp_path, link):
+    from mkdocs.exceptions import Abort
+
+    with pytest.raises(Abort):
+        build(tmp_path, f"# Start\n[link]({link})\n")
+
+
+def test_the_build_counts_warnings():
+    """`--quiet` would keep them from `--strict`."""
+    (line,) = re.findall(r"mkdocs build.*", (ROOT / "Makefile").read_text())
+    assert "--strict" in line.split("#")[0]
+    assert "quiet" not in line.split("#")[0]
+
+
+HOOK = runpy.run_path(str(ROOT / "docs" / "public_names.py"))
+
+
+def test_every_public_name_is_on_the_api_page():
+    assert HOOK["missing"]((ROOT / "docs" / "api.md").read_text()) == []
+
+
+@pytest.mark.parametrize("name", HOOK["public_names"]())
+def test_a_public_name_that_is_not_there_is_missed(name):
+    page = (ROOT / "docs" / "api.md").read_text()
+    short = name.rpartition(".")[2]
+    assert HOOK["missing"](re.sub(rf"\b{short}\b", "gone", page)) == [name]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", page.read_text())
+    lost = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert lost == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_are_there(page):
+    text = page.read_text()
+    paths = {re.sub(r"\{.*?\}", "*", path).rstrip("./,") for path in re.findall(rf"[`(\s]({FOLDERS})", text)}
+    paths |= {f"**/{path}" for path in re.findall(r"`([\w/]+\.(?:py|toml|txt|sh))`", text)}
+    lost = [path for path in paths if HYPOTHETICAL not in path and not any(ROOT.glob(path))]
+    assert lost == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_dotted_names_are_there(page):
+    lost = [name for name in re.findall(r"`(vicinal(?:\.\w+)+)(?:\(.*?\))?`", page.read_text()) if not found(name)]
+    assert lost == []
+
+
+def found(name):
+    """Whether it is a module, or an attribute of one."""
+    try:
+        import_module(name)
+    except ImportError:
+        module, _, attribute = name.rpartition(".")
+        return bool(module) and hasattr(import_module(module), attribute)
+    return True
