@@ -91,14 +91,14 @@ def test_explain_tells_why(capsys):
 
 def test_bench_checks_times_and_records(tmp_path, capsys):
     path = tmp_path / "run.json"
-    arguments = [*BENCH, *QUICK, "--backend", "cpu", "--forward", "--device", "cpu", "--json", str(path)]
+    arguments = [*BENCH, *QUICK, "--backend", "torch", "--forward", "--device", "cpu", "--json", str(path)]
     assert main(arguments) == 0
-    assert "vicinal cpu" in capsys.readouterr().out
+    assert "vicinal torch" in capsys.readouterr().out
     document = json.loads(path.read_text())
     (case,) = document["cases"]
     (measured,) = case["measurements"]
     assert document["complete"]
-    assert (measured["system"], measured["pass"], measured["status"]) == ("vicinal cpu", "forward", "ok")
+    assert (measured["system"], measured["pass"], measured["status"]) == ("vicinal torch", "forward", "ok")
     assert measured["errors"]["output"] <= measured["tolerances"]["output"]
     assert measured["eager"]["median"] > 0
 
@@ -128,7 +128,7 @@ def test_wrong_result_is_an_exit_status(monkeypatch):
     from vicinal.bench import runner
     from vicinal.bench.measure import Measurement
 
-    wrong = Measurement("vicinal cpu", "neighborhood", "forward", "wrong", "output is off by 1 (allowed 0)")
+    wrong = Measurement("vicinal torch", "neighborhood", "forward", "wrong", "output is off by 1 (allowed 0)")
     monkeypatch.setattr(runner, "measure", lambda *_: [wrong])
     monkeypatch.setattr(runner, "measure_limits", lambda *_: runner.Limits(1.0, 1.0))
     assert main([*BENCH, "--no-peers"]) == 1
@@ -138,7 +138,7 @@ def test_report_writes_the_page(tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text(f"# Title\n{BEGIN}\n{END}\n")
     path = tmp_path / "run.json"
-    assert main([*BENCH, *QUICK, "--backend", "cpu", "--forward", "--device", "cpu", "--json", str(path)]) == 0
+    assert main([*BENCH, *QUICK, "--backend", "torch", "--forward", "--device", "cpu", "--json", str(path)]) == 0
     arguments = ["bench", "report", "--results", str(tmp_path), "--page", str(page)]
     assert main(arguments) == 0
     assert "8x8 B1 H1 D8 float32 window 3x3" in page.read_text()

@@ -1,5 +1,7 @@
 """Choosing a backend."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -21,8 +23,13 @@ def test_cpu_tensors_go_to_the_compiled_kernels(problem):
 
 def test_without_numba_cpu_tensors_go_to_torch_s_operations(problem, monkeypatch):
     monkeypatch.setattr("vicinal.backends.numba.missing", lambda: "it needs numba")
-    chosen = dispatch.plan.__wrapped__(problem)
-    assert chosen.backend.name == chosen.gradients.name == "cpu"
+    monkeypatch.setattr(dispatch, "_warned", set())
+    with pytest.warns(UserWarning, match="plain torch operations, slowly.*numba': it needs numba"):
+        chosen = dispatch.plan.__wrapped__(problem)
+    assert chosen.backend.name == chosen.gradients.name == "torch"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dispatch.plan.__wrapped__(problem)  # told once
 
 
 def test_plans_are_made_once(problem):
@@ -31,7 +38,7 @@ def test_plans_are_made_once(problem):
 
 
 def test_named_backend_is_taken(problem):
-    assert dispatch.plan(problem, "cpu").backend.name == "cpu"
+    assert dispatch.plan(problem, "torch").backend.name == "torch"
 
 
 def test_named_backend_that_cannot_never_falls_back(problem):
@@ -45,26 +52,26 @@ def test_unknown_backend(problem):
 
 
 def test_no_backend_at_all():
-    tensors = Inputs(*(torch.zeros(1, 8, 2, 4, device="meta") for _ in range(3)))
+    tensors = Inputs(*(torch.zeros(1, 8, 2, 4, dtype=torch.complex64) for _ in range(3)))
     nowhere = Problem.of(tensors, [Neighborhood.of(1, 3)], 0.5)
-    with pytest.raises(ValueError, match="no backend can run this problem: hopper: .*; triton: .*; numba: .*; cpu: "):
+    with pytest.raises(ValueError, match="no backend can run this problem: hopper: .*; triton: .*; numba: .*; torch: "):
         dispatch.plan(nowhere)
 
 
 def test_explain_answers_for_every_backend(problem):
     verdicts = {v.name: v for v in dispatch.explain(problem)}
     assert list(verdicts) == list(dispatch.BACKENDS)
-    assert verdicts["cpu"].reason is None
-    assert verdicts["cpu"].configs["forward"]
+    assert verdicts["torch"].reason is None
+    assert verdicts["torch"].configs["forward"]
     assert verdicts["hopper"].reason
     assert not verdicts["hopper"].configs
 
 
-CPU = dispatch.backend("cpu")
+TORCH = dispatch.backend("torch")
 
 
 class Estimated:
-    """The CPU backend with estimates of its own."""
+    """The torch backend with estimates of its own."""
 
     def __init__(self, name, forward, backward):
         self.name, self.estimates = name, {"forward": forward, "backward": backward}
@@ -73,7 +80,7 @@ class Estimated:
         return self.estimates[direction]
 
     def __getattr__(self, attribute):
-        return getattr(CPU, attribute)
+        return getattr(TORCH, attribute)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ Plans are made once and cached. `plan` raises with a reason; `explain` tells eve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from importlib import import_module
@@ -20,11 +21,11 @@ BACKENDS: dict[str, str] = {  # name -> module; in order of preference, imported
     "hopper": "vicinal.backends.hopper",
     "triton": "vicinal.backends.triton",
     "numba": "vicinal.backends.numba",
-    "cpu": "vicinal.backends.cpu",
+    "torch": "vicinal.backends.torch",
     "unfused": "vicinal.backends.unfused",
 }
 CLEARLY = 0.95  # of the preferred backend's estimated time, below which another's counts as shorter
-AUTOMATIC = ("hopper", "triton", "numba", "cpu")  # the unfused one runs only when named
+AUTOMATIC = ("hopper", "triton", "numba", "torch")  # the unfused one runs only when named
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,25 @@ def plan(problem: Problem, name: str | None = None) -> Plan:
     if not able:
         words = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
         raise ValueError(f"no backend can run this problem: {words}")
+    if able[0].name == "torch":
+        _warn_slow(problem.device.type, reasons)
     return Plan(problem, able)
+
+
+_KERNELS = {"cpu": "numba", "cuda": "triton"}  # by device: the backend whose kernels take most problems
+_warned: set[str] = set()
+
+
+def _warn_slow(device: str, reasons: Mapping[str, str | None]) -> None:
+    """One warning, per kind of device that there are kernels for, that none of them runs a problem."""
+    if device in _KERNELS and device not in _warned:
+        _warned.add(device)
+        kernels = _KERNELS[device]
+        warnings.warn(
+            f"vicinal computes with plain torch operations, slowly, where its kernels cannot run; "
+            f"backend {kernels!r}: {reasons[kernels]}",
+            stacklevel=2,
+        )
 
 
 def preferred(able: Sequence[Backend[Any]], problem: Problem, direction: Direction) -> Backend[Any]:

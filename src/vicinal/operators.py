@@ -1,8 +1,8 @@
 """The torch operators `vicinal::attend` and `vicinal::attend_backward`: once, for every backend.
 
 Registered through `torch.library`, so that compile, export, FLOP counting, checkpointing and vmap see two opaque
-operators with known shapes. First derivatives run a backend's kernels; second derivatives go through the
-differentiable formulas of `vicinal.differentiable`.
+operators with known shapes. First derivatives run a backend's kernels; second derivatives are those of the
+differentiable formulas of `vicinal.backends.torch`.
 
 Neighborhoods travel as integers (`geometry.neighborhood.encode`): operators take no Python objects.
 """
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vicinal import differentiable
+from vicinal.backends.torch import formulas
+from vicinal.caching import Cache
 from vicinal.dispatch import Plan, plan
 from vicinal.geometry.neighborhood import decode
 from vicinal.geometry.work import backward_flops, call_scores, forward_flops
@@ -50,7 +51,7 @@ def _attend(*args: Any) -> tuple[Tensor, Tensor]:
 
 def run(inputs: Inputs, chosen: Plan) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp, by a plan for such inputs; without gradients."""
-    if inputs.query.shape[0] == 0:
+    if _is_void(inputs):
         return _attend_fake(*inputs)
     return chosen.backend.forward(chosen.problem, chosen.forward, inputs)
 
@@ -66,10 +67,15 @@ def _attend_backward(
 
 def run_backward(inputs: Inputs, chosen: Plan, upstream: Upstream, wanted: Wanted) -> Inputs:
     """The gradients that are wanted, by a plan for such inputs; they have no gradients themselves."""
-    if inputs.query.shape[0] == 0:
+    if _is_void(inputs):
         grads = (torch.zeros_like(t) if is_wanted and t is not None else None for t, is_wanted in zip(inputs, wanted))
         return Inputs(*grads)  # type: ignore[arg-type]
     return chosen.gradients.backward(chosen.problem, chosen.backward, inputs, upstream, wanted)
+
+
+def _is_void(inputs: Inputs) -> bool:
+    """Whether there is nothing to compute: no batch element, or tensors without memory."""
+    return inputs.query.shape[0] == 0 or inputs.query.is_meta
 
 
 def plan_of(inputs: Inputs, code: Sequence[int], scale: float, backend: str | None) -> Plan:
@@ -77,17 +83,10 @@ def plan_of(inputs: Inputs, code: Sequence[int], scale: float, backend: str | No
     query, key, value, additional_keys, _, rpb = inputs
     signature = (query.shape, query.dtype, query.device, key.shape[-2], value.shape[-1], rpb is None, *code, scale)
     full = (signature, None if additional_keys is None else additional_keys.shape[1], backend)
-    found = _plans.get(full)
-    if found is None:
-        problem = Problem.of(inputs, decode(code, query.ndim - 3), scale)
-        if len(_plans) >= MAX_PLANS:
-            _plans.clear()
-        found = _plans[full] = plan(problem, backend)
-    return found
+    return _plans.get(full, lambda: plan(Problem.of(inputs, decode(code, query.ndim - 3), scale), backend))
 
 
-_plans: dict[Any, Plan] = {}
-MAX_PLANS = 4096
+_plans: Cache[Plan] = Cache(entries=4096)
 
 
 @torch.library.register_fake("vicinal::attend")
@@ -118,6 +117,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _first(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     *inputs, output, lse = ctx.saved_tensors
+    if grad_output is None and grad_lse is None:
+        return (None,) * len(ctx.needs_input_grad)
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     wanted = list(ctx.needs_input_grad[:6])
@@ -127,45 +128,39 @@ def _first(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tup
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:2], *inputs[4:10])
+    ctx.save_for_backward(*inputs[:10])
     ctx.settings = inputs[10:]
 
 
 def _second(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The gradient of the gradient, by differentiating `differentiable.attend` twice.
+    """The gradient of the gradient: the derivative of `formulas.attend_backward`, of what is needed of it.
 
-    `output` and `lse` get none: they are functions of the inputs, whose whole influence is accounted for.
+    Output and log-sum-exp are among its arguments; what is found for them flows on into the first derivative.
     """
-    grad_output, grad_lse, *inputs = ctx.saved_tensors
     code, scale, _backend, wanted = ctx.settings
-    neighborhoods = decode(code, inputs[0].ndim - 3)
-    given = [i for i, t in enumerate(inputs) if t is not None]
+    tensors = list(ctx.saved_tensors)
+    needed = [i for i, is_needed in enumerate(ctx.needs_input_grad[: len(tensors)]) if is_needed]
+    seeds = {i: g for i, g in enumerate(grad_grads) if wanted[i] and g is not None}
+    results: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+    if not seeds or not needed:
+        return tuple(results)
+    lengths = tensors[4].shape[1:-2]
+    neighborhoods = [n.resolve(lengths) for n in decode(code, len(lengths))]
 
-    def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
-        full: list[Tensor | None] = [None] * len(inputs)
-        for i, t in zip(given, tensors):
-            full[i] = t
-        result = differentiable.attend(Inputs(*full), neighborhoods, scale)  # type: ignore[arg-type]
-        return result if grad_lse is not None else result[:1]
+    def first(*chosen: Tensor) -> tuple[Tensor, ...]:
+        every = list(tensors)
+        for i, tensor in zip(needed, chosen):
+            every[i] = tensor
+        grad_output, grad_lse, output, lse, *inputs = every
+        upstream = Upstream(output, lse, grad_output, grad_lse)
+        asked = Wanted(*(i in seeds for i in range(len(inputs))))
+        grads = formulas.attend_backward(Inputs(*inputs), neighborhoods, scale, upstream, asked)
+        return tuple(grads[i] for i in seeds)  # type: ignore[misc]
 
-    def first(*tensors: Tensor) -> tuple[Tensor, ...]:
-        upstream, primals = tensors[: len(upstreams)], tensors[len(upstreams) :]
-        _, pull = torch.func.vjp(forward, *primals)  # type: ignore[misc]
-        return pull(tuple(upstream))
-
-    upstreams = [grad_output] if grad_lse is None else [grad_output, grad_lse]
-    grads, pull = torch.func.vjp(first, *upstreams, *(inputs[i] for i in given))  # type: ignore[misc]
-    seeds = tuple(
-        torch.zeros_like(grad) if grad_grads[i] is None or not wanted[i] else grad_grads[i]
-        for i, grad in zip(given, grads)
-    )
-    seconds = list(pull(seeds))
-    d_output = seconds.pop(0)
-    d_lse = None if grad_lse is None else seconds.pop(0)
-    d_inputs: list[Tensor | None] = [None] * len(inputs)
-    for i, grad in zip(given, seconds):
-        d_inputs[i] = grad
-    return (d_output, d_lse, None, None, *d_inputs, None, None, None, None)
+    _, pull = torch.func.vjp(first, *(tensors[i] for i in needed))  # type: ignore[misc]
+    for i, grad in zip(needed, pull(tuple(seeds.values()))):
+        results[i] = grad
+    return tuple(results)
 
 
 torch.library.register_autograd("vicinal::attend", _first, setup_context=_save)
@@ -175,31 +170,45 @@ torch.library.register_autograd("vicinal::attend_backward", _second, setup_conte
 # vmap -----------------------------------------------------------------------------------------------------------
 
 
-def _vmap(operator: Callable[..., tuple[Tensor, ...]], rpb_index: int) -> Callable[..., Any]:
-    """The batching rule: the new dimension joins the batch; with a bias table (which has no batch), a loop."""
+def _vmap(
+    operator: Callable[..., tuple[Tensor, ...]], fake: Callable[..., tuple[Tensor, ...]], rpb_index: int
+) -> Callable[..., Any]:
+    """The batching rule: the new dimension joins the batch.
+
+    The bias table has no batch: where it is mapped itself, or its gradient is wanted, one element follows the other.
+    """
 
     def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         size = info.batch_size
+        has_rpb = args[rpb_index] is not None
+        wants_rpb = operator is attend_backward and args[-1][-1]
 
         def to_front(x: Any, dim: int | None) -> Any:
             if not isinstance(x, Tensor):
                 return x
             return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
 
-        args = tuple(to_front(x, dim) for x, dim in zip(args, in_dims))
-        if args[rpb_index] is not None:
-            rows = [operator(*(x[i] if isinstance(x, Tensor) else x for x in args)) for i in range(size)]
+        front = [to_front(x, dim) for x, dim in zip(args, in_dims)]
+        if size == 0:
+            one = fake(*(x.new_empty(x.shape[1:]) if isinstance(x, Tensor) else x for x in front))
+            results = tuple(t.new_empty((0, *t.shape)) for t in one)
+        elif has_rpb and (wants_rpb or in_dims[rpb_index] is not None):
+            rows = [operator(*(x[i] if isinstance(x, Tensor) else x for x in front)) for i in range(size)]
             results = tuple(torch.stack(parts) for parts in zip(*rows))
         else:
-            folded = operator(*(x.flatten(0, 1) if isinstance(x, Tensor) else x for x in args))
-            results = tuple(t.unflatten(0, (size, -1)) if t.ndim > 1 else t.expand(size, *t.shape) for t in folded)
+            flat = [x.flatten(0, 1) if isinstance(x, Tensor) else x for x in front]
+            flat[rpb_index] = args[rpb_index]
+            # What is not wanted comes as an empty tensor, without a batch.
+            results = tuple(
+                t.unflatten(0, (size, -1)) if t.ndim > 1 else t.expand(size, *t.shape) for t in operator(*flat)
+            )
         return results, (0,) * len(results)
 
     return rule
 
 
-torch.library.register_vmap("vicinal::attend", _vmap(attend, rpb_index=5))
-torch.library.register_vmap("vicinal::attend_backward", _vmap(attend_backward, rpb_index=9))
+torch.library.register_vmap("vicinal::attend", _vmap(attend, _attend_fake, rpb_index=5))
+torch.library.register_vmap("vicinal::attend_backward", _vmap(attend_backward, _attend_backward_fake, rpb_index=9))
 
 
 # FLOPs ----------------------------------------------------------------------------------------------------------

@@ -13,16 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from vicinal import differentiable
+from vicinal import torch_internals
+from vicinal.backends.torch import formulas
+from vicinal.caching import Cache
 from vicinal.checks import check_call
 from vicinal.dispatch import Plan, plan
 from vicinal.geometry.neighborhood import Neighborhood, encode
 from vicinal.operators import attend, attend_backward, run, run_backward
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
-
-MAX_PREPARED = 4096  # all are dropped when there are more
 
 
 def route(
@@ -38,7 +37,7 @@ def route(
         return attend(*inputs, prepared.code, prepared.scale, backend)
     prepared = _prepare(inputs, neighborhoods, scale, backend)
     if _transformed(inputs):
-        return differentiable.attend(inputs, prepared.resolve(inputs), prepared.scale)
+        return formulas.attend(inputs, prepared.resolve(inputs), prepared.scale)
     if _watched(inputs):
         return attend(*inputs, prepared.code, prepared.scale, backend)
     chosen = prepared.plan(inputs, backend)
@@ -93,6 +92,8 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         *saved, output, lse = ctx.saved_tensors
         inputs, wanted = Inputs(*saved), Wanted(*ctx.needs_input_grad[2:])
+        if grad_output is None and grad_lse is None:
+            return (None,) * len(ctx.needs_input_grad)
         if grad_output is None:
             grad_output = torch.zeros_like(output)
         upstream = (grad_output, grad_lse)
@@ -105,7 +106,7 @@ class _Attend(torch.autograd.Function):
         return (None, None, *grads)
 
 
-_prepared: dict[Any, Prepared] = {}
+_prepared: Cache[Prepared] = Cache(entries=4096)
 
 
 def _prepare(
@@ -115,22 +116,15 @@ def _prepare(
     try:
         tensors = [None if t is None else (t.shape, t.dtype, t.device, t.layout) for t in inputs]
         signature = (*tensors, neighborhoods, scale, backend)
-        found = _prepared.get(signature)
+        hash(signature)
     except (AttributeError, RuntimeError, TypeError):  # no (dense) tensor, or traced sizes, which cannot be hashed
         return Prepared.of(inputs, neighborhoods, scale, backend)
-    if found is None:
-        found = Prepared.of(inputs, neighborhoods, scale, backend)
-        if len(_prepared) >= MAX_PREPARED:
-            _prepared.clear()
-        _prepared[signature] = found
-    return found
+    return _prepared.get(signature, lambda: Prepared.of(inputs, neighborhoods, scale, backend))
 
 
 def _watched(tensors: Sequence[Tensor | None]) -> bool:
     """Whether something must see this call as an operator: a mode, a transform, tracing, a tensor subclass."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    if torch._C._get_tracing_state() is not None:
+    if torch_internals.in_dispatch_mode() or torch_internals.in_transform() or torch_internals.in_trace():
         return True
     return not _PLAIN.issuperset(map(type, tensors))
 
@@ -139,8 +133,8 @@ _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 
 
 def _batched(*grads: Tensor | None) -> bool:
-    """Whether they come from `torch.autograd.grad(..., is_grads_batched=True)`, whose vmap is not functorch's."""
-    return any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in grads)
+    """Whether they come from a vmap that `_watched` does not know."""
+    return any(t is not None and torch_internals.is_legacy_batched(t) for t in grads)
 
 
 def _transformed(inputs: Inputs) -> bool:
@@ -149,14 +143,6 @@ def _transformed(inputs: Inputs) -> bool:
     Torch's library operators know no forward mode, and cannot be differentiated below another `torch.func` transform;
     the formulas can. Plain autograd and plain vmap use the operators.
     """
-    if forward_ad._current_level >= 0:
+    if torch_internals.in_forward_mode():
         return True
-    functorch = torch._C._functorch
-    if functorch.peek_interpreter_stack() is None:
-        return False
-    for t in inputs:
-        while t is not None and functorch.is_functorch_wrapped_tensor(t):
-            if functorch.is_gradtrackingtensor(t):
-                return True
-            t = functorch.get_unwrapped(t)
-    return False
+    return torch_internals.in_transform() and any(map(torch_internals.is_differentiated_by_a_transform, inputs))

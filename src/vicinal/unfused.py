@@ -28,6 +28,7 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
+from vicinal import torch_internals
 from vicinal.backends.unfused import launch
 from vicinal.calls import autocast, neighborhood
 from vicinal.checks import (
@@ -206,7 +207,7 @@ def _slots(tensor: Tensor, *geometry: Any) -> Slots:
     """The slots of `[batch, *lengths, heads, dim]`, for window, stride, dilation, causality and boundary as given."""
     lengths = tuple(tensor.shape[1:-2])
     window = neighborhood(len(lengths), *geometry)
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:  # lengths are no integers
+    if torch.compiler.is_compiling() or torch_internals.in_trace():  # lengths are no integers
         return Slots(window.resolve(lengths), lengths)
     return _known_slots(window, lengths)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
+from vicinal import torch_internals
 from vicinal.backends.unfused import launch
 from vicinal.geometry.neighborhood import decode
 from vicinal.geometry.slots import Slots
@@ -124,7 +124,7 @@ def _transformed() -> bool:
     """Whether forward mode or a `torch.func` transform is at work."""
     if torch.compiler.is_compiling():
         return False
-    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    return torch_internals.in_forward_mode() or torch_internals.in_transform()
 
 
 def pn(*args: Any) -> Tensor:

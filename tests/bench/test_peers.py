@@ -27,7 +27,7 @@ def test_cpu_peer_computes_what_it_says(case, index, uncompiled):
     assert by_pass["forward"].computes == ("self attention" if "self" in system.name else "neighborhood")
 
 
-@pytest.mark.parametrize(("index", "name"), [(0, "vicinal numba"), (1, "vicinal cpu")])
+@pytest.mark.parametrize(("index", "name"), [(0, "vicinal numba"), (1, "vicinal torch")])
 def test_our_backends_are_timed_with_their_tilings(small_case, index, name):
     systems = vicinal_systems(small_case.problem("cpu"))
     assert len(systems) == 2
@@ -52,9 +52,9 @@ def test_masks_that_would_not_fit_are_refused():
 
 
 def test_named_peers_only(small_case):
-    run = runner.Run([small_case], torch.device("cpu"), QUICK, "", backends=("cpu",), peers=("mask", "Flex"))
+    run = runner.Run([small_case], torch.device("cpu"), QUICK, "", backends=("torch",), peers=("mask", "Flex"))
     names = [s.name for s in runner.systems(run, small_case)]
-    assert names == ["vicinal cpu", "SDPA with a mask", "FlexAttention"]
+    assert names == ["vicinal torch", "SDPA with a mask", "FlexAttention"]
 
 
 def test_cuda_has_every_sdpa_backend():

@@ -37,9 +37,9 @@ def record(small_case):
     made = Record("vicinal bench", "cpu", torch.device("cpu"), Effort())
     made.add_limits(torch.float32, Limits(1e10, 1e12))
     failed = Measurement("other", "neighborhood", "forward", "failed", "it broke")
-    made.add(small_case, [measurement("vicinal cpu", 0.001), measurement("peer", 0.002), failed])
+    made.add(small_case, [measurement("vicinal torch", 0.001), measurement("peer", 0.002), failed])
     second = replace(small_case, name="second")
-    made.add(second, [measurement("vicinal cpu", 0.001), measurement("peer", 0.008), measurement("other", 0.0005)])
+    made.add(second, [measurement("vicinal torch", 0.001), measurement("peer", 0.008), measurement("other", 0.0005)])
     made.finish()
     return made
 
@@ -70,7 +70,7 @@ def test_share_of_rate_counts_each_systems_own_flops():
 
 def test_page_tells_our_share_of_cudnns_rate(small_case):
     made = Record("vicinal bench", "gpu", torch.device("cpu"), Effort())
-    made.add(small_case, [measurement("vicinal cpu", 0.002), measurement("SDPA cuDNN (self attention)", 0.001)])
+    made.add(small_case, [measurement("vicinal torch", 0.002), measurement("SDPA cuDNN (self attention)", 0.001)])
     made.finish()
     head, _, row = report.markdown(made.document, "x.json").splitlines()[-3:]
     assert "of SDPA cuDNN's FLOP/s" in head
@@ -110,7 +110,7 @@ def test_file_holds_what_was_measured(record, tmp_path):
     assert document == record.document
     assert list(tmp_path.iterdir()) == [path]
     first = measurements_of(document["cases"][0])[0]
-    assert first == measurement("vicinal cpu", 0.001)
+    assert first == measurement("vicinal torch", 0.001)
     assert document["cases"][0]["window"] == [3, 3]
 
 

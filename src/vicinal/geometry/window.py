@@ -2,7 +2,8 @@
 
 All functions speak of one dilation group: positions `0 <= i < length` in units of the dilation (`groups` splits an
 axis). Every window is an interval `[start, stop)` and both ends never decrease with the query's position; the whole
-of `vicinal.geometry.tiles` rests on that.
+of `vicinal.geometry.tiles` rests on that. `leader`, `window_start` and `window_stop` also take tensors or arrays of
+positions, and of the lengths of their groups, and compute elementwise.
 
 Source: generalized neighborhood attention (arXiv 2504.16922) for the stride's leader; neighborhood attention
 (arXiv 2204.07143, section 3) for the shifted window, its dilation (arXiv 2209.15001); `../DESIGN` of this project
@@ -10,6 +11,8 @@ for causal and clipped windows.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from vicinal.geometry.neighborhood import Axis
 
@@ -40,13 +43,13 @@ def leader_offset(axis: Axis) -> int:
 
 def leader(axis: Axis, length: int, query: int) -> int:
     """The position on which the window of `query` is centred: shared by blocks of `stride` queries."""
-    return min(query // axis.stride * axis.stride + leader_offset(axis), length - 1)
+    return _least(query // axis.stride * axis.stride + leader_offset(axis), length - 1)
 
 
 def window_start(axis: Axis, length: int, query: int) -> int:
     """The first key of `query`."""
-    start = max(leader(axis, length, query) - left_reach(axis), 0)
-    return min(start, length - _window(axis)) if mode(axis) == SHIFT else start
+    start = _most(leader(axis, length, query) - left_reach(axis), 0)
+    return _least(start, length - _window(axis)) if mode(axis) == SHIFT else start
 
 
 def window_stop(axis: Axis, length: int, query: int) -> int:
@@ -54,7 +57,7 @@ def window_stop(axis: Axis, length: int, query: int) -> int:
     if axis.causal:
         return query + 1
     if axis.boundary == "clip":
-        return min(leader(axis, length, query) - left_reach(axis) + _window(axis), length)
+        return _least(leader(axis, length, query) - left_reach(axis) + _window(axis), length)
     return window_start(axis, length, query) + _window(axis)
 
 
@@ -84,6 +87,14 @@ def _first_query_led_from(axis: Axis, length: int, position: int) -> int:
         return length
     blocks = -(-(position - leader_offset(axis)) // axis.stride)
     return min(max(blocks, 0) * axis.stride, length)
+
+
+def _least(a: Any, b: Any) -> Any:
+    return a.clip(max=b) if hasattr(a, "clip") else min(a, b)
+
+
+def _most(a: Any, b: int) -> Any:
+    return a.clip(min=b) if hasattr(a, "clip") else max(a, b)
 
 
 def _window(axis: Axis) -> int:

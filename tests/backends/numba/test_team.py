@@ -9,15 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from strategies import Call
-from vicinal import na2d
-from vicinal.backends import cpu, cpu_cost
-from vicinal.backends.cpu import BACKEND
 from vicinal.backends.numba import team as cpu_threads
-from vicinal.geometry.neighborhood import Axis, Neighborhood
-from vicinal.problem import Inputs, Problem
-
-CALL = Call((Neighborhood((Axis(5), Axis(3))),), (24, 20), 2, 4, 2, 8, 8, 0, False, 0)
 
 
 @pytest.fixture(params=[2, 3])
@@ -35,36 +27,6 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
-
-
-def ways(problem, direction, apart, slabs):
-    """Tilings of a problem that run so."""
-    shape = cpu._shape(problem, cpu.head_sets(problem)[0], problem.head_dim)
-    return [c for c in cpu_cost.choices(shape, direction) if c.apart == apart and c.slabs == slabs]
-
-
-def results(problem, choices, inputs):
-    """Output, log-sum-exp and gradients by two tilings."""
-    programs = [cpu.Program(cpu.head_sets(problem)[0], cpu.strip_plan(c.key), c.slabs, c.apart, False) for c in choices]
-    tokens = cpu._tokens(Inputs(*inputs[:3]), problem)
-    output, lse = programs[0].forward(tokens)
-    grads = programs[1].backward(tokens, cpu.Results(output, lse, torch.sin(output)))
-    return output, lse, grads.query, grads.key, grads.value
-
-
-@pytest.mark.parametrize("slabs", [False, True])
-def test_threads_do_not_change_a_bit(threads, slabs, monkeypatch):
-    monkeypatch.setattr(cpu_cost, "APART_NS", -1e9)  # whatever it costs
-    cpu_cost.choices.cache_clear()
-    call = CALL if not slabs else Call(CALL.neighborhoods, (24, 20), 2, 4, 4, 8, 8, 0, False, 0)
-    inputs = call.inputs(torch.float32)
-    problem = Problem.of(inputs, call.neighborhoods, call.scale)
-    choices = [ways(problem, direction, True, slabs)[0] for direction in ("forward", "backward")]
-    together = results(problem, choices, inputs)
-    torch.set_num_threads(1)
-    alone = results(problem, choices, inputs)
-    cpu_cost.choices.cache_clear()
-    torch.testing.assert_close(together, alone, rtol=0, atol=0)
 
 
 def test_every_task_runs_once_on_one_thread_of_torch(threads):
@@ -172,16 +134,3 @@ def test_a_forked_process_makes_threads_of_its_own(two_threads):
         os.kill(child, 9)
         os.waitpid(child, 0)
     assert status == (child, 0)
-
-
-def test_a_large_call_is_run_apart_with_gradients(two_threads):
-    inputs = [torch.randn(2, 64, 64, 4, 32, requires_grad=True) for _ in range(3)]
-    problem = Problem.of(Inputs(*inputs), (Neighborhood((Axis(13), Axis(13))),), 32**-0.5)
-    for direction in ("forward", "backward"):
-        config = BACKEND.configs(problem, direction)[0]
-        assert cpu._programs(problem, config, 32, direction)[0].apart
-    output = na2d(*inputs, kernel_size=13)
-    together = torch.autograd.grad(output, inputs, torch.cos(output))
-    torch.set_num_threads(1)
-    alone = torch.autograd.grad(na2d(*inputs, kernel_size=13), inputs, torch.cos(output))
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)

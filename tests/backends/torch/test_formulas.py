@@ -1,11 +1,11 @@
-"""`vicinal.differentiable` against the oracle: values, gradients, second order, forward mode, vmap."""
+"""The formulas of the torch backend against the oracle: values, gradients, second order, forward mode, vmap."""
 
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from vicinal import differentiable
-from vicinal.differentiable import attend
+from vicinal.backends.torch import tiles
+from vicinal.backends.torch.formulas import attend
 from vicinal.geometry import Neighborhood
 from vicinal.problem import Inputs
 from vicinal.reference import reference
@@ -66,8 +66,7 @@ def as_function(inputs, neighborhoods, scale):
 
 @pytest.fixture(params=[1, 1 << 22], ids=["one tile a chunk", "one chunk"], autouse=True)
 def chunking(request, monkeypatch):
-    monkeypatch.setattr(differentiable, "SCORES_PER_CHUNK", request.param)
-    monkeypatch.setattr(differentiable, "QUERIES_PER_TILE", {1: (4,), 2: (2, 3), 3: (2, 2, 2)})
+    monkeypatch.setitem(tiles.SCORES_PER_CHUNK, "cpu", request.param)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,0 +1,64 @@
+"""What only private names of torch tell about a call, each with a safe answer for versions of torch without the name.
+
+Safe is what is right in any case: "something watches this call" sends it through the operator, which everything sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def _private(path: str, otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of that name below `torch._C`, or the other one."""
+    found: Any = torch._C
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return otherwise if found is None else found
+
+
+_modes = _private("_len_torch_dispatch_stack", lambda: 1)
+_interpreters = _private("_functorch.peek_interpreter_stack", lambda: "unknown")
+_trace = _private("_get_tracing_state", lambda: "unknown")
+_is_legacy_batched = _private("_functorch.is_legacy_batchedtensor", lambda t: True)
+_is_wrapped = _private("_functorch.is_functorch_wrapped_tensor", lambda t: False)
+_is_tracking = _private("_functorch.is_gradtrackingtensor", lambda t: False)
+_unwrapped = _private("_functorch.get_unwrapped", lambda t: None)
+
+
+def in_dispatch_mode() -> bool:
+    """Whether a `TorchDispatchMode` is active."""
+    return _modes() > 0
+
+
+def in_transform() -> bool:
+    """Whether a transform of `torch.func` is active."""
+    return _interpreters() is not None
+
+
+def in_trace() -> bool:
+    """Whether `torch.jit.trace` is recording."""
+    return _trace() is not None
+
+
+def in_forward_mode() -> bool:
+    """Whether a level of forward-mode differentiation is open."""
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+def is_legacy_batched(tensor: Tensor) -> bool:
+    """Whether it comes from `torch.autograd.grad(..., is_grads_batched=True)`, whose vmap is not `torch.func`'s."""
+    return bool(_is_legacy_batched(tensor))
+
+
+def is_differentiated_by_a_transform(tensor: Tensor | None) -> bool:
+    """Whether `torch.func.grad`, `vjp`, `jvp` or the like differentiates with respect to it."""
+    while tensor is not None and _is_wrapped(tensor):
+        if _is_tracking(tensor):
+            return True
+        tensor = _unwrapped(tensor)
+    return False
