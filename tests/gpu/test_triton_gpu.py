@@ -11,9 +11,9 @@ import torch
 import strategies
 from closeness import assert_as_close_as_torch, gradients_of
 from vicinal.backends.triton import BACKEND
+from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.problem import Inputs, Problem
-from vicinal.tuning.config import TileConfig
 
 pytestmark = [
     pytest.mark.gpu,
@@ -96,7 +96,7 @@ def run_both(drawn, dtype, tiles=None, grad_lse=True, unfolded=False):
     problem = Problem.of(inputs, drawn.neighborhoods, drawn.scale)
     assert BACKEND.unsupported(problem) is None
     forward, backward = (
-        (TileConfig(*tiles), TileConfig(*tiles))
+        (Tiling(*tiles), GradientTilings(Tiling(*tiles), Tiling(*tiles)))
         if tiles
         else (
             next(c for c in BACKEND.configs(problem, direction) if c.unfolded is not None or not unfolded)
@@ -181,13 +181,13 @@ def test_more_than_two_to_the_31_elements_in_one_batch_entry():
     query.normal_()
     neighborhood = of(1, 33).resolve((length,))
     near = query.contiguous()
-    config = TileConfig((64,), (64,))
+    config = Tiling((64,), (64,))
     results = []
     for tensor in (query, near):
         inputs = Inputs(tensor, tensor, tensor)
         problem = Problem.of(inputs, [neighborhood], 0.2)
         output, lse = BACKEND.forward(problem, config, inputs)
-        grads = gradients_of(BACKEND, problem, config, inputs, output, lse, near)
+        grads = gradients_of(BACKEND, problem, GradientTilings(config, config), inputs, output, lse, near)
         results.append([output, lse, *grads[:3]])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -243,7 +243,7 @@ def test_backward_has_the_same_bits_every_run():
 def test_no_synchronisation_and_no_new_kernel_for_new_windows():
     problem, inputs = problem_and_inputs()
     everything(problem, inputs)
-    config = TileConfig((8, 8), (8, 8))
+    config = Tiling((8, 8), (8, 8))
     plain = Inputs(*inputs[:3])
     for window in (9, 11):  # the first compiles, the second must not
         own = Problem.of(plain, [of(2, window).resolve((28, 28))], 0.2)
@@ -251,7 +251,7 @@ def test_no_synchronisation_and_no_new_kernel_for_new_windows():
             torch.cuda.set_sync_debug_mode("error")
         try:
             output, lse = BACKEND.forward(own, config, plain)
-            gradients_of(BACKEND, own, config, plain, output, lse, output)
+            gradients_of(BACKEND, own, GradientTilings(config, config), plain, output, lse, output)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -12,10 +12,9 @@ from hypothesis import given, settings
 import strategies
 from closeness import assert_as_close_as_torch, gradients_of
 from vicinal.backends import triton as backend
+from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
-from vicinal.tuning.config import TileConfig
-from vicinal.tuning.cost import TOGETHER, read, spell
 
 of = Neighborhood.of
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,7 +72,7 @@ def check(
     reason = backend.BACKEND.unsupported(problem)
     if reason is not None:
         pytest.skip(reason)
-    tiling = TileConfig(*tiles) if tiles else tiling
+    tiling = Tiling(*tiles) if tiles else tiling
     config = tiling or backend.BACKEND.configs(problem, "forward")[0]
     output, lse = backend.BACKEND.forward(problem, config, inputs)
     if not backward:
@@ -82,9 +81,10 @@ def check(
     generator = torch.Generator().manual_seed(drawn.seed + 1)
     grad_output = torch.randn(output.shape, generator=generator).to(output)
     grad_lse = torch.randn(lse.shape, generator=generator).to(lse) if with_grad_lse else None
-    config = tiling or backend.BACKEND.configs(problem, "backward")[0]
+    config = GradientTilings(tiling, tiling) if tiling else backend.BACKEND.configs(problem, "backward")[0]
     if together is not None:
-        config = replace(config, variant=spell(read(config.variant)) + TOGETHER * together)
+        key_value = replace(config.key_value, warps=config.query.warps, stages=config.query.stages)
+        config = GradientTilings(config.query, key_value, together)
     grads = gradients_of(backend.BACKEND, problem, config, inputs, output, lse, grad_output, grad_lse)
     for grad, given_ in zip(grads, inputs, strict=True):
         assert (grad is None) == (given_ is None)
@@ -197,8 +197,7 @@ UNFOLDED = [  # (problem, axis, tile of queries, tile of keys)
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize(("drawn", "axis", "query_tile", "key_tile"), UNFOLDED)
 def test_tiles_of_several_dilation_groups(drawn, axis, query_tile, key_tile, together):
-    tiling = TileConfig(query_tile, key_tile, unfolded=axis)
-    check(drawn, tiling=replace(tiling, variant=spell(tiling) + TOGETHER * together))
+    check(drawn, tiling=Tiling(query_tile, key_tile, unfolded=axis), together=together)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -283,8 +282,8 @@ def test_backward_has_the_same_bits_every_run():
     drawn = call((6, 9), of(2, 3), heads=2, additional=3, has_rpb=True)
     inputs = drawn.inputs(torch.float32, device)
     problem = Problem.of(inputs, drawn.neighborhoods, 0.5)
-    config = backend.BACKEND.configs(problem, "backward")[0]
-    output, lse = backend.BACKEND.forward(problem, config, inputs)
+    forward, config = (backend.BACKEND.configs(problem, d)[0] for d in ("forward", "backward"))
+    output, lse = backend.BACKEND.forward(problem, forward, inputs)
     first, second = (gradients_of(backend.BACKEND, problem, config, inputs, output, lse, output, lse) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -308,6 +307,17 @@ def test_cpu_tensors_are_not_taken_outside_tests():
     assert "CPU" in backend.BACKEND.unsupported(problem)
 
 
-def test_variants_are_spelled_both_ways():
-    config = TileConfig((2, 4, 8), (4, 1, 16), 8, 3)
-    assert read(spell(config)) == read(spell(config) + TOGETHER) == config
+def test_what_a_backend_cannot_run_is_told_without_ranking_tilings(monkeypatch):
+    drawn = call((9,), of(1, 3))
+    problem = Problem.of(drawn.inputs(torch.float16, device), drawn.neighborhoods, 1.0)
+    monkeypatch.setattr(backend, "tilings", lambda *_: pytest.fail("tilings were ranked"))
+    assert backend.BACKEND.unsupported(problem) is None
+
+
+def test_more_programs_than_a_grid_holds():
+    drawn = call((9,), of(1, 3))
+    problem = Problem.of(drawn.inputs(torch.float16, device), drawn.neighborhoods, 1.0)
+    for dilation, reason in ((1, None), (1 << 33, "more tiles than a GPU's grid can hold")):
+        neighborhood = of(1, 1, dilation=dilation, boundary="clip")
+        large = replace(problem, lengths=(1 << 32,), neighborhoods=(neighborhood,), heads=4, kv_heads=4)
+        assert backend.BACKEND.unsupported(large) == reason

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 from operator import mul
 
+from vicinal.backends.gpu.hardware import gpu_of
 from vicinal.backends.hopper.config import HopperConfig
 from vicinal.backends.hopper.layout import subproblems
 from vicinal.backends.hopper.tilings import WARPGROUPS, steps
@@ -21,7 +22,6 @@ from vicinal.backends.protocol import Direction
 from vicinal.geometry.count import count
 from vicinal.geometry.unfold import tile_count
 from vicinal.problem import Problem
-from vicinal.tuning.cost import gpu_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def seconds(problem: Problem, direction: Direction, config: HopperConfig) -> flo
     walk = each * max(rates.step[0] + rates.step[1] * d, rates.step[2])
     ends = rates.tile[0] + rates.tile[1] * d
     launches = len(subproblems(problem))
-    turns = WARPGROUPS * ceil(tiles / launches / (WARPGROUPS * gpu_of(problem).processors))
+    turns = WARPGROUPS * ceil(tiles / launches / (WARPGROUPS * gpu_of(problem.device).processors))
     mean, longest = (1.0, 0.0) if direction == "forward" else _both_passes(problem, config)
     walks = max(turns * mean, WARPGROUPS * longest) * walk
     return 1e-9 * launches * (walks + (turns - 1) * ends + rates.launch)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.devices import current
 from vicinal.backends.protocol import Direction
 from vicinal.backends.triton.backward import Backward
+from vicinal.backends.triton.config import GradientTilings, Tiling
+from vicinal.backends.triton.estimate import seconds
 from vicinal.backends.triton.launch import Forward, Prepared, readable, tiles_of
+from vicinal.backends.triton.tilings import tilings
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
-from vicinal.tuning.config import TileConfig
-from vicinal.tuning.cost import seconds, tilings
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
@@ -69,18 +71,17 @@ class TritonBackend:
             return f"head_dim and value_dim must be at most {MAX_HEAD_DIM}"
         if problem.has_rpb and len({n.window for n in problem.neighborhoods}) > 1:
             return "a relative positional bias needs the same kernel_size in every head"
-        config = self.configs(problem, "forward")[0]
-        if problem.batch * problem.heads * tiles_of(problem, config) > MAX_PROGRAMS:
+        if _exceeds_grid(problem):
             return "more tiles than a GPU's grid can hold"
         return None
 
-    def seconds(self, problem: Problem, direction: Direction, config: TileConfig) -> float:
+    def seconds(self, problem: Problem, direction: Direction, config: Tiling | GradientTilings) -> float:
         return seconds(problem, direction, config)
 
-    def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
+    def configs(self, problem: Problem, direction: Direction) -> Sequence[Tiling] | Sequence[GradientTilings]:
         return tilings(problem, direction)
 
-    def forward(self, problem: Problem, config: TileConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def forward(self, problem: Problem, config: Tiling, inputs: Inputs) -> tuple[Tensor, Tensor]:
         # Every microsecond here is one of each eager call's: look up, allocate, launch.
         key = _key(problem, config, inputs)
         launch = self._forward.get(key)
@@ -94,7 +95,7 @@ class TritonBackend:
     def backward(
         self,
         problem: Problem,
-        config: TileConfig,
+        config: GradientTilings,
         inputs: Inputs,
         upstream: Upstream,
         wanted: Wanted,
@@ -118,7 +119,16 @@ class TritonBackend:
             )
 
 
-def _key(problem: Problem, config: TileConfig, inputs: Inputs) -> tuple[object, ...]:
+def _exceeds_grid(problem: Problem) -> bool:
+    """Whether there are more programs than may be launched; nearly always answered without choosing tilings."""
+    slices = problem.batch * problem.heads
+    most = max(prod(map(max, problem.lengths, n.dilation)) for n in set(problem.neighborhoods))
+    if slices * most <= MAX_PROGRAMS:  # even if every tile were a token
+        return False
+    return slices * tiles_of(problem, tilings(problem, "forward")[0]) > MAX_PROGRAMS
+
+
+def _key(problem: Problem, config: Tiling | GradientTilings, inputs: Inputs) -> tuple[object, ...]:
     """What a prepared launch depends on."""
     query, key, value, extra_keys, extra_values, _ = inputs
     found: tuple[object, ...] = (problem, config, query.stride(), key.stride(), value.stride())

@@ -10,13 +10,12 @@ from torch import Tensor
 from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.strides import aligned
+from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.kernels.additional import additional_gradient_kernel
 from vicinal.backends.triton.kernels.backward import gradients_kernel, key_value_gradient_kernel, query_gradient_kernel
 from vicinal.backends.triton.kernels.bias import bias_gradient_kernel
 from vicinal.backends.triton.launch import Prepared, tiles_of
 from vicinal.problem import Inputs
-from vicinal.tuning.config import TileConfig
-from vicinal.tuning.cost import in_one_launch, read
 
 BIAS_TILES = {1: (32,), 2: (4, 8), 3: (2, 4, 4)}  # of queries and of keys: what a sum along diagonals has room for
 BIAS_SCRATCH = 2**28  # bytes of partial bias gradients, at most (but one table per head)
@@ -28,19 +27,18 @@ QUERIES_PER_STEP = 32
 class Backward:
     """The backward pass of one problem, tiling and set of strides."""
 
-    def __init__(self, prepared: Prepared, config: TileConfig) -> None:
+    def __init__(self, prepared: Prepared, config: GradientTilings) -> None:
         problem = prepared.problem
         # Heads with neighborhoods of their own have tiles of their own: no program can sum over a group of them.
         self._per_query_head = problem.per_head and problem.group_size > 1
         self._problem = problem
         self._table = prepared.table
-        key_value = read(config.variant) if config.variant else config
         self._both = self._query = self._key_value = None
-        if in_one_launch(config):
-            self._both = _gradients_launch(prepared, config, key_value, self._per_query_head)
+        if config.together:
+            self._both = _gradients_launch(prepared, config, self._per_query_head)
         else:
-            self._query = _query_launch(prepared, config)
-            self._key_value = _key_value_launch(prepared, key_value, self._per_query_head)
+            self._query = _query_launch(prepared, config.query)
+            self._key_value = _key_value_launch(prepared, config.key_value, self._per_query_head)
         self._additional = _additional_launch(prepared) if problem.additional else None
         self._bias = _bias_launch(prepared) if problem.has_rpb else None
 
@@ -96,7 +94,7 @@ def _like(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
-def _query_launch(prepared: Prepared, config: TileConfig) -> Launch:
+def _query_launch(prepared: Prepared, config: Tiling) -> Launch:
     problem = prepared.problem
     programs, count = _query_programs(prepared, config)
     arguments = (
@@ -115,7 +113,7 @@ def _query_launch(prepared: Prepared, config: TileConfig) -> Launch:
     return Launch(query_gradient_kernel, (count, 1, 1), arguments, prepared.options(config))
 
 
-def _key_value_launch(prepared: Prepared, config: TileConfig, per_query_head: bool) -> Launch:
+def _key_value_launch(prepared: Prepared, config: Tiling, per_query_head: bool) -> Launch:
     problem = prepared.problem
     programs, count = _key_programs(prepared, config, per_query_head)
     arguments = (
@@ -135,9 +133,9 @@ def _key_value_launch(prepared: Prepared, config: TileConfig, per_query_head: bo
     return Launch(key_value_gradient_kernel, (count, 1, 1), arguments, prepared.options(config))
 
 
-def _gradients_launch(prepared: Prepared, query: TileConfig, key_value: TileConfig, per_query_head: bool) -> Launch:
-    """Both of the above; warps, stages and the axis unfolded are the same for both, the query gradient's."""
-    problem = prepared.problem
+def _gradients_launch(prepared: Prepared, config: GradientTilings, per_query_head: bool) -> Launch:
+    """Both of the above; warps, stages and the axis unfolded are the same for both."""
+    problem, query, key_value = prepared.problem, config.query, config.key_value
     programs, count = _query_programs(prepared, query)
     key_programs, key_count = _key_programs(prepared, key_value, per_query_head)
     arguments = (
@@ -163,14 +161,14 @@ def _gradients_launch(prepared: Prepared, query: TileConfig, key_value: TileConf
     return Launch(gradients_kernel, (key_count + count, 1, 1), arguments, prepared.options(query))
 
 
-def _query_programs(prepared: Prepared, config: TileConfig) -> tuple[int, int]:
+def _query_programs(prepared: Prepared, config: Tiling) -> tuple[int, int]:
     """Programs of one head, and of all."""
     programs = tiles_of(prepared.problem, config)
     return programs, prepared.problem.batch * prepared.problem.heads * programs
 
 
-def _key_programs(prepared: Prepared, config: TileConfig, per_query_head: bool) -> tuple[int, int]:
-    """Likewise; `query_tile` is the program's tile of keys."""
+def _key_programs(prepared: Prepared, config: Tiling, per_query_head: bool) -> tuple[int, int]:
+    """Likewise."""
     problem = prepared.problem
     programs = tiles_of(problem, config)
     return programs, problem.batch * (problem.heads if per_query_head else problem.kv_heads) * programs
@@ -203,7 +201,7 @@ def _additional_launch(prepared: Prepared) -> Launch:
 
 def _bias_launch(prepared: Prepared) -> Launch:
     problem = prepared.problem
-    config = TileConfig(BIAS_TILES[problem.rank], BIAS_TILES[problem.rank], warps=4, stages=1)
+    config = Tiling(BIAS_TILES[problem.rank], BIAS_TILES[problem.rank], warps=4, stages=1)
     programs = tiles_of(problem, config)
     (window,) = {n.window for n in problem.neighborhoods}
     table_bytes = 4 * problem.heads * prod(2 * k - 1 for k in window if k is not None)

@@ -17,19 +17,19 @@ from vicinal.backends.gpu.kernels.memory import InputStrides
 from vicinal.backends.gpu.kernels.window import Flags
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.strides import aligned, contiguous_strides, dense, rows_last, strides_of, vector_of
+from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.kernels.forward import forward_kernel
 from vicinal.backends.triton.kernels.softmax import LOG2E
 from vicinal.geometry.count import count
 from vicinal.geometry.unfold import parts, tile_count
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Inputs, Problem, lse_dtype
-from vicinal.tuning.config import TileConfig
 
 
 class Forward:
     """The forward pass of one problem, tiling and set of strides."""
 
-    def __init__(self, prepared: Prepared, config: TileConfig, copies: bool) -> None:
+    def __init__(self, prepared: Prepared, config: Tiling, copies: bool) -> None:
         """`copies`: the inputs need copying before the kernels can read them (`readable`)."""
         problem = prepared.problem
         self._shape = (problem.batch, *problem.lengths, problem.heads, problem.value_dim)
@@ -71,13 +71,13 @@ class Forward:
         return output, lse
 
 
-def tiles_of(problem: Problem, config: TileConfig) -> int:
+def tiles_of(problem: Problem, config: Tiling) -> int:
     """How many tiles one head has, the most of any head's neighborhood."""
     each = set(problem.neighborhoods)
     return max(tile_count(n, problem.lengths, config.query_tile, config.unfolded) for n in each)
 
 
-def may_pass_end(problem: Problem, config: TileConfig, inverse: bool = False) -> bool:
+def may_pass_end(problem: Problem, config: Tiling, inverse: bool = False) -> bool:
     """Whether the tiles laid over some box may pass the end of an axis: then they need bounds checks.
 
     Boxes of keys for tiles of queries; if `inverse`, boxes of queries for tiles of keys.
@@ -90,7 +90,7 @@ def may_pass_end(problem: Problem, config: TileConfig, inverse: bool = False) ->
     )
 
 
-def is_wide(problem: Problem, strides: tuple[tuple[int, ...], ...], config: TileConfig) -> bool:
+def is_wide(problem: Problem, strides: tuple[tuple[int, ...], ...], config: Tiling) -> bool:
     """Whether offsets within a tile may need more than 31 bits."""
     most = 0
     for neighborhood in problem.neighborhoods:
@@ -151,11 +151,11 @@ class Prepared:
         axes = axes_of(problem.neighborhoods[0], problem.lengths, unfolded)
         return axes, InputStrides(*own, *extra), problem.head_dim, problem.value_dim
 
-    def options(self, config: TileConfig) -> dict[str, int]:
+    def options(self, config: Tiling) -> dict[str, int]:
         """Launch options of a kernel of this tiling."""
         return options_of(config.warps, config.stages, self.chained)
 
-    def flags(self, config: TileConfig, inverse: bool = False) -> Flags:
+    def flags(self, config: Tiling, inverse: bool = False) -> Flags:
         """What to compile a kernel of this tiling for; `inverse`: see `may_pass_end`."""
         problem = self.problem
         axes = [axis for n in problem.neighborhoods for axis in n.axes]

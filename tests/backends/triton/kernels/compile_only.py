@@ -28,20 +28,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "gpu"))  # the fold
 
 from compile_driver import CompileOnlyDriver
 
+from vicinal.backends.gpu import hardware
 from vicinal.backends.gpu.launch import Launch
 from vicinal.backends.triton import launch as triton_launch
 from vicinal.backends.triton.backward import Backward
+from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.launch import Forward, Prepared
+from vicinal.backends.triton.tilings import tilings
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
-from vicinal.tuning import cost
-from vicinal.tuning.config import TileConfig
 
-TARGETS = {  # name: target, bytes of shared memory a program may have
-    "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
-    "sm_90": (GPUTarget("cuda", 90, 32), 227 * 1024),
-    "sm_100": (GPUTarget("cuda", 100, 32), 227 * 1024),
-    "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 
 
@@ -119,17 +120,18 @@ ONCE = [  # of each list one kernel serves all: among their numbers are 0, 1 and
         Variant("general", (21, 8, 48), (of(3, (4, 4, 1), (4, 1, 1), (1, 1, 16), (False, True, False)),), HALF, 32),
     ],
 ]
-ONCE_TILES = {2: TileConfig((8, 8), (4, 4), 4, 1), 3: TileConfig((4, 4, 4), (4, 4, 4), 4, 1)}
+ONCE_TILES = {2: Tiling((8, 8), (4, 4), 4, 1), 3: Tiling((4, 4, 4), (4, 4, 4), 4, 1)}
 
 
-def launches(variant: Variant, config: TileConfig | None = None) -> list[tuple[Launch, tuple]]:
+def launches(variant: Variant, config: Tiling | None = None) -> list[tuple[Launch, tuple]]:
     """Every launch of a problem, with stand-ins for its tensors; tiled as the backend would, unless told."""
     problem, inputs = variant.problem()
     prepared = Prepared.of(problem, inputs)
     x, f32 = Pointer(variant.dtype), Pointer(torch.float32)
     table = None if prepared.table is None else Pointer(torch.int32)
     q, k, v, ek, ev, rpb = given = tuple(None if t is None else x for t in inputs)
-    first, second = (config or cost.tilings(problem, direction)[0] for direction in ("forward", "backward"))
+    first = config or tilings(problem, "forward")[0]
+    second = GradientTilings(config, config) if config else tilings(problem, "backward")[0]
     forward = Forward(prepared, first, False)._launch
     backward = Backward(prepared, second)
     found = [(forward, (*given, table, x, f32))]
@@ -174,9 +176,9 @@ def compile_once() -> None:
 
 
 def main(name: str, only: list[str]) -> None:
-    target, shared = TARGETS[name]
+    target, architecture = TARGETS[name], hardware.ARCHITECTURES[name]
     triton.runtime.driver.set_active(CompileOnlyDriver(target))
-    cost.gpu_of = lambda problem: cost.Gpu(shared, name in ("sm_90", "sm_100"), 132)
+    hardware.ASSUMED = hardware.Gpu(architecture, 132)
     triton_launch.chains = lambda device: name in ("sm_90", "sm_100")
     if target.backend == "hip":
         torch.version.hip = "compile-only"
@@ -197,7 +199,7 @@ def main(name: str, only: list[str]) -> None:
                 "kernel": launch.kernel.__name__.removesuffix("_kernel"),
                 "spilled": spills(compiled, target),
                 "shared": compiled.metadata.shared,
-                "fits": compiled.metadata.shared <= shared,
+                "fits": compiled.metadata.shared <= architecture.shared,
                 "warps": launch.options["num_warps"],
             }
             print(json.dumps(row), flush=True)

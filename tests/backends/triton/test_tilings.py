@@ -7,10 +7,12 @@ from math import prod
 import pytest
 import torch
 
+from vicinal.backends.gpu.hardware import gpu_of
+from vicinal.backends.triton.config import Tiling
+from vicinal.backends.triton.estimate import estimate, most_registers
+from vicinal.backends.triton.tilings import ranked, tilings
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Problem
-from vicinal.tuning import cost
-from vicinal.tuning.config import TileConfig
 
 of = Neighborhood.of
 
@@ -34,32 +36,32 @@ PROBLEMS = [
 
 
 def listed(given, kernel):
-    return [config for _, config in cost._ranked(given, kernel)]
+    return [tiling for _, tiling in ranked(given, kernel)]
 
 
 @pytest.mark.parametrize("kernel", ["forward", "query", "key_value"])
 @pytest.mark.parametrize("given", PROBLEMS)
 def test_every_tiling_fits(given, kernel):
-    shared = cost.gpu_of(given).shared
-    tilings = listed(given, kernel)
-    assert tilings
-    for config in tilings:
-        assert len(config.query_tile) == len(config.key_tile) == given.rank
-        assert prod(config.query_tile) >= 16  # what a matrix instruction takes
-        assert prod(config.key_tile) >= 16
-        assert cost.estimate(given, kernel, config).shared <= shared
+    shared = gpu_of(given.device).architecture.shared
+    found = listed(given, kernel)
+    assert found
+    for tiling in found:
+        assert len(tiling.tile) == len(tiling.step) == given.rank
+        assert prod(tiling.tile) >= 16  # what a matrix instruction takes
+        assert prod(tiling.step) >= 16
+        assert estimate(given, kernel, tiling).program.shared <= shared
 
 
 @pytest.mark.parametrize("kernel", ["forward", "query", "key_value"])
 @pytest.mark.parametrize("given", PROBLEMS)
 def test_only_128_rows_have_eight_warps(given, kernel):
     """64: two to four times slower, in float32 wrong with 16 keys; 32: spills (Triton 3.6; docs/performance.md)."""
-    assert [c for c in listed(given, kernel) if prod(c.query_tile) < 128 and c.warps > 4] == []
+    assert [c for c in listed(given, kernel) if prod(c.tile) < 128 and c.warps > 4] == []
 
 
 def test_key_gradients_that_ptxas_gives_few_registers_are_not_listed():
     given = problem((8, 16, 16), of(3, (5, 7, 7)), head_dim=32)
-    assert [c for c in listed(given, "key_value") if (prod(c.query_tile), prod(c.key_tile)) == (32, 128)] == []
+    assert [c for c in listed(given, "key_value") if (prod(c.tile), prod(c.step)) == (32, 128)] == []
 
 
 SPILLING = [  # compiled for sm_90: bytes spilled per thread in the key and value gradients, one warp
@@ -73,31 +75,19 @@ SPILLING = [  # compiled for sm_90: bytes spilled per thread in the key and valu
 @pytest.mark.parametrize(("given", "keys", "queries"), SPILLING)
 def test_a_warp_is_not_given_more_than_its_registers_hold(given, keys, queries):
     """Such programs took 3 to 7 times their estimate on an H200."""
-    spilling = TileConfig(keys, queries, 1, 3)
-    assert cost.estimate(given, "key_value", spilling).registers > cost.MOST_REGISTERS
+    spilling = Tiling(keys, queries, 1, 3)
+    assert estimate(given, "key_value", spilling).program.registers > most_registers(gpu_of(given.device))
     assert spilling not in listed(given, "key_value")
-
-
-@pytest.mark.parametrize("given", PROBLEMS)
-def test_best_guess_first(given):
-    cycles = [cost.estimate(given, "forward", c).cycles for c in cost.tilings(given, "forward")]
-    assert cycles == sorted(cycles)
-
-
-@pytest.mark.parametrize("given", PROBLEMS)
-def test_backward_tilings_name_both_kernels(given):
-    for config in cost.tilings(given, "backward"):
-        assert len(cost.read(config.variant).query_tile) == given.rank
 
 
 def test_large_windows_take_large_tiles():
     """A window of 80x80 at head dim 128 is bound by products: tiles as large as registers allow."""
-    best = cost.tilings(problem((256, 256), of(2, 80), head_dim=128), "forward")[0]
-    assert prod(best.query_tile) >= 64
-    assert prod(best.key_tile) >= 64
+    best = tilings(problem((256, 256), of(2, 80), head_dim=128), "forward")[0]
+    assert prod(best.tile) >= 64
+    assert prod(best.step) >= 64
 
 
 def test_small_windows_take_small_tiles():
     """A window of 7x7 is bound by what its tiles compute in vain."""
     given = problem((56, 56), of(2, 7), heads=2, head_dim=32, batch=128, dtype=torch.float16)
-    assert prod(cost.tilings(given, "forward")[0].query_tile) <= 32
+    assert prod(tilings(given, "forward")[0].tile) <= 32

@@ -1,0 +1,89 @@
+"""GPUs by their architecture: what bounds a program, and how fast matrices are multiplied. Who adds a card adds a line.
+
+Sources: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; NVIDIA's architecture
+whitepapers and data sheets (dense 16-bit products with float32 sums, of the fastest card of an architecture); AMD's
+CDNA3 instruction set guide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+KB = 1024
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What all GPUs of an architecture have in common.
+
+    Attributes:
+        name: "sm_90", "gfx942".
+        shared: bytes of shared memory that one program may have.
+        registers: per multiprocessor, of 32 bits.
+        thread_registers: that one thread may have.
+        threads, programs: at once on a multiprocessor.
+        matrix_flops: per cycle and multiprocessor, of 16-bit products.
+        bandwidth: bytes per second of the fastest card's memory.
+        warp: threads of a warp.
+        warpgroups: whether four warps multiply together (wgmma, tcgen05).
+    """
+
+    name: str
+    shared: int
+    registers: int
+    thread_registers: int
+    threads: int
+    programs: int
+    matrix_flops: int
+    bandwidth: float
+    warp: int = 32
+    warpgroups: bool = False
+
+
+ARCHITECTURES = {
+    a.name: a
+    for a in (
+        Architecture("sm_80", 163 * KB, 65536, 255, 2048, 32, 2048, 2.04e12),
+        Architecture("sm_86", 99 * KB, 65536, 255, 1536, 16, 1024, 1.01e12),
+        Architecture("sm_89", 99 * KB, 65536, 255, 1536, 24, 1024, 1.01e12),
+        Architecture("sm_90", 227 * KB, 65536, 255, 2048, 32, 4096, 4.8e12, warpgroups=True),
+        Architecture("sm_100", 227 * KB, 65536, 255, 2048, 32, 8192, 8.0e12, warpgroups=True),
+        Architecture("sm_120", 99 * KB, 65536, 255, 1536, 24, 1024, 1.79e12),
+        Architecture("gfx90a", 64 * KB, 131072, 512, 2048, 32, 1024, 3.2e12, warp=64),
+        Architecture("gfx942", 64 * KB, 131072, 512, 2048, 32, 2048, 5.3e12, warp=64),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU: its architecture, and how many multiprocessors it has."""
+
+    architecture: Architecture
+    processors: int
+
+
+ASSUMED = Gpu(ARCHITECTURES["sm_90"], 132)  # an H200, where tensors are not on a GPU
+
+
+@cache
+def gpu_of(device: torch.device) -> Gpu:
+    """The GPU that tensors on `device` are on; `ASSUMED` where they are not on one."""
+    if device.type != "cuda":
+        return ASSUMED
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        name = properties.gcnArchName.split(":")[0]
+        architecture = ARCHITECTURES.get(name, ARCHITECTURES["gfx942"])
+    else:
+        architecture = nearest(properties.major, properties.minor)
+    return Gpu(architecture, properties.multi_processor_count)
+
+
+def nearest(major: int, minor: int) -> Architecture:
+    """NVIDIA's architecture of this compute capability, or the newest one before it; the oldest where none is."""
+    known = {divmod(int(name[3:]), 10): a for name, a in ARCHITECTURES.items() if name.startswith("sm_")}
+    return known[max((c for c in known if c <= (major, minor)), default=min(known))]

@@ -1,0 +1,89 @@
+"""How the Triton kernels are tiled: a `Tiling` for each, two of them for the backward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Tile = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How one kernel is tiled; a configuration of the forward pass.
+
+    Attributes:
+        tile: tokens of a program along each axis: queries, or keys where it computes the gradients of keys and values.
+        step: tokens of the other side that it takes at a time.
+        warps: per program.
+        stages: depth of the pipeline that loads steps.
+        unfolded: a dilated axis that tiles see as two (`vicinal.geometry.unfold`): they have one more axis then.
+    """
+
+    tile: Tile
+    step: Tile
+    warps: int = 4
+    stages: int = 2
+    unfolded: int | None = None
+
+    @property
+    def query_tile(self) -> Tile:
+        return self.tile
+
+    @property
+    def key_tile(self) -> Tile:
+        return self.step
+
+    def __str__(self) -> str:
+        return f"{_by(self.tile)} queries by {_by(self.step)} keys, {self._launched}"
+
+    @property
+    def _launched(self) -> str:
+        groups = "" if self.unfolded is None else f", groups of axis {self.unfolded} side by side"
+        return f"{self.warps} warps, {self.stages} stages{groups}"
+
+
+@dataclass(frozen=True)
+class GradientTilings:
+    """A configuration of the backward pass.
+
+    Attributes:
+        query: of the query gradient's kernel.
+        key_value: of the kernel of keys' and values' gradients.
+        together: whether both are computed in one launch; warps, stages and the axis unfolded are the same then.
+    """
+
+    query: Tiling
+    key_value: Tiling
+    together: bool = False
+
+    def __post_init__(self) -> None:
+        if self.together and not can_be_together(self.query, self.key_value):
+            raise ValueError(f"kernels in one launch have the same warps, stages and unfolded axis, got {self}")
+
+    @property
+    def query_tile(self) -> Tile:
+        return self.query.tile
+
+    @property
+    def key_tile(self) -> Tile:
+        return self.query.step
+
+    @property
+    def unfolded(self) -> int | None:
+        return self.query.unfolded
+
+    def __str__(self) -> str:
+        own = self.key_value
+        keys = f"{_by(own.tile)} keys by {_by(own.step)} queries"
+        if self.together:
+            return f"{_by(self.query.tile)} queries by {_by(self.query.step)} keys and {keys} at once, {own._launched}"
+        return f"{self.query}; {keys}, {own._launched}"
+
+
+def can_be_together(query: Tiling, key_value: Tiling) -> bool:
+    """Whether one launch can run both."""
+    return (query.warps, query.stages, query.unfolded) == (key_value.warps, key_value.stages, key_value.unfolded)
+
+
+def _by(tile: Tile) -> str:
+    return "x".join(map(str, tile))

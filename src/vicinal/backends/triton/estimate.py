@@ -1,0 +1,324 @@
+"""What the Triton kernels take on a problem, estimated by arithmetic: to rank tilings, and to compare backends.
+
+A tiling costs what it computes (`vicinal.geometry.count`: whole tiles, not only useful scores) and moves. Per step a
+multiprocessor spends cycles on issuing instructions, on exponentials, on matrix products and on reading the step's
+tokens through L2; resident programs, as many as registers and shared memory let in, overlap them and fill each other's
+latencies; where there are few programs, one that is alone has no more than its own warps, and the longest decides. The
+constants are fits to timings on H200s (`docs/performance.md`): 623 of 16 problems, 372 of small ones, and the paper's
+sweep; other GPUs differ by what `vicinal.backends.gpu.hardware` has of them, and were not measured. The register
+estimates are fits to what ptxas 12.8 reports, and `tests/backends/triton/kernels/test_compile.py` guards them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import ceil, prod
+from typing import Literal, NamedTuple
+
+from vicinal.backends.gpu.hardware import Gpu, gpu_of
+from vicinal.backends.protocol import Direction
+from vicinal.backends.triton.config import GradientTilings, Tiling
+from vicinal.geometry.count import count
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.unfold import replace_at, tile_count, unfold
+from vicinal.problem import Problem
+
+Kernel = Literal["forward", "query", "key_value"]  # the kernels that take tilings
+
+SPILLED = 7  # registers per thread beyond those there are: a few bytes of spills cost less than smaller tiles
+CLOCK = 1.6e9  # cycles per second: 1.7e9 met the kernels timed alone, 1.4e9 the sweep
+LAUNCH = 3e-7  # seconds, of a kernel beyond its programs
+KEPT = 30e6  # bytes of tensors that the cache keeps from one call to the next, about
+MOVED = 0.875  # of the memory's bandwidth, reached
+# Against another backend's time: what a pass takes over its kernels' cycles, and the share not hidden behind them of
+# moving what is not kept, in forward passes' tensors. Fits to the sweep.
+BEYOND = {"forward": (1.0, 0.3), "backward": (1.05, 0.25)}
+ISSUES = 4.0  # instructions per cycle
+EXPONENTIALS = 16.0  # per cycle
+L2_BYTES = 58.4  # per cycle and multiprocessor, and L1 helps
+WARPGROUP_FLOPS = 3230.0  # matrix FLOPs per cycle reached with 16-bit operands, by a warpgroup's instructions
+WARP_FLOPS = 1140.0  # likewise, by a single warp's
+SPLIT = 1.22  # products and instructions take so much longer where warps share their rows
+TOGETHER = 1.33  # of both gradients in one launch: registers of the larger, and delta computed twice
+NARROW = 0.387  # warpgroups' products slow down by this power of 64 / columns below 64
+OVERLAP = 0.369  # of what is not the bottleneck, what remains beside it in a lone program
+STEP_INSTRUCTIONS = 41.3  # per warp and step, besides those per score
+PROGRAM_INSTRUCTIONS = 219.0  # per warp and program
+MASK_INSTRUCTIONS = 6.14  # per score of a partial tile
+STEP_LATENCY = 634.0  # cycles of a step that other programs may fill
+PROGRAM_LATENCY = 3710.0  # likewise, of a program's start and end
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one kernel does with a tile.
+
+    Attributes:
+        products: matrix products of width head_dim and value_dim per step.
+        instructions: per score.
+        registers: fits of registers per thread (per accumulator, per score, fixed), with warpgroup instructions.
+        registers_without: the same with a single warp's instructions.
+        demand: fits of what a single warp's instructions make a thread hold (per accumulator, per score, per element of
+            the step, fixed): beyond the registers there are, it is spilled.
+        latency: of a step, by number of stages, in units of STEP_LATENCY.
+    """
+
+    products: tuple[int, int]
+    instructions: float
+    registers: tuple[float, float, float]
+    registers_without: tuple[float, float, float]
+    demand: tuple[float, float, float, float]
+    latency: dict[int, float]
+
+
+COSTS: dict[Kernel, Costs] = {
+    "forward": Costs((1, 1), 4.81, (1.4, 1.5, 52), (2.2, 2.6, 30), (2.2, 2.6, 0.0, 30), {2: 1.0, 3: 1.0}),
+    "query": Costs((2, 1), 9.36, (1.8, 2.1, 26), (2.2, 1.7, 58), (2.2, 1.7, 0.3, 58), {2: 0.762, 3: 0.463}),
+    "key_value": Costs((2, 2), 6.19, (1.2, 4.2, 38), (0.9, 3.2, 90), (1.0, 1.95, 0.35, 90), {2: 1.36, 3: 0.968}),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """What it takes to multiply float32 in three products of TF32: operands are split in two.
+
+    Attributes:
+        flops: reached, of those with 16-bit operands.
+        instructions: per element of the step, and per warp that splits it.
+        registers: per element of the program's rows, and of the step, shared by its threads.
+        shared: bytes per byte of the program's rows, besides what 16-bit operands take.
+    """
+
+    flops: float
+    instructions: float
+    registers: tuple[float, float]
+    shared: float
+
+
+THREE_PRODUCTS = {  # with warpgroup instructions, and without: fits to 154 timings of 3 problems on an H200
+    True: Split(0.086, 3.2, (1.0, 0.9), 1.0),
+    False: Split(0.2, 6.2, (0.94, 1.7), 0.3),
+}
+
+
+class Shape(NamedTuple):
+    """What of a tiling and a problem one program's cost depends on: `rows` of it, `columns` of a step."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    head_dim: int
+    value_dim: int
+    itemsize: int
+    has_rpb: bool
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a program needs of a multiprocessor, and what a step does there, in its cycles.
+
+    Attributes:
+        registers: per thread.
+        shared: bytes.
+        warps: of it.
+        products, issue, exponentials, loads: how long a step keeps busy what multiplies matrices, issues instructions,
+            takes exponentials, and the way to L2.
+        masking: instructions' cycles besides, of a partial step.
+        latency: of a step.
+        ends: instructions' cycles of the program's start and end.
+    """
+
+    registers: float
+    shared: int
+    warps: int
+    products: float
+    issue: float
+    masking: float
+    exponentials: float
+    loads: float
+    latency: float
+    ends: float
+
+
+@lru_cache(maxsize=16384)
+def program(gpu: Gpu, kernel: Kernel, shape: Shape) -> Program:
+    """The estimate for one program."""
+    rows, columns, warps, stages, head_dim, value_dim, size, has_rpb = shape
+    what, architecture, threads = COSTS[kernel], gpu.architecture, gpu.architecture.warp * warps
+    d, dv = _padded(head_dim), _padded(value_dim)
+    scores = rows * columns / threads
+    accumulators = rows * {"forward": dv, "query": d, "key_value": d + dv}[kernel] / threads
+    together = architecture.warpgroups and rows >= 64 and warps >= 4
+    per_accumulator, per_score, fixed = what.registers if together else what.registers_without
+    registers = per_accumulator * accumulators + per_score * scores + fixed
+    if not together:
+        per_element = (accumulators, scores, columns * (d + dv) / threads, 1.0)
+        demand = sum(a * b for a, b in zip(what.demand, per_element))
+        registers = max(registers, demand) if demand > most_registers(gpu) else registers
+    registers += 0 if architecture.warpgroups else 30
+    registers += scores if has_rpb else 0
+    resident = rows * (d if kernel == "forward" else d + dv)  # elements
+    shared = resident * size + stages * columns * ((d + dv) * size + (8 if kernel == "key_value" else 0))
+    flops = min(WARPGROUP_FLOPS if together else WARP_FLOPS, architecture.matrix_flops)
+    splitting = 0.0
+    if size == 4:
+        split = THREE_PRODUCTS[together]
+        by = 1 if together else min(warps, ceil(rows / 16))  # warps that split the same step
+        registers += (split.registers[0] * resident + split.registers[1] * columns * (d + dv) * by) / threads
+        shared += int(split.shared * resident * size)
+        flops *= split.flops
+        splitting = by * split.instructions * columns * (d + dv) / architecture.warp / ISSUES
+    products = 2 * rows * columns * (what.products[0] * d + what.products[1] * dv) / flops
+    if together and columns < 64:
+        products *= (64 / columns) ** NARROW
+    rescaled = accumulators if kernel == "forward" else 0
+    issue = warps * (scores * what.instructions + rescaled + STEP_INSTRUCTIONS) / ISSUES + splitting
+    masking = warps * scores * MASK_INSTRUCTIONS / ISSUES
+    slower = SPLIT if rows < 16 * warps else 1.0
+    return Program(
+        registers,
+        shared,
+        warps,
+        products * slower,
+        issue * slower,
+        masking * slower,
+        exponentials=rows * columns / EXPONENTIALS,
+        loads=columns * (d + dv) * size / L2_BYTES,
+        latency=STEP_LATENCY * what.latency[stages],
+        ends=warps * PROGRAM_INSTRUCTIONS / ISSUES,
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the programs of a tiling take.
+
+    Attributes:
+        program: one of them.
+        partial: share of its steps that need a mask.
+        programs: of the whole problem.
+        steps: per program, on average, and the most that one takes.
+        cycles: of a launch, until its last program ends.
+    """
+
+    program: Program
+    partial: float
+    programs: int
+    steps: float
+    most: int
+    cycles: float = 0.0
+
+    def beside(self, at_once: int, steps: float) -> float:
+        """Cycles from the start to the end of a program of `steps` where `at_once` of them share a multiprocessor."""
+        p = self.program
+        quarters = min(4, p.warps * at_once) / 4  # of the multiprocessor that have a warp
+        computed = p.products, p.issue + self.partial * p.masking, p.exponentials
+        parts = [part / quarters for part in computed] + [p.loads]
+        busy = max(parts) + OVERLAP * (sum(parts) - max(parts)) / at_once**0.9
+        return steps * (at_once * busy + p.latency) + at_once * p.ends / quarters + PROGRAM_LATENCY
+
+
+def estimate(problem: Problem, kernel: Kernel, tiling: Tiling) -> Estimate:
+    """The estimate for one kernel."""
+    gpu = gpu_of(problem.device)
+    if tiling.unfolded is not None:
+        problem = unfolded(problem, tiling.unfolded)
+    rows, columns = prod(tiling.tile), prod(tiling.step)
+    sizes = problem.head_dim, problem.value_dim, problem.dtype.itemsize, problem.has_rpb
+    one = program(gpu, kernel, Shape(rows, columns, tiling.warps, tiling.stages, *sizes))
+    programs = steps = most = 0
+    for neighborhood, heads in sampled(problem):
+        programs += heads * tile_count(neighborhood, problem.lengths, tiling.tile)
+        lengths = zip(neighborhood.axes, problem.lengths, tiling.tile, tiling.step)
+        walked = [count(*along, kernel == "key_value") for along in lengths]
+        steps += heads * prod(axis.steps for axis in walked)
+        most = max(most, prod(axis.longest for axis in walked))
+    extra = ceil(problem.additional / columns)
+    partial = 1 - _full_fraction(problem, tiling)
+    found = Estimate(one, partial, problem.batch * programs, steps / programs + extra, most + extra)
+    return replace(found, cycles=launch_cycles(gpu, found))
+
+
+def launch_cycles(gpu: Gpu, *kinds: Estimate) -> float:
+    """Cycles until the last program ends of a launch of programs of these kinds, with the registers of the larger."""
+    architecture = gpu.architecture
+    warps, registers = max(e.program.warps for e in kinds), max(e.program.registers for e in kinds)
+    threads = architecture.warp * warps
+    per_program = threads * min(max(registers, 32), architecture.thread_registers)
+    by_shared = architecture.shared / max(e.program.shared for e in kinds)
+    at_once = min(architecture.registers / per_program, by_shared, architecture.threads / threads)
+    here = ceil(sum(e.programs for e in kinds) / gpu.processors)
+    at_once = max(1, min(int(at_once), architecture.programs, here))
+    times = [e.beside(at_once, e.steps) for e in kinds]
+    work = sum(e.programs * time for e, time in zip(kinds, times)) / (gpu.processors * at_once)
+    return max(max(times) * ceil(work / max(times) - 1e-9), *(e.beside(at_once, e.most) for e in kinds))
+
+
+def backward_seconds(gpu: Gpu, query: Estimate, key_value: Estimate, together: bool) -> float:
+    """Of both kernels of the backward pass."""
+    if together:
+        return kernel_seconds(TOGETHER * launch_cycles(gpu, query, key_value), 1)
+    return kernel_seconds(query.cycles + key_value.cycles, 2)
+
+
+def kernel_seconds(cycles: float, launches: int) -> float:
+    """Of kernels that take so many cycles."""
+    return cycles / CLOCK + launches * LAUNCH
+
+
+def seconds(problem: Problem, direction: Direction, config: Tiling | GradientTilings) -> float:
+    """An estimate of the time of a pass; against another backend's, only their ratio matters."""
+    gpu = gpu_of(problem.device)
+    if isinstance(config, Tiling):
+        kernels = kernel_seconds(estimate(problem, "forward", config).cycles, 1)
+    else:
+        each = estimate(problem, "query", config.query), estimate(problem, "key_value", config.key_value)
+        kernels = backward_seconds(gpu, *each, config.together)
+    columns = problem.heads * (problem.head_dim + problem.value_dim) * 2
+    tensors = problem.batch * prod(problem.lengths) * columns * problem.dtype.itemsize
+    factor, share = BEYOND[direction]
+    return factor * kernels + share * max(0.0, tensors - KEPT) / (MOVED * gpu.architecture.bandwidth)
+
+
+def most_registers(gpu: Gpu) -> int:
+    """Registers per thread, estimated, up to which a tiling is taken."""
+    return gpu.architecture.thread_registers + SPILLED
+
+
+@lru_cache(maxsize=1024)
+def unfolded(problem: Problem, axis: int) -> Problem:
+    """Of a problem with an axis seen as two, about the whole: all groups are as long as the longest."""
+    longest = unfold(problem.neighborhood, problem.lengths, axis)[0]
+    lengths = replace_at(longest.lengths, axis + 1, problem.neighborhood.axes[axis].dilation)
+    return replace(problem, lengths=lengths, neighborhoods=(longest.neighborhood,))
+
+
+def sampled(problem: Problem) -> list[tuple[Neighborhood, int]]:
+    """The problem's distinct neighborhoods with their numbers of heads; of many, an evenly spaced few."""
+    if not problem.per_head:
+        return [(problem.neighborhood, problem.heads)]
+    distinct = list(dict.fromkeys(problem.neighborhoods))
+    few = distinct[:: ceil(len(distinct) / 4)]
+    return [(n, ceil(problem.heads / len(few))) for n in few]
+
+
+def _full_fraction(problem: Problem, tiling: Tiling) -> float:
+    """About how much of a tile's box needs no mask, away from borders."""
+    neighborhood, _ = sampled(problem)[0]
+    fraction = 1.0
+    for axis, length, size, step in zip(neighborhood.axes, problem.lengths, tiling.tile, tiling.step):
+        assert axis.window is not None
+        group = max(1, length // axis.dilation)
+        if axis.window >= group and not axis.causal:
+            continue  # every query sees the whole axis
+        window = min(axis.window, group)
+        moved = 0 if axis.stride >= size and axis.stride % size == 0 else size - 1
+        laid = ceil(min(group, window + moved) / step)
+        fraction *= max(0, window - moved) // step / laid
+    return fraction
+
+
+def _padded(size: int) -> int:
+    return max(16, 1 << (size - 1).bit_length())

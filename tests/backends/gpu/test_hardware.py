@@ -1,0 +1,44 @@
+"""What is known of GPUs, and which of it a device gets."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from vicinal.backends.gpu import hardware
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [
+        ((7, 5), "sm_80"),  # older than any known: unsupported anyway
+        ((8, 0), "sm_80"),
+        ((8, 7), "sm_86"),
+        ((8, 9), "sm_89"),
+        ((9, 0), "sm_90"),
+        ((10, 3), "sm_100"),
+        ((12, 1), "sm_120"),
+    ],
+)
+def test_the_nearest_architecture_that_is_not_newer(capability, name):
+    assert hardware.nearest(*capability).name == name
+
+
+@pytest.mark.parametrize(
+    ("hip", "properties", "name"),
+    [
+        (None, {"major": 8, "minor": 9}, "sm_89"),
+        ("6.4", {"gcnArchName": "gfx942:sramecc+:xnack-"}, "gfx942"),
+        ("6.4", {"gcnArchName": "gfx1201"}, "gfx942"),
+    ],
+)
+def test_a_device_has_its_architecture_and_its_multiprocessors(monkeypatch, hip, properties, name):
+    found = SimpleNamespace(multi_processor_count=76, **properties)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    gpu = hardware.gpu_of.__wrapped__(torch.device("cuda", 0))
+    assert (gpu.architecture.name, gpu.processors) == (name, 76)
+
+
+def test_without_a_gpu_an_h200_is_assumed():
+    assert hardware.gpu_of(torch.device("cpu")) == hardware.Gpu(hardware.ARCHITECTURES["sm_90"], 132)
