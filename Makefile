@@ -11,6 +11,9 @@ CLEAN  := build/clean
 JOBS   ?= 2
 GPU_JOBS ?= 12
 SANITIZED := 1d-small or 2d-causal-row or 3d-gqa or 2d-dilated-ragged or (float16 and mixed)
+RACED := 'hopper_gpu.py::test_forward[1d-small]' 'hopper_gpu.py::test_backward[1d-small]' \
+	'hopper_gpu.py::test_backward[1d-one]' 'triton_gpu.py::test_another_stream'
+RACE_TIMEOUT ?= 120   # seconds, of each: one that is slow costs only itself
 TEST_TIMEOUT ?= 300
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
@@ -55,6 +58,10 @@ gpu-sanitize:
 		PYTHONPATH=src PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
 			python3 -m pytest -q -m gpu -k "$(SANITIZED)" tests/gpu || exit 1; \
 	done
+	status=0; for test in $(RACED); do \
+		PYTHONPATH=src timeout $(RACE_TIMEOUT) compute-sanitizer --tool racecheck --error-exitcode 9 \
+			python3 -m pytest -q -m gpu "tests/gpu/test_$$test" || { echo "racecheck of $$test: exit $$?"; status=1; }; \
+	done; exit $$status
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,7 +1,14 @@
-"""An illegal memory access breaks a process's CUDA context for good: end the worker there, so that one test fails."""
+"""What GPU tests share.
 
+An illegal memory access breaks a process's CUDA context for good: the worker ends there, so that one test fails.
+"""
+
+import fcntl
+import gc
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,3 +25,13 @@ def pytest_runtest_makereport(item, call):
             print(f"\n{item.nodeid} broke the CUDA context:\n{report.longreprtext}", file=sys.__stderr__, flush=True)
             os._exit(1)
     return report
+
+
+@pytest.fixture
+def most_of_the_memory():
+    """For tests that take tens of GB: one at a time, whichever worker runs it; the memory is given back."""
+    with Path(tempfile.gettempdir(), "vicinal-most-of-the-memory.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import random
+from itertools import product
+from threading import Barrier, Thread
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from closeness import gradients_of
+from closeness import assert_as_close_as_torch, gradients, gradients_of
+from sampled import sampled_errors
+from strategies import any_layouts
 from vicinal.backends.hopper.config import ForwardConfig
 from vicinal.geometry.neighborhood import Neighborhood
-from vicinal.problem import Inputs, Problem
+from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.reference import neighborhood_mask, reference
 
 pytestmark = [
@@ -319,3 +325,147 @@ def test_forward_in_a_graph():
     graph.replay()
     torch.cuda.synchronize()
     assert error(out, reference(inputs, own, problem.scale)[0]) < 5e-3
+
+
+# --- layouts -----------------------------------------------------------------------------------------------
+
+SMALL = ["1d-small", "1d-one", "2d-gqa", "2d-dilated-ragged", "3d-gqa", "dim-32"]
+
+
+@given(name=st.sampled_from(SMALL), drawn=any_layouts(), with_lse=st.booleans(), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_any_memory_layout(name, drawn, with_lse, seed):
+    """Of inputs, of what the forward saved, and of what comes from above."""
+    from vicinal.backends.hopper import BACKEND
+
+    _, own, inputs = make(CASES[name], seed)
+    inputs = drawn.inputs(inputs)
+    problem = Problem.of(inputs, own, inputs.query.shape[-1] ** -0.5)
+    out, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
+    assert_as_close_as_torch([out, lse], inputs, own, problem.scale)
+    grad, grad_lse = torch.randn_like(out), torch.randn_like(lse) if with_lse else None
+    upstream = drawn.upstream(Upstream(out, lse, grad, grad_lse))
+    config = BACKEND.configs(problem, "backward")[0]
+    grads = BACKEND.backward(problem, config, inputs, upstream, Wanted.of(inputs))[:3]
+    assert all(g.is_contiguous() for g in grads)
+    above = (upstream.grad_output, upstream.grad_lse)
+    assert_as_close_as_torch([out, lse, *grads], inputs, own, problem.scale, *above)
+
+
+# --- gradients that somebody needs -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("needed", list(product((False, True), repeat=3)), ids=str)
+@pytest.mark.parametrize("name", ["2d-gqa", "3d-dilated-ragged", "dim-96", "dim-192-128"])
+def test_only_wanted_gradients(name, needed):
+    """The same bits as when all are wanted; nothing for the others."""
+    from vicinal.backends.hopper import BACKEND
+
+    problem, _, inputs = make(CASES[name])
+    out, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
+    upstream = Upstream(out, lse, torch.randn_like(out), None)
+    config = BACKEND.configs(problem, "backward")[0]
+    every = BACKEND.backward(problem, config, inputs, upstream, Wanted.of(inputs))
+    some = BACKEND.backward(problem, config, inputs, upstream, Wanted(*needed, False, False, False))
+    for gradient, whole, is_wanted in zip(some[:3], every, needed):
+        assert (gradient is not None) == is_wanted
+        assert gradient is None or torch.equal(gradient, whole)
+
+
+# --- values that are no numbers ----------------------------------------------------------------------------
+
+
+def test_rows_without_a_finite_score():
+    """Scores that overflow to minus infinity: output 0, log-sum-exp minus infinity, and such rows have no gradients."""
+    from vicinal.backends.hopper import BACKEND
+
+    problem, own, inputs = make(CASES["2d-gqa"])
+    lost = torch.zeros(problem.lengths, dtype=torch.bool, device="cuda")
+    lost[7:9, 11:30] = True
+    query = (inputs.query * 1e-30).masked_fill(lost[..., None, None], -1e30)
+    inputs = inputs._replace(query=query, key=inputs.key.abs() * 1e30)
+    out, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
+    assert (out[:, lost] == 0).all()
+    assert (lse[:, lost] == float("-inf")).all()
+    grad = torch.randn_like(out)
+    grads = gradients_of(BACKEND, problem, BACKEND.configs(problem, "backward")[0], inputs, out, lse, grad)
+    assert (grads.query[:, lost] == 0).all()
+    silent = grad.masked_fill(lost[..., None, None], 0.0)  # the oracle's scores, in float64, are finite
+    double = Inputs(*(t.double() for t in inputs[:3]))
+    want = gradients(lambda given: reference(given, own, problem.scale), double, silent.double(), None)
+    for ours, exact in zip((out, lse, grads.query), (want[0], want[1], want[2])):
+        assert error(ours[:, ~lost], exact[:, ~lost]) < 1e-2
+    for ours, exact in zip(grads[1:3], want[3:5]):
+        assert error(ours, exact) < 1e-2
+
+
+# --- more than 2**31 elements ------------------------------------------------------------------------------
+
+LARGE = {  # batch, lengths, heads, kv heads, columns between tokens (None: contiguous), neighborhood's arguments
+    "grouped, packed projection": (48, (128, 128), 16, 8, 4096, {"kernel_size": 7}),
+    "grouped": (96, (128, 128), 16, 8, None, {"kernel_size": 7}),
+    "dilated, packed projection": (
+        *(1, (16, 256, 256), 12, 12, 4 * 12 * 128),
+        {"kernel_size": (2, 7, 7), "dilation": (8, 1, 1)},
+    ),
+    "dilated": (1, (16, 256, 256), 18, 18, None, {"kernel_size": (1, 7, 7), "dilation": (16, 1, 1)}),
+    "one batch element": (1, (4, 1024, 512), 8, 8, None, {"kernel_size": (2, 3, 3)}),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_more_than_32_bits_of_elements(name, most_of_the_memory):
+    """Forward and backward, at sampled tokens: coordinates and offsets beyond 2**31 elements."""
+    from vicinal.backends.hopper import BACKEND
+
+    batch, lengths, heads, kv_heads, columns, arguments = LARGE[name]
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, device="cuda", dtype=BF16).normal_()
+
+    torch.manual_seed(0)
+    counts = (heads, kv_heads, kv_heads)
+    if columns is None:
+        inputs = Inputs(*(randn(batch, *lengths, h, 128) for h in counts))
+    else:
+        projected = randn(batch, *lengths, columns)[..., : 128 * sum(counts)]
+        inputs = Inputs(*(t.unflatten(-1, (-1, 128)) for t in projected.split([128 * h for h in counts], -1)))
+    own = Neighborhood.of(len(lengths), **arguments).resolve(lengths)
+    problem = Problem.of(inputs, [own], 128**-0.5)
+    assert BACKEND.unsupported(problem) is None
+    out, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
+    upstream = Upstream(out, lse, randn(*out.shape), None)
+    grads = BACKEND.backward(problem, BACKEND.configs(problem, "backward")[0], inputs, upstream, Wanted.of(inputs))
+    errors = sampled_errors(problem, inputs, upstream, grads)
+    assert max(errors.values()) < 1.2e-2, errors
+
+
+# --- threads and graphs ------------------------------------------------------------------------------------
+
+
+def test_first_calls_from_two_threads():
+    """The same problem, first met by two threads at once, each on its stream."""
+    from vicinal.backends.hopper import BACKEND
+
+    problem, own, inputs = make((1, (31, 33), 2, 2, 64, 64, BF16, {"kernel_size": 5, "stride": 2}))
+    found: list[torch.Tensor] = []
+    barrier = Barrier(2)
+    torch.cuda.synchronize()
+
+    def call() -> None:
+        barrier.wait()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            out, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
+            grads = gradients_of(
+                BACKEND, problem, BACKEND.configs(problem, "backward")[0], inputs, out, lse, torch.ones_like(out)
+            )
+            torch.cuda.current_stream().synchronize()
+            found.append(torch.cat([t.flatten() for t in (out, *grads[:3])]))
+
+    threads = [Thread(target=call) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(*found)
+    assert error(found[0][: inputs.query.numel()], reference(inputs, own, problem.scale)[0].flatten()) < 5e-3
