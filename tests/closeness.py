@@ -41,6 +41,20 @@ def torch_attention(inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale
     return out.transpose(1, 2).reshape(*shape, value.shape[-1]), lse.transpose(1, 2).reshape(shape)
 
 
+def plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of attention without neighborhoods, written out in float64. Differentiable."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    q, k, v = (t.double().transpose(1, 2) for t in (query, key, value))
+    k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
+    scores = scale * q @ k.transpose(-1, -2)
+    if is_causal:
+        i, j = (torch.arange(n, device=scores.device) for n in scores.shape[-2:])
+        scores = scores.masked_fill(j > i[:, None], -torch.inf)
+    return (scores.softmax(-1) @ v).transpose(1, 2), scores.logsumexp(-1).transpose(1, 2)
+
+
 def gradients(run: Run, inputs: Inputs, grad_output: Tensor, grad_lse: Tensor | None) -> list[Tensor]:
     """Output, log-sum-exp and the gradients of all inputs, by autograd through `run`."""
     leaves = Inputs(*(None if t is None else t.detach().requires_grad_() for t in inputs))

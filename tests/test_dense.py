@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vicinal
+from closeness import plain_attention as truth
 from vicinal import dense
 
 F64 = torch.float64
@@ -18,18 +19,6 @@ def qkv(queries, keys, batch=2, heads=4, kv_heads=2, head_dim=5, value_dim=3, dt
     g = torch.Generator().manual_seed(seed)
     shapes = [(queries, heads, head_dim), (keys, kv_heads, head_dim), (keys, kv_heads, value_dim)]
     return [torch.randn(batch, *s, generator=g, dtype=F64).to(dtype).requires_grad_() for s in shapes]
-
-
-def truth(query, key, value, is_causal=False, scale=None):
-    """Output and log-sum-exp, written out."""
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    q, k, v = (t.double().transpose(1, 2) for t in (query, key, value))
-    k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
-    scores = scale * q @ k.transpose(-1, -2)
-    if is_causal:
-        i, j = torch.arange(scores.shape[-2])[:, None], torch.arange(scores.shape[-1])
-        scores = scores.masked_fill(j > i, -INF)
-    return (scores.softmax(-1) @ v).transpose(1, 2), scores.logsumexp(-1).transpose(1, 2)
 
 
 def gradients(results, inputs):

@@ -71,6 +71,7 @@ def bad_scales(name: str = "scale") -> list[Row]:
         (f"{name} nan", TypeError, f"{name} | finite | nan", {name: NAN}),
         (f"{name} inf", TypeError, f"{name} | finite | inf", {name: INF}),
         (f"{name} minus inf", TypeError, f"{name} | finite | -inf", {name: -INF}),
+        (f"{name} beyond floats", TypeError, f"{name} | finite | int", {name: 10**400}),
         (f"{name} complex", TypeError, f"{name} | real number | complex", {name: 1j}),
         (f"{name} an array", TypeError, f"{name} | real number | ndarray", {name: np.ones(1)}),
         (f"{name} a list", TypeError, f"{name} | real number | list", {name: [1.0]}),

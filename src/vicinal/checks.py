@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from math import inf
 from numbers import Real
 
@@ -29,9 +30,12 @@ def check_scale(name: str, scale: float) -> float:
         return scale
     if isinstance(scale, Tensor):
         raise TypeError(f"{name} must be a real number, got a Tensor: multiply the query by it, that carries gradients")
-    if isinstance(scale, bool) or not isinstance(scale, Real) or not -inf < scale < inf:
-        raise TypeError(f"{name} must be a finite real number, got {scale!r} of type {type(scale).__name__}")
-    return float(scale)
+    if isinstance(scale, Real) and not isinstance(scale, bool):
+        with suppress(OverflowError):  # of an integer beyond floats
+            value = float(scale)
+            if -inf < value < inf:
+                return value
+    raise TypeError(f"{name} must be a finite real number, got {scale!r} of type {type(scale).__name__}")
 
 
 def check_fraction(name: str, value: float) -> float:
