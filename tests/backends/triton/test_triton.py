@@ -314,10 +314,11 @@ def test_what_a_backend_cannot_run_is_told_without_ranking_tilings(monkeypatch):
     assert backend.BACKEND.unsupported(problem) is None
 
 
-def test_more_programs_than_a_grid_holds():
-    drawn = call((9,), of(1, 3))
+@pytest.mark.parametrize(("dilation", "reason"), [(1, None), (1 << 33, "more tiles than a GPU's grid can hold")])
+def test_more_programs_than_a_grid_holds(dilation, reason):
+    """2**33 tokens are tiles of 128; but not where every token is a dilation group."""
+    drawn = call((1, 1, 9), of(3, 1))
     problem = Problem.of(drawn.inputs(torch.float16, device), drawn.neighborhoods, 1.0)
-    for dilation, reason in ((1, None), (1 << 33, "more tiles than a GPU's grid can hold")):
-        neighborhood = of(1, 1, dilation=dilation, boundary="clip")
-        large = replace(problem, lengths=(1 << 32,), neighborhoods=(neighborhood,), heads=4, kv_heads=4)
-        assert backend.BACKEND.unsupported(large) == reason
+    neighborhood = of(3, 1, dilation=(1, 1, dilation), boundary="clip")
+    large = replace(problem, lengths=(1, 1, 1 << 33), neighborhoods=(neighborhood,))
+    assert backend.BACKEND.unsupported(large) == reason
