@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from strategies import axes
 from vicinal.geometry.tiles import (
     alike,
-    common_interval,
     groups,
     key_interval,
     query_interval,
@@ -37,10 +36,6 @@ def test_intervals(case):
     attended = mask[slice(*queries)]
     columns = attended.any(0).nonzero().flatten().tolist()
     assert key_interval(axis, length, queries) == (columns[0], columns[-1] + 1)
-
-    common = attended.all(0).nonzero().flatten().tolist()
-    low, high = common_interval(axis, length, queries)
-    assert list(range(low, high)) == common
 
     rows = mask[:, slice(*keys)].any(1).nonzero().flatten().tolist()
     first, last = query_interval(axis, length, keys)

@@ -58,12 +58,6 @@ def key_interval(axis: Axis, length: int, queries: Interval) -> Interval:
     return window_start(axis, length, start), window_stop(axis, length, stop - 1)
 
 
-def common_interval(axis: Axis, length: int, queries: Interval) -> Interval:
-    """The keys that every one of `queries` attends to; empty (start >= stop) where there is none."""
-    start, stop = queries
-    return window_start(axis, length, stop - 1), window_stop(axis, length, start)
-
-
 def query_interval(axis: Axis, length: int, keys: Interval) -> Interval:
     """The smallest interval that holds every query attending to one of `keys` (not empty); start == stop if none."""
     start, stop = keys
