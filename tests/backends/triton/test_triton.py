@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +13,13 @@ import triton.runtime.interpreter
 from hypothesis import given, settings
 
 import strategies
-from closeness import assert_as_close_as_torch, gradients_of
+from closeness import assert_as_close_as_torch, gradients_of, random_gradients
 from vicinal.backends import triton as backend
+from vicinal.backends.gpu import launch as launch_module
+from vicinal.backends.gpu.launch import Launch
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.geometry.neighborhood import Neighborhood
-from vicinal.problem import Inputs, Problem
+from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 of = Neighborhood.of
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,6 +60,12 @@ def call(
     return strategies.Call(resolved, lengths, batch, heads, kv_heads, head_dim, value_dim, additional, has_rpb, seed)
 
 
+def in_launches(config, together):
+    """The same tiles in one launch or in two."""
+    key_value = replace(config.key_value, warps=config.query.warps, stages=config.query.stages)
+    return GradientTilings(config.query, key_value, together)
+
+
 def check(
     drawn,
     dtype=torch.float32,
@@ -83,8 +94,7 @@ def check(
     grad_lse = torch.randn(lse.shape, generator=generator).to(lse) if with_grad_lse else None
     config = GradientTilings(tiling, tiling) if tiling else backend.BACKEND.configs(problem, "backward")[0]
     if together is not None:
-        key_value = replace(config.key_value, warps=config.query.warps, stages=config.query.stages)
-        config = GradientTilings(config.query, key_value, together)
+        config = in_launches(config, together)
     grads = gradients_of(backend.BACKEND, problem, config, inputs, output, lse, grad_output, grad_lse)
     for grad, given_ in zip(grads, inputs, strict=True):
         assert (grad is None) == (given_ is None)
@@ -272,10 +282,237 @@ def test_empty_batch():
     assert grads.key.shape == inputs.key.shape
 
 
+def run_in_layouts(drawn, layouts, dtype=torch.float32):
+    """Forward and backward with every tensor in its own layout, against the oracle on the same values."""
+    inputs = layouts.inputs(drawn.inputs(dtype, device))
+    problem = Problem.of(inputs, drawn.neighborhoods, drawn.scale)
+    output, lse = backend.BACKEND.forward(problem, backend.BACKEND.configs(problem, "forward")[0], inputs)
+    upstream = layouts.upstream(Upstream(output, lse, *random_gradients(output, lse, drawn.seed)))
+    config = backend.BACKEND.configs(problem, "backward")[0]
+    grads = backend.BACKEND.backward(problem, config, inputs, upstream, Wanted.of(inputs))
+    assert output.is_contiguous()
+    assert lse.is_contiguous()
+    assert all(g is None or g.is_contiguous() for g in grads)
+    results = [output, lse, *(g for g in grads if g is not None)]
+    assert_as_close_as_torch(results, inputs, drawn.neighborhoods, drawn.scale, *upstream[2:])
+
+
 @settings(max_examples=4)
-@given(strategies.calls())
-def test_random_calls(drawn):
-    check(drawn)
+@given(strategies.calls(ranks=(1, 2), max_head_dim=9), strategies.any_layouts())
+def test_random_calls_in_any_layout(drawn, layouts):
+    run_in_layouts(drawn, layouts)
+
+
+@pytest.mark.parametrize("kind", strategies.KINDS)
+def test_every_kind_of_layout(kind):
+    every = strategies.Layouts(*((strategies.Layout(kind, seed),) * n for seed, n in ((1, 6), (2, 4))))
+    if kind == "expanded":  # the forward's results have the values they have
+        saved = strategies.Layout("contiguous")
+        every = replace(every, of_upstream=(saved, saved, *every.of_upstream[2:]))
+    run_in_layouts(call((5, 6), of(2, 3), heads=2, batch=2, head_dim=6, additional=2, has_rpb=True), every)
+
+
+def test_the_same_strides_negated_and_not():
+    """What is prepared for a copy is not used in place."""
+    drawn = call((5, 6), of(2, 3), heads=2, kv_heads=2)
+    inputs = Inputs(*(t.transpose(1, 2).contiguous().transpose(1, 2) for t in drawn.inputs(torch.float32, device)[:3]))
+    problem = Problem.of(inputs, drawn.neighborhoods, 0.3)
+    config = backend.BACKEND.configs(problem, "forward")[0]
+    plain, _ = backend.BACKEND.forward(problem, config, inputs)
+    negated, _ = backend.BACKEND.forward(problem, config, inputs._replace(value=torch._neg_view(inputs.value)))
+    assert torch.equal(negated, -plain)
+
+
+WANTED = [
+    Wanted(*(name in names.split() for name in Inputs._fields))
+    for names in (
+        "query",
+        "key",
+        "value",
+        "key value",
+        "query value",
+        "rpb",
+        "additional_keys",
+        "additional_values",
+        "query key",
+        "value rpb",
+        "additional_values key",
+    )
+]
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        pytest.param(call((9, 4), of(2, 3), heads=2, additional=2, has_rpb=True), id="everything"),
+        pytest.param(call((7, 5), (of(2, 3), of(2, 3, dilation=(2, 1))), heads=2, additional=2), id="per-head"),
+    ],
+)
+def test_only_what_is_wanted(drawn, together, monkeypatch):
+    """The same bits as with all gradients, but for a delta that another kernel sums; None elsewhere."""
+    inputs = drawn.inputs(torch.float32, device)
+    problem = Problem.of(inputs, drawn.neighborhoods, 0.3)
+    output, lse = backend.BACKEND.forward(problem, backend.BACKEND.configs(problem, "forward")[0], inputs)
+    config = backend.BACKEND.configs(problem, "backward")[0]
+    config = in_launches(config, together)
+    upstream = Upstream(output, lse, *random_gradients(output, lse, 5))
+    every = backend.BACKEND.backward(problem, config, inputs, upstream, Wanted.of(inputs))
+    launched = []
+    run = Launch.__call__
+    monkeypatch.setattr(Launch, "__call__", lambda s, *a: (launched.append(s.kernel.__name__), run(s, *a)))
+    for wanted in WANTED:
+        wanted = Wanted(*(w and t is not None for w, t in zip(wanted, inputs)))
+        launched.clear()
+        grads = backend.BACKEND.backward(problem, config, inputs, upstream, wanted)
+        assert launched == kernels_for(wanted, together)
+        for grad, full, wants in zip(grads, every, wanted):
+            assert (grad is not None) == wants
+            if wants:
+                torch.testing.assert_close(grad, full, rtol=1e-5, atol=1e-5)
+
+
+def kernels_for(wanted: Wanted, together: bool) -> list[str]:
+    """What a backward pass launches, in order."""
+    keys = wanted.key or wanted.value
+    kernels = []
+    if together and wanted.query and keys:
+        kernels.append("gradients_kernel")
+    else:
+        if wanted.query:
+            kernels.append("query_gradient_kernel")
+        elif wanted.key or wanted.additional_keys or wanted.rpb:
+            kernels.append("delta_kernel")
+        if keys:
+            kernels.append("key_value_gradient_kernel")
+    if wanted.additional_keys or wanted.additional_values:
+        kernels.append("additional_gradient_kernel")
+    return kernels + ["bias_gradient_kernel"] * wanted.rpb
+
+
+def run_values(inputs, neighborhood, scale, together=False):
+    """Output, log-sum-exp, and all gradients for random gradients from above."""
+    problem = Problem.of(inputs, (neighborhood,), scale)
+    output, lse = backend.BACKEND.forward(problem, backend.BACKEND.configs(problem, "forward")[0], inputs)
+    config = backend.BACKEND.configs(problem, "backward")[0]
+    config = in_launches(config, together)
+    grad_output, grad_lse = random_gradients(output, lse, 3)
+    return output, lse, gradients_of(backend.BACKEND, problem, config, inputs, output, lse, grad_output, grad_lse)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_rows_without_a_finite_score(together):
+    """By a bias of -inf: output 0, log-sum-exp -inf, gradients 0, in one head of two."""
+    drawn = call((6, 5), of(2, 3), heads=2, kv_heads=2, has_rpb=True)
+    inputs = drawn.inputs(torch.float32, device)
+    inputs.rpb[0] = float("-inf")
+    output, lse, grads = run_values(inputs, drawn.neighborhoods[0], 0.3, together)
+    assert (output[..., 0, :] == 0).all()
+    assert (lse[..., 0] == float("-inf")).all()
+    assert all((g[..., 0, :] == 0).all() for g in grads[:3])
+    assert (grads.rpb[0] == 0).all()
+    other = Inputs(*(t[..., 1:, :] for t in inputs[:3]), rpb=inputs.rpb[1:])
+    expected, expected_lse, _ = run_values(other, drawn.neighborhoods[0], 0.3)
+    assert torch.equal(output[..., 1:, :], expected)
+    assert torch.equal(lse[..., 1:], expected_lse)
+    assert not any(t.isnan().any() for t in grads if t is not None)
+
+
+def test_rows_whose_only_finite_scores_are_additional():
+    drawn = call((5,), of(1, 3), additional=1, has_rpb=True)
+    inputs = drawn.inputs(torch.float32, device)
+    inputs.rpb[:] = float("-inf")
+    inputs.additional_values[:] = 7.0
+    output, _, grads = run_values(inputs, drawn.neighborhoods[0], 0.3)
+    torch.testing.assert_close(output, torch.full_like(output, 7.0))
+    assert all((g == 0).all() for g in (grads.key, grads.value, grads.rpb))
+    assert not any(t.isnan().any() for t in grads if t is not None)
+
+
+@pytest.mark.parametrize("additional", [0, 2])
+@pytest.mark.parametrize("scale", [1.0, -1.0])
+def test_scores_that_overflow_to_minus_infinity(scale, additional):
+    drawn = call((5,), of(1, 3), head_dim=1, additional=additional)
+    inputs = drawn.inputs(torch.float32, device)
+    inputs.query[:] = 1e30
+    inputs.key[:] = -1e30 * scale
+    if additional:
+        inputs.additional_keys[:] = -1e30 * scale
+    output, lse, grads = run_values(inputs, drawn.neighborhoods[0], scale)
+    assert (output == 0).all()
+    assert (lse == float("-inf")).all()
+    assert all(g is None or (g == 0).all() for g in grads)
+
+
+@pytest.mark.parametrize("least", [-1e10, -1.1e38, -2.2e38])
+def test_any_finite_score_counts(least):
+    """However low: the window is one key, so the result is its value."""
+    drawn = call((4,), of(1, 1), head_dim=1, value_dim=1)
+    inputs = drawn.inputs(torch.float32, device)
+    inputs.query[:] = 1e19
+    inputs.key[:] = least / 1e19
+    inputs.value[:] = torch.arange(4.0).view(1, 4, 1, 1)
+    problem = Problem.of(inputs, drawn.neighborhoods, 1.0)
+    output, _ = backend.BACKEND.forward(problem, backend.BACKEND.configs(problem, "forward")[0], inputs)
+    assert torch.equal(output, inputs.value)
+
+
+def test_keys_outside_a_window_change_nothing():
+    drawn = call((40,), of(1, 5))
+    inputs = drawn.inputs(torch.float32, device)
+    expected, expected_lse, _ = run_values(inputs, drawn.neighborhoods[0], 0.3)
+    inputs.key[:, 20:] = 1e18
+    output, lse, _ = run_values(inputs, drawn.neighborhoods[0], 0.3)
+    assert torch.equal(output[:, :18], expected[:, :18])
+    assert torch.equal(lse[:, :18], expected_lse[:, :18])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("tensor", range(4))
+def test_what_is_no_number_stays_in_its_batch_element_head_and_dilation_group(tensor, bad):
+    drawn = call((12,), of(1, 3, dilation=2), heads=2, kv_heads=2, batch=2)
+    inputs = drawn.inputs(torch.float32, device)
+    problem = Problem.of(inputs, drawn.neighborhoods, 0.3)
+    tiling = Tiling((16,), (16,))  # not of several groups
+    output, lse = backend.BACKEND.forward(problem, tiling, inputs)
+    grad_output, grad_lse = random_gradients(output, lse, 3)
+    (grad_output, *inputs[:3])[tensor][0, 4, 1] = bad
+    output, lse = backend.BACKEND.forward(problem, tiling, inputs)
+    grads = gradients_of(
+        backend.BACKEND, problem, GradientTilings(tiling, tiling), inputs, output, lse, grad_output, grad_lse
+    )
+    for result in (output, lse, *grads[:3]):
+        result[0, ::2, 1] = 0  # may hold anything
+        assert result.isfinite().all()
+
+
+def test_two_threads_first_calls(monkeypatch):
+    """Both launch the kernel that was compiled, with all its arguments and their own tensors."""
+    compiled = SimpleNamespace(launched=[])
+    monkeypatch.setattr(Launch, "compile", lambda self, tensors: {self.grid: lambda *a: compiled.launched.append(a)})
+    monkeypatch.setattr(launch_module.triton, "JITFunction", object)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    drawn = call((16,), of(1, 3), heads=2, kv_heads=2)
+    try:
+        for _ in range(100):
+            fresh = type(backend.BACKEND)()
+            compiled.launched.clear()
+            inputs = [drawn.inputs(torch.float32, device) for _ in range(2)]
+            problem = Problem.of(inputs[0], drawn.neighborhoods, 0.3)
+            config = Tiling((16,), (16,))
+            threads = [Thread(target=fresh.forward, args=(problem, config, own)) for own in inputs]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            first, second = sorted(compiled.launched, key=lambda a: a[0] is not inputs[0].query)
+            assert len(first) == len(second)
+            assert first[9:] == second[9:]
+            for own, got in zip(inputs, (first, second)):
+                assert all(a is b for a, b in zip(got, own[:3]))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_backward_has_the_same_bits_every_run():
@@ -314,11 +551,17 @@ def test_what_a_backend_cannot_run_is_told_without_ranking_tilings(monkeypatch):
     assert backend.BACKEND.unsupported(problem) is None
 
 
-@pytest.mark.parametrize(("dilation", "reason"), [(1, None), (1 << 33, "more tiles than a GPU's grid can hold")])
-def test_more_programs_than_a_grid_holds(dilation, reason):
-    """2**33 tokens are tiles of 128; but not where every token is a dilation group."""
-    drawn = call((1, 1, 9), of(3, 1))
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"batch": 1 << 12, "lengths": (1 << 20,)}, None),
+        ({"batch": 1 << 24, "lengths": (1 << 20,)}, "more tiles than a GPU's grid can hold"),
+        ({"lengths": (1 << 31,)}, "more than 2**30"),
+        ({"heads": 1 << 16, "kv_heads": 1 << 16, "has_rpb": True}, "bias of 65536 heads"),
+    ],
+)
+def test_what_32_bits_do_not_count(change, reason):
+    drawn = call((9,), of(1, 3))
     problem = Problem.of(drawn.inputs(torch.float16, device), drawn.neighborhoods, 1.0)
-    neighborhood = of(3, 1, dilation=(1, 1, dilation), boundary="clip")
-    large = replace(problem, lengths=(1, 1, 1 << 33), neighborhoods=(neighborhood,))
-    assert backend.BACKEND.unsupported(large) == reason
+    told = backend.BACKEND.unsupported(replace(problem, **change))
+    assert told is None if reason is None else reason in told

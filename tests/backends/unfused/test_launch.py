@@ -5,6 +5,8 @@ import torch
 
 from vicinal.backends.unfused import launch as unfused_launch
 from vicinal.backends.unfused import programs
+from vicinal.backends.unfused.tilings import too_large
+from vicinal.caching import Cache
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.slots import Slots
 
@@ -41,7 +43,7 @@ def test_offsets_of_64_bits_are_the_same(variant, monkeypatch):
     narrow = results()
     flags = programs._flags
     monkeypatch.setattr(programs, "_flags", lambda *arguments: flags(*arguments)._replace(wide=True))
-    monkeypatch.setattr(programs, "_prepared", {})
+    monkeypatch.setattr(programs, "_prepared", Cache(entries=9))
     for got, expected in zip(results(), narrow, strict=True):
         assert torch.equal(got, expected)
 
@@ -52,3 +54,13 @@ def test_which_tensors_need_offsets_of_64_bits():
     x, attn = (torch.empty(1, *lengths, 8, n, device="meta") for n in (16, slots.count))
     assert not programs._flags(slots, (x, x)).wide
     assert programs._flags(slots, (attn, x)).wide
+    tall = Slots(Neighborhood.of(2, (1, 3_000_000), boundary="clip").resolve((1000, 1)), (1000, 1))
+    x = torch.empty(1, 1000, 1, 1, 16, device="meta")
+    assert programs._flags(tall, (x, x)).wide  # numbers of slots count
+
+
+@pytest.mark.parametrize("variant", ["naive", "gemm"])
+def test_more_programs_than_a_grid_holds_are_refused(variant):
+    slots = Slots(Neighborhood.of(1, 3).resolve((1 << 20,)), (1 << 20,))
+    assert too_large(variant, slots, 1 << 10) is None
+    assert "too many" in too_large(variant, slots, 1 << 18)

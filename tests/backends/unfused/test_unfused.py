@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import strategies
 import vicinal
-from closeness import gradients_of
-from vicinal.backends.unfused import BACKEND
+from closeness import assert_as_close_as_torch, gradients_of, random_gradients
+from vicinal.backends.gpu import tables
+from vicinal.backends.unfused import BACKEND, launch
 from vicinal.dispatch import explain
 from vicinal.geometry.neighborhood import Neighborhood
-from vicinal.problem import Inputs, Problem
+from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.reference import reference
 
 CASES = {
@@ -64,6 +68,79 @@ def test_forward_and_backward(case, variant, with_grad_lse):
     assert [None if g is None else g.shape for g in grads] == [None if t is None else t.shape for t in inputs]
     for name, got, want in zip(inputs._fields, (g for g in grads if g is not None), wanted):
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def both_passes(inputs, neighborhood, variant, upstream_of=lambda upstream: upstream):
+    """Output, log-sum-exp, gradients, and the gradients from above."""
+    problem = Problem.of(inputs, (neighborhood,), 0.4)
+    config = next(c for c in BACKEND.configs(problem, "forward") if c.variant == variant)
+    output, lse = BACKEND.forward(problem, config, inputs)
+    upstream = upstream_of(Upstream(output, lse, *random_gradients(output, lse, 3)))
+    return output, lse, BACKEND.backward(problem, config, inputs, upstream, Wanted.of(inputs)), upstream[2:]
+
+
+@pytest.mark.parametrize("variant", ["torch", "naive", "gemm"])
+def test_rows_without_a_finite_score(variant):
+    inputs, neighborhood = make("1-D short dilation groups")
+    inputs.rpb[:] = -torch.inf
+    output, lse, grads, _ = both_passes(inputs, neighborhood, variant)
+    assert (output == 0).all()
+    assert (lse == -torch.inf).all()
+    assert all(g is None or (g == 0).all() for g in grads)
+
+
+@pytest.mark.parametrize("variant", ["torch", "gemm"])
+def test_rows_whose_only_finite_scores_are_additional(variant):
+    inputs, neighborhood = make("2-D grouped queries, bias, additional keys")
+    inputs.rpb[:] = -torch.inf
+    inputs.additional_values[:] = 7.0
+    output, _, grads, _ = both_passes(inputs, neighborhood, variant)
+    torch.testing.assert_close(output, torch.full_like(output, 7.0))
+    assert all((g == 0).all() for g in (grads.key, grads.value, grads.rpb))
+
+
+@settings(max_examples=4)
+@given(
+    strategies.calls(ranks=(1, 2), per_head=False),
+    strategies.any_layouts(),
+    st.sampled_from(["torch", "torch", "gemm"]),
+)
+def test_random_calls_in_any_layout(drawn, layouts, variant):
+    inputs = layouts.inputs(drawn.inputs(torch.float32))
+    output, lse, grads, upstream = both_passes(inputs, drawn.neighborhoods[0], variant, layouts.upstream)
+    assert all(t is None or t.is_contiguous() for t in (output, lse, *grads))
+    results = [output, lse, *(g for g in grads if g is not None)]
+    assert_as_close_as_torch(results, inputs, drawn.neighborhoods, 0.4, *upstream)
+
+
+@pytest.mark.parametrize("name", ["query", "value", "rpb", "additional_keys"])
+def test_only_what_is_wanted(name, monkeypatch):
+    inputs, neighborhood = make("2-D grouped queries, bias, additional keys")
+    problem = Problem.of(inputs, (neighborhood,), 0.4)
+    config = next(c for c in BACKEND.configs(problem, "forward") if c.variant == "torch")
+    output, lse, every, upstream = both_passes(inputs, neighborhood, "torch")
+    wanted = Wanted(*(field == name for field in Inputs._fields))
+    called = []
+    products = launch.pn
+    monkeypatch.setattr(launch, "pn", lambda *a: (called.append("pn"), products(*a))[1])
+    grads = BACKEND.backward(problem, config, inputs, Upstream(output, lse, *upstream), wanted)
+    assert len(called) == (1 if name == "value" else 2)  # scores; their gradients
+    for grad, full, field in zip(grads, every, Inputs._fields):
+        assert grad is None if field != name else torch.equal(grad, full)
+
+
+def test_what_torch_makes_by_default_changes_nothing():
+    """Tables are kept: neither a default device nor a default dtype may get into them."""
+    inputs, neighborhood = make("1-D causal")
+    output, lse, every, above = both_passes(inputs, neighborhood, "torch")
+    problem = Problem.of(inputs, (neighborhood,), 0.4)
+    config = next(c for c in BACKEND.configs(problem, "forward") if c.variant == "torch")
+    tables._tables.clear()
+    with torch.device("meta"):
+        again = BACKEND.forward(problem, config, inputs)[0]
+        grads = BACKEND.backward(problem, config, inputs, Upstream(output, lse, *above), Wanted.of(inputs))
+    assert torch.equal(again, output)
+    assert torch.equal(grads.key, every.key)
 
 
 def test_runs_by_name_through_the_public_functions():

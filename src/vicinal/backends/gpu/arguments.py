@@ -12,15 +12,18 @@ from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.unfold import beside
 from vicinal.geometry.window import SHIFT, mode
 
+MAX_WINDOW = 2**31 - 1  # that covers any axis
+
 
 def axes_of(neighborhood: Neighborhood, lengths: tuple[int, ...], unfolded: int | None = None) -> Axes:
-    """A neighborhood as kernels take it."""
+    """A neighborhood as kernels take it: in 32 bits, as are lengths."""
     axes = neighborhood.axes
+    dilations = tuple(min(a.dilation, n) for a, n in zip(axes, lengths))  # beyond, each token is a group all the same
     return Axes(
         seen(lengths, unfolded, 1),
-        seen(tuple(a.window for a in axes), unfolded, 1),
+        seen(tuple(min(a.window or n, MAX_WINDOW) for a, n in zip(axes, lengths)), unfolded, 1),
         seen(tuple(a.stride for a in axes), unfolded, 1),
-        seen(tuple(a.dilation for a in axes), unfolded, 1),
+        seen(dilations, unfolded, 1),
         seen(tuple(mode(a) for a in axes), unfolded, SHIFT),
     )
 

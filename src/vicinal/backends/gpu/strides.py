@@ -30,7 +30,8 @@ def has_rows(tensor: Tensor) -> bool:
 
 def rows_last(tensor: Tensor) -> Tensor:
     """The tensor with a last dimension that is contiguous, and no pending negation: itself, unless it is not."""
-    tensor = tensor.resolve_neg()
+    if tensor.is_neg():
+        return tensor.resolve_neg().contiguous()
     return tensor if has_rows(tensor) else tensor.contiguous()
 
 

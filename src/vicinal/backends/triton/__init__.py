@@ -12,25 +12,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.devices import current
+from vicinal.backends.gpu.launch import MAX_GRID
+from vicinal.backends.gpu.strides import dense
 from vicinal.backends.protocol import Direction
 from vicinal.backends.triton.backward import Backward
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.estimate import seconds
 from vicinal.backends.triton.launch import Forward, Prepared, readable, tiles_of
 from vicinal.backends.triton.tilings import tilings
+from vicinal.caching import Cache
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
-MAX_PROGRAMS = 2**31 - 1
-MAX_CACHED = 4096  # prepared launches; all are dropped when there are more
+MAX_TOKENS = 2**30  # room for a tile beyond the end of an axis
+MAX_CACHED = 4096  # prepared launches of each pass, some kilobytes of host memory each
 
 _interpreting = False
 
@@ -52,8 +54,8 @@ class TritonBackend:
     name = "triton"
 
     def __init__(self) -> None:
-        self._forward: dict[Any, Forward] = {}
-        self._backward: dict[Any, Backward] = {}
+        self._forward: Cache[Forward] = Cache(entries=MAX_CACHED)
+        self._backward: Cache[Backward] = Cache(entries=MAX_CACHED)
 
     def unsupported(self, problem: Problem) -> str | None:
         if problem.device.type == "cpu":
@@ -71,9 +73,7 @@ class TritonBackend:
             return f"head_dim and value_dim must be at most {MAX_HEAD_DIM}"
         if problem.has_rpb and len({n.window for n in problem.neighborhoods}) > 1:
             return "a relative positional bias needs the same kernel_size in every head"
-        if _exceeds_grid(problem):
-            return "more tiles than a GPU's grid can hold"
-        return None
+        return _too_large(problem)
 
     def seconds(self, problem: Problem, direction: Direction, config: Tiling | GradientTilings) -> float:
         return seconds(problem, direction, config)
@@ -83,14 +83,7 @@ class TritonBackend:
 
     def forward(self, problem: Problem, config: Tiling, inputs: Inputs) -> tuple[Tensor, Tensor]:
         # Every microsecond here is one of each eager call's: look up, allocate, launch.
-        key = _key(problem, config, inputs)
-        launch = self._forward.get(key)
-        if launch is None:
-            read = readable(inputs)
-            copied = any(a is not b for a, b in zip(inputs, read))
-            launch = Forward(Prepared.of(problem, read), config, copied)
-            _remember(self._forward, key, launch)
-        return launch(inputs)
+        return self._forward.get(_key(problem, config, inputs), lambda: Forward.of(problem, config, inputs))(inputs)
 
     def backward(
         self,
@@ -100,47 +93,50 @@ class TritonBackend:
         upstream: Upstream,
         wanted: Wanted,
     ) -> Inputs:
-        output, lse, grad_output, grad_lse = upstream
-        if lse.numel() == 0:
-            return Inputs(*(None if t is None else torch.zeros_like(t) for t in inputs))  # type: ignore[arg-type]
+        if upstream.lse.numel() == 0:
+            zeros = (t.new_zeros(t.shape) if wants and t is not None else None for t, wants in zip(inputs, wanted))
+            return Inputs(*zeros)  # type: ignore[arg-type]
         inputs = readable(inputs)
-        key = (grad_lse is None, *_key(problem, config, inputs))
-        launch = self._backward.get(key)
-        if launch is None:
-            launch = Backward(Prepared.of(problem, inputs), config)
-            _remember(self._backward, key, launch)
-        with current(inputs.query.device):
-            return launch(
-                inputs,
-                output.contiguous(),
-                lse.contiguous(),
-                grad_output.contiguous(),
-                None if grad_lse is None else grad_lse.contiguous(),
-            )
+        upstream = Upstream(*(None if t is None else dense(t) for t in upstream))  # type: ignore[arg-type]
+        key = (upstream.grad_lse is None, wanted, *_key(problem, config, inputs))
+        launch = self._backward.get(key, lambda: Backward(Prepared.of(problem, inputs), config, wanted))
+        with current(problem.device):
+            return launch(inputs, upstream)
 
 
-def _exceeds_grid(problem: Problem) -> bool:
-    """Whether there are more programs than may be launched; nearly always answered without choosing tilings."""
-    slices = problem.batch * problem.heads
+def _too_large(problem: Problem) -> str | None:
+    """What kernels would not count in 32 bits."""
+    tokens = prod(problem.lengths)
+    if tokens > MAX_TOKENS:
+        return f"a batch element has {tokens} tokens, more than 2**30"
+    if any(stride > MAX_TOKENS for n in problem.neighborhoods for stride in n.stride):
+        return "a stride exceeds 2**30"
+    if problem.has_rpb and (problem.heads > MAX_GRID[1] or _table_size(problem) > MAX_GRID[0]):
+        return f"a relative positional bias of {problem.heads} heads is too large"
+    rows = problem.batch * problem.heads
     most = max(prod(map(max, problem.lengths, n.dilation)) for n in set(problem.neighborhoods))
-    if slices * most <= MAX_PROGRAMS:  # even if every tile were a token
-        return False
-    return slices * tiles_of(problem, tilings(problem, "forward")[0]) > MAX_PROGRAMS
+    if rows * most <= MAX_GRID[0]:  # even if every tile were a token: nearly always so, and no tiling is chosen
+        return None
+    backward = tilings(problem, "backward")[0]
+    every = (tilings(problem, "forward")[0], backward.query, backward.key_value)
+    if rows * max(tiles_of(problem, tiling) for tiling in every) > MAX_GRID[0]:
+        return "more tiles than a GPU's grid can hold"
+    return None
+
+
+def _table_size(problem: Problem) -> int:
+    """Of one head's bias table."""
+    return prod(2 * k - 1 for k in problem.neighborhoods[0].window if k is not None)
 
 
 def _key(problem: Problem, config: Tiling | GradientTilings, inputs: Inputs) -> tuple[object, ...]:
     """What a prepared launch depends on."""
     query, key, value, extra_keys, extra_values, _ = inputs
     found: tuple[object, ...] = (problem, config, query.stride(), key.stride(), value.stride())
+    found += (query.is_neg(), key.is_neg(), value.is_neg())
     if extra_keys is not None and extra_values is not None:
-        found += (extra_keys.stride(), extra_values.stride())
+        found += (extra_keys.stride(), extra_values.stride(), extra_keys.is_neg(), extra_values.is_neg())
     return (*found, precision_of(problem.dtype)) if problem.dtype == torch.float32 else found
-
-
-def _remember(cache: dict[Any, Any], key: Any, value: Any) -> None:
-    if len(cache) >= MAX_CACHED:
-        cache.clear()
-    cache[key] = value
 
 
 BACKEND = TritonBackend()

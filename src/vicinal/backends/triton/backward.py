@@ -10,88 +10,131 @@ from torch import Tensor
 from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.strides import aligned
+from vicinal.backends.gpu.tables import in_use
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.kernels.additional import additional_gradient_kernel
-from vicinal.backends.triton.kernels.backward import gradients_kernel, key_value_gradient_kernel, query_gradient_kernel
+from vicinal.backends.triton.kernels.backward import (
+    delta_kernel,
+    gradients_kernel,
+    key_value_gradient_kernel,
+    query_gradient_kernel,
+)
 from vicinal.backends.triton.kernels.bias import bias_gradient_kernel
 from vicinal.backends.triton.launch import Prepared, tiles_of
-from vicinal.problem import Inputs
+from vicinal.problem import Inputs, Upstream, Wanted
 
 BIAS_TILES = {1: (32,), 2: (4, 8), 3: (2, 4, 4)}  # of queries and of keys: what a sum along diagonals has room for
 BIAS_SCRATCH = 2**28  # bytes of partial bias gradients, at most (but one table per head)
 ENOUGH_PROGRAMS = 1024  # fill a GPU, where work is split to no other end
 ADDITIONAL_TILE = 32  # additional keys per program
 QUERIES_PER_STEP = 32
+ROWS = 32  # per program, where delta is computed alone
 
 
 class Backward:
-    """The backward pass of one problem, tiling and set of strides."""
+    """The backward pass of one problem, tiling, set of strides, and set of gradients that are wanted.
 
-    def __init__(self, prepared: Prepared, config: GradientTilings) -> None:
+    Delta, which all gradients but those of values need, is computed with the query's, or else by a launch of its own.
+    """
+
+    def __init__(self, prepared: Prepared, config: GradientTilings, wanted: Wanted) -> None:
         problem = prepared.problem
         # Heads with neighborhoods of their own have tiles of their own: no program can sum over a group of them.
         self._per_query_head = problem.per_head and problem.group_size > 1
         self._problem = problem
         self._table = prepared.table
-        self._both = self._query = self._key_value = None
-        if config.together:
+        self._wanted = wanted
+        wants_keys = wanted.key or wanted.value
+        self._both = self._query = self._delta = self._key_value = self._additional = self._bias = None
+        if config.together and wanted.query and wants_keys:
             self._both = _gradients_launch(prepared, config, self._per_query_head)
-        else:
+        elif wanted.query:
             self._query = _query_launch(prepared, config.query)
+        elif wanted.key or wanted.additional_keys or wanted.rpb:
+            self._delta = _delta_launch(prepared)
+        if wants_keys and self._both is None:
             self._key_value = _key_value_launch(prepared, config.key_value, self._per_query_head)
-        self._additional = _additional_launch(prepared) if problem.additional else None
-        self._bias = _bias_launch(prepared) if problem.has_rpb else None
+        if wanted.additional_keys or wanted.additional_values:
+            self._additional = _additional_launch(prepared)
+        if wanted.rpb:
+            self._bias = _bias_launch(prepared)
 
-    def __call__(
-        self, inputs: Inputs, output: Tensor, lse: Tensor, grad_output: Tensor, grad_lse: Tensor | None
-    ) -> Inputs:
-        """All tensors but the inputs contiguous."""
-        ok = aligned(inputs) and (grad_output.data_ptr() | output.data_ptr() | lse.data_ptr()) & 15 == 0
-        ok = ok and (grad_lse is None or grad_lse.data_ptr() & 15 == 0)
-        query, key, value, extra_keys, extra_values, rpb = inputs
-        delta = torch.empty_like(lse)
-        grad_query = _like(query)
-        if self._per_query_head:
-            grad_key = query.new_empty((*query.shape[:-1], key.shape[-1]), dtype=torch.float32)
-            grad_value = query.new_empty((*query.shape[:-1], value.shape[-1]), dtype=torch.float32)
-        else:
-            grad_key, grad_value = _like(key), _like(value)
+    def __call__(self, inputs: Inputs, upstream: Upstream) -> Inputs:
+        """All tensors of `upstream` contiguous."""
+        assert all(t is None or t.is_contiguous() for t in upstream)
+        ok = aligned((*inputs, *upstream))
+        if self._table is not None:
+            in_use(self._table)
+        query, key, value, _, _, rpb = inputs
+        output, lse, grad_output, grad_lse = upstream
+        grad_query = _like(query) if self._wanted.query else None
+        grad_key, grad_value = self._key_and_value(inputs)
+        delta = None
+        if self._both is not None or self._query is not None or self._delta is not None:
+            delta = _like(lse)
         read = (*inputs, self._table, output, lse, grad_output, grad_lse)
         if self._both is not None:
             self._both((*read, delta, grad_query, grad_key, grad_value), ok)
-        else:
-            assert self._query is not None
-            assert self._key_value is not None
+        if self._query is not None:
             self._query((*read, delta, grad_query), ok)
-            self._key_value((query, key, value, rpb, self._table, lse, grad_output, delta, grad_key, grad_value), ok)
+        if self._delta is not None:
+            self._delta((output, grad_output, grad_lse, delta), ok)
+        rest = (query, key, value, rpb, self._table, lse, grad_output, delta)
+        if self._key_value is not None:
+            self._key_value((*rest, grad_key, grad_value), ok)
         if self._per_query_head:
-            groups = (key.shape[-2], self._problem.group_size)
-            grad_key = grad_key.unflatten(-2, groups).sum(-2).to(key.dtype)
-            grad_value = grad_value.unflatten(-2, groups).sum(-2).to(value.dtype)
-        grads = Inputs(grad_query, grad_key, grad_value)
+            grad_key = None if grad_key is None else self._summed(grad_key, key)
+            grad_value = None if grad_value is None else self._summed(grad_value, value)
+        grads = Inputs(grad_query, grad_key, grad_value)  # type: ignore[arg-type]
         if self._additional is not None:
-            assert extra_keys is not None
-            assert extra_values is not None
-            slices = self._additional.grid[1]
-            partial_keys = query.new_empty((slices, *extra_keys.shape), dtype=torch.float32)
-            partial_values = query.new_empty((slices, *extra_values.shape), dtype=torch.float32)
-            self._additional(
-                (query, extra_keys, extra_values, lse, grad_output, delta, partial_keys, partial_values), ok
-            )
-            grads = grads._replace(
-                additional_keys=partial_keys.sum(0).to(extra_keys.dtype),
-                additional_values=partial_values.sum(0).to(extra_values.dtype),
-            )
+            extra_keys, extra_values = self._additional_gradients(self._additional, inputs, upstream, delta, ok)
+            grads = grads._replace(additional_keys=extra_keys, additional_values=extra_values)
         if self._bias is not None:
             assert rpb is not None
             partial = query.new_zeros((rpb.shape[0], self._bias.grid[0], *rpb.shape[1:]), dtype=torch.float32)
-            self._bias((query, key, value, rpb, self._table, lse, grad_output, delta, partial), ok)
+            self._bias((*rest, partial), ok)
             grads = grads._replace(rpb=partial.sum(1).to(rpb.dtype))
         return grads
+
+    def _key_and_value(self, inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
+        """Memory for the gradients of key and value: of one entry per query head where no program sums over them."""
+        query, key, value = inputs[:3]
+        if not self._per_query_head:
+            return _like(key) if self._wanted.key else None, _like(value) if self._wanted.value else None
+        rows = query.shape[:-1]
+        grad_key = query.new_empty((*rows, key.shape[-1]), dtype=torch.float32) if self._wanted.key else None
+        grad_value = query.new_empty((*rows, value.shape[-1]), dtype=torch.float32) if self._wanted.value else None
+        return grad_key, grad_value
+
+    def _summed(self, grad: Tensor, like: Tensor) -> Tensor:
+        """Over the query heads of each key head."""
+        return grad.unflatten(-2, (like.shape[-2], self._problem.group_size)).sum(-2).to(like.dtype)
+
+    def _additional_gradients(
+        self, launch: Launch, inputs: Inputs, upstream: Upstream, delta: Tensor | None, ok: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        query, extra_keys, extra_values = inputs.query, inputs.additional_keys, inputs.additional_values
+        assert extra_keys is not None
+        assert extra_values is not None
+        wanted = (self._wanted.additional_keys, self._wanted.additional_values)
+        partial = [
+            query.new_empty((launch.grid[1], *t.shape), dtype=torch.float32) if wants else None
+            for t, wants in zip((extra_keys, extra_values), wanted)
+        ]
+        launch((query, extra_keys, extra_values, upstream.lse, upstream.grad_output, delta, *partial), ok)
+        grad_keys, grad_values = (None if t is None else t.sum(0).to(query.dtype) for t in partial)
+        return grad_keys, grad_values
 
 
 def _like(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+def _delta_launch(prepared: Prepared) -> Launch:
+    problem = prepared.problem
+    rows = problem.batch * prod(problem.lengths) * problem.heads
+    arguments = (rows, problem.value_dim, ROWS, prepared.chained)
+    return Launch(delta_kernel, (-(-rows // ROWS), 1, 1), arguments, options_of(4, 2, prepared.chained))
 
 
 def _query_launch(prepared: Prepared, config: Tiling) -> Launch:

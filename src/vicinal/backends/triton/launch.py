@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vicinal.backends.gpu.arguments import axes_of, in_vectors, kernel_axis, precision_of, seen
@@ -16,11 +15,13 @@ from vicinal.backends.gpu.devices import chains, current
 from vicinal.backends.gpu.kernels.memory import InputStrides
 from vicinal.backends.gpu.kernels.window import Flags
 from vicinal.backends.gpu.launch import Launch, options_of
-from vicinal.backends.gpu.strides import aligned, contiguous_strides, dense, rows_last, strides_of, vector_of
+from vicinal.backends.gpu.strides import aligned, contiguous_strides, dense, has_rows, rows_last, strides_of, vector_of
+from vicinal.backends.gpu.tables import in_use, table_of
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.kernels.forward import forward_kernel
 from vicinal.backends.triton.kernels.softmax import LOG2E
 from vicinal.geometry.count import count
+from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.unfold import parts, tile_count
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Inputs, Problem, lse_dtype
@@ -29,13 +30,13 @@ from vicinal.problem import Inputs, Problem, lse_dtype
 class Forward:
     """The forward pass of one problem, tiling and set of strides."""
 
-    def __init__(self, prepared: Prepared, config: Tiling, copies: bool) -> None:
+    def __init__(self, prepared: Prepared, config: Tiling, copies: bool = False) -> None:
         """`copies`: the inputs need copying before the kernels can read them (`readable`)."""
         problem = prepared.problem
+        self._copies = copies
         self._shape = (problem.batch, *problem.lengths, problem.heads, problem.value_dim)
         self._lse_dtype = lse_dtype(problem.dtype)
         self._empty = problem.batch == 0
-        self._copies = copies
         programs = tiles_of(problem, config)
         self._table = prepared.table
         self._launch = Launch(
@@ -58,15 +59,23 @@ class Forward:
             prepared.options(config),
         )
 
+    @classmethod
+    def of(cls, problem: Problem, config: Tiling, inputs: Inputs) -> Forward:
+        """For inputs of these strides."""
+        read = readable(inputs)
+        return cls(Prepared.of(problem, read), config, any(a is not b for a, b in zip(inputs[:5], read[:5])))
+
     def __call__(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp."""
-        if self._copies or (inputs.rpb is not None and not inputs.rpb.is_contiguous()):
+        if self._copies or (inputs.rpb is not None and (not inputs.rpb.is_contiguous() or inputs.rpb.is_neg())):
             inputs = readable(inputs)
         query = inputs.query
         output = query.new_empty(self._shape)
         lse = query.new_empty(self._shape[:-1], dtype=self._lse_dtype)
         if not self._empty:
             with current(query.device):
+                if self._table is not None:
+                    in_use(self._table)
                 self._launch((*inputs, self._table, output, lse), aligned(inputs))
         return output, lse
 
@@ -122,15 +131,19 @@ class Prepared:
     problem: Problem
     strides: tuple[tuple[int, ...], ...]  # query, key, value, then additional keys and values if any
     vector: int
-    table: Tensor | None  # windows, strides, dilations, modes of each head, where heads differ: `[H, 4, rank]`
+    table: Tensor | None  # windows, strides, dilations, modes of each head, where heads differ: `[H, 4 * rank]`
 
     @classmethod
     def of(cls, problem: Problem, inputs: Inputs) -> Prepared:
-        strides = tuple(strides_of(t) for t in inputs[:5] if t is not None)
+        read = [t for t in inputs[:5] if t is not None]
+        assert all(has_rows(t) and not t.is_neg() for t in read)
+        strides = tuple(strides_of(t) for t in read)
         table = None
         if problem.per_head:
-            rows = [axes_of(n, problem.lengths)[1:] for n in problem.neighborhoods]
-            table = torch.tensor(rows, dtype=torch.int32, device=problem.device)
+            key = (problem.neighborhoods, problem.lengths)
+            table = table_of(
+                key, problem.device, lambda: [_table_row(n, problem.lengths) for n in problem.neighborhoods]
+            )
         return cls(problem, strides, vector_of(strides, problem.dtype.itemsize), table)
 
     @property
@@ -169,3 +182,7 @@ class Prepared:
             chained=self.chained,
             unfolded=kernel_axis(config.unfolded),
         )
+
+
+def _table_row(neighborhood: Neighborhood, lengths: tuple[int, ...]) -> list[int]:
+    return [number for each in axes_of(neighborhood, lengths)[1:] for number in each]

@@ -8,13 +8,14 @@ paper's do, so in half precision this backend is less exact than fused ones. Mem
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 import torch
 from torch import Tensor
 
 from vicinal.backends.protocol import Direction
 from vicinal.backends.unfused import launch
-from vicinal.backends.unfused.tilings import gemm_tile
+from vicinal.backends.unfused.tilings import gemm_tile, too_large
 from vicinal.geometry.slots import Slots
 from vicinal.problem import Inputs, Problem, Upstream, Wanted, lse_dtype
 from vicinal.tuning.config import TileConfig
@@ -44,6 +45,7 @@ class UnfusedBackend:
             TileConfig(tile, tile, variant=v, unfolded=unfolded) if v == "gemm" else TileConfig(one, one, variant=v)
             for v in variants
             if launch.unsupported(v, problem.dtype, problem.device) is None
+            and (v == "torch" or too_large(v, _slots(problem), problem.batch * problem.heads) is None)
         ]
 
     def forward(self, problem: Problem, config: TileConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -51,7 +53,8 @@ class UnfusedBackend:
         slots = _slots(problem)
         scores = _scores(problem, slots, config, inputs)
         lse = scores.to(lse_dtype(problem.dtype)).logsumexp(-1)
-        return _weighted(problem, slots, config, inputs, scores.softmax(-1)).contiguous(), lse.contiguous()
+        output = _weighted(problem, slots, config, inputs, scores.softmax(-1))
+        return output.masked_fill_(lse[..., None] == -inf, 0).contiguous(), lse.contiguous()
 
     def backward(
         self,
@@ -63,18 +66,14 @@ class UnfusedBackend:
     ) -> Inputs:
         """Gradients, from recomputed scores."""
         slots, scale, variant = _slots(problem), problem.scale, config.variant
-        query, key, value, extra_keys, extra_values, rpb = inputs
-        output, lse, grad_output, grad_lse = upstream
-        dtype = problem.dtype
-        weights = (_scores(problem, slots, config, inputs).to(lse.dtype) - lse[..., None]).exp_()
-        products = launch.pn(grad_output, value, None, slots, 1.0, 0.0, variant)
-        if extra_values is not None:
-            products = torch.cat([products, launch.dense_qk(grad_output, extra_values)], -1)
-        delta = (grad_output.to(lse.dtype) * output.to(lse.dtype)).sum(-1)
-        if grad_lse is not None:
-            delta = delta - grad_lse
-        d_scores = (weights * (products.to(lse.dtype) - delta[..., None])).to(dtype)
-        weights = weights.to(dtype)
+        query, key, _, extra_keys, extra_values, rpb = inputs
+        lse, grad_output = upstream.lse, upstream.grad_output
+        total = lse.masked_fill(lse == -inf, inf)  # no score is finite: no weight at all
+        weights = (_scores(problem, slots, config, inputs).to(lse.dtype) - total[..., None]).exp_()
+        d_scores = weights  # not looked at where only values' gradients are wanted
+        if wanted.query or wanted.key or wanted.additional_keys or wanted.rpb:
+            d_scores = _score_gradients(slots, config, inputs, upstream, weights).to(problem.dtype)
+        weights = weights.to(problem.dtype)
 
         d_window, w_window = d_scores[..., : slots.count], weights[..., : slots.count]
         kv_heads = problem.kv_heads
@@ -102,6 +101,18 @@ class UnfusedBackend:
 BACKEND = UnfusedBackend()
 
 
+def _score_gradients(slots: Slots, config: TileConfig, inputs: Inputs, upstream: Upstream, weights: Tensor) -> Tensor:
+    """`[B, *X, H, slots + M]`, in the log-sum-exp's dtype."""
+    output, lse, grad_output, grad_lse = upstream
+    products = launch.pn(grad_output, inputs.value, None, slots, 1.0, 0.0, config.variant)
+    if inputs.additional_values is not None:
+        products = torch.cat([products, launch.dense_qk(grad_output, inputs.additional_values)], -1)
+    delta = (grad_output.to(lse.dtype) * output.to(lse.dtype)).sum(-1)
+    if grad_lse is not None:
+        delta = delta - grad_lse
+    return weights * (products.to(lse.dtype) - delta[..., None])
+
+
 def _slots(problem: Problem) -> Slots:
     return Slots(problem.neighborhood, problem.lengths)
 
@@ -109,7 +120,7 @@ def _slots(problem: Problem) -> Slots:
 def _scores(problem: Problem, slots: Slots, config: TileConfig, inputs: Inputs) -> Tensor:
     """`[B, *X, H, slots + M]`."""
     rpb = None if inputs.rpb is None else inputs.rpb.to(problem.dtype)
-    scores = launch.pn(inputs.query, inputs.key, rpb, slots, problem.scale, float("-inf"), config.variant)
+    scores = launch.pn(inputs.query, inputs.key, rpb, slots, problem.scale, -inf, config.variant)
     if inputs.additional_keys is None:
         return scores
     return torch.cat([scores, problem.scale * launch.dense_qk(inputs.query, inputs.additional_keys)], -1)

@@ -9,12 +9,12 @@ Which key sits in which slot: `vicinal.geometry.slots`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from math import prod
 
 import torch
 from torch import Tensor
 
+from vicinal.backends.gpu.tables import in_use, table_of
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.slots import Slots
 from vicinal.geometry.window import group_length, window_start, window_stop
@@ -166,18 +166,22 @@ def _along(slots: Slots, a: int, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor
     axis, length = slots.neighborhood.axes[a], slots.lengths[a]
     assert axis.window is not None
     position = tokens // prod(slots.lengths[a + 1 :]) % length
-    start, stop = (t.to(tokens.device)[position][:, None] for t in _axis_ends(axis, length))
+    start, stop = _axis_ends(axis, length, tokens.device)[position].unsqueeze(-1).unbind(1)
     keys = start + torch.arange(axis.window, device=tokens.device)
     return position, keys, keys < stop
 
 
-@lru_cache(maxsize=256)
-def _axis_ends(axis: Axis, length: int) -> tuple[Tensor, Tensor]:
-    """First and one past the last key of every query of an axis `[length]`, as positions in its dilation group."""
-    ends = []
-    for p in range(length):
-        n = group_length(length, axis.dilation, p % axis.dilation)
-        place = p // axis.dilation
-        ends.append((window_start(axis, n, place), window_stop(axis, n, place)))
-    start, stop = torch.tensor(ends).unbind(1)
-    return start, stop
+def _axis_ends(axis: Axis, length: int, device: torch.device) -> Tensor:
+    """First and one past the last key of every query of an axis `[length, 2]`, as positions in its dilation group."""
+
+    def rows() -> list[tuple[int, int]]:
+        ends = []
+        for p in range(length):
+            n = group_length(length, axis.dilation, p % axis.dilation)
+            place = p // axis.dilation
+            ends.append((window_start(axis, n, place), window_stop(axis, n, place)))
+        return ends
+
+    table = table_of((axis, length), device, rows)
+    in_use(table)
+    return table

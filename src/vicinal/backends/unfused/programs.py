@@ -16,14 +16,15 @@ from vicinal.backends.gpu.arguments import axes_of, in_vectors, kernel_axis, pre
 from vicinal.backends.gpu.devices import current
 from vicinal.backends.gpu.kernels.window import Flags
 from vicinal.backends.gpu.launch import Launch, options_of
-from vicinal.backends.gpu.strides import aligned, dense, rows_last, strides_of, vector_of
+from vicinal.backends.gpu.strides import aligned, contiguous_strides, dense, has_rows, rows_last, strides_of, vector_of
 from vicinal.backends.unfused.kernels import gemm, naive
 from vicinal.backends.unfused.kernels import slots as shared
-from vicinal.backends.unfused.tilings import block_of, gemm_tile, tiling
+from vicinal.backends.unfused.tilings import block_of, gemm_tile, tiling, too_large
+from vicinal.caching import Cache
 from vicinal.geometry.slots import Slots
 from vicinal.geometry.unfold import tile_count
 
-MAX_PREPARED = 4096  # all are dropped when there are more
+MAX_PREPARED = 4096  # some kilobytes of host memory each
 BLOCK_N, BLOCK_R = 32, 32  # tokens and relative positions that a program of `bias_sum` takes at a time
 
 
@@ -72,7 +73,7 @@ class _Call(NamedTuple):
     numbers: tuple[float, ...]
 
 
-_prepared: dict[Any, Launch] = {}
+_prepared: Cache[Launch] = Cache(entries=MAX_PREPARED)
 
 
 def _run(call: _Call, inputs: tuple[Tensor, ...], output: Tensor, bias: Tensor | None = None) -> None:
@@ -83,12 +84,8 @@ def _run(call: _Call, inputs: tuple[Tensor, ...], output: Tensor, bias: Tensor |
     bias = None if bias is None else dense(bias)
     signature = tuple((t.shape, t.stride()) for t in inputs)
     key = (call, signature, bias is None, output.shape, inputs[0].dtype, output.device, precision_of(inputs[0].dtype))
-    launch = _prepared.get(key)
-    if launch is None:
-        if len(_prepared) >= MAX_PREPARED:
-            _prepared.clear()
-        prepare = _prepare_bias_sum if call.kernel == "bias_sum" else _prepare
-        launch = _prepared[key] = prepare(call, inputs, output)
+    prepare = _prepare_bias_sum if call.kernel == "bias_sum" else _prepare
+    launch = _prepared.get(key, lambda: prepare(call, inputs, output))
     tensors = (*inputs, bias, output) if call.kernel == "pn" else (*inputs, output)
     with current(output.device):
         launch(tensors, aligned(tensors))
@@ -96,6 +93,10 @@ def _run(call: _Call, inputs: tuple[Tensor, ...], output: Tensor, bias: Tensor |
 
 def _prepare(call: _Call, inputs: tuple[Tensor, ...], output: Tensor) -> Launch:
     first, second = inputs
+    reason = too_large(call.variant, call.slots, output.shape[0] * first.shape[-2])
+    if reason is not None:
+        raise ValueError(reason)
+    assert all(has_rows(t) for t in inputs)
     slots, is_pn, dtype = call.slots, call.kernel == "pn", second.dtype
     batch, heads, dim = output.shape[0], output.shape[-2], (first if is_pn else output).shape[-1]
     group_size = first.shape[-2] // (heads if call.kernel == "inverse" else second.shape[-2])
@@ -143,6 +144,7 @@ def _prepare_bias_sum(call: _Call, inputs: tuple[Tensor, ...], partial: Tensor) 
 
 def _flags(slots: Slots, inputs: tuple[Tensor, ...], unfolded: int | None = None) -> Flags:
     reach = [sum((n - 1) * s for n, s in zip(t.shape[1:-2], t.stride()[1:-2])) for t in inputs]
+    reach.append(sum(n * s for n, s in zip(slots.lengths, contiguous_strides(slots.window))))  # in numbers of slots
     return Flags(
         strided=max(slots.neighborhood.stride) > 1,
         dilated=max(slots.neighborhood.dilation) > 1,

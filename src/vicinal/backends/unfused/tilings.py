@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 
 from vicinal.geometry.neighborhood import Neighborhood
-from vicinal.geometry.unfold import beside, can_unfold
+from vicinal.geometry.slots import Slots
+from vicinal.geometry.unfold import beside, can_unfold, tile_count
 
+MOST = 2**31 - 1  # programs, slots, relative positions
 TILES = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}  # of the GEMM kernels: 64 tokens, as in the paper (section 3.1)
 
 
@@ -28,6 +30,15 @@ def tiling(variant: str, kernel: str, dim: int, dtype: torch.dtype) -> Tiling:
     if dtype == torch.float32 or dim > 128:
         return Tiling(warps=4, stages=1)
     return Tiling(warps=4, stages=3 if kernel == "pn" else 2)
+
+
+def too_large(variant: str, slots: Slots, rows: int) -> str | None:
+    """Why the kernels of a variant cannot count a problem of `rows` batch entries times heads; None when they can."""
+    tile, unfolded = gemm_tile(slots.neighborhood, slots.lengths)
+    programs = tile_count(slots.neighborhood, slots.lengths, tile, unfolded) if variant == "gemm" else slots.tokens
+    if rows * programs > MOST or slots.count > MOST or prod(slots.bias_shape) > MOST:
+        return f"{rows} batch entries and heads of {slots.tokens} tokens and {slots.count} slots are too many for a GPU"
+    return None
 
 
 def gemm_tile(neighborhood: Neighborhood, lengths: tuple[int, ...]) -> tuple[tuple[int, ...], int | None]:

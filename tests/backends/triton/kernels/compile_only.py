@@ -36,7 +36,7 @@ from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.launch import Forward, Prepared
 from vicinal.backends.triton.tilings import tilings
 from vicinal.geometry.neighborhood import Neighborhood
-from vicinal.problem import Inputs, Problem
+from vicinal.problem import Inputs, Problem, Wanted
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -123,28 +123,34 @@ ONCE = [  # of each list one kernel serves all: among their numbers are 0, 1 and
 ONCE_TILES = {2: Tiling((8, 8), (4, 4), 4, 1), 3: Tiling((4, 4, 4), (4, 4, 4), 4, 1)}
 
 
-def launches(variant: Variant, config: Tiling | None = None) -> list[tuple[Launch, tuple]]:
+def launches(
+    variant: Variant, config: Tiling | None = None, wanted: Wanted | None = None
+) -> list[tuple[Launch, tuple]]:
     """Every launch of a problem, with stand-ins for its tensors; tiled as the backend would, unless told."""
     problem, inputs = variant.problem()
+    wanted = wanted or Wanted.of(inputs)
     prepared = Prepared.of(problem, inputs)
     x, f32 = Pointer(variant.dtype), Pointer(torch.float32)
     table = None if prepared.table is None else Pointer(torch.int32)
     q, k, v, ek, ev, rpb = given = tuple(None if t is None else x for t in inputs)
+    dq, dk, dv, _, _, _ = (x if wants else None for wants in wanted)
+    dek, dev = (f32 if wants else None for wants in wanted[3:5])
     first = config or tilings(problem, "forward")[0]
     second = GradientTilings(config, config) if config else tilings(problem, "backward")[0]
-    forward = Forward(prepared, first, False)._launch
-    backward = Backward(prepared, second)
-    found = [(forward, (*given, table, x, f32))]
-    if backward._both is not None:
-        found.append((backward._both, (*given, table, x, f32, x, None, f32, x, x, x)))
-    else:
-        found.append((backward._query, (*given, table, x, f32, x, None, f32, x)))
-        found.append((backward._key_value, (q, k, v, rpb, table, f32, x, f32, x, x)))
-    if backward._additional is not None:
-        found.append((backward._additional, (q, ek, ev, f32, x, f32, f32, f32)))
-    if backward._bias is not None:
-        found.append((backward._bias, (q, k, v, rpb, table, f32, x, f32, f32)))
-    return found
+    forward = Forward(prepared, first)._launch
+    backward = Backward(prepared, second, wanted)
+    delta = f32 if backward._both or backward._query or backward._delta else None
+    rest = (q, k, v, rpb, table, f32, x, delta)
+    found = [
+        (forward, (*given, table, x, f32)),
+        (backward._both, (*given, table, x, f32, x, None, f32, dq, dk, dv)),
+        (backward._query, (*given, table, x, f32, x, None, f32, dq)),
+        (backward._delta, (x, x, f32, f32)),
+        (backward._key_value, (*rest, dk, dv)),
+        (backward._additional, (q, ek, ev, f32, x, delta, dek, dev)),
+        (backward._bias, (*rest, f32)),
+    ]
+    return [(launch, tensors) for launch, tensors in found if launch is not None]
 
 
 def spills(compiled, target: GPUTarget) -> int:

@@ -56,9 +56,9 @@ def let_next_start(CHAINED: tl.constexpr):
 def rows_within(positions, dilations, strides, VECTOR: tl.constexpr, WIDE: tl.constexpr):
     """The offsets, in elements, of a tile's tokens from its first one: positions times dilation times stride."""
     LAST: tl.constexpr = len(positions) - 1
-    offset = _widened(positions[LAST], WIDE) * (dilations[LAST] * strides[LAST])
+    offset = _scaled(positions[LAST], dilations[LAST], strides[LAST], WIDE)
     for axis in tl.static_range(LAST - 1, -1, -1):
-        offset = offset + _widened(positions[axis], WIDE) * (dilations[axis] * strides[axis])
+        offset = offset + _scaled(positions[axis], dilations[axis], strides[axis], WIDE)
     return offset * VECTOR
 
 
@@ -150,7 +150,8 @@ def token_strides(lengths):
 
 
 @triton.jit
-def _widened(positions, WIDE: tl.constexpr):
+def _scaled(positions, dilation, stride, WIDE: tl.constexpr):
     if WIDE:
-        positions = positions.to(tl.int64)
-    return positions
+        return positions.to(tl.int64) * dilation * stride
+    else:
+        return positions * (dilation * stride)

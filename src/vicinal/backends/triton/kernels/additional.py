@@ -8,13 +8,13 @@ import triton.language as tl
 
 from vicinal.backends.gpu.kernels.memory import head_at, load_rows, padded, store_rows, tile_at
 from vicinal.backends.gpu.kernels.window import product, unravelled
-from vicinal.backends.triton.kernels.softmax import LN2, LOG2E
+from vicinal.backends.triton.kernels.softmax import LN2, in_base_2
 
 
 @triton.jit(do_not_specialize=("scale", "heads", "group_size", "additional", "tiles", "slice_size"))
 def additional_gradient_kernel(
     query, extra_keys, extra_values, lse, grad_output, delta,
-    grad_keys, grad_values,  # written: [slices, B, M, Hkv, D] and [..., Dv]
+    grad_keys, grad_values,  # written: [slices, B, M, Hkv, D] and [..., Dv]; None where nobody needs it
     scale, heads, group_size, additional,
     tiles,  # tiles of additional keys
     slice_size,  # queries per slice
@@ -40,9 +40,11 @@ def additional_gradient_kernel(
     extra_keys += head_at(b, kv_head, strides.extra_keys, VECTOR)
     extra_values += head_at(b, kv_head, strides.extra_values, VECTOR)
     k = load_rows(extra_keys, tile_at((m,), strides.extra_keys.tokens, VECTOR), inside, D, True)
-    v = load_rows(extra_values, tile_at((m,), strides.extra_values.tokens, VECTOR), inside, DV, True)
-    dk = tl.zeros([BM, padded(D)], tl.float32)
-    dv = tl.zeros([BM, padded(DV)], tl.float32)
+    if grad_keys is not None:
+        v = load_rows(extra_values, tile_at((m,), strides.extra_values.tokens, VECTOR), inside, DV, True)
+        dk = tl.zeros([BM, padded(D)], tl.float32)
+    if grad_values is not None:
+        dv = tl.zeros([BM, padded(DV)], tl.float32)
     for turn in range(group_size):
         h = kv_head * group_size + turn
         for first in range(start, stop, BN):
@@ -53,15 +55,19 @@ def additional_gradient_kernel(
             q_rows += head_at(b, h, strides.query, VECTOR)
             q = load_rows(query, q_rows, there, D, True)
             do = load_rows(grad_output, rows * DV, there, DV, True)
-            log2_total = tl.load(lse + rows, mask=there, other=0.0) * LOG2E
-            difference = tl.load(delta + rows, mask=there, other=0.0)
+            log2_total = in_base_2(tl.load(lse + rows, mask=there, other=0.0))
             scores = tl.dot(k, q.T, input_precision=PRECISION)
             p = tl.where(there[None, :], tl.exp2(scores * scale - log2_total[None, :]), 0.0)
-            dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
-            weights_gradient = tl.dot(v, do.T, input_precision=PRECISION)
-            ds = p * (weights_gradient - difference[None, :])
-            dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+            if grad_values is not None:
+                dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
+            if grad_keys is not None:
+                difference = tl.load(delta + rows, mask=there, other=0.0)
+                weights_gradient = tl.dot(v, do.T, input_precision=PRECISION)
+                ds = p * (weights_gradient - difference[None, :])
+                dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
 
     rows = (((part * batch + b) * additional + m) * kv_heads + kv_head).to(tl.int64)
-    store_rows(grad_keys, rows * D, inside, dk * (scale * LN2), D)
-    store_rows(grad_values, rows * DV, inside, dv, DV)
+    if grad_keys is not None:
+        store_rows(grad_keys, rows * D, inside, dk * (scale * LN2), D)
+    if grad_values is not None:
+        store_rows(grad_values, rows * DV, inside, dv, DV)

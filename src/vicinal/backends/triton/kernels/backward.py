@@ -5,6 +5,7 @@ delta (the row sums of output times its gradient) for the kernels that follow.
 `key_value_gradient_kernel`: one program per tile of keys, walking the box of queries that reach it, and the heads of
 its group in order. A key's queries along an axis are an interval too, so its mask costs what the forward's does.
 `gradients_kernel`: both at once, for problems that do not fill the GPU; delta is computed by whoever needs it.
+`delta_kernel`: delta alone, where nobody needs the query's gradient.
 
 Source: FlashAttention-2 (arXiv 2307.08691, algorithm 2), its one loop with atomic sums of dQ split in two.
 """
@@ -39,7 +40,7 @@ from vicinal.backends.gpu.kernels.window import (
     tokens_at,
 )
 from vicinal.backends.triton.kernels.forward import RUN_TIME
-from vicinal.backends.triton.kernels.softmax import LN2, LOG2E, biased
+from vicinal.backends.triton.kernels.softmax import LN2, biased, in_base_2
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
@@ -64,8 +65,9 @@ def query_gradient_kernel(
 
 @triton.jit(do_not_specialize=("scale", "heads", "group_size", "programs"))
 def key_value_gradient_kernel(
-    query, key, value, rpb, table, lse, grad_output, delta,
-    grad_key, grad_value,  # written
+    query, key, value, rpb, table, lse, grad_output,
+    delta,  # None where no gradient of keys is wanted
+    grad_key, grad_value,  # written; None where nobody needs it
     scale, heads, group_size, programs,
     axes, strides,
     D: tl.constexpr, DV: tl.constexpr,
@@ -87,7 +89,8 @@ def gradients_kernel(
     query, key, value, extra_keys, extra_values, rpb, table,
     output, lse, grad_output,
     grad_lse,  # None for zeros
-    delta, grad_query, grad_key, grad_value,  # written
+    delta, grad_query,  # written
+    grad_key, grad_value,  # written; one of them is None where nobody needs it
     scale, heads, group_size, additional, programs,
     key_programs,  # tiles of keys of one head
     key_total,  # programs with keys, which come first: they take longer
@@ -112,6 +115,26 @@ def gradients_kernel(
             scale, heads, group_size, additional, programs, axes, strides,
             D, DV, TILE, KEY_TILE, VECTOR, FLAGS, PRECISION,
         )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=("rows",))
+def delta_kernel(
+    output, grad_output,
+    grad_lse,  # None for zeros
+    delta,  # written
+    rows,
+    DV: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < rows
+    await_previous(CHAINED)
+    o = load_rows(output, row * DV, inside, DV, True)
+    do = load_rows(grad_output, row * DV, inside, DV, True)
+    difference = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    if grad_lse is not None:
+        difference -= tl.load(grad_lse + row, mask=inside, other=0.0)
+    let_next_start(CHAINED)
+    tl.store(delta + row, difference, mask=inside)
 
 
 @triton.jit
@@ -139,7 +162,7 @@ def _query_gradient(
     await_previous(FLAGS.chained)
     do = load_rows(grad_output, written * DV, rows.inside, DV, True)
     o = load_rows(output, written * DV, rows.inside, DV, True)
-    log2_total = tl.load(lse + written, mask=rows.inside, other=0.0) * LOG2E
+    log2_total = in_base_2(tl.load(lse + written, mask=rows.inside, other=0.0))
     q = load_tile(query, tile, rows, axes.dilations, strides.query.tokens, D, VECTOR, FLAGS.wide)
     # All that is read once is on its way before the first sum, and its barrier, waits for some of it.
     difference = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
@@ -154,7 +177,7 @@ def _query_gradient(
     value += head_at(b, kv_head, strides.value, VECTOR)
     if rpb is not None:
         bias_steps, middle, size = bias_strides(axes.windows)
-        rpb += h * size
+        rpb += h.to(tl.int64) * size
         query_part = linear(rows.positions, bias_steps) - middle
 
     accumulated = tl.zeros([size_of(TILE), padded(D)], tl.float32)
@@ -227,7 +250,8 @@ def _key_value_gradient(
     value += head_at(b, kv_head, strides.value, VECTOR)
     await_previous(FLAGS.chained)
     k = load_tile(key, tile, rows, axes.dilations, strides.key.tokens, D, VECTOR, FLAGS.wide)
-    v = load_tile(value, tile, rows, axes.dilations, strides.value.tokens, DV, VECTOR, FLAGS.wide)
+    if grad_key is not None:
+        v = load_tile(value, tile, rows, axes.dilations, strides.value.tokens, DV, VECTOR, FLAGS.wide)
 
     columns = positions_in(QUERY_TILE)
     q_rows = rows_within(columns, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
@@ -237,8 +261,10 @@ def _key_value_gradient(
         bias_steps, middle, size = bias_strides(axes.windows)
         key_part = linear(rows.positions, bias_steps) + middle
 
-    dk = tl.zeros([size_of(TILE), padded(D)], tl.float32)
-    dv = tl.zeros([size_of(TILE), padded(DV)], tl.float32)
+    if grad_key is not None:
+        dk = tl.zeros([size_of(TILE), padded(D)], tl.float32)
+    if grad_value is not None:
+        dv = tl.zeros([size_of(TILE), padded(DV)], tl.float32)
     h = first_head
     at = box.begin
     left = box.count
@@ -248,28 +274,31 @@ def _key_value_gradient(
         row = token_rows(b, token, axes.lengths, heads, h)
         q = load_rows(query + tile_at(token, strides.query.tokens, VECTOR), q_rows, there, D, FLAGS.checked)
         do = load_rows(grad_output + row * DV, o_rows * DV, there, DV, FLAGS.checked)
-        log2_total = _load_each(lse + row + o_rows, there, FLAGS.checked) * LOG2E
-        if delta is not None:
-            difference = _load_each(delta + row + o_rows, there, FLAGS.checked)
-        else:
-            o = load_rows(output + row * DV, o_rows * DV, there, DV, FLAGS.checked)
-            difference = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-            if grad_lse is not None:
-                difference -= _load_each(grad_lse + row + o_rows, there, FLAGS.checked)
+        log2_total = in_base_2(_load_each(lse + row + o_rows, there, FLAGS.checked))
+        if grad_key is not None:
+            if delta is not None:
+                difference = _load_each(delta + row + o_rows, there, FLAGS.checked)
+            else:
+                o = load_rows(output + row * DV, o_rows * DV, there, DV, FLAGS.checked)
+                difference = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+                if grad_lse is not None:
+                    difference -= _load_each(grad_lse + row + o_rows, there, FLAGS.checked)
         scores = tl.dot(k, q.T, input_precision=PRECISION)
         if rpb is not None:
             mask = within(columns, at, rows) & rows.inside[:, None]
             query_part = linear(shifted(columns, at), bias_steps)
-            scores = biased(scores, mask, rpb + h * size, key_part[:, None], query_part[None, :], scale)
+            scores = biased(scores, mask, rpb + h.to(tl.int64) * size, key_part[:, None], query_part[None, :], scale)
             p = tl.exp2(scores - log2_total[None, :])
         else:
             p = tl.exp2(scores * scale - log2_total[None, :])
             if not full:
                 p = tl.where(within(columns, at, rows), p, 0.0)
-        dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
-        weights_gradient = tl.dot(v, do.T, input_precision=PRECISION)
-        ds = p * (weights_gradient - difference[None, :])
-        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+        if grad_value is not None:
+            dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
+        if grad_key is not None:
+            weights_gradient = tl.dot(v, do.T, input_precision=PRECISION)
+            ds = p * (weights_gradient - difference[None, :])
+            dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
         at = next_tile(at, box.begin, box.end, QUERY_TILE)
         if GROUPED:  # the group's next head, once the box is walked
             left -= 1
@@ -281,8 +310,10 @@ def _key_value_gradient(
 
     let_next_start(FLAGS.chained)
     written = own_rows(b, tile, rows, axes, out_heads, out_head)
-    store_rows(grad_key, written * D, rows.inside, dk * (scale * LN2), D)
-    store_rows(grad_value, written * DV, rows.inside, dv, DV)
+    if grad_key is not None:
+        store_rows(grad_key, written * D, rows.inside, dk * (scale * LN2), D)
+    if grad_value is not None:
+        store_rows(grad_value, written * DV, rows.inside, dv, DV)
 
 
 @triton.jit

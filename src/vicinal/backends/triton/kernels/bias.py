@@ -19,7 +19,7 @@ from vicinal.backends.gpu.kernels.window import (
     tile_of,
     tokens_at,
 )
-from vicinal.backends.triton.kernels.softmax import LOG2E, biased
+from vicinal.backends.triton.kernels.softmax import biased, in_base_2
 
 
 @triton.jit(do_not_specialize=("scale", "heads", "group_size", "batch", "programs"))
@@ -39,7 +39,7 @@ def bias_gradient_kernel(
     if table is not None:
         axes = axes_of_head(axes, table, h)
     bias_steps, middle, size = bias_strides(axes.windows)
-    rpb += h * size
+    rpb += h.to(tl.int64) * size
     partial += (h.to(tl.int64) * shares + share) * size
     own = positions_in(TILE)
     columns = positions_in(KEY_TILE)
@@ -58,7 +58,7 @@ def bias_gradient_kernel(
         read = own_rows(b, tile, rows, axes, heads, h)
         do = load_rows(grad_output, read * DV, rows.inside, DV, True)
         difference = tl.load(delta + read, mask=rows.inside, other=0.0)
-        log2_total = tl.load(lse + read, mask=rows.inside, other=0.0) * LOG2E
+        log2_total = in_base_2(tl.load(lse + read, mask=rows.inside, other=0.0))
         q_head = query + head_at(b, h, strides.query, VECTOR)
         q = load_tile(q_head, tile, rows, axes.dilations, strides.query.tokens, D, VECTOR, FLAGS.wide)
         k_head = key + head_at(b, kv_head, strides.key, VECTOR)

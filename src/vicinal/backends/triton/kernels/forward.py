@@ -31,7 +31,7 @@ from vicinal.backends.gpu.kernels.window import (
     tile_of,
     tokens_at,
 )
-from vicinal.backends.triton.kernels.softmax import LN2, LOWEST, attend, biased
+from vicinal.backends.triton.kernels.softmax import LOWEST, attend, biased, finished
 
 # Never specialised on; nor are the tuples, by how they are launched: neither a new window nor a new length compiles.
 RUN_TIME = ("scale", "heads", "group_size", "additional", "programs")
@@ -77,7 +77,7 @@ def forward_kernel(
     value += head_at(b, kv_head, strides.value, VECTOR)
     if HAS_RPB:
         bias_steps, middle, size = bias_strides(axes.windows)
-        rpb += h * size
+        rpb += h.to(tl.int64) * size
         query_part = linear(rows.positions, bias_steps) - middle
 
     maximum = tl.full([BM], LOWEST, tl.float32)
@@ -121,7 +121,7 @@ def forward_kernel(
             )
 
     let_next_start(FLAGS.chained)
-    accumulated = accumulated * (1.0 / total)[:, None]  # one division a row, not one an element
+    outputs, lses = finished(maximum, total, accumulated, scale, SCALED or HAS_RPB, value.dtype.element_ty)
     written = own_rows(b, tile, rows, axes, heads, h)
-    store_rows(output, written * DV, rows.inside, accumulated, DV)
-    tl.store(lse + written, (maximum + tl.log2(total)) * LN2, mask=rows.inside)
+    store_rows(output, written * DV, rows.inside, outputs, DV)
+    tl.store(lse + written, lses, mask=rows.inside)

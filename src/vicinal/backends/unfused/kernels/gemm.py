@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from vicinal.backends.gpu.kernels.boxes import box_of, coverage, intervals_of, program_of, rows_of, within
-from vicinal.backends.gpu.kernels.memory import head_at, own_rows, rows_within, tile_at, token_strides
+from vicinal.backends.gpu.kernels.memory import head_at, own_rows, rows_within, tile_at
 from vicinal.backends.gpu.kernels.window import (
     bias_strides,
     linear,
@@ -21,7 +21,7 @@ from vicinal.backends.gpu.kernels.window import (
     tile_of,
     tokens_at,
 )
-from vicinal.backends.unfused.kernels.slots import RUN_TIME, load_columns, store_columns
+from vicinal.backends.unfused.kernels.slots import RUN_TIME, load_columns, slot_strides, store_columns
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
@@ -52,11 +52,11 @@ def pn(
     q = load_columns(query, q_rows, rows.inside, 0, D, BLOCK_D)
     key += head_at(b, h // group_size, key_strides, VECTOR)
     k_rows = rows_within(columns, axes.dilations, key_strides.tokens, VECTOR, FLAGS.wide)
-    steps = token_strides(axes.windows)
+    steps = slot_strides(axes.windows, FLAGS.wide)
     written = own_rows(b, tile, rows, axes, heads, h) * product(axes.windows) - linear(rows.starts, steps)
     if bias is not None:
         bias_steps, middle, size = bias_strides(axes.windows)
-        bias += h * size
+        bias += h.to(tl.int64) * size
         query_part = linear(rows.positions, bias_steps) - middle
 
     at = box.begin
@@ -100,7 +100,7 @@ def nn(
     box = box_of(tile, axes, TILE, TILE, FLAGS, False)
     rows = rows_of(tile, axes, TILE, FLAGS, False)
     columns = rows.offsets
-    steps = token_strides(axes.windows)
+    steps = slot_strides(axes.windows, FLAGS.wide)
     attn += head_at(b, h, attn_strides, 1)
     attn += tile_at(tokens_at(tile.first, tile.group, axes.dilations), attn_strides.tokens, 1)
     a_rows = rows_within(columns, axes.dilations, attn_strides.tokens, 1, FLAGS.wide) - linear(rows.starts, steps)
@@ -146,7 +146,7 @@ def inverse(
     box = box_of(tile, axes, TILE, TILE, FLAGS, True)
     rows = rows_of(tile, axes, TILE, FLAGS, True)
     columns = rows.offsets
-    steps = token_strides(axes.windows)
+    steps = slot_strides(axes.windows, FLAGS.wide)
     key_part = linear(rows.positions, steps)
     a_rows = rows_within(columns, axes.dilations, attn_strides.tokens, 1, FLAGS.wide)
     q_rows = rows_within(columns, axes.dilations, query_strides.tokens, VECTOR, FLAGS.wide)

@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 
 from vicinal.backends.gpu.kernels.boxes import intervals_of
-from vicinal.backends.gpu.kernels.memory import head_at, rows_within, tile_at, token_strides
+from vicinal.backends.gpu.kernels.memory import head_at, rows_within, tile_at
 from vicinal.backends.gpu.kernels.window import bias_strides, linear, product, shifted, tokens_at, unravelled
-from vicinal.backends.unfused.kernels.slots import RUN_TIME, load_columns, tokens_numbered
+from vicinal.backends.unfused.kernels.slots import RUN_TIME, load_columns, slot_strides, tokens_numbered
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
@@ -38,7 +38,7 @@ def pn(
     attn += ((b * programs + n) * heads + h) * slots
     if bias is not None:
         bias_steps, middle, size = bias_strides(axes.windows)
-        bias += h * size + middle + linear(token.starts, bias_steps) - linear(token.positions, bias_steps)
+        bias += h.to(tl.int64) * size + middle + linear(token.starts, bias_steps) - linear(token.positions, bias_steps)
     for first in range(0, slots, BLOCK_S):
         s = first + tl.arange(0, BLOCK_S)
         slot, present = _slots_at(s, slots, axes, token, FLAGS)
@@ -101,7 +101,7 @@ def inverse(
     """`output[key] = scale * sum over the queries that attend to key of attn[query, key's slot] * query`."""
     n, h, b = _program_of(programs, heads)
     token = tokens_numbered(n, axes, FLAGS, True)
-    steps = token_strides(axes.windows)
+    steps = slot_strides(axes.windows, FLAGS.wide)
     own = linear(token.positions, steps)
     count = product(token.sizes)
     first_query = tokens_at(token.starts, token.group, axes.dilations)

@@ -50,6 +50,18 @@ def tokens_numbered(number, axes, FLAGS: tl.constexpr, INVERSE: tl.constexpr):
 
 
 @triton.jit
+def slot_strides(windows, WIDE: tl.constexpr):
+    """Of the slots of a window, per axis: 64-bit if `WIDE`, where positions times these may need more than 31 bits."""
+    strides = token_strides(windows)
+    if WIDE:
+        wide = ()
+        for axis in tl.static_range(len(windows)):
+            wide = wide + (tl.cast(strides[axis], tl.int64),)
+        strides = wide
+    return strides
+
+
+@triton.jit
 def load_columns(pointer, rows, inside, first, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """`BLOCK_D` columns from `first` of the rows at `pointer + rows`; zeros where not `inside`, and past `D`."""
     d = first + tl.arange(0, BLOCK_D)
@@ -88,7 +100,7 @@ def bias_sum(
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     table, size = _table_of(axes.windows)
     relative = unravelled(r, table)
-    steps = token_strides(axes.windows)
+    steps = slot_strides(axes.windows, FLAGS.wide)
     relative_part = linear(relative, steps)
     total = tl.zeros([BLOCK_R], tl.float32)
     begin = tl.program_id(2) * chunk
@@ -102,7 +114,7 @@ def bias_sum(
         row += linear(reach, steps) - linear(tokens.starts, steps)
         each = tl.load(grad + row[:, None] + relative_part[None, :], mask=mask, other=0.0)
         total += tl.sum(each.to(tl.float32), 0)
-    tl.store(partial + (tl.program_id(2) * heads + h) * size + r, total, mask=r < size)
+    tl.store(partial + (tl.program_id(2).to(tl.int64) * heads + h) * size + r, total, mask=r < size)
 
 
 @triton.jit
