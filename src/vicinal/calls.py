@@ -5,7 +5,6 @@ Small problems are bound by the host, so what an eager call passes through here 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -17,6 +16,7 @@ from vicinal.checks import check_scale, check_switch
 from vicinal.geometry.neighborhood import Neighborhood, per_axis
 from vicinal.problem import Inputs
 from vicinal.routing import route
+from vicinal.warning import warn
 
 
 def attend(
@@ -104,7 +104,7 @@ class Knobs:
         names = ", ".join(changed)
         if names not in _warned:
             _warned.add(names)
-            warnings.warn(f"vicinal ignores {names}: it chooses tiles by itself (see `vicinal explain`)", stacklevel=3)
+            warn(f"vicinal ignores {names}: it chooses tiles by itself (see `vicinal explain`)")
 
 
 _warned: set[str] = set()

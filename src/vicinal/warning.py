@@ -1,0 +1,23 @@
+"""Warnings that point at the line outside the library that they are about."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+_INSIDE = tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__))  # torch calls us in its modules
+
+
+@torch.compiler.assume_constant_result  # in compiled code it warns once, when that is traced
+def warn(message: str) -> None:
+    """`warnings.warn` for the first caller that is neither vicinal nor torch."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 2
+    while frame is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
