@@ -479,6 +479,13 @@ COMPAT_MODULE = [
     ("dim no multiple", ValueError, "dim | multiple of num_heads | 12 and 5", {"num_heads": 5}),
     ("kernel_size 0", ValueError, "kernel_size | at least 1 | 0", {"kernel_size": 0}),
     ("dilation True", TypeError, "dilation | integer | True", {"dilation": True}),
+    ("dim 0", ValueError, "dim | at least 1 | 0", {"dim": 0}),
+    ("num_heads 2.0", TypeError, "num_heads | integer | 2.0", {"num_heads": 2.0}),
+    ("num_heads True", TypeError, "num_heads | integer | True", {"num_heads": True}),
+    ("qkv_bias in words", TypeError, "qkv_bias | True or False | 'no'", {"qkv_bias": "no"}),
+    ("qk_scale a tensor", TypeError, "qk_scale | real number", {"qk_scale": torch.ones(())}),
+    ("attn_drop 2", ValueError, "attn_drop | from 0 to 1 | 2", {"attn_drop": 2}),
+    ("an argument of 0.20", TypeError, "NeighborhoodAttention2D(dim | 'stride'", {"stride": 1}),
 ]
 VERSIONS = [
     ("unknown", ValueError, "0.17 | '9.9'", {"generation": "9.9"}),

@@ -1,18 +1,19 @@
-"""`natten.flops`: multiply-adds of a model, by torch's own counter, and handles for fvcore's.
+"""`natten.flops`: multiply-adds of a model, by torch's own counter, handles for fvcore's, and counts from shapes.
 
-fvcore counts one multiply-add as one; so do both functions here.
+fvcore counts one multiply-add as one; so does all here but what says otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import vicinal.unfused  # noqa: F401 - registers the operators that are counted
-from vicinal.geometry.neighborhood import decode
+from vicinal.geometry.neighborhood import PerAxis, decode, per_axis
 from vicinal.geometry.work import call_scores
 
 
@@ -35,14 +36,75 @@ def get_flops(model: torch.nn.Module, input: Any, disable_warnings: bool = False
 def add_natten_handle(flop_ctr: Any) -> Any:
     """Teach an fvcore `FlopCountAnalysis` to count neighborhood attention; returns it."""
     handles: dict[str, Callable[..., int]] = {
-        "vicinal::attend": _attend,
+        "vicinal::attend": attend,
         "vicinal::pn": _pn,
         "vicinal::nn": _nn,
     }
     return flop_ctr.set_op_handle(**handles)
 
 
-def _attend(inputs: list[Any], outputs: list[Any]) -> int:
+def qk(inputs: list[Any], outputs: list[Any]) -> int:
+    """Of scores `[B, H, *X, slots]` from queries `[B, H, *X, D]`, as a graph's values; adding a bias counts as one."""
+    return prod(_shape(outputs[0])) * (_shape(inputs[0])[-1] + 1)
+
+
+def av(inputs: list[Any], outputs: list[Any]) -> int:
+    """Of output `[B, H, *X, D]` from weights `[B, H, *X, slots]`, as a graph's values."""
+    return prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
+
+
+def fna_flop_count(
+    q_shape: Sequence[int],
+    k_shape: Sequence[int],
+    v_shape: Sequence[int],
+    kernel_size: PerAxis[int],
+    dilation: PerAxis[int],
+    is_causal: PerAxis[bool],
+    is_heads_last: bool,
+    return_macs: bool = False,
+) -> int:
+    """Of fused attention, from shapes; twice as many (multiplications and additions) unless `return_macs`.
+
+    As NATTEN counts: causal windows as whole ones, softmax and bias not at all.
+    """
+    window = (kernel_size, dilation, is_causal, is_heads_last, return_macs)
+    return na_qk_flop_count(q_shape, k_shape, *window) + na_av_flop_count(q_shape, v_shape, *window)
+
+
+def na_qk_flop_count(
+    q_shape: Sequence[int],
+    k_shape: Sequence[int],
+    kernel_size: PerAxis[int],
+    dilation: PerAxis[int],
+    is_causal: PerAxis[bool],
+    is_heads_last: bool,
+    return_macs: bool = False,
+) -> int:
+    """Of scores, from shapes; as `fna_flop_count`.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    if tuple(q_shape) != tuple(k_shape):
+        raise ValueError(f"q_shape and k_shape must be the same, got {list(q_shape)} and {list(k_shape)}")
+    return prod(q_shape) * prod(per_axis("kernel_size", kernel_size, len(q_shape) - 3)) * (1 if return_macs else 2)
+
+
+def na_av_flop_count(
+    a_shape: Sequence[int],
+    v_shape: Sequence[int],
+    kernel_size: PerAxis[int],
+    dilation: PerAxis[int],
+    is_causal: PerAxis[bool],
+    is_heads_last: bool,
+    return_macs: bool = False,
+) -> int:
+    """Of weighted sums, from shapes; as `fna_flop_count`."""
+    return prod(v_shape) * prod(per_axis("kernel_size", kernel_size, len(v_shape) - 3)) * (1 if return_macs else 2)
+
+
+def attend(inputs: list[Any], outputs: list[Any]) -> int:
+    """Of `vicinal::attend`, from a graph's values."""
     query, value = _shape(inputs[0]), _shape(inputs[2])
     additional = 0 if inputs[3].type().kind() == "NoneType" else _shape(inputs[3])[1]
     return _pairs(query, _integers(inputs[6]), additional) * (query[-1] + value[-1])
