@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies import axes
-from vicinal.geometry.count import Count, PairCount, _representatives, count, count_pairs
+from vicinal.geometry.count import Count, PairCount, _representatives, count, count_pairs, period, runs
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.tiles import groups, tiles
 from vicinal.geometry.window import (
@@ -67,6 +67,22 @@ def pairs_one_by_one(axis: Axis, length: int, tile: int, step: int, passes: int 
 def small_axes(length: int, border: str) -> list[Axis]:
     longest = length if border == "shift" else length + 2
     return [Axis(k, s, **BORDERS[border]) for k in range(1, longest + 1) for s in range(1, k + 1)]
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("length", [1, 5, 20, 29])
+def test_tiles_repeat_in_runs(length, border, inverse):
+    for axis, tile in product(small_axes(length, border), (1, 2, 3)):
+        every, turn = intervals(axis, length, inverse), period(axis, tile)
+        laid = runs(axis, length, tile, inverse)
+        assert [first for first, _ in laid] == [0, *(beyond for _, beyond in laid[:-1])]
+        assert laid[-1][1] == -(-length // tile)
+        for first, beyond in laid:
+            steps = set()
+            for token in range((first + turn) * tile, min(beyond * tile, length)):
+                steps.add(tuple(now - before for now, before in zip(every[token], every[token - turn * tile])))
+            assert len(steps) <= 1, (axis, tile, first, beyond)
 
 
 @pytest.mark.parametrize("inverse", [False, True])

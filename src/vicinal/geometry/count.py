@@ -18,7 +18,7 @@ from itertools import pairwise
 from math import lcm
 
 from vicinal.geometry.neighborhood import Axis
-from vicinal.geometry.tiles import alike
+from vicinal.geometry.tiles import Interval, alike
 from vicinal.geometry.window import (
     first_query_starting_at,
     first_query_stopping_after,
@@ -133,22 +133,36 @@ _FORWARD: tuple[Rule, Rule] = window_start, window_stop
 _INVERSE: tuple[Rule, Rule] = first_query_stopping_after, _past_queries
 
 
+def period(axis: Axis, tile: int) -> int:
+    """After how many tiles they are at the same place in a block of `stride` queries."""
+    return lcm(tile, axis.stride) // tile
+
+
+def runs(axis: Axis, n: int, tile: int, inverse: bool = False) -> list[Interval]:
+    """Intervals of the tiles of a group of `n` tokens, in each of which tiles repeat.
+
+    A tile is as the one a `period` before it, but that its keys start, and stop, further on: each by as much all
+    along the interval.
+    """
+    cuts = {0, n // tile, -(-n // tile)}  # a last tile that is shorter is by itself
+    for token in _turns(axis, n, inverse):
+        cuts |= {token // tile, -(-token // tile)}  # so is one within which an end of the intervals starts or rests
+    return list(pairwise(sorted(cuts)))
+
+
 def _representatives(axis: Axis, n: int, tile: int, step: int, inverse: bool) -> Iterator[tuple[int, int]]:
     """The first tokens of tiles that stand for all tiles of a group of `n` tokens, and for how many halves of tiles.
 
     Halves, since the first and the last of an arithmetic series stand for half of it each.
     """
     start, stop = _INVERSE if inverse else _FORWARD
-    period = lcm(tile, axis.stride) // tile
-    cuts = {0, n // tile, -(-n // tile)}  # a last tile that is shorter is by itself
-    for token in _turns(axis, n, inverse):
-        cuts |= {token // tile, -(-token // tile)}  # so is one within which an end of the intervals starts or rests
-    for first, beyond in pairwise(sorted(cuts)):
-        every, grows = period, False
-        if beyond - first > period:
-            one, other = first * tile, (first + period) * tile
+    alone = period(axis, tile)
+    for first, beyond in runs(axis, n, tile, inverse):
+        every, grows = alone, False
+        if beyond - first > alone:
+            one, other = first * tile, (first + alone) * tile
             grows = start(axis, n, other) - start(axis, n, one) != stop(axis, n, other) - stop(axis, n, one)
-            every = lcm(period * tile, step) // tile if grows else period
+            every = lcm(alone * tile, step) // tile if grows else alone
         for place in range(first, min(first + every, beyond)):
             more = (beyond - 1 - place) // every
             if grows and more:
