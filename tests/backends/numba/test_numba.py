@@ -21,27 +21,26 @@ from closeness import (
     random_gradients,
 )
 from strategies import Call, any_layouts, calls, whole
-from vicinal import na1d, neighborhood_attention
+from vicinal import merge_attentions, na1d, neighborhood_attention
 from vicinal.backends.numba import BACKEND
 from vicinal.backends.numba import launch as numba_launch
 from vicinal.backends.numba import plan as numba_plan
 from vicinal.backends.numba import threads as numba_threads
+from vicinal.backends.numba.config import NumbaConfig, head_sets, shapes
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.tiles import key_interval, tiles
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
-from vicinal.reference import axis_mask, reference
-from vicinal.tuning.config import TileConfig
+from vicinal.reference import reference
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
-ONLY = [Wanted(*(name == only for name in Wanted._fields)) for only in Wanted._fields[:5]]
-WANTED = [*ONLY, Wanted(*[False] * 6), Wanted(query=False, rpb=False), Wanted(key=False, value=False, rpb=False)]
+ONLY = [Wanted(*(name == only for name in Wanted._fields)) for only in Wanted._fields]
+WANTED = [*ONLY, Wanted(*[False] * 6), Wanted(query=False), Wanted(key=False, value=False, rpb=False)]
 
 
 def any_config(problem, seed):
-    """One of all tilings, not only of those listed."""
-    found = numba_plan.tilings(problem.neighborhood.axes, problem.lengths)
-    chosen = found[seed % len(found)]
-    return TileConfig(chosen.tile, chosen.box)
+    """One with any tiles, not only those listed, for every set of heads."""
+    found = [shapes(own.axes, problem.lengths) for own in head_sets(problem)]
+    return NumbaConfig(*zip(*(own[(seed + i) % len(own)] for i, own in enumerate(found))))
 
 
 def run(inputs, neighborhoods, scale, seed, with_grad_lse=True, config=None):
@@ -55,19 +54,14 @@ def run(inputs, neighborhoods, scale, seed, with_grad_lse=True, config=None):
     return [output, lse, *(g for g in grads if g is not None)], grad, grad_lse
 
 
-def supported(call):
-    """The call without what the backend leaves to others."""
-    return replace(call, neighborhoods=call.neighborhoods[:1], has_rpb=False)
-
-
 @pytest.fixture(params=[None, 9], ids=["one chunk", "chunks of 9 keys"])
 def chunks(request, monkeypatch):
     """Small problems fit in one chunk: also cut them."""
     if request.param is not None:
         monkeypatch.setattr(numba_plan, "CHUNK", request.param)
-    numba_plan.PLANS.clear()
+    numba_plan.CALLS.clear()
     yield
-    numba_plan.PLANS.clear()
+    numba_plan.CALLS.clear()
 
 
 @pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
@@ -75,13 +69,13 @@ def threads(request, monkeypatch):
     """Small problems are not worth a second thread: start it all the same."""
     monkeypatch.setattr(numba_plan, "START_NS", 1e-3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
-    numba_plan.PLANS.clear()
+    numba_plan.CALLS.clear()
     yield request.param
-    numba_plan.PLANS.clear()
+    numba_plan.CALLS.clear()
 
 
 @settings(max_examples=60)
-@given(call=calls(max_head_dim=40).map(supported), with_grad_lse=st.booleans())
+@given(call=calls(max_head_dim=40), with_grad_lse=st.booleans())
 def test_random_problems_are_exact(call, with_grad_lse, chunks, threads):
     inputs = call.inputs()
     found, grad, grad_lse = run(inputs, call.neighborhoods, call.scale, call.seed, with_grad_lse)
@@ -92,7 +86,7 @@ def test_random_problems_are_exact(call, with_grad_lse, chunks, threads):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @settings(max_examples=30)
-@given(call=calls(max_head_dim=40).map(supported), with_grad_lse=st.booleans())
+@given(call=calls(max_head_dim=40), with_grad_lse=st.booleans())
 def test_random_problems_are_as_close_as_torch(call, with_grad_lse, dtype, chunks):
     inputs = call.inputs(dtype)
     found, *above = run(inputs, call.neighborhoods, call.scale, call.seed, with_grad_lse)
@@ -150,7 +144,7 @@ def test_any_scale(scale):
 
 
 @settings(max_examples=60)
-@given(call=calls(max_head_dim=20).map(supported), lie=any_layouts(), with_grad_lse=st.booleans())
+@given(call=calls(max_head_dim=20), lie=any_layouts(), with_grad_lse=st.booleans())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_layouts_in_memory_change_no_bit(call, lie, with_grad_lse, dtype):
     inputs = lie.inputs(call.inputs(dtype))
@@ -189,8 +183,9 @@ def test_rows_that_kernels_cannot_read_stop_at_the_launch():
     problem = Problem.of(inputs, call.neighborhoods, call.scale)
     layouts = [(*t.stride(), 16) for t in inputs[:3]]
     layouts[2] = (*layouts[2][:-2], 2, 16)
+    config = BACKEND.configs(problem, "forward")[0]
     with pytest.raises(AssertionError, match="tensor 2: rows of 16 at stride 2"):
-        numba_plan.call_plan(problem, "forward", (16,), (*layouts, None, None), Wanted.of(inputs), 1)
+        numba_plan.kernel_call(problem, "forward", config, (*layouts, None, None), Wanted.of(inputs), 1)
 
 
 def test_gradient_of_a_sum():
@@ -208,6 +203,18 @@ def test_gradient_of_a_sum():
 
 def assert_same(found, wanted):
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("batch", "kv_heads"), [(1, 1), (7, 2), (15, 1)])
+def test_gradients_of_biases_are_added_up_over_the_batch(batch, kv_heads, threads):
+    neighborhoods = tuple(Neighborhood((Axis(3, stride=s), Axis(5, dilation=d))) for s in (1, 3) for d in (1, 2))
+    call = Call(neighborhoods, (7, 11), batch, 4, kv_heads, 8, 8, 2, True, 1)
+    inputs = call.inputs()
+    found, *above = run(inputs, call.neighborhoods, call.scale, 0)
+    wanted = gradients(lambda i: reference(i, call.neighborhoods, call.scale), inputs, *above)
+    torch.testing.assert_close(found, wanted, **EXACT)
+    for _ in range(5):
+        assert_same(run(inputs, call.neighborhoods, call.scale, 0)[0], found)
 
 
 def plane():
@@ -230,14 +237,14 @@ def test_threads_of_either_kind_give_the_same(kernel, monkeypatch):
     alone, *_ = run(inputs, call.neighborhoods, call.scale, 0)
     monkeypatch.setattr(numba_plan, "START_NS", 1e-3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    numba_plan.PLANS.clear()
+    numba_plan.CALLS.clear()
     if kernel == "openmp":
         if numba_threads.openmp() is None:
             pytest.skip("torch has no OpenMP here")
     else:
         monkeypatch.setattr(numba_threads, "openmp", lambda: None)
     together, *_ = run(inputs, call.neighborhoods, call.scale, 0)
-    numba_plan.PLANS.clear()
+    numba_plan.CALLS.clear()
     torch.testing.assert_close(together, alone)
     assert_same(together[:2], alone[:2])
 
@@ -255,43 +262,39 @@ def test_callers_do_not_share_scratch_memory():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_nothing_is_written_elsewhere(dtype, direction, chunks, threads, monkeypatch):
-    call = replace(plane()[0], heads=4, kv_heads=2, head_dim=32, value_dim=48, additional=5)
-    inputs = call.inputs(dtype)
-    problem = Problem.of(inputs, call.neighborhoods, call.scale)
-    shape = inputs.query.shape[:-1]
-    guarded = []
+@pytest.mark.parametrize("has_rpb", [False, True])
+def test_nothing_is_written_elsewhere(dtype, has_rpb, chunks, threads, monkeypatch):
+    call = replace(plane()[0], heads=4, kv_heads=2, head_dim=32, value_dim=48, additional=5, has_rpb=has_rpb)
+    results, scratches = [], []
 
-    def results(*shapes):
-        """Tensors with 64 numbers before and after them that must stay."""
-        for wanted in shapes:
-            size = int(np.prod(wanted))
-            memory = torch.full((size + 128,), 777.0, dtype=dtype)
-            guarded.append(memory)
-            yield memory[64 : 64 + size].view(wanted)
+    def empty(shape, dtype):
+        """A tensor with 64 numbers before and after it that must stay."""
+        size = int(np.prod(shape))
+        memory = torch.full((size + 128,), 777.0, dtype=dtype)
+        results.append(memory)
+        return memory[64 : 64 + size].view(shape)
 
-    given = inputs[:5]
-    if direction == "forward":
-        plan = numba_launch._plan(problem, direction, (3, 5), given, Wanted.of(inputs))
-        made = list(results((*shape, 48), shape))
-    else:
-        above = [torch.randn(s, dtype=dtype) for s in ((*shape, 48), shape)]
-        given += (*above, *(t.clone() for t in above))
-        plan = numba_launch._plan(problem, direction, (3, 5), given, Wanted.of(inputs))
-        made = list(results(inputs.query.shape, *((plan.parts, *t.shape) for t in inputs[1:5])))
-    assert plan.threads == threads
-    scratch = np.full(plan.threads * plan.scratch + 128 + 64, 7, np.uint8)
-    begin = scratch.ctypes.data + 64
-    begin += -begin % 64
-    monkeypatch.setattr(numba_launch.SCRATCH, "take", lambda size: begin)
-    numba_launch._run(problem, direction, plan, (*given, *made))
-    assert not any((t == 777).any() for t in made)
-    assert all((m[:64] == 777).all() and (m[-64:] == 777).all() for m in guarded)
-    first = begin - scratch.ctypes.data
-    assert (scratch[:first] == 7).all()
-    assert (scratch[first + plan.threads * plan.scratch :] == 7).all()
-    assert (scratch[first : first + plan.threads * plan.scratch] != 7).any()
+    def take(size):
+        """Memory with 64 bytes before and after it that must stay."""
+        memory = np.full(size + 64 + 128, 7, np.uint8)
+        start = memory.ctypes.data + 64
+        start += -start % 64
+        scratches.append((memory, start - memory.ctypes.data, size))
+        return start
+
+    monkeypatch.setattr(numba_launch, "_empty", empty)
+    monkeypatch.setattr(numba_launch.SCRATCH, "take", take)
+    run(call.inputs(dtype), call.neighborhoods, call.scale, 0)
+    assert len(results) >= 7
+    for memory in results:
+        assert (memory[:64] == 777).all()
+        assert (memory[-64:] == 777).all()
+        assert (memory[64:-64] != 777).all()
+    assert len(scratches) == 2
+    for memory, start, size in scratches:
+        assert (memory[:start] == 7).all()
+        assert (memory[start + size :] == 7).all()
+        assert (memory[start : start + size] != 7).any()
 
 
 def test_numbers_that_are_none_come_out_where_they_are_seen():
@@ -367,7 +370,7 @@ def test_queries_without_a_score_give_nothing(dtype, extra, with_grad_lse, chunk
 
 @pytest.mark.parametrize("wanted", WANTED, ids=[" ".join(n for n in w._fields if getattr(w, n)) for w in WANTED])
 def test_only_what_is_wanted_comes_and_is_computed(wanted, threads):
-    call = replace(plane()[0], batch=1)
+    call = replace(plane()[0], batch=1, has_rpb=True)
     inputs = call.inputs()
     problem = Problem.of(inputs, call.neighborhoods, call.scale)
     config = any_config(problem, 0)
@@ -379,9 +382,43 @@ def test_only_what_is_wanted_comes_and_is_computed(wanted, threads):
     assert_same(present(some), [t for t, is_wanted in zip(every, wanted) if is_wanted])
 
 
+@pytest.mark.parametrize("extra", [0, 2])
+def test_a_bias_of_minus_infinity_shuts_keys_out(extra, chunks):
+    call = replace(whole(5), has_rpb=True, additional=extra)
+    inputs = call.inputs()
+    inputs.rpb[0] = float("-inf")  # the whole window of the first head
+    inputs.rpb[1, :3] = float("-inf")  # part of it
+    found, grad, _ = run(inputs, call.neighborhoods, call.scale, 0, with_grad_lse=False)
+    wanted = gradients(lambda i: reference(i, call.neighborhoods, call.scale), inputs, grad, None)
+    if extra:
+        torch.testing.assert_close(found, [t.nan_to_num(0.0) for t in wanted], **EXACT)
+        return
+    output, lse, grad_query, grad_key, grad_value, grad_bias = found
+    assert (lse[:, :, 0] == float("-inf")).all()
+    assert all((t == 0).all() for t in (output[:, :, 0], grad_query[:, :, 0], grad_bias[0]))
+    assert all(t.isfinite().all() for t in (grad_key, grad_value, grad_bias))
+    torch.testing.assert_close(output[:, :, 1], wanted[0][:, :, 1], **EXACT)
+    torch.testing.assert_close(grad_query[:, :, 1], wanted[2][:, :, 1], **EXACT)
+
+
+def test_a_part_without_a_score_has_no_weight_in_a_merge():
+    inputs = [torch.ones(1, 3, 1, 1) for _ in range(3)]
+    rpb = torch.full((1, 1), float("-inf"), requires_grad=True)
+    window = na1d(*inputs, 1, rpb=rpb, return_lse=True)
+    other = na1d(*inputs[:2], torch.full((1, 3, 1, 1), 7.0), 3, return_lse=True)
+    merged, _ = merge_attentions([window[0], other[0]], [window[1], other[1]])
+    assert (merged == 7).all()
+    output, lse = na1d(
+        *inputs, 1, rpb=rpb, additional_keys=torch.ones(1, 1, 1, 1), additional_values=torch.full((1, 1, 1, 1), 7.0),
+        return_lse=True,
+    )  # fmt: skip
+    assert (output == 7).all()
+    assert (lse == 1).all()
+
+
 @pytest.mark.parametrize("poison", [False, True])
 @settings(max_examples=40)
-@given(call=calls(max_head_dim=8).map(supported), other=calls(max_head_dim=40).map(supported))
+@given(call=calls(max_head_dim=8), other=calls(max_head_dim=40))
 def test_no_bit_depends_on_the_calls_before(call, other, poison, chunks):
     inputs, others = call.inputs(torch.float32), other.inputs(torch.float32)
     torch.utils.deterministic.fill_uninitialized_memory = poison
@@ -408,7 +445,7 @@ def test_defaults_of_devices_and_dtypes_change_nothing(context):
     wanted, *_ = run(inputs, call.neighborhoods, call.scale, 0)
     problem = Problem.of(inputs, call.neighborhoods, call.scale)
     upstream = Upstream(*wanted[:2], *random_gradients(*wanted[:2], 0))
-    numba_plan.PLANS.clear()
+    numba_plan.CALLS.clear()
     with context():
         found = BACKEND.forward(problem, any_config(problem, 0), inputs)
         grads = BACKEND.backward(problem, any_config(problem, 1), inputs, upstream, Wanted.of(inputs))
@@ -428,8 +465,6 @@ def default_dtype(dtype):
     [
         (dict(dtype=torch.int32), "torch.int32 is not one of"),
         (dict(device=torch.device("meta")), "not on a CPU"),
-        (dict(has_rpb=True), "relative positional bias"),
-        (dict(neighborhoods=(Neighborhood.of(1, 3), Neighborhood.of(1, 4))), "one neighborhood for all heads"),
     ],
 )
 def test_unsupported_says_why(change, reason):
@@ -465,17 +500,22 @@ print(dispatch.plan(problem).backend.name, dispatch.unsupported("numba", problem
     ids=["16 registers of 256 bits", "16 registers of 128 bits"],
 )
 @pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="other CPUs of this family")
-def test_other_cpus(cpu, features, tmp_path):
+def test_other_cpus(cpu, features):
     said = in_a_process(
         """
 from vicinal.backends.numba.kernels.vectors import registers
+from vicinal.problem import Inputs
+from vicinal.reference import reference
 torch.manual_seed(0)
 x = [torch.randn(1, 9, 9, 2, 24, requires_grad=True) for _ in range(3)]
 grads = []
-for backend in ("numba", "torch"):
-    out, lse = vicinal.na2d(*x, 5, return_lse=True, backend=backend)
+for run in (
+    lambda: vicinal.na2d(*x, 5, return_lse=True, backend="numba"),
+    lambda: reference(Inputs(*x), [vicinal.Neighborhood.of(2, 5)], 24**-0.5),
+):
+    out, lse = run()
     grads.append([out, lse, *torch.autograd.grad([out.square().sum() + lse.sum()], x)])
-torch.testing.assert_close(*grads)
+torch.testing.assert_close(*grads, check_dtype=False)
 print(registers())
 """,
         NUMBA_CPU_NAME=cpu,
@@ -500,22 +540,9 @@ def test_configs_tell_the_box_of_keys():
             assert box == max(high - low for low, high in boxes)
 
 
-@pytest.mark.parametrize("axis", [Axis(5), Axis(6, stride=3), Axis(4, 2, 2, True), Axis(9, boundary="clip")])
-@pytest.mark.parametrize("size", [1, 3, 4, 16])
-def test_tables_hold_every_window(axis, size):
-    found = numba_plan.axis_tiles(axis, 17, size)
-    mask = torch.zeros(17, 17, dtype=torch.bool)
-    for first_query, queries, first_key, keys, first_window in found.tiles.tolist():
-        for i, (start, stop) in enumerate(found.windows[first_window : first_window + queries].tolist()):
-            assert 0 <= start < stop <= keys
-            for k in range(start, stop):
-                mask[first_query + i * axis.dilation, first_key + k * axis.dilation] = True
-    assert torch.equal(mask, axis_mask(axis, 17))
-
-
 def test_memory_of_scratch_is_bounded():
     call = Call((Neighborhood((Axis(None),)),), (1 << 14,), 1, 1, 1, 64, 64, 0, False, 0)
     problem = Problem.of(call.inputs(torch.float32), [Neighborhood.of(1, None)], 1.0)
     (config, *_) = BACKEND.configs(problem, "forward")
-    plan = numba_plan.call_plan(problem, "forward", config.query_tile, (None,) * 5, Wanted(), 2)
+    plan = numba_plan.kernel_call(problem, "forward", config, (None,) * 5, Wanted(), 2)
     assert plan.scratch < 300_000

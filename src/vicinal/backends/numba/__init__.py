@@ -1,8 +1,9 @@
 """The numba backend: kernels compiled for this CPU when first used.
 
 A tile is 16 queries, a vector's lanes; keys and values are read where they lie, weights stay in registers and the
-nearest cache, so that little but matrix products is left. Which tiles, keys and masks: `plan`. Half precision is
-computed in float32. Every result is deterministic for a number of threads.
+nearest cache, so that little but matrix products is left. Heads may differ in their neighborhoods: those of one
+neighborhood are a set with tiles of its own. Half precision is computed in float32. Every result is deterministic for
+a number of threads.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ from functools import cache
 
 from torch import Tensor
 
+from vicinal.backends.numba.config import NumbaConfig, configs
 from vicinal.backends.protocol import Direction
 from vicinal.extras import install
 from vicinal.problem import DTYPES, Inputs, Problem, Upstream, Wanted
-from vicinal.tuning.config import TileConfig
-
-LISTED = 8  # configs
 
 
 class NumbaBackend:
@@ -31,32 +30,25 @@ class NumbaBackend:
             return f"the tensors are on {problem.device}, not on a CPU"
         if problem.dtype not in DTYPES.values():
             return f"{problem.dtype} is not one of {', '.join(map(str, DTYPES.values()))}"
-        if problem.has_rpb:
-            return "it has no relative positional bias"
-        if problem.per_head:
-            return "it has one neighborhood for all heads"
         return missing()
 
-    def seconds(self, problem: Problem, direction: Direction, config: TileConfig) -> None:
+    def seconds(self, problem: Problem, direction: Direction, config: NumbaConfig) -> None:
         return None
 
-    def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
+    def configs(self, problem: Problem, direction: Direction) -> Sequence[NumbaConfig]:
         """Tiles by the keys that they meet."""
-        from vicinal.backends.numba.plan import tilings
+        return configs(problem)
 
-        found = tilings(problem.neighborhood.axes, problem.lengths)[:LISTED]
-        return [TileConfig(t.tile, t.box, 1, 1) for t in found]
-
-    def forward(self, problem: Problem, config: TileConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def forward(self, problem: Problem, config: NumbaConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp."""
         from vicinal.backends.numba import launch
 
-        return launch.forward(problem, config.query_tile, inputs)
+        return launch.forward(problem, config, inputs)
 
     def backward(
         self,
         problem: Problem,
-        config: TileConfig,
+        config: NumbaConfig,
         inputs: Inputs,
         upstream: Upstream,
         wanted: Wanted,
@@ -64,7 +56,7 @@ class NumbaBackend:
         """The gradients that are wanted."""
         from vicinal.backends.numba import launch
 
-        return launch.backward(problem, config.query_tile, inputs, upstream, wanted)
+        return launch.backward(problem, config, inputs, upstream, wanted)
 
 
 @cache

@@ -22,6 +22,7 @@ from numba.core.ccallback import CFunc
 from numba.core.serialize import dumps
 
 from vicinal.backends.numba.kernels.backward import backward
+from vicinal.backends.numba.kernels.bias import gather, spread
 from vicinal.backends.numba.kernels.forward import forward
 from vicinal.caching import Cache
 
@@ -32,7 +33,7 @@ KERNELS: Cache[Any] = Cache(entries=64)  # more than there are: a kernel that ru
 def compiled(name: str, dtype: str) -> Any:
     """A C function that takes the address of a call (`vicinal.backends.numba.kernels.call`).
 
-    Its `address` is valid while the function is kept, as it is here.
+    Its `address` is valid while the function is kept, as it is here. `name`: see `_entries`.
     """
     return KERNELS.get((name, dtype), lambda: _compile(_entries(ZEROS[dtype], sources())[name]))
 
@@ -90,13 +91,36 @@ def _entries(zero: Any, version: str) -> dict[str, Any]:
 
     def forward_entry(call: Any) -> None:
         version  # noqa: B018
-        forward(call, zero)
+        forward(call, None, zero)
 
     def backward_entry(call: Any) -> None:
         version  # noqa: B018
-        backward(call, zero)
+        backward(call, None, zero)
 
-    return {"forward": forward_entry, "backward": backward_entry}
+    def biased_forward_entry(call: Any) -> None:
+        version  # noqa: B018
+        forward(call, True, zero)
+
+    def biased_backward_entry(call: Any) -> None:
+        version  # noqa: B018
+        backward(call, True, zero)
+
+    def spread_entry(call: Any) -> None:
+        version  # noqa: B018
+        spread(call, zero)
+
+    def gather_entry(call: Any) -> None:
+        version  # noqa: B018
+        gather(call, zero)
+
+    return {
+        "forward": forward_entry,
+        "backward": backward_entry,
+        "biased forward": biased_forward_entry,
+        "biased backward": biased_backward_entry,
+        "spread": spread_entry,
+        "gather": gather_entry,
+    }
 
 
 @cache

@@ -11,8 +11,10 @@ from torch.utils import deterministic
 
 from vicinal.backends.numba import threads
 from vicinal.backends.numba.compiled import compiled
+from vicinal.backends.numba.config import NumbaConfig
 from vicinal.backends.numba.kernels import call as c
-from vicinal.backends.numba.plan import LANES, CallPlan, call_plan
+from vicinal.backends.numba.kernels.vectors import LANES
+from vicinal.backends.numba.plan import KernelCall, kernel_call
 from vicinal.backends.protocol import Direction
 from vicinal.problem import Inputs, Problem, Upstream, Wanted, lse_dtype
 
@@ -24,21 +26,26 @@ NOTHING = Inputs(*[None] * len(Inputs._fields))  # type: ignore[arg-type]
 Given = tuple[Tensor | None, ...]
 
 
-def forward(problem: Problem, tile: tuple[int, ...], inputs: Inputs) -> tuple[Tensor, Tensor]:
+def forward(problem: Problem, config: NumbaConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp, contiguous."""
     dtype = lse_dtype(problem.dtype)
     given = tuple([None if t is None else _rows(t, dtype) for t in inputs[:5]])
-    plan = _plan(problem, "forward", tile, given, NOBODY)
+    call = _call(problem, "forward", config, given, NOBODY)
     shape = inputs.query.shape[:-1]
     output = _empty((*shape, _whole(problem.value_dim)), dtype)
     lse = _empty(shape, dtype)
-    _run(problem, "forward", plan, (*given, output, lse))
+    running = _Running(call, dtype, (*given, output, lse))
+    if inputs.rpb is None:
+        running.run("forward", call.threads)
+    else:
+        running.spread(inputs.rpb)
+        running.run("biased forward", call.threads)
     return _narrow(output, problem.value_dim, problem.dtype), lse
 
 
 def backward(
     problem: Problem,
-    tile: tuple[int, ...],
+    config: NumbaConfig,
     inputs: Inputs,
     upstream: Upstream,
     wanted: Wanted,
@@ -51,43 +58,81 @@ def backward(
     rows = [None if t is None else _rows(t, dtype) for t in inputs[:5]]
     sums = (_numbers(lse, dtype), None if grad_lse is None else _numbers(grad_lse, dtype))
     given = (*rows, _rows(output, dtype), sums[0], _rows(grad_output, dtype), sums[1])
-    plan = _plan(problem, "backward", tile, given, wanted)
-    parts = () if plan.parts == 1 else (plan.parts,)
+    call = _call(problem, "backward", config, given, wanted)
+    parts = () if call.parts == 1 else (call.parts,)
     made: list[Tensor | None] = []
-    for place, (t, computed) in enumerate(zip(inputs[:5], plan.computed)):
+    for place, (t, computed) in enumerate(zip(inputs[:5], call.computed)):
         if t is None or not computed:
             made.append(None)
         else:
             made.append(_empty((*(() if place == 0 else parts), *t.shape[:-1], _whole(t.shape[-1])), dtype))
-    _run(problem, "backward", plan, (*given, *made))
+    running = _Running(call, dtype, (*given, *made))
+    grad_bias: Tensor | None = None
+    if inputs.rpb is None:
+        running.run("backward", call.threads)
+    else:
+        running.spread(inputs.rpb)
+        grad_bias = running.biased_backward(inputs.rpb)
     found: list[Tensor | None] = []
-    for t, grad, is_wanted in zip(inputs, (*made, None), wanted):
+    for t, grad, is_wanted in zip(inputs[:5], made, wanted):
         if t is None or grad is None or not is_wanted:
             found.append(None)
         else:
             if grad.ndim > t.ndim:
                 grad = torch.sum(grad, 0, out=_empty(grad.shape[1:], dtype))
             found.append(_narrow(grad, t.shape[-1], problem.dtype))
+    found.append(None if grad_bias is None else grad_bias.to(problem.dtype))
     return Inputs(*found)  # type: ignore[arg-type]
 
 
-def _plan(problem: Problem, direction: Direction, tile: tuple[int, ...], given: Given, wanted: Wanted) -> CallPlan:
+def _call(problem: Problem, direction: Direction, config: NumbaConfig, given: Given, wanted: Wanted) -> KernelCall:
     layouts = tuple([None if t is None else (*t.stride(), t.shape[-1]) for t in given])
-    return call_plan(problem, direction, tile, layouts, wanted, torch.get_num_threads())
+    return kernel_call(problem, direction, config, layouts, wanted, torch.get_num_threads())
 
 
-def _run(problem: Problem, direction: Direction, plan: CallPlan, tensors: Given) -> None:
-    numbers = plan.numbers.copy()
-    numbers[c.ADDRESS : c.ADDRESS + len(tensors)] = [0 if t is None else t.data_ptr() for t in tensors]
-    numbers[c.SCRATCH] = SCRATCH.take(plan.threads * plan.scratch)
-    function = compiled(direction, DTYPES[lse_dtype(problem.dtype)])
-    threads.run(function.address, numbers.ctypes.data, plan.threads)
+class _Running:
+    """A call with its memory: kernels run one after the other."""
+
+    def __init__(self, call: KernelCall, dtype: torch.dtype, tensors: Given) -> None:
+        self.call, self.dtype = call, dtype
+        self.numbers = call.numbers.copy()
+        self.numbers[c.ADDRESS : c.ADDRESS + len(tensors)] = [0 if t is None else t.data_ptr() for t in tensors]
+        self.numbers[c.SCRATCH] = SCRATCH.take(call.threads * call.scratch)
+        self.kept: list[Tensor] = []
+
+    def run(self, kernel: str, count: int) -> None:
+        """Run a kernel on `count` threads, and wait."""
+        self.numbers[[c.NEXT_TASK, c.NEXT_THREAD]] = 0
+        threads.run(compiled(kernel, DTYPES[self.dtype]).address, self.numbers.ctypes.data, count)
+
+    def spread(self, rpb: Tensor) -> None:
+        """Make the biases by lanes."""
+        bias = _contiguous(rpb, self.dtype)
+        self._hold({c.BIAS: bias, c.LANE_BIAS: _empty((self.call.lane_biases,), self.dtype)})
+        self.run("spread", self.call.bias_threads)
+
+    def biased_backward(self, rpb: Tensor) -> Tensor | None:
+        """Run the backward pass; the gradient of the bias, if it is computed."""
+        if not self.call.computed.rpb:
+            self.run("biased backward", self.call.threads)
+            return None
+        grad = _empty(rpb.shape, self.dtype)
+        by_lanes = _empty((self.call.slots, self.call.lane_biases), self.dtype)
+        self._hold({c.GRAD_BIAS: grad, c.GRAD_LANE_BIAS: by_lanes})
+        self.run("biased backward", self.call.threads)
+        self.run("gather", self.call.bias_threads)
+        return grad
+
+    def _hold(self, tensors: dict[int, Tensor]) -> None:
+        for place, tensor in tensors.items():
+            self.kept.append(tensor)
+            self.numbers[place] = tensor.data_ptr()
 
 
 def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor in `dtype` with contiguous rows of whole vectors: itself, or a copy with zeros after each row.
 
-    What else its memory looks like does not matter: `call_plan` reads the strides, and checks what kernels rely on.
+    What else its memory looks like does not matter: `kernel_call` reads the strides, and checks what kernels rely on.
     """
     width = tensor.shape[-1]
     whole = _whole(width)
@@ -103,6 +148,12 @@ def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def _numbers(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor in `dtype` with its numbers in memory, in any strides."""
     if tensor.dtype == dtype and not tensor.is_neg():
+        return tensor
+    return _empty(tensor.shape, dtype).copy_(tensor.detach())
+
+
+def _contiguous(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.dtype == dtype and tensor.is_contiguous() and not tensor.is_neg():
         return tensor
     return _empty(tensor.shape, dtype).copy_(tensor.detach())
 

@@ -1,4 +1,4 @@
-"""Plans of the numba backend: tables of tiles and windows, and what a kernel is told besides addresses.
+"""Plans of the numba backend: what a kernel is told besides addresses, how many threads, how much memory.
 
 The 64-bit integers of a call are described in `vicinal.backends.numba.kernels.call`.
 """
@@ -8,113 +8,33 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from math import ceil, gcd, prod
 
 import numpy as np
-from numpy.typing import NDArray
 
+from vicinal.backends.numba.config import NumbaConfig, head_sets
 from vicinal.backends.numba.kernels import call as c
+from vicinal.backends.numba.kernels.vectors import LANES
+from vicinal.backends.numba.tables import AXES, AxisTable, Ints, axis_table, lane_table
 from vicinal.backends.protocol import Direction
 from vicinal.caching import Cache
-from vicinal.geometry.neighborhood import Axis
-from vicinal.geometry.tiles import alike, groups, key_interval, tiles
-from vicinal.geometry.window import window_start, window_stop
+from vicinal.geometry.count import Count, count
+from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.problem import Problem, Wanted, lse_dtype
 
-LANES = 16
 CHUNK = 384  # keys whose scores are held at a time
 SPARE = 16  # rows that kernels may compute in vain after a chunk's
 SPAN = 8  # tiles of the last axis per task
-AXES = 3
-Ints = NDArray[np.int64]
-CACHED_BYTES = 16 << 20  # of tables, and as much of plans
+START_NS = 10_000  # what another thread must take over
+ROW_NS = {"forward": 0.6, "backward": 1.5}  # of 16 scores, per channel
+MOST_PARTS = 8
+SMALL_BIAS = 1 << 16  # numbers by lanes that one thread makes
+
+Layout = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class AxisTiles:
-    """The tiles of all dilation groups of an axis.
-
-    Attributes:
-        tiles: `[tiles, 5]`, see `vicinal.backends.numba.kernels.call`.
-        windows: `[queries, 2]` in the tiles' order: each query's keys, from and to, counted from its tile's first key.
-    """
-
-    tiles: Ints
-    windows: Ints
-
-    @property
-    def nbytes(self) -> int:
-        return self.tiles.nbytes + self.windows.nbytes
-
-
-TABLES: Cache[AxisTiles] = Cache(size=CACHED_BYTES, size_of=lambda tiles: tiles.nbytes)
-
-
-@TABLES.memoize
-def axis_tiles(axis: Axis, length: int, size: int) -> AxisTiles:
-    """Tiles of `size` queries."""
-    table: list[tuple[int, int, int, int, int]] = []
-    windows: list[tuple[int, int]] = []
-    step = axis.dilation
-    for group in groups(axis, length):
-        for start, stop in tiles(group.length, size):
-            low, high = key_interval(axis, group.length, (start, stop))
-            first_query, first_key = group.offset + start * step, group.offset + low * step
-            table.append((first_query, stop - start, first_key, high - low, len(windows)))
-            for query in range(start, stop):
-                own = window_start(axis, group.length, query), window_stop(axis, group.length, query)
-                windows.append((own[0] - low, own[1] - low))
-    return AxisTiles(np.array(table, np.int64), np.array(windows, np.int64))
-
-
-_KEYS_OF_TILES: Cache[tuple[int, int, int]] = Cache(entries=1024)
-
-
-@_KEYS_OF_TILES.memoize
-def _keys_of_tiles(axis: Axis, length: int, size: int) -> tuple[int, int, int]:
-    """Of all tiles of an axis: their number, their keys, the most keys of one."""
-    number, total, most = 0, 0, 0
-    for kind in alike(axis, length):
-        intervals = [key_interval(axis, kind.length, tile) for tile in tiles(kind.length, size)]
-        keys = [high - low for low, high in intervals]
-        number, total, most = number + kind.count * len(keys), total + kind.count * sum(keys), max(most, *keys)
-    return number, total, most
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """A shape of tiles: `tile` queries and at most `box` keys along each axis; `cost` in key rows."""
-
-    cost: float
-    tile: tuple[int, ...]
-    box: tuple[int, ...]
-
-
-TILE_COST = 24  # of a tile, besides its keys, in rows of 16 scores
-
-
-TILINGS: Cache[tuple[Tiling, ...]] = Cache(entries=1024)
-
-
-@TILINGS.memoize
-def tilings(axes: tuple[Axis, ...], lengths: tuple[int, ...]) -> tuple[Tiling, ...]:
-    """Shapes of at most 16 queries that could not be longer along any axis, by what they cost."""
-    longest = [alike(a, n)[0].length for a, n in zip(axes, lengths)]
-    shapes = [s for s in product(*(range(1, min(LANES, n) + 1) for n in longest)) if prod(s) <= LANES]
-    fits = set(shapes)
-    found = []
-    for shape in shapes:
-        longer = (tuple(n + (i == j) for j, n in enumerate(shape)) for i in range(len(shape)))
-        if any(s in fits for s in longer):
-            continue
-        numbers, keys, most = zip(*(_keys_of_tiles(*a) for a in zip(axes, lengths, shape)))
-        found.append(Tiling(prod(keys) + TILE_COST * prod(numbers), shape, most))
-    return tuple(sorted(found, key=lambda t: t.cost))
-
-
-@dataclass(frozen=True, eq=False)
-class CallPlan:
+class KernelCall:
     """All of a call but its tensors' addresses and scratch memory.
 
     Attributes:
@@ -123,6 +43,8 @@ class CallPlan:
         threads: as many as are worth their start.
         scratch: bytes per thread.
         parts: of the gradients of keys and values, which are to be added up.
+        slots: of the gradients of biases by lanes.
+        lane_biases: how many numbers the biases by lanes are.
         computed: which gradients come out: with those that are wanted, others that are part of the same sums.
     """
 
@@ -131,31 +53,78 @@ class CallPlan:
     threads: int
     scratch: int
     parts: int
+    slots: int
+    lane_biases: int
     computed: Wanted
 
     @property
     def nbytes(self) -> int:
         return self.numbers.nbytes + sum(table.nbytes for table in self.kept)
 
-
-START_NS = 10_000  # what another thread must take over
-ROW_NS = {"forward": 0.6, "backward": 1.5}  # of 16 scores, per channel
-MOST_PARTS = 8
-
-Layout = tuple[int, ...]
-PLANS: Cache[CallPlan] = Cache(size=CACHED_BYTES, size_of=lambda plan: plan.nbytes)
+    @property
+    def bias_threads(self) -> int:
+        """Threads for what is done to biases alone."""
+        return 1 if self.lane_biases <= SMALL_BIAS else self.threads
 
 
-@PLANS.memoize
-def call_plan(
+@dataclass(frozen=True, eq=False)
+class HeadSet:
+    """Heads that share a neighborhood, and their tiles; with leading axes of length 1, three axes.
+
+    Attributes:
+        heads: in ascending order.
+        tile: queries along each axis.
+        tables, counts: of each axis.
+    """
+
+    heads: tuple[int, ...]
+    tile: tuple[int, ...]
+    tables: tuple[AxisTable, ...]
+    counts: tuple[Count, ...]
+
+    @classmethod
+    def of(
+        cls, neighborhood: Neighborhood, heads: tuple[int, ...], lengths: tuple[int, ...], tile: tuple[int, ...]
+    ) -> HeadSet:
+        """The set of `heads`, of tokens of `lengths`."""
+        lead = AXES - len(lengths)
+        axes, lengths, tile = (Axis(1),) * lead + neighborhood.axes, (1,) * lead + lengths, (1,) * lead + tile
+        tables = tuple(axis_table(*own) for own in zip(axes, lengths, tile))
+        return cls(heads, tile, tables, tuple(count(*own, 1) for own in zip(axes, lengths, tile)))
+
+    @property
+    def spans(self) -> int:
+        """Of tiles, along the last axis."""
+        return ceil(self.counts[2].tiles / SPAN)
+
+    @property
+    def strips(self) -> int:
+        return self.counts[0].tiles * self.counts[1].tiles * self.spans
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Distances from a tile's first query to a key, along each axis."""
+        return tuple(table.fields[c.OFFSETS] for table in self.tables)
+
+    def rows(self, additional: int) -> int:
+        """Of 16 scores, of one batch element."""
+        keys, tiles = prod(own.covered for own in self.counts), prod(own.tiles for own in self.counts)
+        return len(self.heads) * (keys + tiles * additional)
+
+
+CALLS: Cache[KernelCall] = Cache(size=16 << 20, size_of=lambda call: call.nbytes)
+
+
+@CALLS.memoize
+def kernel_call(
     problem: Problem,
     direction: Direction,
-    tile: tuple[int, ...],
+    config: NumbaConfig,
     layouts: tuple[Layout | None, ...],
     wanted: Wanted,
     threads: int,
-) -> CallPlan:
-    """The plan for given tensors of these layouts, in the call's order; None where there is none.
+) -> KernelCall:
+    """The call for given tensors of these layouts, in the call's order; None where there is none.
 
     A layout is a tensor's strides, all dimensions, and the length of the last. Results are contiguous, their rows of
     channels filled up to whole vectors.
@@ -163,62 +132,56 @@ def call_plan(
     Raises:
         AssertionError: a tensor's rows are not such as kernels read.
     """
-    lead = AXES - problem.rank
-    axes, lengths = (Axis(1),) * lead + problem.neighborhood.axes, (1,) * lead + problem.lengths
-    tile = (1,) * lead + tile
     size = lse_dtype(problem.dtype).itemsize
-    numbers = np.zeros(c.LENGTH, np.int64)
     channels, value_channels = (ceil(n / LANES) for n in (problem.head_dim, problem.value_dim))
-    results = _results(problem, direction, LANES * channels, LANES * value_channels)
-    contiguous = {place: tuple(prod(shape[i + 1 :]) for i in range(len(shape))) for place, shape in results.items()}
+    sets = [
+        HeadSet.of(neighborhood, heads, problem.lengths, tile)
+        for (neighborhood, heads), tile in zip(head_sets(problem).items(), config.tiles)
+    ]
+    numbers = np.zeros(c.LENGTH + c.SET_FIELDS * len(sets), np.int64)
     _check_rows(layouts, LANES * channels, LANES * value_channels)
-    strides = {place: layout[:-1] for place, layout in enumerate(layouts) if layout is not None}
-    for place, own in (strides | contiguous).items():
-        at = c.STRIDE + c.STRIDES * place
-        numbers[at : at + c.STRIDES] = [size * s for s in _five(own, problem.rank, place in c.OF_ADDITIONAL)]
-    kept: list[Ints] = []
-
-    def address(table: Ints) -> int:
-        kept.append(table)
-        return table.ctypes.data
-
-    counts, keys, most_keys = zip(*(_keys_of_tiles(*a) for a in zip(axes, lengths, tile)))
-    for i, own_tiles in enumerate(axis_tiles(*a) for a in zip(axes, lengths, tile)):
-        at = c.AXIS + c.AXIS_FIELDS * i
-        numbers[at + c.TILES] = address(own_tiles.tiles)
-        numbers[at + c.TILE_COUNT] = counts[i]
-        numbers[at + c.WINDOWS] = address(own_tiles.windows)
-        numbers[at + c.DILATION] = axes[i].dilation
-    places, bits = _lanes(tile)
-    numbers[c.LANE_PLACES], numbers[c.LANE_BITS] = address(places), address(bits)
-
-    rows = (prod(keys) + prod(counts) * problem.additional) * problem.batch * problem.heads
+    _place_tensors(numbers, problem, direction, layouts)
+    rows = problem.batch * sum(own.rows(problem.additional) for own in sets)
     threads = max(1, min(threads, int(rows * ROW_NS[direction] * LANES * (channels + value_channels) / START_NS)))
-    spans = ceil(counts[2] / SPAN)
-    strips = counts[0] * counts[1] * spans
-    parts = 1
-    if direction == "forward":
-        tasks = problem.batch * problem.heads * strips
-    else:
-        units = problem.batch * problem.kv_heads
-        if units < 4 * threads:
-            parts = min(threads // gcd(units, threads), strips, MOST_PARTS)
-        tasks = units * parts
-    scratch = _place_scratch(numbers, size, channels, value_channels, most_keys)
-    numbers[c.HEADS], numbers[c.GROUP] = problem.heads, problem.group_size
-    numbers[c.CHANNELS], numbers[c.VALUE_CHANNELS] = channels, value_channels
-    numbers[c.CHUNK], numbers[c.SPAN], numbers[c.SPANS], numbers[c.TASKS] = CHUNK, SPAN, spans, tasks
-    (numbers[c.SCALE],) = struct.unpack("q", struct.pack("d", problem.scale))
-    numbers[c.PARTS] = parts
-    for i, place in enumerate((c.GRAD_KEY, c.GRAD_VALUE, c.GRAD_ADDITIONAL_KEY, c.GRAD_ADDITIONAL_VALUE)):
-        numbers[c.PART + i] = size * prod(results.get(place, (0,)))
-    numbers[c.LENGTHS : c.LENGTHS + AXES] = lengths
-    numbers[c.ADDITIONAL] = problem.additional
-    numbers[c.HAS_GRAD_LSE] = c.GRAD_LSE in strides
     computed = _computed(wanted)
-    numbers[c.WANTED] = computed.query * c.WANT_QUERY + computed.key * c.WANT_KEY + computed.value * c.WANT_VALUE
-    numbers[c.SCRATCH_BYTES] = scratch
-    return CallPlan(numbers, tuple(kept), min(threads, tasks), scratch, parts, computed)
+    parts = batches = 1
+    if direction == "backward":
+        parts, batches = _division(problem, max(own.strips for own in sets), threads, computed.rpb)
+        tasks = problem.kv_heads * batches * parts
+    else:
+        tasks = problem.batch * sum(len(own.heads) * own.strips for own in sets)
+    kept, lane_biases = _place_sets(numbers, problem, sets, size)
+    widest = [max(own.counts[axis].widest for own in sets) for axis in range(AXES)]
+    scratch = _place_scratch(numbers, size, channels, value_channels, widest)
+    one_each = {
+        c.SLOT: size * lane_biases,
+        c.HEADS: problem.heads,
+        c.GROUP: problem.group_size,
+        c.CHANNELS: channels,
+        c.VALUE_CHANNELS: value_channels,
+        c.ADDITIONAL: problem.additional,
+        c.CHUNK: CHUNK,
+        c.SPAN: SPAN,
+        c.TASKS: tasks,
+        c.SCALE: struct.unpack("q", struct.pack("d", problem.scale))[0],
+        c.SETS: len(sets),
+        c.BATCH: problem.batch,
+        c.BATCHES: batches,
+        c.PARTS: parts,
+        c.HAS_GRAD_LSE: len(layouts) > c.GRAD_LSE and layouts[c.GRAD_LSE] is not None,
+        c.WANTED: (
+            computed.query * c.WANT_QUERY
+            + computed.key * c.WANT_KEY
+            + computed.value * c.WANT_VALUE
+            + computed.rpb * c.WANT_BIAS
+        ),
+        c.SCRATCH_BYTES: scratch,
+    }
+    for place, number in one_each.items():
+        numbers[place] = number
+    return KernelCall(
+        numbers, kept, max(1, min(threads, tasks)), scratch, parts, parts * batches, lane_biases, computed
+    )
 
 
 def _check_rows(layouts: Sequence[Layout | None], width: int, value_width: int) -> None:
@@ -233,11 +196,39 @@ def _check_rows(layouts: Sequence[Layout | None], width: int, value_width: int) 
 def _computed(wanted: Wanted) -> Wanted:
     """Keys and additional keys are summed in one go, and so are values."""
     key, value = wanted.key or wanted.additional_keys, wanted.value or wanted.additional_values
-    return Wanted(wanted.query, key, value, key, value, False)
+    return Wanted(wanted.query, key, value, key, value, wanted.rpb)
 
 
-def _results(problem: Problem, direction: Direction, width: int, value_width: int) -> dict[int, tuple[int, ...]]:
+def _division(problem: Problem, strips: int, threads: int, folds_biases: bool) -> tuple[int, int]:
+    """Of a backward pass: parts of strips, and intervals of the batch, so that there are tasks for all threads.
+
+    Gradients of biases, added up over the batch, have a slot for each interval and part: no more than are needed.
+    """
+    units = problem.batch * problem.kv_heads
+    if units < 4 * threads:
+        return min(threads // gcd(units, threads), strips, MOST_PARTS), problem.batch
+    enough = 1 if threads == 1 else ceil(4 * threads / problem.kv_heads)
+    return 1, min(enough, problem.batch) if folds_biases else problem.batch
+
+
+def _place_tensors(numbers: Ints, problem: Problem, direction: Direction, layouts: tuple[Layout | None, ...]) -> None:
+    """Sets strides, and lengths."""
+    size = lse_dtype(problem.dtype).itemsize
+    results = _results(problem, direction)
+    strides = {place: layout[:-1] for place, layout in enumerate(layouts) if layout is not None}
+    for place, shape in results.items():
+        strides[place] = tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+    for place, own in strides.items():
+        at = c.STRIDE + c.STRIDES * place
+        numbers[at : at + c.STRIDES] = [size * s for s in _five(own, problem.rank, place in c.OF_ADDITIONAL)]
+    for i, place in enumerate((c.GRAD_KEY, c.GRAD_VALUE, c.GRAD_ADDITIONAL_KEY, c.GRAD_ADDITIONAL_VALUE)):
+        numbers[c.PART_BYTES + i] = size * prod(results.get(place, (0,)))
+    numbers[c.LENGTHS : c.LENGTHS + AXES] = (1,) * (AXES - problem.rank) + problem.lengths
+
+
+def _results(problem: Problem, direction: Direction) -> dict[int, tuple[int, ...]]:
     """Shapes of what is computed."""
+    width, value_width = (n + -n % LANES for n in (problem.head_dim, problem.value_dim))
     queries = problem.batch, *problem.lengths, problem.heads
     if direction == "forward":
         return {c.OUTPUT: (*queries, value_width), c.LSE: (*queries, 1)}
@@ -261,21 +252,43 @@ def _five(strides: tuple[int, ...], rank: int, additional: bool) -> tuple[int, .
     return batch, *(0,) * (AXES - rank), *spatial, head
 
 
-def _lanes(tile: tuple[int, ...]) -> tuple[Ints, Ints]:
-    """Each lane's place along each axis, out of any tile for lanes beyond it; the lanes at each place."""
-    places = np.full((AXES, LANES), LANES, np.int64)
-    bits = np.zeros((AXES, LANES), np.int64)
-    for lane, place in enumerate(product(*map(range, tile))):
-        places[:, lane] = place
-        for axis, at in enumerate(place):
-            bits[axis, at] |= 1 << lane
-    return places, bits
+def _place_sets(numbers: Ints, problem: Problem, sets: Sequence[HeadSet], size: int) -> tuple[tuple[Ints, ...], int]:
+    """Sets the head sets; the tables that they hold addresses of, and how many numbers their biases by lanes are."""
+    kept: list[Ints] = []
+    first_task = lane_biases = 0
+    for number, own in enumerate(sets):
+        firsts = [sum(h < kv * problem.group_size for h in own.heads) for kv in range(problem.kv_heads + 1)]
+        heads, lanes = np.array([*own.heads, *firsts], np.int64), lane_table(own.tile)
+        kept += [heads, lanes, *(table.table for table in own.tables)]
+        step2 = size * LANES
+        step1 = step2 * own.offsets[2]
+        step0 = step1 * own.offsets[1]
+        fields = {
+            c.FIRST_TASK: first_task,
+            c.OWN_HEADS: heads.ctypes.data,
+            c.HEAD_COUNT: len(own.heads),
+            c.GROUP_HEADS: heads.ctypes.data + 8 * len(own.heads),
+            c.SPANS: own.spans,
+            c.STRIPS: own.strips,
+            c.LANE_PLACES: lanes.ctypes.data,
+            c.LANE_BITS: lanes.ctypes.data + lanes.nbytes // 2,
+            c.BIAS_FIRST: size * lane_biases,
+            c.BIAS_HEAD: step0 * own.offsets[0],
+        }
+        values = [*(fields[i] for i in range(c.BIAS_STEP)), step0, step1, step2]
+        for table in own.tables:
+            values += table.addressed()
+        at = c.LENGTH + c.SET_FIELDS * number
+        numbers[at : at + c.SET_FIELDS] = values
+        first_task += problem.batch * own.strips * len(own.heads)
+        lane_biases += len(own.heads) * prod(own.offsets) * LANES if problem.has_rpb else 0
+    return tuple(kept), lane_biases
 
 
-def _place_scratch(numbers: Ints, size: int, channels: int, value_channels: int, most_keys: Sequence[int]) -> int:
+def _place_scratch(numbers: Ints, size: int, channels: int, value_channels: int, widest: Sequence[int]) -> int:
     """Sets where in a thread's scratch memory what is; how many bytes it is."""
     keys = CHUNK + SPARE
-    row, widest = LANES * size, max(channels, value_channels)
+    row, most_channels = LANES * size, max(channels, value_channels)
     wanted = {
         c.QUERY_COLUMNS: LANES * channels * row,
         c.GRAD_OUTPUT_COLUMNS: LANES * value_channels * row,
@@ -284,18 +297,16 @@ def _place_scratch(numbers: Ints, size: int, channels: int, value_channels: int,
         c.GRAD_SCORES: keys * row,
         c.HIGHEST: row,
         c.TOTAL: row,
-        c.UNREAD: widest * row,
+        c.ZEROS: row,
+        c.UNREAD: most_channels * row,
         c.ROWS: 8 * LANES * (c.TENSORS + 1),
-        c.KEYS: 8 * keys,
-        c.VALUES: 8 * keys,
-        c.GRAD_KEYS: 8 * keys,
-        c.GRAD_VALUES: 8 * keys,
+        **dict.fromkeys((c.KEYS, c.VALUES, c.GRAD_KEYS, c.GRAD_VALUES, c.BIASES, c.GRAD_BIASES), 8 * keys),
         c.KEY_BITS: 2 * keys,
-        **{c.AXIS_BITS + axis: 2 * (most + 1) for axis, most in enumerate(most_keys)},
-        c.POSITION: 8 * (AXES + 1),
+        **{c.AXIS_BITS + axis: 2 * (most + 1) for axis, most in enumerate(widest)},
     }
-    total = 0
+    total = 8 * c.STATE_LENGTH
     for place, needed in wanted.items():
+        total += -total % 64
         numbers[place] = total
-        total += needed + -needed % 64
-    return total + 64  # no two threads in one cache line, whatever the address
+        total += needed
+    return total + -total % 64 + 64  # no two threads in one cache line, whatever the address

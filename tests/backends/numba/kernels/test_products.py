@@ -13,8 +13,8 @@ LLVM = {np.float32: ir.FloatType(), np.float64: ir.DoubleType()}
 
 
 @njit
-def run_scores(keys, bits, count, channels, queries, into, highest, zero):
-    found = products.scores(keys, bits, count, channels, queries, into, vectors.load(highest, zero))
+def run_scores(keys, bits, biases, count, channels, queries, into, highest, zero):
+    found = products.scores(keys, bits, biases, count, channels, queries, into, vectors.load(highest, zero))
     vectors.store(highest, found)
 
 
@@ -37,17 +37,20 @@ def scattered(rng, count, width, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 15, 16, 17, 31, 33, 49, 100])
-def test_scores(dtype, count):
+@pytest.mark.parametrize("biased", [False, True])
+def test_scores(dtype, count, biased):
     rng, channels, spare = np.random.default_rng(count), 48, 16
     rows, chosen, table = scattered(rng, count, channels, dtype)
     table = np.concatenate([table, np.full(spare, table[0])])
     bits = rng.integers(0, 1 << 16, count + spare).astype(np.uint16)
     queries = rng.standard_normal((channels, 16)).astype(dtype)
     found, highest = np.full((count + spare, 16), dtype(GUARD)), np.full(16, dtype(0.5))
-    arguments = (table, bits, count, channels, queries, found, highest)
+    added, its_place, biases = scattered(rng, count + spare, 16, dtype)
+    arguments = (table, bits, biases if biased else None, count, channels, queries, found, highest)
     run_scores(*(a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments), dtype(0))
     attended = (bits[:count, None] >> np.arange(16) & 1).astype(bool)
-    true = np.where(attended, rows[chosen].astype(np.float64) @ queries, -np.inf)
+    true = rows[chosen].astype(np.float64) @ queries + (added[its_place[:count]] if biased else 0)
+    true = np.where(attended, true, -np.inf)
     tolerance = 50 * np.finfo(dtype).eps
     np.testing.assert_allclose(found[:count], true, rtol=tolerance, atol=tolerance)
     if count >= products.score_rows(LLVM[dtype]) // 2:

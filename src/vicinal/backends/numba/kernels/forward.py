@@ -11,7 +11,7 @@ from __future__ import annotations
 from numba import njit
 
 from vicinal.backends.numba.kernels import call as c
-from vicinal.backends.numba.kernels.call import get
+from vicinal.backends.numba.kernels.call import axis_of, get, head_set, put, rows_of
 from vicinal.backends.numba.kernels.products import masked, scores, sum_keys
 from vicinal.backends.numba.kernels.vectors import (
     LANES,
@@ -27,79 +27,92 @@ from vicinal.backends.numba.kernels.vectors import (
     multiply,
     splat,
     store,
-    store_int,
     subtract,
     transpose,
     unless_masked,
+    where_given,
 )
-from vicinal.backends.numba.kernels.walk import begin, chunk, find_bits, find_rows, keys_of, tile_of
+from vicinal.backends.numba.kernels.walk import begin, chunk, find_rows, find_tile
 
 
 @njit(error_model="numpy")
-def forward(call, zero):
-    """Take tasks while there are any; several threads may. `zero`: a number of the tensors' dtype."""
+def forward(call, biased, zero):
+    """Take tasks while there are any; several threads may.
+
+    `biased`: None, or anything for scores with a bias. `zero`: a number of the tensors' dtype.
+    """
     thread = add_atomically(call + 8 * c.NEXT_THREAD, 1)
     scratch = get(call, c.SCRATCH) + thread * get(call, c.SCRATCH_BYTES)
-    rows = scratch + get(call, c.ROWS) + 8 * LANES * c.TENSORS
     width = get(call, c.VALUE_CHANNELS) * LANES * itemsize(zero)
     for lane in range(LANES):
-        store_int(rows + 8 * lane, scratch + get(call, c.OUTPUT_ROWS) + lane * width)
-    heads, spans, span = get(call, c.HEADS), get(call, c.SPANS), get(call, c.SPAN)
-    count1 = get(call, c.AXIS + c.AXIS_FIELDS + c.TILE_COUNT)
-    count0 = get(call, c.AXIS + c.TILE_COUNT)
-    count2 = get(call, c.AXIS + 2 * c.AXIS_FIELDS + c.TILE_COUNT)
+        put(rows_of(call, scratch, c.TENSORS), lane, scratch + get(call, c.OUTPUT_ROWS) + lane * width)
+    store(scratch + get(call, c.ZEROS), splat(zero))
+    put(scratch, c.NOW_PART, -1)
+    number = 0
     while True:
         task = add_atomically(call + 8 * c.NEXT_TASK, 1)
         if task >= get(call, c.TASKS):
             break
-        # Heads first: they are next to each other in memory.
-        rest, head = task // heads, task % heads
-        rest, first2 = rest // spans, rest % spans * span
-        rest, index1 = rest // count1, rest % count1
-        batch, index0 = rest // count0, rest % count0
-        tile0, tile1 = tile_of(call, 0, index0), tile_of(call, 1, index1)
-        find_bits(call, scratch, 0, tile0)
-        find_bits(call, scratch, 1, tile1)
-        for index2 in range(first2, min(first2 + span, count2)):
-            _tile(call, scratch, batch, head, tile0, tile1, tile_of(call, 2, index2), zero)
+        while number + 1 < get(call, c.SETS) and task >= get(head_set(call, number + 1), c.FIRST_TASK):
+            number += 1  # tasks only grow
+        _strip(call, scratch, head_set(call, number), task, biased, zero)
 
 
 @njit(error_model="numpy")
-def _tile(call, scratch, batch, head, tile0, tile1, tile2, zero):
-    find_bits(call, scratch, 2, tile2)
-    used = find_rows(call, scratch, c.QUERY, batch, head, tile0, tile1, tile2, 0)
-    rows = scratch + get(call, c.ROWS)
+def _strip(call, scratch, own, task, biased, zero):
+    """Some tiles along the last axis, of one head."""
+    count1, count2 = get(axis_of(own, 1), c.TILE_COUNT), get(axis_of(own, 2), c.TILE_COUNT)
+    heads, spans, span = get(own, c.HEAD_COUNT), get(own, c.SPANS), get(call, c.SPAN)
+    rest = task - get(own, c.FIRST_TASK)
+    rest, index = rest // heads, rest % heads  # heads first: they are next to each other in memory
+    rest, first2 = rest // spans, rest % spans * span
+    batch, strip = rest // (get(own, c.STRIPS) // spans), rest % (get(own, c.STRIPS) // spans)
+    head = get(get(own, c.OWN_HEADS), index)
+    put(scratch, c.OWN, own)
+    put(scratch, c.NOW_BATCH, batch)
+    put(scratch, c.NOW_HEAD, head)
+    put(scratch, c.NOW_KEY_HEAD, head // get(call, c.GROUP))
+    put(scratch, c.NOW_BIAS, get(call, c.LANE_BIAS) + get(own, c.BIAS_FIRST) + index * get(own, c.BIAS_HEAD))
+    find_tile(call, scratch, 0, strip // count1)
+    find_tile(call, scratch, 1, strip % count1)
+    for index2 in range(first2, min(first2 + span, count2)):
+        find_tile(call, scratch, 2, index2)
+        _tile(call, scratch, biased, zero)
+
+
+@njit(error_model="numpy")
+def _tile(call, scratch, biased, zero):
+    used = find_rows(call, scratch, c.QUERY, 0)
+    rows = rows_of(call, scratch, c.QUERY)
     vector = LANES * itemsize(zero)
     queries = scratch + get(call, c.QUERY_COLUMNS)
     scale = convert(load_number(call + 8 * c.SCALE, 0.0), zero)
     for i in range(get(call, c.CHANNELS)):
-        transpose(rows + 8 * LANES * c.QUERY, i * vector, scale, queries + i * LANES * vector)
+        transpose(rows, i * vector, scale, queries + i * LANES * vector)
     store(scratch + get(call, c.HIGHEST), masked(zero))
     store(scratch + get(call, c.TOTAL), splat(zero))
-    keys = keys_of(call, tile0, tile1, tile2)
-    chunks = -(-keys // get(call, c.CHUNK))
-    size = -(-keys // chunks)
-    begin(call, scratch)
+    size = begin(call, scratch)
     first = True
     while True:
-        count = chunk(call, scratch, batch, head // get(call, c.GROUP), tile0, tile1, tile2, size, -1)
+        count = chunk(call, scratch, size, biased)
         if count == 0:
             break
-        _attend(call, scratch, count, used, first, zero)
+        _attend(call, scratch, count, used, first, biased, zero)
         first = False
-    _finish(call, scratch, batch, head, tile0, tile1, tile2, used, zero)
+    _finish(call, scratch, used, zero)
 
 
 @njit(error_model="numpy")
-def _attend(call, scratch, count, used, first, zero):
+def _attend(call, scratch, count, used, first, biased, zero):
     """Add a chunk of keys to the tile's outputs, which are not yet divided by their sums of weights."""
     at_scores, at_highest = scratch + get(call, c.SCORES), scratch + get(call, c.HIGHEST)
     at_total, at_output = scratch + get(call, c.TOTAL), scratch + get(call, c.OUTPUT_ROWS)
-    output_rows = scratch + get(call, c.ROWS) + 8 * LANES * c.TENSORS
+    output_rows = rows_of(call, scratch, c.TENSORS)
     vectors, vector = get(call, c.VALUE_CHANNELS), LANES * itemsize(zero)
     before = load(at_highest, zero)
+    biases = where_given(biased, scratch + get(call, c.BIASES))
     highest = scores(
-        scratch + get(call, c.KEYS), scratch + get(call, c.KEY_BITS), count, LANES * get(call, c.CHANNELS),
+        scratch + get(call, c.KEYS), scratch + get(call, c.KEY_BITS), biases, count, LANES * get(call, c.CHANNELS),
         scratch + get(call, c.QUERY_COLUMNS), at_scores, before,
     )  # fmt: skip
     total = load(at_total, zero)
@@ -123,11 +136,11 @@ def _attend(call, scratch, count, used, first, zero):
 
 
 @njit(error_model="numpy")
-def _finish(call, scratch, batch, head, tile0, tile1, tile2, used, zero):
+def _finish(call, scratch, used, zero):
     """Write the tile's outputs and log-sum-exps."""
-    find_rows(call, scratch, c.OUTPUT, batch, head, tile0, tile1, tile2, -1)
-    find_rows(call, scratch, c.LSE, batch, head, tile0, tile1, tile2, -1)
-    rows = scratch + get(call, c.ROWS)
+    find_rows(call, scratch, c.OUTPUT, -1)
+    find_rows(call, scratch, c.LSE, -1)
+    output_rows, lse_rows = rows_of(call, scratch, c.OUTPUT), rows_of(call, scratch, c.LSE)
     vectors, vector = get(call, c.VALUE_CHANNELS), LANES * itemsize(zero)
     at_lse, at_factor = scratch + get(call, c.HIGHEST), scratch + get(call, c.TOTAL)
     total = load(at_factor, zero)
@@ -135,11 +148,11 @@ def _finish(call, scratch, batch, head, tile0, tile1, tile2, used, zero):
     store(at_lse, add(highest, logarithm(total)))
     store(at_factor, unless_masked(highest, divide(splat(convert(1.0, zero)), total)))
     for lane in range(used):
-        into = get(rows + 8 * LANES * c.OUTPUT, lane)
+        into = get(output_rows, lane)
         if into == -1:
             continue
         row = scratch + get(call, c.OUTPUT_ROWS) + lane * vectors * vector
         factor = splat(load_number(at_factor + lane * itemsize(zero), zero))
         for i in range(vectors):
             store(into + i * vector, multiply(load(row + i * vector, zero), factor))
-        store(get(rows + 8 * LANES * c.LSE, lane), load_number(at_lse + lane * itemsize(zero), zero))
+        store(get(lse_rows, lane), load_number(at_lse + lane * itemsize(zero), zero))

@@ -25,6 +25,7 @@ from vicinal.backends.numba.kernels.vectors import (
     SPLAT,
     STORE,
     Vector,
+    advanced,
     itemsize,
     number,
     registers,
@@ -59,11 +60,12 @@ def sum_shapes(element, most_rows: int) -> list[tuple[int, int]]:
 
 
 @njit(error_model="numpy")
-def scores(keys, bits, count, channels, queries, into, highest):
+def scores(keys, bits, biases, count, channels, queries, into, highest):
     """Scores `[count, 16]` to `into` and, with `highest`, the highest of each query.
 
     `keys`: table of addresses; `bits`: for each key, which queries attend to it (the others' scores are -inf);
-    `queries`: `[channels, 16]`, a column each. Where `count` is less than `FEWEST_SCORES`, so many may be computed:
+    `biases`: table of addresses of 16 numbers to add to a key's scores, or None; `queries`: `[channels, 16]`, a column
+    each. Where `count` is less than `FEWEST_SCORES`, so many may be computed:
     let the tables have them, without queries.
     """
     most = most_scores(highest)
@@ -72,7 +74,8 @@ def scores(keys, bits, count, channels, queries, into, highest):
     done = 0
     while blocks > 0:
         rows = (count - done + blocks - 1) // blocks
-        highest = _score_block(rows, keys + 8 * done, bits + 2 * done, channels, queries, into, highest)
+        biases_now = advanced(biases, 8 * done)
+        highest = _score_block(rows, keys + 8 * done, bits + 2 * done, biases_now, channels, queries, into, highest)
         into += rows * LANES * itemsize(highest)
         done += rows
         blocks -= 1
@@ -100,11 +103,12 @@ def most_scores(typingctx, like):
 
 
 @intrinsic
-def _score_block(typingctx, rows, keys, bits, channels, queries, into, highest):
+def _score_block(typingctx, rows, keys, bits, biases, channels, queries, into, highest):
     """`scores` of so many keys as fit into registers at once."""
+    has_biases = not isinstance(biases, types.NoneType)
 
     def generate(context, builder, signature, args):
-        rows, keys, bits, channels, queries, into, highest = args
+        rows, keys, bits, biases, channels, queries, into, highest = args
         kind, element = highest.type, highest.type.element
         most, size = score_rows(element), size_of(element)
 
@@ -122,7 +126,10 @@ def _score_block(typingctx, rows, keys, bits, channels, queries, into, highest):
                         sums[i] = FMA(builder, one, lanes[u], sums[i])
                 return sums
 
-            sums = LOOP(builder, channels, UNROLL, [number(kind, 0.0)] * count, add_channels)
+            start = [number(kind, 0.0)] * count
+            if has_biases:
+                start = [LOAD(builder, kind, LOAD(builder, INT, biases, 8 * i)) for i in range(count)]
+            sums = LOOP(builder, channels, UNROLL, start, add_channels)
             minus = number(kind, -inf)
             found = []
             for i, row in enumerate(sums):
@@ -136,7 +143,7 @@ def _score_block(typingctx, rows, keys, bits, channels, queries, into, highest):
 
         return _switch(builder, rows, range(most // 2, most + 1), block, kind)
 
-    return highest(*[types.int64] * 6, highest), generate
+    return highest(*[types.int64] * 3, biases, *[types.int64] * 3, highest), generate
 
 
 @njit(error_model="numpy")

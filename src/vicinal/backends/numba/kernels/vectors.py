@@ -233,6 +233,22 @@ def convert(typingctx, value, zero):
 
 
 @intrinsic
+def where_given(typingctx, flag, address):
+    """`address`, or None where `flag` is None: known when compiled."""
+    if isinstance(flag, types.NoneType):
+        return types.none(flag, address), lambda context, builder, signature, args: context.get_dummy_value()
+    return address(flag, address), lambda context, builder, signature, args: args[1]
+
+
+@intrinsic
+def advanced(typingctx, address, by):
+    """`address + by`, or None where `address` is None."""
+    if isinstance(address, types.NoneType):
+        return types.none(address, by), lambda context, builder, signature, args: context.get_dummy_value()
+    return address(address, by), lambda context, builder, signature, args: builder.add(*args)
+
+
+@intrinsic
 def add_atomically(typingctx, address, number):
     """Add to the integer at `address`; what it was before."""
 

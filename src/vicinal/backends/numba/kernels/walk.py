@@ -10,31 +10,54 @@ from __future__ import annotations
 from numba import njit
 
 from vicinal.backends.numba.kernels import call as c
-from vicinal.backends.numba.kernels.call import get, row_of, stride_of
+from vicinal.backends.numba.kernels.call import axis_of, get, put, row_of, rows_of, stride_of, tile_of
 from vicinal.backends.numba.kernels.products import FEWEST_SCORES
-from vicinal.backends.numba.kernels.vectors import LANES, load_bits, load_int, store_bits, store_int
+from vicinal.backends.numba.kernels.vectors import LANES, load_bits, store_bits
 
 
 @njit(error_model="numpy")
-def tile_of(call, axis, index):
-    """Address of an axis' tile."""
-    return get(call, c.AXIS + c.AXIS_FIELDS * axis + c.TILES) + 8 * c.TILE_FIELDS * index
+def find_tile(call, scratch, axis, index):
+    """Set the tile along one axis: what it is, and which queries attend to each key of its box."""
+    own = axis_of(get(scratch, c.OWN), axis)
+    short = index - get(own, c.FIRST_SHORT)
+    if short < 0:
+        tiles, run = get(own, c.LONG_TILES), get(own, c.LONG_RUNS)
+        group, number = index // tiles, index % tiles
+    else:
+        tiles, run = get(own, c.SHORT_TILES), get(own, c.SHORT_RUNS)
+        group, number = get(own, c.FIRST_SHORT_GROUP) + short // tiles, short % tiles
+    while get(run, c.RUN_FIELDS + c.RUN_FIRST) <= number:  # a last run without tiles ends them
+        run += 8 * c.RUN_FIELDS
+    size, dilation = get(own, c.TILE_SIZE), get(own, c.DILATION)
+    within, period = number - get(run, c.RUN_FIRST), get(run, c.PERIOD)
+    turn = within // period
+    fields = c.PATTERN_FIELDS + 2 * size
+    pattern = get(own, c.PATTERNS) + 8 * fields * (get(run, c.RUN_PATTERN) + within % period)
+    low = get(pattern, c.PATTERN_LOW) + turn * get(run, c.LOW_STEP)
+    high = get(pattern, c.PATTERN_HIGH) + turn * get(run, c.HIGH_STEP)
+    tile = tile_of(scratch, axis)
+    put(tile, c.FIRST_QUERY, group + number * size * dilation)
+    put(tile, c.QUERY_COUNT, get(pattern, c.PATTERN_QUERIES))
+    put(tile, c.FIRST_KEY, group + low * dilation)
+    put(tile, c.KEY_COUNT, high - low)
+    put(tile, c.WINDOWS, pattern + 8 * c.PATTERN_FIELDS)
+    put(tile, c.FIRST_OFFSET, low - number * size + get(own, c.REACH))
+    _find_bits(call, scratch, axis)
 
 
 @njit(error_model="numpy")
-def find_bits(call, scratch, axis, tile):
-    """Which queries attend to each key of the tile's box, along one axis."""
+def _find_bits(call, scratch, axis):
+    tile = tile_of(scratch, axis)
     bits = scratch + get(call, c.AXIS_BITS + axis)
-    keys = get(tile, c.KEY_COUNT)
+    keys, windows = get(tile, c.KEY_COUNT), get(tile, c.WINDOWS)
     for i in range(keys + 1):
         store_bits(bits + 2 * i, 0)
-    windows = get(call, c.AXIS + c.AXIS_FIELDS * axis + c.WINDOWS) + 16 * get(tile, c.FIRST_WINDOW)
-    lanes = get(call, c.LANE_BITS) + 8 * LANES * axis
+    lanes = get(get(scratch, c.OWN), c.LANE_BITS) + 8 * LANES * axis
     for i in range(get(tile, c.QUERY_COUNT)):  # change at both ends of every window ...
         own = get(lanes, i)
-        for end in range(2):
-            place = bits + 2 * get(windows, 2 * i + end)
-            store_bits(place, load_bits(place) ^ own)
+        start, stop = bits + 2 * get(windows, 2 * i), bits + 2 * (keys - get(windows, 2 * i + 1))
+        store_bits(start, load_bits(start) ^ own)
+        store_bits(stop, load_bits(stop) ^ own)
     now = 0
     for i in range(keys):  # ... and between, stay
         now ^= load_bits(bits + 2 * i)
@@ -42,91 +65,111 @@ def find_bits(call, scratch, axis, tile):
 
 
 @njit(error_model="numpy")
-def find_rows(call, scratch, tensor, batch, head, tile0, tile1, tile2, unread):
+def find_rows(call, scratch, tensor, unread):
     """Addresses of the tile's 16 rows of a tensor; one past the last lane that has a query.
 
     Lanes without a query get the tile's first row, or `unread` where that is not 0.
     """
-    rows = scratch + get(call, c.ROWS) + 8 * LANES * tensor
-    first = row_of(call, tensor, batch, head)
+    own, rows = get(scratch, c.OWN), rows_of(call, scratch, tensor)
+    tile0, tile1, tile2 = tile_of(scratch, 0), tile_of(scratch, 1), tile_of(scratch, 2)
+    first = row_of(call, tensor, get(scratch, c.NOW_BATCH), get(scratch, c.NOW_HEAD))
     step0 = stride_of(call, tensor, 0)
     step1 = stride_of(call, tensor, 1)
     step2 = stride_of(call, tensor, 2)
     first += get(tile0, c.FIRST_QUERY) * step0 + get(tile1, c.FIRST_QUERY) * step1 + get(tile2, c.FIRST_QUERY) * step2
-    step0 *= get(call, c.AXIS + c.DILATION)
-    step1 *= get(call, c.AXIS + c.AXIS_FIELDS + c.DILATION)
-    step2 *= get(call, c.AXIS + 2 * c.AXIS_FIELDS + c.DILATION)
+    step0 *= get(axis_of(own, 0), c.DILATION)
+    step1 *= get(axis_of(own, 1), c.DILATION)
+    step2 *= get(axis_of(own, 2), c.DILATION)
     count0, count1, count2 = get(tile0, c.QUERY_COUNT), get(tile1, c.QUERY_COUNT), get(tile2, c.QUERY_COUNT)
-    places = get(call, c.LANE_PLACES)
+    places = get(own, c.LANE_PLACES)
     used = 0
     for lane in range(LANES):
         place0, place1, place2 = get(places, lane), get(places, LANES + lane), get(places, 2 * LANES + lane)
         if place0 < count0 and place1 < count1 and place2 < count2:
-            store_int(rows + 8 * lane, first + place0 * step0 + place1 * step1 + place2 * step2)
+            put(rows, lane, first + place0 * step0 + place1 * step1 + place2 * step2)
             used = lane + 1
         else:
-            store_int(rows + 8 * lane, first if unread == 0 else unread)
+            put(rows, lane, first if unread == 0 else unread)
     return used
 
 
 @njit(error_model="numpy")
 def begin(call, scratch):
-    """Set the walk to the start of the box."""
+    """Set the walk to the start of the box; how many keys to ask for at a time."""
     for place in range(4):
-        store_int(scratch + get(call, c.POSITION) + 8 * place, 0)
+        put(scratch, c.POSITION + place, 0)
+    keys = get(call, c.ADDITIONAL)
+    keys += (
+        get(tile_of(scratch, 0), c.KEY_COUNT)
+        * get(tile_of(scratch, 1), c.KEY_COUNT)
+        * get(tile_of(scratch, 2), c.KEY_COUNT)
+    )
+    chunks = -(-keys // get(call, c.CHUNK))
+    return -(-keys // chunks)
 
 
 @njit(error_model="numpy")
-def keys_of(call, tile0, tile1, tile2):
-    """How many keys the walk meets at most."""
-    return get(tile0, c.KEY_COUNT) * get(tile1, c.KEY_COUNT) * get(tile2, c.KEY_COUNT) + get(call, c.ADDITIONAL)
-
-
-@njit(error_model="numpy")
-def chunk(call, scratch, batch, head, tile0, tile1, tile2, size, part):
+def chunk(call, scratch, size, biased):
     """The next `size` keys that have any query, or the last: addresses and bits. How many; 0 at the end.
 
-    Additional keys come first, then the box.
-    `part`: also the addresses of their gradients, in that part; none if negative.
+    Additional keys come first, then the box. In a backward pass also the addresses of their gradients. `biased`: None,
+    or anything for the addresses of their biases.
     """
-    found = _collect(call, scratch, batch, head, tile0, tile1, tile2, size, part)
+    found = _additional_keys(call, scratch, size, biased)
+    found = _box(call, scratch, found, size, biased)
     keys, values = scratch + get(call, c.KEYS), scratch + get(call, c.VALUES)
     bits = scratch + get(call, c.KEY_BITS)
     if found > 0:
         for i in range(found, FEWEST_SCORES):  # computed, for no query
-            store_int(keys + 8 * i, load_int(keys))
-            store_int(values + 8 * i, load_int(values))
+            put(keys, i, get(keys, 0))
+            put(values, i, get(values, 0))
+            if biased is not None:
+                put(scratch + get(call, c.BIASES), i, scratch + get(call, c.ZEROS))
             store_bits(bits + 2 * i, 0)
     return found
 
 
 @njit(error_model="numpy")
-def _collect(call, scratch, batch, head, tile0, tile1, tile2, size, part):
-    position = scratch + get(call, c.POSITION)
+def _additional_keys(call, scratch, size, biased):
+    done, found = get(scratch, c.POSITION + 3), 0
+    if done == get(call, c.ADDITIONAL):
+        return found
+    batch, head, part = get(scratch, c.NOW_BATCH), get(scratch, c.NOW_KEY_HEAD), get(scratch, c.NOW_PART)
+    lanes = _lanes(scratch)
+    while done < get(call, c.ADDITIONAL) and found < size:
+        store_bits(scratch + get(call, c.KEY_BITS) + 2 * found, lanes)
+        put(scratch + get(call, c.KEYS), found, _additional(call, c.ADDITIONAL_KEY, batch, head, done))
+        put(scratch + get(call, c.VALUES), found, _additional(call, c.ADDITIONAL_VALUE, batch, head, done))
+        if part >= 0:
+            key, value = part * get(call, c.PART_BYTES + 2), part * get(call, c.PART_BYTES + 3)
+            key += _additional(call, c.GRAD_ADDITIONAL_KEY, batch, head, done)
+            value += _additional(call, c.GRAD_ADDITIONAL_VALUE, batch, head, done)
+            put(scratch + get(call, c.GRAD_KEYS), found, key)
+            put(scratch + get(call, c.GRAD_VALUES), found, value)
+        if biased is not None:
+            put(scratch + get(call, c.BIASES), found, scratch + get(call, c.ZEROS))
+            put(scratch + get(call, c.GRAD_BIASES), found, scratch + get(call, c.UNREAD))
+        found += 1
+        done += 1
+    put(scratch, c.POSITION + 3, done)
+    return found
+
+
+@njit(error_model="numpy")
+def _box(call, scratch, found, size, biased):
+    """Those of the box after the `found` first ones; how many with these."""
+    own, part = get(scratch, c.OWN), get(scratch, c.NOW_PART)
+    tile0, tile1, tile2 = tile_of(scratch, 0), tile_of(scratch, 1), tile_of(scratch, 2)
     keys, values = scratch + get(call, c.KEYS), scratch + get(call, c.VALUES)
-    grad_keys, grad_values = scratch + get(call, c.GRAD_KEYS), scratch + get(call, c.GRAD_VALUES)
     key_bits = scratch + get(call, c.KEY_BITS)
     bits0 = scratch + get(call, c.AXIS_BITS)
     bits1 = scratch + get(call, c.AXIS_BITS + 1)
     bits2 = scratch + get(call, c.AXIS_BITS + 2)
     count0, count1, count2 = get(tile0, c.KEY_COUNT), get(tile1, c.KEY_COUNT), get(tile2, c.KEY_COUNT)
-    dilation0 = get(call, c.AXIS + c.DILATION)
-    dilation1 = get(call, c.AXIS + c.AXIS_FIELDS + c.DILATION)
-    dilation2 = get(call, c.AXIS + 2 * c.AXIS_FIELDS + c.DILATION)
-    i0, i1, i2 = load_int(position), load_int(position + 8), load_int(position + 16)
-    found = 0
-    done = load_int(position + 24)
-    while done < get(call, c.ADDITIONAL) and found < size:
-        store_bits(key_bits + 2 * found, _lanes_of(call, tile0, tile1, tile2))
-        store_int(keys + 8 * found, _additional(call, c.ADDITIONAL_KEY, batch, head, done))
-        store_int(values + 8 * found, _additional(call, c.ADDITIONAL_VALUE, batch, head, done))
-        if part >= 0:
-            key, value = part * get(call, c.PART + 2), part * get(call, c.PART + 3)
-            store_int(grad_keys + 8 * found, key + _additional(call, c.GRAD_ADDITIONAL_KEY, batch, head, done))
-            store_int(grad_values + 8 * found, value + _additional(call, c.GRAD_ADDITIONAL_VALUE, batch, head, done))
-        found += 1
-        done += 1
-        store_int(position + 24, done)
+    dilation0 = get(axis_of(own, 0), c.DILATION)
+    dilation1 = get(axis_of(own, 1), c.DILATION)
+    dilation2 = get(axis_of(own, 2), c.DILATION)
+    i0, i1, i2 = get(scratch, c.POSITION), get(scratch, c.POSITION + 1), get(scratch, c.POSITION + 2)
     while i0 < count0:
         of0 = load_bits(bits0 + 2 * i0)
         x0 = get(tile0, c.FIRST_KEY) + i0 * dilation0
@@ -135,48 +178,59 @@ def _collect(call, scratch, batch, head, tile0, tile1, tile2, size, part):
             if of1 != 0:
                 x1 = get(tile1, c.FIRST_KEY) + i1 * dilation1
                 x2 = get(tile2, c.FIRST_KEY) + i2 * dilation2
-                key, key_step = _run(call, c.KEY, batch, head, x0, x1, x2, dilation2)
-                value, value_step = _run(call, c.VALUE, batch, head, x0, x1, x2, dilation2)
+                key, key_step = _line(call, scratch, c.KEY, x0, x1, x2, dilation2)
+                value, value_step = _line(call, scratch, c.VALUE, x0, x1, x2, dilation2)
                 start, begun = i2, found
                 while i2 < count2 and found < size:
                     bits = of1 & load_bits(bits2 + 2 * i2)
                     store_bits(key_bits + 2 * found, bits)
-                    store_int(keys + 8 * found, key)
-                    store_int(values + 8 * found, value)
+                    put(keys, found, key)
+                    put(values, found, value)
                     key += key_step
                     value += value_step
                     i2 += 1
                     found += 1 if bits != 0 else 0
+                if biased is not None:
+                    offset, step = _bias_line(scratch, i0, i1, start)
+                    bias, grad = get(scratch, c.NOW_BIAS) + offset, get(scratch, c.NOW_GRAD_BIAS) + offset
+                    _fill(scratch + get(call, c.BIASES), begun, bits2, of1, start, i2, bias, step)
+                    _fill(scratch + get(call, c.GRAD_BIASES), begun, bits2, of1, start, i2, grad, step)
                 if part >= 0:
-                    key, key_step = _run(call, c.GRAD_KEY, batch, head, x0, x1, x2, dilation2)
-                    value, value_step = _run(call, c.GRAD_VALUE, batch, head, x0, x1, x2, dilation2)
-                    key += part * get(call, c.PART)
-                    value += part * get(call, c.PART + 1)
-                    for i in range(start, i2):
-                        store_int(grad_keys + 8 * begun, key)
-                        store_int(grad_values + 8 * begun, value)
-                        key += key_step
-                        value += value_step
-                        begun += 1 if of1 & load_bits(bits2 + 2 * i) != 0 else 0
+                    key, key_step = _line(call, scratch, c.GRAD_KEY, x0, x1, x2, dilation2)
+                    value, value_step = _line(call, scratch, c.GRAD_VALUE, x0, x1, x2, dilation2)
+                    key += part * get(call, c.PART_BYTES)
+                    value += part * get(call, c.PART_BYTES + 1)
+                    _fill(scratch + get(call, c.GRAD_KEYS), begun, bits2, of1, start, i2, key, key_step)
+                    _fill(scratch + get(call, c.GRAD_VALUES), begun, bits2, of1, start, i2, value, value_step)
                 if i2 < count2:
-                    _stop(position, i0, i1, i2)
+                    _stop(scratch, i0, i1, i2)
                     return found
             i1 += 1
             i2 = 0
         i0 += 1
         i1 = 0
-    _stop(position, i0, i1, i2)
+    _stop(scratch, i0, i1, i2)
     return found
 
 
 @njit(error_model="numpy")
-def _lanes_of(call, tile0, tile1, tile2):
+def _fill(table, found, bits, of_others, start, stop, address, step):
+    """Into a chunk's table the addresses of those keys from `start` to `stop` of a line that have any query."""
+    for i in range(start, stop):
+        put(table, found, address)
+        address += step
+        found += 1 if of_others & load_bits(bits + 2 * i) != 0 else 0
+
+
+@njit(error_model="numpy")
+def _lanes(scratch):
     """The lanes that have a query."""
+    lane_bits = get(get(scratch, c.OWN), c.LANE_BITS)
     found = -1
-    for axis, tile in ((0, tile0), (1, tile1), (2, tile2)):
+    for axis in range(3):
         own = 0
-        for place in range(get(tile, c.QUERY_COUNT)):
-            own |= get(get(call, c.LANE_BITS) + 8 * LANES * axis, place)
+        for place in range(get(tile_of(scratch, axis), c.QUERY_COUNT)):
+            own |= get(lane_bits + 8 * LANES * axis, place)
         found &= own
     return found
 
@@ -187,15 +241,25 @@ def _additional(call, tensor, batch, head, index):
 
 
 @njit(error_model="numpy")
-def _run(call, tensor, batch, head, x0, x1, x2, dilation2):
+def _line(call, scratch, tensor, x0, x1, x2, dilation2):
     """Address of a row, and how far it is to the next along the last axis."""
     step = stride_of(call, tensor, 2)
-    row = row_of(call, tensor, batch, head) + x0 * stride_of(call, tensor, 0) + x1 * stride_of(call, tensor, 1)
+    row = row_of(call, tensor, get(scratch, c.NOW_BATCH), get(scratch, c.NOW_KEY_HEAD))
+    row += x0 * stride_of(call, tensor, 0) + x1 * stride_of(call, tensor, 1)
     return row + x2 * step, dilation2 * step
 
 
 @njit(error_model="numpy")
-def _stop(position, i0, i1, i2):
-    store_int(position, i0)
-    store_int(position + 8, i1)
-    store_int(position + 16, i2)
+def _bias_line(scratch, i0, i1, i2):
+    """How far a box key's biases by lanes are from the head's first, and how far it is to the next key's."""
+    steps = get(scratch, c.OWN) + 8 * c.BIAS_STEP
+    offset = (get(tile_of(scratch, 0), c.FIRST_OFFSET) + i0) * get(steps, 0)
+    offset += (get(tile_of(scratch, 1), c.FIRST_OFFSET) + i1) * get(steps, 1)
+    return offset + (get(tile_of(scratch, 2), c.FIRST_OFFSET) + i2) * get(steps, 2), get(steps, 2)
+
+
+@njit(error_model="numpy")
+def _stop(scratch, i0, i1, i2):
+    put(scratch, c.POSITION, i0)
+    put(scratch, c.POSITION + 1, i1)
+    put(scratch, c.POSITION + 2, i2)

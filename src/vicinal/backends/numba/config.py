@@ -1,0 +1,97 @@
+"""`NumbaConfig`: the tiles of a pass, and which ones there are to choose from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+from vicinal.caching import Cache
+from vicinal.geometry.count import count
+from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.tiles import alike
+from vicinal.problem import Problem
+
+LANES = 16  # queries of a tile, at most
+LISTED = 8
+TILE_COST = 24  # of a tile, besides its keys, in rows of 16 scores
+
+
+@dataclass(frozen=True)
+class NumbaConfig:
+    """Tiles for every set of heads that share a neighborhood, in `head_sets`' order.
+
+    Attributes:
+        tiles: queries along each axis, at most 16 together.
+        boxes: keys along each axis that a tile's queries attend to, at most.
+    """
+
+    tiles: tuple[tuple[int, ...], ...]
+    boxes: tuple[tuple[int, ...], ...]
+
+    @property
+    def query_tile(self) -> tuple[int, ...]:
+        return self.tiles[0]
+
+    @property
+    def key_tile(self) -> tuple[int, ...]:
+        return self.boxes[0]
+
+    @property
+    def unfolded(self) -> int | None:
+        return None
+
+    def __str__(self) -> str:
+        pairs = zip(self.tiles, self.boxes)
+        return "; ".join(f"{_sizes(tile)} queries by {_sizes(box)} keys" for tile, box in dict.fromkeys(pairs))
+
+
+def _sizes(tile: tuple[int, ...]) -> str:
+    return "x".join(map(str, tile))
+
+
+def configs(problem: Problem) -> list[NumbaConfig]:
+    """By the keys that tiles meet, fewest first; where heads differ, one with the best tiles for each set of them."""
+    found = [shapes(own.axes, problem.lengths) for own in head_sets(problem)]
+    if len(found) > 1:
+        found = [own[:1] for own in found]
+    return [NumbaConfig(*zip(*choice)) for choice in list(product(*found))[:LISTED]]
+
+
+def head_sets(problem: Problem) -> dict[Neighborhood, tuple[int, ...]]:
+    """The heads of each neighborhood."""
+    sets: dict[Neighborhood, tuple[int, ...]] = {}
+    if not problem.per_head:
+        return {problem.neighborhood: tuple(range(problem.heads))}
+    for head, neighborhood in enumerate(problem.neighborhoods):
+        sets[neighborhood] = (*sets.get(neighborhood, ()), head)
+    return sets
+
+
+Shape = tuple[tuple[int, ...], tuple[int, ...]]
+SHAPES: Cache[tuple[Shape, ...]] = Cache(entries=1024)
+
+
+@SHAPES.memoize
+def shapes(axes: tuple[Axis, ...], lengths: tuple[int, ...]) -> tuple[Shape, ...]:
+    """Tiles of at most 16 queries that could not be longer along any axis, with their boxes; cheapest first."""
+    longest = [min(LANES, alike(a, n)[0].length) for a, n in zip(axes, lengths)]
+    found = []
+    for tile in _full_tiles(tuple(longest)):
+        counts = [count(axis, length, size, 1) for axis, length, size in zip(axes, lengths, tile)]
+        cost = prod(own.covered for own in counts) + TILE_COST * prod(own.tiles for own in counts)
+        found.append((cost, tile, tuple(own.widest for own in counts)))
+    return tuple((tile, box) for _, tile, box in sorted(found))
+
+
+FULL_TILES: Cache[tuple[tuple[int, ...], ...]] = Cache(entries=1024)
+
+
+@FULL_TILES.memoize
+def _full_tiles(longest: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    fits = {tile for tile in product(*(range(1, n + 1) for n in longest)) if prod(tile) <= LANES}
+
+    def grows(tile: tuple[int, ...]) -> bool:
+        return any(tuple(n + (i == j) for j, n in enumerate(tile)) in fits for i in range(len(tile)))
+
+    return tuple(sorted(tile for tile in fits if not grows(tile)))
