@@ -75,8 +75,9 @@ format: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+# Without --quiet, which would keep warnings from --strict.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict   # not --quiet: that hides warnings from --strict too
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The pictures of docs/concepts.md, by the commands that stand below them.
 pictures: $(READY)

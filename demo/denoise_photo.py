@@ -108,7 +108,8 @@ def main() -> None:
     strip(shown).save(options.output / "strip.png")
     to_picture(noisy).save(options.output / "noisy.png")
     to_picture(images["vicinal"]).save(options.output / "denoised.png")
-    console.print(f"Pictures: {options.output}/strip.png, noisy.png, denoised.png")
+    console.print("noisy.png and denoised.png lie beside this strip of all of them:")
+    console.print(str(options.output / "strip.png"), markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,11 @@ def test_importing_vicinal_does_not_import_torch():
     assert process(["-c", "import sys, vicinal; sys.exit('torch' in sys.modules)"]).returncode == 0
 
 
+def test_operators_are_registered_where_torch_is_there():
+    code = "import torch, vicinal; print(torch.ops.vicinal.attend.default)"
+    assert process(["-c", code]).stdout == "vicinal.attend.default\n"
+
+
 def test_a_submodule_is_there_without_its_own_import():
     done = process(["-c", "import vicinal; print(vicinal.unfused.na1d_qk.__name__)"])
     assert done.stdout == "na1d_qk\n", done.stderr

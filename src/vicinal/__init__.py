@@ -1,8 +1,10 @@
 """vicinal: exact, fast neighborhood attention in 1-D, 2-D and 3-D, in pure Python.
 
-Names are imported when first asked for, so that `vicinal --help` does not wait for torch.
+Names are imported when first asked for, so that `vicinal --help` does not wait for torch. Where torch is there already,
+nobody waits: the operators are registered at once, for programs that name them, as exported ones do.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -46,16 +48,21 @@ _HOMES = {
     "neighborhood_attention": "vicinal.functional",
 }
 
+if not TYPE_CHECKING:  # to type checkers, what is not listed above is not there
 
-def __getattr__(name: str) -> object:
-    if name in _MODULES:
-        return import_module(f"vicinal.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'vicinal' has no attribute {name!r}")
-    found = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = found
-    return found
+    def __getattr__(name):
+        if name in _MODULES:
+            return import_module(f"vicinal.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'vicinal' has no attribute {name!r}")
+        found = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES, *_MODULES})
+
+
+if "torch" in sys.modules:
+    import_module("vicinal.operators")

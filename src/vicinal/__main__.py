@@ -21,10 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _run(words)
         if sys.stdout is not None:
             sys.stdout.flush()
-    except OSError as error:  # of standard output: what concerns a file was told with its name
+    except OSError as error:  # of standard output, or of a file that no command has told about
         _close_output()
         if not isinstance(error, BrokenPipeError):  # whoever reads has seen enough
-            print(f"vicinal: cannot write: {error.strerror or error}", file=sys.stderr)
+            what = "cannot write" if error.filename is None else error.filename
+            print(f"vicinal: {what}: {error.strerror or error}", file=sys.stderr)
         return 1
     return status
 
