@@ -6,7 +6,7 @@ from hypothesis import given, settings
 
 import strategies
 import vicinal
-from vicinal import Neighborhood, calls
+from vicinal import Neighborhood
 from vicinal.problem import Inputs
 from vicinal.reference import reference
 
@@ -153,18 +153,6 @@ def test_non_contiguous_inputs():
 def test_is_causal_of_none_means_not_causal():
     inputs = qkv((8,))
     torch.testing.assert_close(vicinal.na1d(*inputs, 3, is_causal=None), vicinal.na1d(*inputs, 3))
-
-
-def test_ignored_knobs_warn_once(recwarn, monkeypatch):
-    monkeypatch.setattr(calls, "_warned", set())
-    inputs = qkv((8,))
-    for _ in range(2):
-        output = vicinal.na1d(*inputs, 3, q_tile_shape=(64,), run_persistent_kernel=False)
-    messages = [str(w.message) for w in recwarn if "vicinal ignores" in str(w.message)]
-    assert len(messages) == 1
-    assert "q_tile_shape, run_persistent_kernel" in messages[0]
-    assert recwarn[0].filename == __file__
-    torch.testing.assert_close(output, vicinal.na1d(*inputs, 3))
 
 
 def test_meta_tensors_give_shapes_and_dtypes():

@@ -1,0 +1,51 @@
+"""What the public functions have in common."""
+
+import pytest
+import torch
+
+import vicinal
+from vicinal import calls
+from vicinal.geometry.neighborhood import Neighborhood
+
+
+def test_ignored_knobs_warn_once(recwarn, monkeypatch):
+    monkeypatch.setattr(calls, "_warned", set())
+    x = torch.randn(1, 8, 2, 4)
+    for _ in range(2):
+        output = vicinal.na1d(x, x, x, 3, q_tile_shape=(64,), run_persistent_kernel=False)
+    messages = [str(w.message) for w in recwarn if "vicinal ignores" in str(w.message)]
+    assert len(messages) == 1
+    assert "q_tile_shape, run_persistent_kernel" in messages[0]
+    assert recwarn[0].filename == __file__
+    assert torch.equal(output, vicinal.na1d(x, x, x, 3))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (3, 1, 1, False, "shift"),
+        (None, None, None, None, "clip"),
+        ((3, 5), 2, [1, 2], (True, False), "shift"),
+        ([None, 5], (1, 1), 1, True, ("clip", "shift")),
+    ],
+)
+def test_neighborhoods_are_made_once(values):
+    found = calls.neighborhood(2, *values)
+    assert found == Neighborhood.of(2, *values)
+    assert calls.neighborhood(2, *values) is found
+
+
+def test_autocast_has_its_dtype_on_devices_that_know_it():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert calls.autocast_dtype(torch.device("cpu")) == torch.bfloat16
+        assert calls.autocast_dtype(torch.device("cuda")) is None
+        assert calls.autocast_dtype(torch.device("meta")) is None
+    assert calls.autocast_dtype(torch.device("cpu")) is None
+
+
+def test_autocast_leaves_float64_and_what_is_no_tensor():
+    x, wide = torch.zeros(2), torch.zeros(2, dtype=torch.float64)
+    with torch.autocast("cpu", torch.float16):
+        cast = calls.autocast((x, wide, None, 3))
+    assert [getattr(t, "dtype", t) for t in cast] == [torch.float16, torch.float64, None, 3]
+    assert calls.autocast((x, wide, None)) == (x, wide, None)
