@@ -476,16 +476,25 @@ COMPAT_FUSED = [
     ("rpb of another window", ValueError, "rpb | [4, 5, 5] | [4, 5, 7]", {"rpb": tensor(4, 5, 7)}),
 ]
 COMPAT_MODULE = [
-    ("dim no multiple", ValueError, "dim | multiple of num_heads | 12 and 5", {"num_heads": 5}),
-    ("kernel_size 0", ValueError, "kernel_size | at least 1 | 0", {"kernel_size": 0}),
-    ("dilation True", TypeError, "dilation | integer | True", {"dilation": True}),
     ("dim 0", ValueError, "dim | at least 1 | 0", {"dim": 0}),
+    ("dim no multiple", ValueError, "dim | multiple of num_heads | 12 and 5", {"num_heads": 5}),
     ("num_heads 2.0", TypeError, "num_heads | integer | 2.0", {"num_heads": 2.0}),
     ("num_heads True", TypeError, "num_heads | integer | True", {"num_heads": True}),
-    ("qkv_bias in words", TypeError, "qkv_bias | True or False | 'no'", {"qkv_bias": "no"}),
-    ("qk_scale a tensor", TypeError, "qk_scale | real number", {"qk_scale": torch.ones(())}),
-    ("attn_drop 2", ValueError, "attn_drop | from 0 to 1 | 2", {"attn_drop": 2}),
-    ("an argument of 0.20", TypeError, "NeighborhoodAttention2D(dim | 'stride'", {"stride": 1}),
+    ("kernel_size 0", ValueError, "kernel_size | at least 1 | 0", {"kernel_size": 0}),
+    ("dilation True", TypeError, "dilation | integer | True", {"dilation": True}),
+    ("qkv_bias text", TypeError, "qkv_bias | True or False | 'no'", {"qkv_bias": "no"}),
+    ("qk_scale a tensor", TypeError, "qk_scale | multiply the query", {"qk_scale": torch.ones(1)}),
+    ("attn_drop above 1", ValueError, "attn_drop | 0 to 1 | 2", {"attn_drop": 2.0}),
+]
+COMPAT_FORWARD = [
+    ("x a list", TypeError, "x | torch.Tensor | list", {"x": [1.0]}),
+    ("x of another dtype", TypeError, "x | parameters' dtype torch.float32 | float64", {"x": X.double()}),
+    ("x of other channels", ValueError, "x | 12] | [1, 6, 8, 11]", {"x": X[..., :11]}),
+    ("x of another rank", ValueError, "x | 4 dimensions | [6, 8, 12]", {"x": X[0]}),
+]
+COMPAT_ATTENTION = [  # 0.21.0 had no is_causal: scale came fourth
+    ("is_causal where scale stands", TypeError, "scale | real number | True", {"scale": True}),
+    ("no tensor", TypeError, "value | torch.Tensor | NoneType", {"value": None}),
 ]
 VERSIONS = [
     ("unknown", ValueError, "0.17 | '9.9'", {"generation": "9.9"}),
@@ -499,7 +508,7 @@ def natten(version: str) -> Any:
     return module
 
 
-N14, N17 = natten("0.14"), natten("0.17")
+N14, N17, N21 = natten("0.14"), natten("0.17"), natten("0.21.0")
 
 
 def called(call: Callable[..., Any], rows: list[Row], name: str, **right: Any) -> list[Any]:
@@ -543,6 +552,10 @@ ROWS = [
     *called(N17.functional.na2d, COMPAT_FUSED, "0.17 na2d", **TWO, kernel_size=3),
     *called(N17.NeighborhoodAttention2D, COMPAT_MODULE, "0.17 module", dim=12, num_heads=2, kernel_size=3),
     *called(N14.NeighborhoodAttention2D, COMPAT_MODULE, "0.14 module", dim=12, num_heads=2, kernel_size=3),
+    *called(lambda x: N14.NeighborhoodAttention2D(12, 2, 3)(x), COMPAT_FORWARD, "0.14 module called"),
+    *called(lambda x: N17.NeighborhoodAttention2D(12, 2, 3)(x), COMPAT_FORWARD, "0.17 module called"),
+    *called(N21.attention, COMPAT_ATTENTION, "0.21.0 attention", query=A, key=B, value=C),
+    *called(N21.NeighborhoodAttention2D, MODULE[:12], "0.21.0 module", **MODULES),
     *called(install_as_natten, VERSIONS, "install_as_natten"),
 ]  # fmt: skip
 

@@ -10,9 +10,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vicinal.checks import check_scale, check_switch
+from vicinal.checks import check_scale, check_switch, check_tensor
 from vicinal.geometry.neighborhood import Neighborhood, per_axis
 from vicinal.problem import Inputs
 from vicinal.routing import route
@@ -56,6 +56,24 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 _HAVE_AUTOCAST = ("cpu", "cuda")  # known without asking
 _AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_input(x: Tensor, rank: int, channels: int, projection: nn.Module) -> None:
+    """That a module's input is `[batch, *lengths, channels]` of its projection's dtype.
+
+    Raises:
+        TypeError, ValueError: see `vicinal.nn.NeighborhoodAttention.forward`.
+    """
+    check_tensor("x", x)
+    if x.ndim != rank + 2 or x.shape[-1] != channels:
+        raise ValueError(
+            f"x must have {rank + 2} dimensions [batch, {rank} spatial lengths, {channels}], got shape {list(x.shape)}"
+        )
+    if type(projection) is not nn.Linear:  # a layer put in its place has its own rules
+        return
+    dtype = projection.weight.dtype
+    if x.dtype != dtype and autocast_dtype(x.device) is None:
+        raise TypeError(f"x must have the parameters' dtype {dtype}, got {x.dtype}")
 
 
 def neighborhood(rank: int, *values: Any) -> Neighborhood:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vicinal.calls import autocast_dtype
-from vicinal.checks import DTYPES, check_count, check_device, check_fraction, check_scale, check_switch, check_tensor
+from vicinal.calls import check_input
+from vicinal.checks import DTYPES, check_count, check_device, check_fraction, check_scale, check_switch
 from vicinal.functional import neighborhood_attention
 from vicinal.geometry.neighborhood import Boundary, Neighborhood, PerAxis
 
@@ -115,7 +115,7 @@ class NeighborhoodAttention(nn.Module):
             TypeError: the input is no dense tensor, or not of the parameters' dtype (under autocast it may differ).
             ValueError: the input has another rank or another number of channels.
         """
-        self._check(x)
+        check_input(x, self.rank, self.num_heads * self.head_dim, self.qkv)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
         query, key, value = qkv.unbind(-3)
         output = neighborhood_attention(query, key, value, self.neighborhood, scale=self.scale)
@@ -138,20 +138,6 @@ class NeighborhoodAttention(nn.Module):
         if "neighborhood" not in kept:
             given = {name: state[name] for name in _GEOMETRY if name in state}
             self.neighborhood = Neighborhood.of(self.rank, **given)
-
-    def _check(self, x: Tensor) -> None:
-        check_tensor("x", x)
-        rank, channels = self.rank, self.num_heads * self.head_dim
-        if x.ndim != rank + 2 or x.shape[-1] != channels:
-            raise ValueError(
-                f"x must have {rank + 2} dimensions [batch, {rank} spatial lengths, {channels}], "
-                f"got shape {list(x.shape)}"
-            )
-        if type(self.qkv) is not nn.Linear:  # a layer put in its place has its own rules
-            return
-        dtype = self.qkv.weight.dtype
-        if x.dtype != dtype and autocast_dtype(x.device) is None:
-            raise TypeError(f"x must have the parameters' dtype {dtype}, got {x.dtype}")
 
 
 class NeighborhoodAttention1D(NeighborhoodAttention):

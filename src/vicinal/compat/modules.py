@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vicinal import functional
 from vicinal import nn as own
+from vicinal.calls import check_input
 from vicinal.checks import check_count, check_fraction, check_scale, check_switch
 from vicinal.compat import context
 from vicinal.compat.operations import default_scale
@@ -86,10 +87,9 @@ class HeadsFirstAttention(nn.Module):
         """`[B, *X, dim]` to the same shape.
 
         Raises:
-            ValueError: the input has another rank.
+            TypeError, ValueError: as `vicinal.nn.NeighborhoodAttention.forward`.
         """
-        if x.ndim != self.rank + 2:
-            raise ValueError(f"x must have {self.rank + 2} dimensions [batch, lengths, dim], got {list(x.shape)}")
+        check_input(x, self.rank, self.num_heads * self.head_dim, self.qkv)
         lengths = x.shape[1:-1]
         x = self.padded(x)
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(-3)
@@ -115,9 +115,7 @@ class HeadsFirstAttention(nn.Module):
         )
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, window: Any, dilation: Any, causal: Any) -> Tensor:
-        output = _NA[self.rank](q, k, v, window, 1, dilation, causal, self.scale, rpb=self.rpb)
-        assert isinstance(output, Tensor)
-        return output
+        return _NA[self.rank](q, k, v, window, 1, dilation, causal, self.scale, rpb=self.rpb)
 
     def _unfused(self, q: Tensor, k: Tensor, v: Tensor, window: Any, dilation: Any, causal: Any) -> Tensor:
         variant = context.unfused_variant(q)
