@@ -6,11 +6,13 @@ Safe is what is right in any case: "something watches this call" sends it throug
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _private(path: str, otherwise: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,6 +30,15 @@ _is_legacy_batched = _private("_functorch.is_legacy_batchedtensor", lambda t: Tr
 _is_wrapped = _private("_functorch.is_functorch_wrapped_tensor", lambda t: False)
 _is_tracking = _private("_functorch.is_gradtrackingtensor", lambda t: False)
 _unwrapped = _private("_functorch.get_unwrapped", lambda t: None)
+
+
+def run_when_traced(function: F) -> F:
+    """Makes `function` run once, when compiled code that calls it is traced. Where torch lacks the mark, tracing stops.
+
+    `torch.compiler.assume_constant_result` does the same, and imports the compiler for it, which takes seconds.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def in_dispatch_mode() -> bool:

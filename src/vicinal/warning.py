@@ -10,10 +10,12 @@ from types import FrameType
 
 import torch
 
+from vicinal.torch_internals import run_when_traced
+
 _INSIDE = tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__))  # torch calls us in its modules
 
 
-@torch.compiler.assume_constant_result  # in compiled code it warns once, when that is traced
+@run_when_traced
 def warn(message: str) -> None:
     """`warnings.warn` for the first caller that is neither vicinal nor torch."""
     frame: FrameType | None = sys._getframe(1)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from vicinal.geometry.neighborhood import Neighborhood, PerAxis, per_axis
 from vicinal.reference import neighborhood_mask
+
+if TYPE_CHECKING:  # it imports torch's compiler, which takes seconds
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 def can_run_flex_attention(input_shape: Sequence[int]) -> bool:
@@ -21,6 +23,8 @@ def can_run_flex_attention(input_shape: Sequence[int]) -> bool:
 
 def get_flex_attention_compiled() -> Callable[..., Any]:
     """Torch's FlexAttention, compiled."""
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention, dynamic=False)
 
 
@@ -32,6 +36,8 @@ def get_na_flex_mask(
     is_causal: PerAxis[bool] | None,
 ) -> BlockMask:
     """The neighborhood as a block mask over flattened tokens, on the CUDA device where there is one. O(N^2) memory."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
     lengths = per_axis("input_size", input_size, na_dim)
     neighborhood = Neighborhood.of(na_dim, kernel_size, 1, dilation, is_causal).resolve(lengths)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,7 +10,6 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import vicinal.unfused  # noqa: F401 - registers the operators that are counted
 from vicinal.geometry.neighborhood import PerAxis, decode, per_axis
@@ -27,6 +26,8 @@ def get_flops(model: torch.nn.Module, input: Any, disable_warnings: bool = False
         input: a tensor, or a tuple of arguments.
         disable_warnings: accepted; there are none.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
+
     arguments = input if isinstance(input, tuple) else (input,)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*arguments)
