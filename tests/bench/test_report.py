@@ -1,3 +1,4 @@
+import io
 import json
 
 import pytest
@@ -94,6 +95,23 @@ def test_our_result_is_of_the_backend_that_dispatch_would_choose(window, chosen)
     record.add(case, both)
     written = record.document["cases"][0]
     assert report.our_result(written, measurements_of(written), "forward").system == chosen
+
+
+def test_a_backend_that_is_no_more_is_a_peer_of_the_others():
+    gone, numba = measurement("vicinal abacus", 0.1), measurement("vicinal numba", 0.2)
+    assert report.our_result({}, [gone, numba], "forward") is numba
+    assert report.our_result({}, [gone], "forward") is gone
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_tables_fit_the_terminal_and_cut_no_name(record, width):
+    console = Console(width=width, markup=False, highlight=False, file=io.StringIO())
+    report.print_case(console, record.document["cases"][1])
+    report.print_summary(console, record.document)
+    printed = console.file.getvalue()
+    assert max(map(len, printed.splitlines())) <= width
+    assert "\N{HORIZONTAL ELLIPSIS}" not in printed
+    assert ("quartiles" in printed) == ("worst on" in printed) == (width == 200)
 
 
 def test_the_problem_of_a_case_is_read_back(record):
