@@ -196,7 +196,7 @@ def _window_sizes(pixels: Tensor, window: int) -> Tensor:
 
 def _patch_weight(patch: int, channels: int) -> Tensor:
     """`[patch, patch]` Gaussian weights of a squared patch distance, which sum to 1 over the patch and all channels."""
-    offsets = torch.arange(patch, dtype=torch.float64) - patch // 2
+    offsets = torch.arange(patch, dtype=torch.float64, device="cpu") - patch // 2
     spread = max((patch - 1) / 4, 0.25)  # as scikit-image has it; any spread will do for a patch of one pixel
     profile = torch.exp(-offsets.square() / (2 * spread**2))
     weight = profile[:, None] * profile

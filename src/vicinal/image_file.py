@@ -157,7 +157,7 @@ def _free_bytes(device: torch.device) -> int | None:
 def _flops_per_second(channels: int, patch: int, device: torch.device) -> float:
     """What this machine does, from a small image of noise: the second call, for the first may compile."""
     side = 128 if device.type == "cpu" else 512
-    noise = torch.rand(side, side, channels, device=device)
+    noise = torch.rand(side, side, channels, dtype=torch.float32, device=device)
     for _ in range(2):
         start = time.perf_counter()
         denoise(noise, 21, patch, sigma=0.1).sum().item()  # waits for the device

@@ -36,7 +36,7 @@ def neighbors(axis: Axis, length: int, query: int) -> list[int]:
 
 def axis_mask(axis: Axis, length: int) -> Tensor:
     """`[length, length]`, True where a query (row) attends to a key (column)."""
-    mask = torch.zeros(length, length, dtype=torch.bool)
+    mask = torch.zeros(length, length, dtype=torch.bool, device="cpu")
     for query in range(length):
         mask[query, neighbors(axis, length, query)] = True
     return mask
@@ -44,7 +44,7 @@ def axis_mask(axis: Axis, length: int) -> Tensor:
 
 def neighborhood_mask(neighborhood: Neighborhood, lengths: Sequence[int]) -> Tensor:
     """`[N, N]` over flattened tokens, True where a query (row) attends to a key (column)."""
-    mask = torch.ones(1, 1, dtype=torch.bool)
+    mask = torch.ones(1, 1, dtype=torch.bool, device="cpu")
     for axis, length in zip(neighborhood.axes, lengths):
         own = axis_mask(axis, length)
         size = mask.shape[0] * length
@@ -56,7 +56,9 @@ def bias_of(rpb: Tensor, neighborhood: Neighborhood, lengths: Sequence[int]) -> 
     """`[H, N, N]`: the bias of every pair that the window allows (elsewhere its value has no meaning)."""
     size = prod(lengths)
     index: list[Any] = [slice(None)]  # then one [N, N] index per axis
-    positions = torch.cartesian_prod(*(torch.arange(n) for n in lengths)).reshape(size, len(lengths))
+    positions = torch.cartesian_prod(*(torch.arange(n, dtype=torch.int64, device="cpu") for n in lengths)).reshape(
+        size, len(lengths)
+    )
     for a, axis in enumerate(neighborhood.axes):
         assert axis.window is not None
         x = positions[:, a] // axis.dilation

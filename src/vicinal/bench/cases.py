@@ -69,7 +69,7 @@ def random_inputs(problem: Problem, seed: int = 0) -> Inputs:
 
     def normal(heads: int, dim: int) -> torch.Tensor:
         shape = (problem.batch, *problem.lengths, heads, dim)
-        return torch.randn(shape, generator=generator, device=problem.device).to(problem.dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device=problem.device).to(problem.dtype)
 
     return Inputs(
         normal(problem.heads, problem.head_dim),
@@ -174,7 +174,7 @@ def _gpu_cases() -> tuple[Case, ...]:
 
 def _concrete(device: torch.device) -> torch.device:
     """`cuda` with its index, so that it equals the device of the tensors made on it."""
-    return torch.empty(0, device=device).device if device.type == "cuda" else device
+    return torch.empty(0, dtype=torch.float32, device=device).device if device.type == "cuda" else device
 
 
 SUITES: dict[str, Suite] = {

@@ -62,7 +62,7 @@ def _graph(call: Callable[[], object], count: int, pool: Any) -> torch.cuda.CUDA
 @cache
 def _pool(device: torch.device) -> Any:
     """The memory of all graphs, kept by one that does next to nothing."""
-    keeper = torch.zeros(1, device=device)
+    keeper = torch.zeros(1, dtype=torch.float32, device=device)
     _keepers.append((_graph(lambda: keeper.add_(1), 1, None), keeper))
     return _keepers[-1][0].pool()
 

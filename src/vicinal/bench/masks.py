@@ -19,7 +19,7 @@ BLOCK = 128
 
 def dense_mask(problem: Problem) -> Tensor:
     """`[N, N]` boolean on the problem's device, True where a query (row) attends to a key (column)."""
-    tokens = torch.arange(prod(problem.lengths), device=problem.device)
+    tokens = torch.arange(prod(problem.lengths), dtype=torch.int64, device=problem.device)
     return mask_mod(problem, tokens.numel())(None, None, tokens[:, None], tokens[None, :])
 
 
@@ -29,10 +29,10 @@ def flex_block_mask(problem: Problem) -> BlockMask:
     tokens = prod(problem.lengths)
     padded = -(-tokens // BLOCK) * BLOCK
     allowed = mask_mod(problem, padded)
-    keys = torch.arange(padded, device=device)
+    keys = torch.arange(padded, dtype=torch.int64, device=device)
     some, every = [], []
     for start in range(0, padded, BLOCK):  # row of blocks by row, so that memory stays O(n)
-        queries = torch.arange(start, start + BLOCK, device=device)
+        queries = torch.arange(start, start + BLOCK, dtype=torch.int64, device=device)
         pairs = allowed(None, None, queries[:, None], keys[None, :]).view(BLOCK, -1, BLOCK)
         some.append(pairs.any(2).any(0))
         every.append(pairs.all(2).all(0))
@@ -50,12 +50,14 @@ def mask_mod(problem: Problem, padded: int) -> Callable[..., Tensor]:
     also when dilated. Tables are `[padded]`; tokens past the end attend to nothing.
     """
     tables = []
-    positions = torch.arange(prod(problem.lengths), dtype=torch.int32)
+    positions = torch.arange(prod(problem.lengths), dtype=torch.int32, device="cpu")
     inner = prod(problem.lengths)
     for axis, length in zip(problem.neighborhood.axes, problem.lengths):
         inner //= length
         at = positions // inner % length
-        place, start, stop = (torch.tensor(t, dtype=torch.int32)[at.long()] for t in _places(axis, length))
+        place, start, stop = (
+            torch.tensor(t, dtype=torch.int32, device="cpu")[at.long()] for t in _places(axis, length)
+        )
         tables.append(
             tuple(_pad(t, padded, fill).to(problem.device) for t, fill in ((place, -1), (start, 1), (stop, 0)))
         )

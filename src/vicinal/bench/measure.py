@@ -111,7 +111,7 @@ def measure(
         inputs = random_inputs(problem)
         generator = torch.Generator(problem.device).manual_seed(1)
         shape = (*inputs.query.shape[:-1], problem.value_dim)
-        grad = torch.randn(shape, generator=generator, device=problem.device).to(problem.dtype)
+        grad = torch.randn(shape, generator=generator, dtype=torch.float32, device=problem.device).to(problem.dtype)
         truths: dict[str, Truth | str] = {}
         ready: list[_Ready] = []
         finished: list[Measurement] = []

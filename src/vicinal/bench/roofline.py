@@ -50,7 +50,7 @@ def measure_limits(device: torch.device | str, dtype: torch.dtype) -> Limits:
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     n = MATMUL_SIZE if cuda else MATMUL_SIZE_CPU
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    a, b = (torch.randn(n, n, dtype=torch.float32, device=device).to(dtype) for _ in range(2))
     calls = {"copy": lambda: target.copy_(source), "matmul": lambda: a @ b}
     times = time_calls(calls, device, Effort(samples=7, seconds=2.0, sample_seconds=0.02))
     return Limits(2 * size / times["copy"].median, 2 * n**3 / times["matmul"].median)

@@ -153,12 +153,12 @@ class _Block:
 
 def _whole_blocks(problem: Problem) -> Iterator[_Block]:
     """Every head's whole problem."""
-    tokens = torch.arange(prod(problem.lengths), device=problem.device)
+    tokens = torch.arange(prod(problem.lengths), dtype=torch.int64, device=problem.device)
     mask = None
     if not problem.neighborhood.is_whole(problem.lengths):
         mask = torch.ones(1, 1, dtype=torch.bool, device=problem.device)
         for axis, n in zip(problem.neighborhood.axes, problem.lengths):
-            own = torch.zeros(n, n, dtype=torch.bool)
+            own = torch.zeros(n, n, dtype=torch.bool, device="cpu")
             for i in range(n):
                 own[i, neighbors(axis, n, i)] = True
             mask = _both_axes(mask, own.to(problem.device))
@@ -168,18 +168,23 @@ def _whole_blocks(problem: Problem) -> Iterator[_Block]:
 
 def _sampled_blocks(problem: Problem, sampling: Sampling, generator: torch.Generator) -> Iterator[_Block]:
     def below(n: int) -> int:
-        return int(torch.randint(n, (), generator=generator))
+        return int(torch.randint(n, (), generator=generator, dtype=torch.int64, device="cpu"))
 
     device, tokens = problem.device, prod(problem.lengths)
     corners = [tuple(n - 1 for n in problem.lengths), (0,) * problem.rank]
     others = [tuple(below(n) for n in problem.lengths) for _ in range(sampling.keys)]
     keys = (corners + others)[: sampling.keys]
     if problem.neighborhood.is_whole(problem.lengths):
-        columns = torch.arange(tokens, device=device)
-        complete = torch.tensor([_flat(at, problem.lengths) for at in keys], device=device)
+        columns = torch.arange(tokens, dtype=torch.int64, device=device)
+        complete = torch.tensor([_flat(at, problem.lengths) for at in keys], dtype=torch.int64, device=device)
         rows = columns
         if problem.group_size * tokens**2 > sampling.scores:
-            rows, complete = torch.randint(tokens, (sampling.queries,), generator=generator).to(device), complete[:0]
+            rows, complete = (
+                torch.randint(tokens, (sampling.queries,), generator=generator, dtype=torch.int64, device="cpu").to(
+                    device
+                ),
+                complete[:0],
+            )
         yield _Block(below(problem.batch), below(problem.kv_heads), rows, columns, None, complete)
         return
     spent = 0
@@ -198,7 +203,7 @@ def _sampled_blocks(problem: Problem, sampling: Sampling, generator: torch.Gener
         for line in lines:
             mask = _both_axes(mask, line.mask.to(device))
         place = [line.keys.index(x) for line, x in zip(lines, at)]
-        complete = torch.tensor([_flat(place, [len(line.keys) for line in lines])], device=device)
+        complete = torch.tensor([_flat(place, [len(line.keys) for line in lines])], dtype=torch.int64, device=device)
         yield _Block(below(problem.batch), below(problem.kv_heads), rows, columns, mask, complete)
 
 
@@ -225,10 +230,11 @@ def _line(axis: Axis, length: int, x: int) -> _Line:
         assert window == neighbors(axis, length, offset + axis.dilation * i)
         assert (x in window) == (queries[0] <= i < queries[1])
     if queries[0] >= queries[1]:
-        return _Line([], [], torch.zeros(0, 0, dtype=torch.bool))
+        return _Line([], [], torch.zeros(0, 0, dtype=torch.bool, device="cpu"))
     low, high = key_interval(axis, group, queries)
-    start, stop = (torch.tensor([end(axis, group, i) for i in range(*queries)]) for end in (window_start, window_stop))
-    at = torch.arange(low, high)
+    numbers = ([end(axis, group, i) for i in range(*queries)] for end in (window_start, window_stop))
+    start, stop = (torch.tensor(ends, dtype=torch.int64, device="cpu") for ends in numbers)
+    at = torch.arange(low, high, dtype=torch.int64, device="cpu")
     return _Line(positions(*queries), positions(low, high), (at >= start[:, None]) & (at < stop[:, None]))
 
 
@@ -238,9 +244,9 @@ def _both_axes(outer: Tensor, inner: Tensor) -> Tensor:
 
 
 def _tokens(positions: list[list[int]], lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    index = torch.zeros(1, dtype=torch.long)
+    index = torch.zeros(1, dtype=torch.int64, device="cpu")
     for line, n in zip(positions, lengths):
-        index = (index[:, None] * n + torch.tensor(line)[None, :]).flatten()
+        index = (index[:, None] * n + torch.tensor(line, dtype=torch.int64, device="cpu")[None, :]).flatten()
     return index.to(device)
 
 
@@ -269,7 +275,7 @@ def _gathered(problem: Problem, inputs: Inputs, grad_output: Tensor, block: _Blo
 def _result_rows(problem: Problem, block: _Block) -> tuple[Tensor, Tensor]:
     """Where a block's results are: rows of `[B * N * H]`, and of `[B * N * Hkv]`."""
     first = block.batch * prod(problem.lengths)
-    members = torch.arange(problem.group_size, device=block.rows.device)
+    members = torch.arange(problem.group_size, dtype=torch.int64, device=block.rows.device)
     heads = block.kv_head * problem.group_size + members
     queries = (first + block.rows)[:, None] * problem.heads + heads
     return queries.flatten(), (first + block.columns[block.complete]) * problem.kv_heads + block.kv_head

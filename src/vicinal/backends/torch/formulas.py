@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vicinal.backends.torch.tiles import Chunk, Walk
+from vicinal.backends.torch.tiles import Chunk, Walk, indices
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Upstream, Wanted, lse_dtype
 
@@ -201,8 +201,7 @@ def _heads(parts: list[Tensor], walks: list[Walk]) -> Tensor:
         return parts[0]
     order = [h for walk in walks for h in walk.heads]
     back = sorted(range(len(order)), key=order.__getitem__)
-    index = torch.tensor(back, dtype=torch.int64, device=parts[0].device)
-    return torch.cat(parts, -2).index_select(-2, index)
+    return torch.cat(parts, -2).index_select(-2, indices(back, parts[0].device))
 
 
 def _table(tokens: Tensor) -> Tensor:

@@ -166,7 +166,7 @@ class Walk:
         self.tile_step = max(1, budget // (scores * max(1, pairs)))
         pair = self._arange(0, pairs)
         self.element, self.own = pair // len(heads), pair % len(heads)
-        self.head = torch.tensor(heads, dtype=torch.int64, device=self.device)
+        self.head = indices(heads, self.device)
 
     def chunks(self) -> Iterator[Chunk]:
         """Some tiles after the other, of each all pairs: at once, or some after the other where they are too many."""
@@ -240,6 +240,13 @@ class Walk:
             assert window is not None
             index = index * (2 * window - 1) + _spread(axis.bias_index(tile), i, len(tiles))
         return index.reshape(len(self.heads), -1, self.rows, self.box)
+
+
+def indices(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Numbers on a device, made there: copies from the host do not go into CUDA graphs."""
+    if list(numbers) == list(range(len(numbers))):
+        return torch.arange(len(numbers), dtype=torch.int64, device=device)
+    return torch.cat([torch.arange(n, n + 1, dtype=torch.int64, device=device) for n in numbers])
 
 
 def _unravel(flat: Tensor, sizes: Sequence[int]) -> list[Tensor]:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from vicinal.backends.gpu.tables import in_use, table_of
-from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.slots import Slots
 from vicinal.geometry.window import group_length, window_start, window_stop
 
@@ -145,12 +144,12 @@ def _blocks(slots: Slots, gathered: Tensor, device: torch.device) -> Iterator[tu
     size = max(1, BLOCK_ELEMENTS // each)
     for start in range(0, slots.tokens, size):
         rows = slice(start, min(start + size, slots.tokens))
-        yield rows, *neighbors(slots, torch.arange(rows.start, rows.stop, device=device))
+        yield rows, *neighbors(slots, torch.arange(rows.start, rows.stop, dtype=torch.int64, device=device))
 
 
 def _bias_index(slots: Slots, rows: slice, device: torch.device) -> Tensor:
     """`[n, slots]`: where in the flattened bias table each slot's bias is (any index for an absent slot)."""
-    tokens = torch.arange(rows.start, rows.stop, device=device)
+    tokens = torch.arange(rows.start, rows.stop, dtype=torch.int64, device=device)
     index = torch.zeros((len(tokens), 1), dtype=torch.int64, device=device)
     for a, axis in enumerate(slots.neighborhood.axes):
         assert axis.window is not None
@@ -166,22 +165,8 @@ def _along(slots: Slots, a: int, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor
     axis, length = slots.neighborhood.axes[a], slots.lengths[a]
     assert axis.window is not None
     position = tokens // prod(slots.lengths[a + 1 :]) % length
-    start, stop = _axis_ends(axis, length, tokens.device)[position].unsqueeze(-1).unbind(1)
-    keys = start + torch.arange(axis.window, device=tokens.device)
+    group, place = position % axis.dilation, position // axis.dilation
+    n = cast(Any, group_length)(length, axis.dilation, group)
+    start, stop = (cast(Any, end)(axis, n, place)[:, None] for end in (window_start, window_stop))
+    keys = start + torch.arange(axis.window, dtype=torch.int64, device=tokens.device)
     return position, keys, keys < stop
-
-
-def _axis_ends(axis: Axis, length: int, device: torch.device) -> Tensor:
-    """First and one past the last key of every query of an axis `[length, 2]`, as positions in its dilation group."""
-
-    def rows() -> list[tuple[int, int]]:
-        ends = []
-        for p in range(length):
-            n = group_length(length, axis.dilation, p % axis.dilation)
-            place = p // axis.dilation
-            ends.append((window_start(axis, n, place), window_stop(axis, n, place)))
-        return ends
-
-    table = table_of((axis, length), device, rows)
-    in_use(table)
-    return table

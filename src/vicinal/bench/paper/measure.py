@@ -169,7 +169,9 @@ def _prepare_all(ready: Ready, case: Case, problem: Problem, every: Sequence[Sys
     clock = _Clock(ready.spent)
     inputs = random_inputs(problem)
     generator = torch.Generator(problem.device).manual_seed(1)
-    grad = torch.randn(inputs.query.shape, generator=generator, device=problem.device).to(problem.dtype)
+    grad = torch.randn(inputs.query.shape, generator=generator, dtype=torch.float32, device=problem.device).to(
+        problem.dtype
+    )
     gradients = case.passes != ("forward",)
     targets = {"neighborhood": problem, "self attention": case.self_attention().problem(problem.device)}
     truths = {name: truth(target, inputs, grad, gradients, QUICK) for name, target in targets.items()}
