@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("triton.experimental.gluon")
 
 from vicinal.backends.hopper import launch as launch_module
-from vicinal.backends.hopper.kernels.arguments import Axes, Grid
+from vicinal.backends.hopper.kernels.arguments import Grid, GroupAxes
 from vicinal.backends.hopper.launch import Block, Launcher
 from vicinal.backends.hopper.layout import Descriptor
 
@@ -257,11 +257,11 @@ class Kernel:
         return arguments[1]
 
 
-AXES = Axes((1, 64, 48), (1, 16, 2**40), (0, 1, 2), 3)
+AXES = GroupAxes((1, 64, 48), (1, 16, 2**40), (0, 1, 2), 3)
 SEEN = {
     "is_constexpr": AXES,
-    "do_not_specialize": Axes((3, 67, 51), (3, 19, 2**40 + 3), (3, 3, 3), 3),
-    "do_not_specialize_on_alignment": Axes((1, 67, 51), (1, 19, 2**40 + 3), (3, 1, 3), 3),
+    "do_not_specialize": GroupAxes((3, 67, 51), (3, 19, 2**40 + 3), (3, 3, 3), 3),
+    "do_not_specialize_on_alignment": GroupAxes((1, 67, 51), (1, 19, 2**40 + 3), (3, 1, 3), 3),
 }
 
 
@@ -272,4 +272,4 @@ def test_triton_specialises_on_integers_in_tuples_as_kernels_say(setting):
     launcher = Launcher(kernel, (0,), (AXES,), GRID, {})
     seen = launcher.compile(torch.zeros(1))
     assert seen == (AXES if setting is None else SEEN[setting])
-    assert isinstance(seen, Axes)
+    assert isinstance(seen, GroupAxes)

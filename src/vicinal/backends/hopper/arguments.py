@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vicinal.backends.gpu.devices import chains
 from vicinal.backends.hopper.config import HopperConfig
-from vicinal.backends.hopper.kernels.arguments import Axes, Constants, Grid, Groups, TokenStrides
+from vicinal.backends.hopper.kernels.arguments import Constants, Grid, GroupAxes, Groups, TokenStrides
 from vicinal.backends.hopper.layout import RANK, Descriptor, Strided, Subproblem, Triple
 from vicinal.backends.hopper.tilings import WARPGROUPS
 from vicinal.geometry.neighborhood import Axis, Neighborhood
@@ -42,10 +42,10 @@ class Tensors(NamedTuple):
         )
 
 
-def axes_of(problem: Problem, part: Subproblem) -> Axes:
+def axes_of(problem: Problem, part: Subproblem) -> GroupAxes:
     """The three axes (of the first head)."""
     axes = _three_axes(problem.neighborhoods[0])
-    return Axes(
+    return GroupAxes(
         part.lengths,
         tuple(a.window or 1 for a in axes),
         tuple(a.stride for a in axes),

@@ -43,7 +43,7 @@ class PrepareConstants(NamedTuple):
     chained: bool = False  # see `Constants`
 
 
-class Axes(NamedTuple):
+class GroupAxes(NamedTuple):
     """Three axes, of one dilation group: each field has one integer per axis."""
 
     lengths: Any
@@ -72,7 +72,7 @@ class Groups(NamedTuple):
 class Scalars(NamedTuple):
     """What a launch is told at run time, but its tensors and dilation groups."""
 
-    axes: Axes
+    axes: GroupAxes
     grid: Grid
     strides: Any  # the kernel's own
     scale: Any  # of scores; of the forward times log2(e)

@@ -50,9 +50,9 @@ from vicinal.backends.hopper.kernels.walk import (
     in_order,
     locate,
     on_line,
-    part_of,
     rows_inside,
     rows_of,
+    share_of,
     sides,
     union,
     walk_order,
@@ -230,13 +230,13 @@ def _keys_consumer(dk_desc, dv_desc, rings, work, C: gl.constexpr, W: gl.constex
         axes = head_axes(work, item.head * work.grid.group + member, C)
         walk = union(item.tile, axes, C)
         rows = rows_of(x, axes, row_layout, C)
-        part = part_of(x[C.split], walk, axes, W, C)
+        share = share_of(x[C.split], walk, axes, W, C)
         a = walk.outer[0]
         b = walk.inner[0]
-        w = part.first
-        t = pass_over_tiles((walked,), t, part.before, C)
-        for step in range(part.count):
-            a, b, w, t = on_line((a, b, w), t, (walked,), walk, part, C)
+        w = share.first
+        t = pass_over_tiles((walked,), t, share.before, C)
+        for step in range(share.count):
+            a, b, w, t = on_line((a, b, w), t, (walked,), walk, share, C)
             await_ready(walked, t, C)
             if MAKES_DV or MAKES_DK:
                 dk, dv = _add_queries(dk, dv, own, walked, t, in_order(a, b, w, C), rows, scale, C, W)
@@ -244,7 +244,7 @@ def _keys_consumer(dk_desc, dv_desc, rings, work, C: gl.constexpr, W: gl.constex
             free(walked, t, C)
             t += 1
             w += STEP[2]
-        t = pass_over_tiles((walked,), t, part.skip - part.before, C)
+        t = pass_over_tiles((walked,), t, share.skip - share.before, C)
     if C.shared:  # the sums go where keys and values are: not before both have read them
         mbarrier.arrive(own_read.index(0), count=1)
         mbarrier.wait(own_read.index(0), 0)
@@ -423,7 +423,7 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
     walk = union(item.tile, axes, C)
     x = beside(walk.first, W, C)
     rows = rows_of(x, axes, row_layout, C)
-    part = part_of(x[C.split], walk, axes, W, C)
+    share = share_of(x[C.split], walk, axes, W, C)
     inside = rows_inside(rows, work.axes)
     at = _prepared_rows(item.place * work.grid.heads + item.head, rows.positions, work.strides.prepared)
     await_previous(C.chained)
@@ -432,10 +432,10 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
     mbarrier.wait(own_ready.index(W), 0)
     a = walk.outer[0]
     b = walk.inner[0]
-    w = part.first
-    t = pass_over_tiles((walked,), gl.to_tensor(0), part.before, C)
-    for step in range(part.count):
-        a, b, w, t = on_line((a, b, w), t, (walked,), walk, part, C)
+    w = share.first
+    t = pass_over_tiles((walked,), gl.to_tensor(0), share.before, C)
+    for step in range(share.count):
+        a, b, w, t = on_line((a, b, w), t, (walked,), walk, share, C)
         slot = t % C.stages
         await_ready(walked, t, C)
         scoring = scores_of(q_s, W, k_s, slot, zero, QP)

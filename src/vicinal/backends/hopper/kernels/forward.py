@@ -58,9 +58,9 @@ from vicinal.backends.hopper.kernels.walk import (
     next_chunk,
     on_line,
     paired_counts,
-    part_of,
     rows_inside,
     rows_of,
+    share_of,
     union,
     walk_order,
     work_of,
@@ -199,6 +199,19 @@ def _fill_pairs(arguments, walk, axes, t, C: gl.constexpr):
     return t
 
 
+class Course(NamedTuple):
+    """A warpgroup's walk: of every line `[first, stop)`, in `count` tiles."""
+
+    first: Any
+    stop: Any
+    before: Any  # tiles of the ring that it passes over ahead of its first
+    after: Any  # and behind its last
+    count: Any
+    skip: Any  # tiles that it passes over at a line's end
+    turns: Any  # with `Constants.paired`: tiles ahead of those that both warpgroups need,
+    common: Any  # whose part of a line is `[common[0], common[1])`
+
+
 @gluon.jit
 def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
     queries, keys, values, o_s = rings
@@ -213,40 +226,23 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
     s_layout: gl.constexpr = accumulator(BN)
     o_layout: gl.constexpr = accumulator(VD)
     p_layout: gl.constexpr = left_operand(VD)
-    row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
     zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
 
     t = 0  # tiles that the rings of keys and values have seen
     done = 0
     for number in range(gl.program_id(0), work.grid.items, gl.num_programs(0)):
         item = locate(number, work.grid.tiles, work.grid.heads, work.groups, C)
-        head = item.head * C.heads
-        axes = head_axes(work, head, C)
+        axes = head_axes(work, item.head * C.heads, C)
         walk = union(item.tile, axes, C)
         x = beside(walk.first, W, C)
-        rows = rows_of(x, axes, row_layout, C)
-        if C.paired:
-            line, alone, turns, common = paired_counts(walk, axes, C)
-            count = turns + common
-            before = gl.minimum(turns, 1) if W == 1 else 0
-            after = 1 if (W == 0) & (common == 0) else 0
-            first = walk.split[0] + ((line - alone) * STEP[2] if W == 1 else 0)
-            stop = first + alone * STEP[2]
-            if turns == 0:
-                first = walk.split[0]
-                stop = walk.split[0] + line * STEP[2]
-        else:
-            part = part_of(x[C.split], walk, axes, W, C)
-            first = part.first
-            stop = part.stop
-            before = part.before
-            after = part.skip - part.before
-            count = part.count
-
+        rows = rows_of(x, axes, gl.SliceLayout(1, s_layout), C)
+        course = _course(x, walk, axes, C, W)
+        first = course.first
+        stop = course.stop
         a = walk.outer[0]
         b = walk.inner[0]
         w = first
-        t = pass_over_tiles((keys, values), t, before, C)
+        t = pass_over_tiles((keys, values), t, course.before, C)
         mbarrier.wait(queries.ready.index(W), done & 1)
         await_ready(keys, t, C)
         s = warpgroup_mma_wait(0, deps=[scores_of(queries.tiles, W, keys.tiles, t % C.stages, zero, QP)])
@@ -260,27 +256,26 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
         m = gl.max(s, 1) * scale
         p = gl.exp2(s * scale - _finite(m)[:, None])
         l = _in_thread_sums(p)
-        l_layout: gl.constexpr = gl.SliceLayout(1, l.type.layout)
         pb = gl.convert_layout(p.to(o_desc.dtype), p_layout)
         out = zeros(BM, VD, VP, o_layout)
-        for step in range(1, count):
+        for step in range(1, course.count):
             last = t
             t += 1
             if C.paired:
-                if step == turns:  # from here on, both warpgroups
+                if step == course.turns:  # from here on, both warpgroups
                     t = pass_over_tiles((keys, values), t, 1 - W, C)
                     a = walk.outer[0]
                     b = walk.inner[0]
-                    first = walk.split[0] + alone * STEP[2]
-                    stop = walk.split[0] + (line - alone) * STEP[2]
+                    first = course.common[0]
+                    stop = course.common[1]
                     w = first
                 else:
-                    if step < turns:
+                    if step < course.turns:
                         t = pass_over_tiles((keys, values), t, 1, C)
                     a, b, w = next_chunk((a1, b1, w1), walk, first, stop, C)
                 a1, b1, w1 = next_chunk((a, b, w), walk, first, stop, C)
             else:
-                a, b, w, t = on_line((a, b, w + STEP[2]), t, (keys, values), walk, part, C)
+                a, b, w, t = on_line((a, b, w + STEP[2]), t, (keys, values), walk, course, C)
             await_ready(keys, t, C)
             scoring = scores_of(queries.tiles, W, keys.tiles, t % C.stages, zero, QP)
             await_ready(values, last, C)
@@ -288,13 +283,7 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
             s = warpgroup_mma_wait(VP, deps=[scoring])
             free(keys, t, C)
             s = _mask(s, in_order(a, b, w, C), in_order(a1, b1, w1, C), rows, s_layout, C)
-            top = gl.max(s, 1) * scale
-            m_new = followed(m, top) if LAZY else gl.maximum(m, top)
-            finite = _finite(m_new)
-            alpha = gl.exp2(m - finite)
-            p = gl.exp2(s * scale - finite[:, None])
-            l = l * gl.convert_layout(alpha, l_layout)[:, None] + _in_thread_sums(p)
-            m = m_new
+            p, m, l, alpha = _exponentials(s, m, l, scale, LAZY)
             factor = gl.convert_layout(alpha, gl.SliceLayout(1, o_layout))
             if LAZY and not C.paired:
                 # Passed long ago. Its branch keeps ptxas from moving the wait for PV up to before the softmax.
@@ -308,25 +297,66 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
         await_ready(values, t, C)
         out, pb = finished(add_product(pb, values.tiles, t % C.stages, out, VP), pb, VP)
         free(values, t, C)
-        t += 1
-        t = pass_over_tiles((keys, values), t, after, C)
-
-        l = gl.convert_layout(gl.sum(l, 1), row_layout)
-        inverse = gl.where(l == 0.0, 0.0, 1.0 / l)  # no score was more than minus infinity: the output is 0
-        inverse = gl.convert_layout(inverse, gl.SliceLayout(1, o_layout))[:, None]
-        tma_store_wait(0)  # of the last item: the buffer is about to be written
-        write_pieces(out, inverse, o_s, W, o_desc.dtype, VP)
-        fence_async_shared()
-        strides = work.strides
-        at, column = _rows_at(item, x, head, strides.output, strides.output_batch, C.value_dim, C)
-        store_pieces(o_desc, at, column, o_s, W, VP)
-        lse = (m + gl.log2(l)) * LN2
-        _store_rows(lse_ptr, lse, item, head, rows, work, C)
+        t = pass_over_tiles((keys, values), t + 1, course.after, C)
+        _write(o_desc, lse_ptr, o_s, out, m, l, item, x, rows, work, C, W)
         if not C.own_output:
             tma_store_wait(0)
             mbarrier.arrive(queries.empty.index(W), count=1)
         done += 1
     tma_store_wait(0)
+
+
+@gluon.jit
+def _course(x, walk, axes, C: gl.constexpr, W: gl.constexpr):
+    """The `Course` of warpgroup `W`, whose tile is at `x`."""
+    STEP: gl.constexpr = walk_order(C.step, C)
+    if C.paired:
+        line, alone, turns, common = paired_counts(walk, axes, C)
+        before = gl.minimum(turns, 1) if W == 1 else 0
+        after = 1 if (W == 0) & (common == 0) else 0
+        first = walk.split[0] + ((line - alone) * STEP[2] if W == 1 else 0)
+        stop = first + alone * STEP[2]
+        if turns == 0:
+            first = walk.split[0]
+            stop = walk.split[0] + line * STEP[2]
+        both = (walk.split[0] + alone * STEP[2], walk.split[0] + (line - alone) * STEP[2])
+        return Course(first, stop, before, after, turns + common, 0, turns, both)
+    else:
+        share = share_of(x[C.split], walk, axes, W, C)
+        return Course(
+            share.first, share.stop, share.before, share.skip - share.before, share.count, share.skip, 0, (0, 0)
+        )
+
+
+@gluon.jit
+def _exponentials(s, m, l, scale, LAZY: gl.constexpr):
+    """Of scores `s`: exponentials; maxima and sums with them; the factor of what was summed before."""
+    top = gl.max(s, 1) * scale
+    m_new = followed(m, top) if LAZY else gl.maximum(m, top)
+    finite = _finite(m_new)
+    alpha = gl.exp2(m - finite)
+    p = gl.exp2(s * scale - finite[:, None])
+    l = l * gl.convert_layout(alpha, gl.SliceLayout(1, l.type.layout))[:, None] + _in_thread_sums(p)
+    return p, m_new, l, alpha
+
+
+@gluon.jit
+def _write(o_desc, lse_ptr, o_s, out, m, l, item, x, rows, work, C: gl.constexpr, W: gl.constexpr):
+    """Divide what was summed, start to store it, and write the log-sum-exps."""
+    VD: gl.constexpr = o_desc.block_shape[4]
+    VP: gl.constexpr = C.value_dim // VD
+    head = item.head * C.heads
+    l = gl.convert_layout(gl.sum(l, 1), m.type.layout)
+    inverse = gl.where(l == 0.0, 0.0, 1.0 / l)  # no score was more than minus infinity: the output is 0
+    inverse = gl.convert_layout(inverse, gl.SliceLayout(1, accumulator(VD)))[:, None]
+    tma_store_wait(0)  # of the last item: the buffer is about to be written
+    write_pieces(out, inverse, o_s, W, o_desc.dtype, VP)
+    fence_async_shared()
+    strides = work.strides
+    at, column = _rows_at(item, x, head, strides.output, strides.output_batch, C.value_dim, C)
+    store_pieces(o_desc, at, column, o_s, W, VP)
+    lse = (m + gl.log2(l)) * LN2
+    _store_rows(lse_ptr, lse, item, head, rows, work, C)
 
 
 @gluon.jit

@@ -1,7 +1,7 @@
 """Where a work item is and which boxes it walks: scalars only, shared by the forward and the backward kernels.
 
 Three axes always: problems of fewer have leading axes of length 1. With `Constants.per_head` windows, strides and
-modes come from a table `[H, 9]` instead of `Axes`. The window rule itself is `vicinal.backends.gpu.kernels.window`'s.
+modes come from a table `[H, 9]`, not from the arguments. The window rule is `vicinal.backends.gpu.kernels.window`'s.
 
 Triton's key of a kernel in its cache does not see the fields of the named tuples below: who reorders them, clears it.
 """
@@ -9,7 +9,7 @@ Triton's key of a kernel in its cache does not see the fields of the named tuple
 from typing import Any, NamedTuple
 
 from vicinal.backends.gpu.kernels import window as rule
-from vicinal.backends.hopper.kernels.arguments import Axes, Grid, Groups
+from vicinal.backends.hopper.kernels.arguments import Grid, GroupAxes, Groups
 from vicinal.backends.hopper.kernels.chain import await_previous
 from vicinal.backends.hopper.kernels.compat import gl, gluon, import_triton
 from vicinal.backends.hopper.kernels.ring import pass_over_tiles
@@ -24,7 +24,7 @@ unravelled = import_triton(rule.unravelled)
 class Work(NamedTuple):
     """All that a launch is told at run time, but its tensors: `Scalars`, and what is passed beside them."""
 
-    axes: Axes
+    axes: GroupAxes
     grid: Grid
     strides: Any  # the kernel's own
     scale: Any
@@ -57,8 +57,8 @@ class Walk(NamedTuple):
     split: Any  # the fastest: along `Constants.split`
 
 
-class Part(NamedTuple):
-    """A warpgroup's part of every line of a walk along `Constants.split`."""
+class Share(NamedTuple):
+    """A warpgroup's share of every line of a walk along `Constants.split`."""
 
     first: Any
     stop: Any
@@ -67,7 +67,7 @@ class Part(NamedTuple):
     count: Any  # tiles that it needs, in all lines
 
 
-class Rows(NamedTuple):
+class OwnRows(NamedTuple):
     """A warpgroup's rows; what they need of the other side. Each field has one value per axis."""
 
     positions: Any
@@ -129,7 +129,7 @@ def head_axes(work, head, C: gl.constexpr):
     if C.per_head:
         await_previous(C.chained)
         row = work.table + head * 9
-        return Axes(
+        return GroupAxes(
             work.axes.lengths,
             (gl.load(row), gl.load(row + 1), gl.load(row + 2)),
             (gl.load(row + 3), gl.load(row + 4), gl.load(row + 5)),
@@ -211,7 +211,7 @@ def row_position(row, A: gl.constexpr, TILE: gl.constexpr):
 
 @gluon.jit
 def rows_of(x, axes, layout: gl.constexpr, C: gl.constexpr):
-    """The `Rows` of a warpgroup's tile at `x`; a token is `Constants.heads` of them."""
+    """The `OwnRows` of a warpgroup's tile at `x`; a token is `Constants.heads` of them."""
     TILE: gl.constexpr = C.tile
     row = gl.arange(0, TILE[0] * TILE[1] * TILE[2] * C.heads, layout=layout) // C.heads
     y0 = x[0] + row_position(row, 0, TILE)
@@ -223,7 +223,7 @@ def rows_of(x, axes, layout: gl.constexpr, C: gl.constexpr):
     _, _, lo0, hi0 = box(x[0], TILE[0], axes, 0, C)
     _, _, lo1, hi1 = box(x[1], TILE[1], axes, 1, C)
     _, _, lo2, hi2 = box(x[2], TILE[2], axes, 2, C)
-    return Rows((y0, y1, y2), (s0, s1, s2), (e0 - s0, e1 - s1, e2 - s2), (lo0, lo1, lo2), (hi0, hi1, hi2))
+    return OwnRows((y0, y1, y2), (s0, s1, s2), (e0 - s0, e1 - s1, e2 - s2), (lo0, lo1, lo2), (hi0, hi1, hi2))
 
 
 @gluon.jit
@@ -253,8 +253,8 @@ def union(tile, axes, C: gl.constexpr):
 
 
 @gluon.jit
-def part_of(x, walk, axes, W: gl.constexpr, C: gl.constexpr):
-    """The `Part` of warpgroup `W`, whose first token along `Constants.split` is `x`.
+def share_of(x, walk, axes, W: gl.constexpr, C: gl.constexpr):
+    """The `Share` of warpgroup `W`, whose first token along `Constants.split` is `x`.
 
     At most `stages - 1` tiles in a row are passed over, so that the ring, which may hold one tile that the warpgroup
     still reads, never runs dry.
@@ -274,20 +274,20 @@ def part_of(x, walk, axes, W: gl.constexpr, C: gl.constexpr):
     first = start + before * STEP[2]
     stop = first + (line - skip) * STEP[2]
     lines = gl.cdiv(walk.outer[1] - walk.outer[0], STEP[0]) * gl.cdiv(walk.inner[1] - walk.inner[0], STEP[1])
-    return Part(first, stop, skip, before, lines * (line - skip))
+    return Share(first, stop, skip, before, lines * (line - skip))
 
 
 @gluon.jit
-def on_line(at, t, rings, walk, part, C: gl.constexpr):
+def on_line(at, t, rings, walk, share, C: gl.constexpr):
     """Where a warpgroup's next tile is, and its number in `rings`: at `at = (a, b, w)`, unless its line has ended.
 
-    Then it is the first of its part of the next line, after the tiles that it passes over.
+    Then it is the first of its share of the next line, after the tiles that it passes over.
     """
     STEP: gl.constexpr = walk_order(C.step, C)
     a, b, w = at
-    if w >= part.stop:
-        w = part.first
-        t = pass_over_tiles(rings, t, part.skip, C)
+    if w >= share.stop:
+        w = share.first
+        t = pass_over_tiles(rings, t, share.skip, C)
         b += STEP[1]
         if b >= walk.inner[1]:
             b = walk.inner[0]
