@@ -469,3 +469,30 @@ def test_first_calls_from_two_threads():
         thread.join()
     assert torch.equal(*found)
     assert error(found[0][: inputs.query.numel()], reference(inputs, own, problem.scale)[0].flatten()) < 5e-3
+
+
+def test_graph_of_heads_that_differ_after_the_table_is_dropped():
+    """A captured graph reads the table of heads whatever the cache does meanwhile."""
+    from vicinal.backends.gpu import tables
+    from vicinal.backends.hopper import BACKEND
+
+    _, _, inputs = make((1, (30, 34), 4, 2, 64, 64, BF16, {"kernel_size": 5}))
+    own = [Neighborhood.of(2, k, 1, 1, k == 9).resolve((30, 34)) for k in (3, 9, 30, 12)]
+    problem = Problem.of(inputs, own, 0.125)
+    first, second = (BACKEND.configs(problem, d)[0] for d in ("forward", "backward"))
+    grad = torch.randn(inputs.query.shape, device="cuda", dtype=BF16)
+
+    def both() -> list[torch.Tensor]:
+        out, lse = BACKEND.forward(problem, first, inputs)
+        return [out, *gradients_of(BACKEND, problem, second, inputs, out, lse, grad)[:3]]
+
+    want = both()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = both()
+    tables._tables.clear()
+    others = [torch.full((1 << 10,), 7, dtype=torch.int32, device="cuda") for _ in range(1 << 10)]
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
+    assert others

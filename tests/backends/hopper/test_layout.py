@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies import KINDS, Layout
-from vicinal.backends.hopper import backward, forward, layout
+from vicinal.backends.hopper import arguments, backward, forward, layout
 from vicinal.backends.hopper.layout import (
     LARGEST,
     RANK,
@@ -26,6 +26,7 @@ from vicinal.backends.hopper.layout import (
 )
 from vicinal.backends.hopper.tilings import backward_configs, forward_configs
 from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.window import window_start, window_stop
 from vicinal.problem import Inputs, Problem
 
 CASES = {  # batch, lengths, dilation
@@ -142,8 +143,8 @@ LARGE = {  # batch, lengths, heads, kv heads, head dim, columns between tokens, 
 
 
 def large(name: str) -> tuple[Problem, tuple[tuple[int, ...], ...]]:
-    batch, lengths, heads, kv_heads, d, token, arguments = LARGE[name]
-    neighborhood = Neighborhood.of(len(lengths), **arguments).resolve(lengths)
+    batch, lengths, heads, kv_heads, d, token, own = LARGE[name]
+    neighborhood = Neighborhood.of(len(lengths), **own).resolve(lengths)
     problem = Problem(batch, lengths, heads, kv_heads, d, d, torch.bfloat16, torch.device("cpu"), (neighborhood,), 0.1)
     each = []
     for h in (heads, kv_heads, kv_heads):
@@ -204,6 +205,19 @@ def test_backward_coordinates_of_large_problems(name):
 def test_what_no_part_of_can_be_addressed_is_copied():
     assert layout.suits(Strided((1, 2, 1, 64), (2**32, 2**31 - 8, 64, 1)))
     assert not layout.suits(Strided((1, 2, 1, 64), (2**33, 2**31, 64, 1)))
+
+
+@pytest.mark.parametrize("rest", [{"boundary": "clip"}, {"is_causal": True}, {"boundary": "clip", "stride": 2**40}])
+def test_windows_that_are_longer_than_integers(rest):
+    """Act like those of twice the length, which is what the kernels are told; also where heads differ."""
+    endless = Neighborhood.of(1, 2**40, **rest)
+    shorter = Neighborhood.of(1, 40, **{**rest, "stride": min(rest.get("stride", 1), 40)})
+    for rule, i in product((window_start, window_stop), range(20)):
+        assert rule(endless.axes[0], 20, i) == rule(shorter.axes[0], 20, i)
+    problem = Problem(1, (20,), 2, 2, 64, 64, torch.bfloat16, torch.device("cpu"), (endless, shorter), 0.1)
+    assert arguments.head_table(problem).tolist()[0] == arguments.head_table(problem).tolist()[1]
+    (part,) = subproblems(problem)
+    assert fits(*(n for values in arguments.axes_of(problem, part) for n in values))
 
 
 def last_token(groups) -> int:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from vicinal.backends.gpu.devices import chains
+from vicinal.backends.gpu.tables import in_use, table_of
 from vicinal.backends.hopper.config import HopperConfig
 from vicinal.backends.hopper.kernels.arguments import Constants, Grid, GroupAxes, Groups, TokenStrides
-from vicinal.backends.hopper.layout import RANK, Descriptor, Strided, Subproblem, Triple
+from vicinal.backends.hopper.layout import RANK, Descriptor, Strided, Subproblem, Triple, three
 from vicinal.backends.hopper.tilings import WARPGROUPS
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.window import SHIFT, mode
@@ -44,13 +43,7 @@ class Tensors(NamedTuple):
 
 def axes_of(problem: Problem, part: Subproblem) -> GroupAxes:
     """The three axes (of the first head)."""
-    axes = _three_axes(problem.neighborhoods[0])
-    return GroupAxes(
-        part.lengths,
-        tuple(a.window or 1 for a in axes),
-        tuple(a.stride for a in axes),
-        tuple(mode(a) for a in axes),
-    )
+    return GroupAxes(part.lengths, *_rule(problem, problem.neighborhoods[0]))
 
 
 def grid_of(problem: Problem, part: Subproblem, constants: Constants, heads: int) -> Grid:
@@ -101,19 +94,25 @@ def dilated(problem: Problem) -> bool:
     return any(d > 1 for d in problem.neighborhoods[0].dilation)
 
 
-def _three_axes(neighborhood: Neighborhood) -> tuple[Axis, Axis, Axis]:
-    padded = (Axis(1),) * (3 - neighborhood.rank) + neighborhood.axes
-    return padded[0], padded[1], padded[2]
-
-
-@lru_cache(maxsize=256)
 def head_table(problem: Problem) -> Tensor | None:
-    """`[H, 9]` int32: windows, strides and modes of every head's three axes; None where all heads are alike."""
+    """`[H, 9]` int32: `_rule` of every head, for launches on the current stream; None where all heads are alike."""
     if not problem.per_head:
         return None
-    rows = []
-    for neighborhood in problem.neighborhoods:
-        axes = _three_axes(neighborhood)
-        rows.append([*(a.window or 1 for a in axes), *(a.stride for a in axes), *(mode(a) for a in axes)])
-    repeat = problem.heads // len(rows)
-    return torch.tensor(rows * repeat, dtype=torch.int32, device=problem.device)
+
+    def rows() -> list[list[int]]:
+        each = [[n for values in _rule(problem, own) for n in values] for own in problem.neighborhoods]
+        return each * (problem.heads // len(each))
+
+    key = ("hopper", problem.neighborhoods, problem.lengths, problem.heads)
+    table = table_of(key, problem.device, rows)
+    in_use(table)
+    return table
+
+
+def _rule(problem: Problem, neighborhood: Neighborhood) -> tuple[Triple, Triple, Triple]:
+    """Windows, strides and modes of three axes, in 32 bits: what is more than twice the length acts like that."""
+    axes = (*(Axis(1),) * (RANK - problem.rank), *neighborhood.axes)
+    most = [2 * n for n in three(problem.lengths, 1)]
+    windows = tuple(min(axis.window or 1, n) for axis, n in zip(axes, most))
+    strides = tuple(min(axis.stride, n) for axis, n in zip(axes, most))
+    return three(windows, 1), three(strides, 1), three(tuple(map(mode, axes)), SHIFT)
