@@ -1,13 +1,27 @@
-"""Triton's cache of compiled kernels on disk, made to be found again."""
+"""Triton's cache of compiled kernels on disk, made to be found again, and to be a help at most.
+
+What is damaged, cannot be written or is full there costs a compilation and a warning: kernels are compiled anew, and
+kept in the cache if it takes them, in a folder of this process otherwise.
+"""
 
 from __future__ import annotations
 
-from contextlib import suppress
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
+from threading import RLock
+from typing import Any
+
+from triton import knobs
+from triton.runtime.cache import FileCacheManager
 
 PACKAGES = tuple(f"vicinal.backends.{name}.kernels" for name in ("gpu", "triton", "unfused", "hopper"))
+
+_lock = RLock()
 
 
 @cache
@@ -26,3 +40,94 @@ def settle_keys() -> None:
                 for _, value in sorted(vars(import_module(f"{package}.{name}")).items()):
                     if isinstance(value, JITFunction):
                         value.cache_key  # noqa: B018 - computed, and kept by Triton
+
+
+def compiled(kernel: Any, arguments: Sequence[Any], grid: tuple[int, ...], options: dict[str, int]) -> Any:
+    """The compiled kernel (Triton's `CompiledKernel`) for these arguments; needs no GPU."""
+    settle_keys()
+    return _or_anew(lambda: kernel.warmup(*arguments, grid=grid, **options))
+
+
+def loaded(kernel: Any, make: Callable[[], Any], grid: tuple[int, ...]) -> Any:
+    """What `make` compiles of `kernel`, in the current device's memory; compiled anew if it cannot be loaded."""
+
+    def try_to() -> Any:
+        found = make()
+        try:
+            found[grid]  # loads it
+        except (RuntimeError, OSError):  # a damaged binary, perhaps: it is not to be found again
+            _forget(kernel, found)
+            raise
+        return found
+
+    return _or_anew(try_to)
+
+
+def _or_anew(make: Callable[[], Any]) -> Any:
+    """What `make` returns; if it fails, what it returns when nothing is found in Triton's cache.
+
+    Whatever the failure was: where it was not the cache, the second one is raised.
+    """
+    try:
+        return make()
+    except Exception as error:
+        with _nothing_found():
+            found = make()
+        folder = knobs.cache.dir
+        warnings.warn(f"a kernel was compiled anew: Triton's cache in {folder} failed with {error!r}", stacklevel=2)
+        return found
+
+
+def _forget(kernel: Any, found: Any) -> None:
+    for per_device in kernel.device_caches.values():
+        for key, value in list(per_device[0].items()):
+            if value is found:
+                del per_device[0][key]
+
+
+@cache
+def _own_folder() -> Any:
+    """A folder for this process, deleted when it ends."""
+    return tempfile.TemporaryDirectory(prefix="vicinal-kernels-")
+
+
+class _Rewriting(FileCacheManager):  # type: ignore[misc]
+    """Finds nothing; writes where Triton does, or to this process's own folder where that fails."""
+
+    def __init__(self, key: str, *arguments: Any, **keywords: Any) -> None:
+        try:
+            super().__init__(key, *arguments, **keywords)
+        except OSError:
+            self._move()
+
+    def get_file(self, filename: str) -> None:
+        return None
+
+    def get_group(self, filename: str) -> None:
+        return None
+
+    def put(self, data: Any, filename: str, binary: bool = True) -> str:
+        try:
+            return super().put(data, filename, binary)
+        except OSError:
+            self._move()
+            return super().put(data, filename, binary)
+
+    def _move(self) -> None:
+        self.cache_dir = tempfile.mkdtemp(dir=_own_folder().name)
+        self.lock_path = f"{self.cache_dir}/lock"
+
+
+@contextmanager
+def _nothing_found() -> Iterator[None]:
+    """A context in which Triton finds no compiled kernel in its cache."""
+    settings = vars(knobs.cache)  # set as an attribute, it would be put into the environment
+    with _lock:
+        before = settings.get("manager_class")
+        settings["manager_class"] = _Rewriting
+        try:
+            yield
+        finally:
+            del settings["manager_class"]
+            if before is not None:
+                settings["manager_class"] = before

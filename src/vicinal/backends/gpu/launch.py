@@ -9,7 +9,7 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from vicinal.backends.gpu.kernel_cache import settle_keys
+from vicinal.backends.gpu import kernel_cache
 
 MAX_GRID = (2**31 - 1, 65535, 65535)  # programs along each dimension of a CUDA grid
 
@@ -49,24 +49,26 @@ class Launch:
         if not isinstance(self.kernel, triton.JITFunction):  # it is interpreted
             self.kernel[self.grid](*tensors, *self.arguments, **self.options)
             return
-        run = self.compile(tensors)[self.grid]
+        run = kernel_cache.loaded(self.kernel, lambda: self.compile(tensors), self.grid)[self.grid]
         run(*tensors, *self._plain)
         if aligned:
             self._run = run
 
     def compile(self, tensors: Sequence[Any]) -> Any:
-        """The compiled kernel, for tensors of these dtypes and alignments.
+        """The compiled kernel, for tensors of these dtypes and alignments; needs no GPU."""
+        return kernel_cache.compiled(self.kernel, (*tensors, *self._seen(tensors)), self.grid, self.options)
 
-        Triton specialises on integers in tuples, whatever `do_not_specialize` says: so it gets to see others of the
-        same width, of which there is nothing special: not 1, not divisible by anything but 1.
+    def _seen(self, tensors: Sequence[Any]) -> list[Any]:
+        """The arguments as Triton gets to see them when it compiles.
+
+        It specialises on integers in tuples, whatever `do_not_specialize` says: so it is given others of the same
+        width, of which there is nothing special: not 1, not divisible by anything but 1.
         """
-        settle_keys()
         parameters = self.kernel.params[len(tensors) :]
-        arguments = [
+        return [
             a if p.is_constexpr or not isinstance(a, tuple) else with_integers(a, lambda n: n | 3)
             for p, a in zip(parameters, self.arguments)
         ]
-        return self.kernel.warmup(*tensors, *arguments, grid=self.grid, **self.options)
 
 
 def options_of(warps: int, stages: int = 2, chained: bool = False) -> dict[str, int]:

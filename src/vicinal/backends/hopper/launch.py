@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vicinal.backends.gpu.kernel_cache import settle_keys
+from vicinal.backends.gpu import kernel_cache
 from vicinal.backends.gpu.launch import plain, with_integers
 from vicinal.backends.hopper.layout import Descriptor
 from vicinal.caching import Cache
@@ -72,8 +72,8 @@ class Launcher:
             for tensor, of in zip(tensors, self.tensors)
         ]
         others = zip(self.kernel.params[len(tensors) :], self.arguments)
-        settle_keys()
-        return self.kernel.warmup(*given, *(_specialised(p, a) for p, a in others), grid=self.grid, **self.options)
+        arguments = (*given, *(_specialised(p, a) for p, a in others))
+        return kernel_cache.compiled(self.kernel, arguments, self.grid, self.options)
 
     def _prepare(self, tensors: Sequence[Tensor]) -> _Ready:
         """Compile, once whatever threads call."""
@@ -81,7 +81,7 @@ class Launcher:
 
         with self._lock:
             if self._ready is None:
-                compiled = self.compile(*tensors)
+                compiled = kernel_cache.loaded(self.kernel, lambda: self.compile(*tensors), self.grid)
                 encode, launch = compat.launch_function(compiled, self.grid, tensors[0].device.index)
                 each = [_encoder(i, t, of, encode) for i, (t, of) in enumerate(zip(tensors, self.tensors))]
                 others = plain(tuple(self.arguments))
