@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "gpu"))  # the folder of compile_driver
 
 from compile_driver import CompileOnlyDriver
+from ptx import before_waits
 
 from vicinal.backends.gpu import hardware
 from vicinal.backends.gpu.launch import Launch
@@ -108,6 +109,11 @@ VARIANTS = [
 ]
 
 
+PARTS = {  # by variant, the gradients that are wanted alone
+    "2d": ["value", "key"],
+    "small": ["query value", "key value"],
+    "everything": ["key additional_values", "additional_keys"],
+}
 HALF = torch.float16
 ONCE = [  # of each list one kernel serves all: among their numbers are 0, 1 and multiples of 16
     [
@@ -194,21 +200,33 @@ def main(name: str, only: list[str]) -> None:
     for variant in VARIANTS:
         if only and variant.name not in only:
             continue
-        for launch, tensors in launches(variant):
-            compiled = launch.compile(tensors)
-            if "PTX_TO" in os.environ and "ptx" in compiled.asm:
-                Path(os.environ["PTX_TO"], f"{variant.name}-{launch.kernel.__name__}.ptx").write_text(
-                    compiled.asm["ptx"]
-                )
-            row = {
-                "variant": variant.name,
-                "kernel": launch.kernel.__name__.removesuffix("_kernel"),
-                "spilled": spills(compiled, target),
-                "shared": compiled.metadata.shared,
-                "fits": compiled.metadata.shared <= architecture.shared,
-                "warps": launch.options["num_warps"],
-            }
-            print(json.dumps(row), flush=True)
+        for names in (None, *PARTS.get(variant.name, ())):
+            report(variant, names, target, architecture.shared)
+
+
+def report(variant: Variant, names: str | None, target: GPUTarget, shared: int) -> None:
+    """One JSON line a kernel; of those that only the gradients of `names` need, if any are given."""
+    wanted = None if names is None else Wanted(*(field in names.split() for field in Inputs._fields))
+    name = variant.name if names is None else f"{variant.name}: {names}"
+    for launch, tensors in launches(variant, wanted=wanted)[0 if names is None else 1 :]:
+        compiled = launch.compile(tensors)
+        kernel = launch.kernel.__name__.removesuffix("_kernel")
+        ptx = compiled.asm.get("ptx")
+        if "PTX_TO" in os.environ and ptx is not None:
+            Path(os.environ["PTX_TO"], f"{name}-{kernel}.ptx").write_text(ptx)
+        row = {
+            "variant": name,
+            "kernel": kernel,
+            "spilled": spills(compiled, target),
+            "shared": compiled.metadata.shared,
+            "fits": compiled.metadata.shared <= shared,
+            "warps": launch.options["num_warps"],
+            "chained": launch.options.get("launch_pdl", False),
+        }
+        if ptx is not None:
+            row["waits"] = ptx.count("griddepcontrol.wait")
+            row["early"] = before_waits(ptx, writes=True)
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ ALLOWED = {
     ("sm_90", "everything", "forward"): 64,
     ("sm_90", "everything", "query_gradient"): 100,
     ("sm_90", "everything", "key_value_gradient"): 104,
+    ("sm_90", "everything: key additional_values", "key_value_gradient"): 32,
+    ("sm_90", "everything: key additional_values", "additional_gradient"): 8,
     ("sm_90", "float32", "forward"): 64,  # faster so than any tiling that spills nothing
     ("sm_90", "float32", "query_gradient"): 40,
     ("sm_90", "float32", "key_value_gradient"): 40,
@@ -31,8 +33,14 @@ COMPILED = {  # target: variants ([]: all)
 }
 
 
-def compiled(*arguments: str) -> list[dict]:
+SOURCE = Path(__file__).parents[4] / "src"
+CHAINED = {"forward", "query_gradient", "key_value_gradient", "gradients", "delta"}  # on sm_90 and later
+
+
+def compiled(*arguments: str, first_on_path: str | None = None) -> list[dict]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    path = [first_on_path] if first_on_path else []
+    environment["PYTHONPATH"] = os.pathsep.join([*path, str(SOURCE)])
     command = [sys.executable, str(SCRIPT), *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -45,6 +53,11 @@ def test_kernels_compile(target):
     kernels = {row["kernel"] for row in rows}
     assert kernels >= {"forward", "query_gradient", "key_value_gradient", "gradients", "bias_gradient"}
     assert [row for row in rows if not row["fits"]] == []
+    chained = {row["kernel"] for row in rows if row["chained"]}
+    assert chained == (kernels & CHAINED if target in ("sm_90", "sm_100") else set())
+    for row in rows if target.startswith("sm_") else []:
+        assert (row["waits"] > 0) == row["chained"]
+        assert row["early"] == [] or not row["chained"]  # no path touches memory before the kernel ahead has ended
     spilled = {(target, row["variant"], row["kernel"]): row["spilled"] for row in rows if row["spilled"]}
     assert {k: v for k, v in spilled.items() if v > ALLOWED.get(k, 0)} == {}
 
@@ -55,3 +68,11 @@ def test_neither_windows_nor_lengths_compile_anew():
     assert kernels == {"forward", "query_gradient", "key_value_gradient", "additional_gradient", "bias_gradient"}
     assert all(row["problems"] > 1 for row in rows)
     assert [row for row in rows if row["compilations"] > 1] == []
+
+
+def test_compiles_with_another_triton():
+    other = os.environ.get("VICINAL_OTHER_TRITON")
+    if other is None:
+        pytest.skip("VICINAL_OTHER_TRITON names no other Triton")
+    rows = compiled("sm_90", "2d", "small", "everything", first_on_path=other)
+    assert [row for row in rows if not row["fits"] or (row["chained"] and row["early"])] == []
