@@ -27,9 +27,10 @@ def function(implementation: Callable[..., Any]) -> Maker:
 
     def make(name: str, arguments: str, home: str, **rank: int) -> Callable[..., Any]:
         own = signature(arguments)
+        read = _reader(name, own)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            return implementation(**rank, **_bound(name, own, args, kwargs))
+            return implementation(**rank, **read(args, kwargs))
 
         call.__name__ = call.__qualname__ = name
         call.__module__ = home
@@ -60,9 +61,10 @@ def module_class(base: type, over: Callable[[str], type] | None = None) -> Maker
 
     def make(name: str, arguments: str, home: str, **rank: int) -> type:
         own = signature(arguments)
+        read = _reader(name, own)
 
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-            base.__init__(self, **_bound(name, own, args, kwargs))  # type: ignore[misc]
+            base.__init__(self, **read(args, kwargs))  # type: ignore[misc]
 
         with_self = [Parameter("self", Parameter.POSITIONAL_OR_KEYWORD), *own.parameters.values()]
         __init__.__signature__ = own.replace(parameters=with_self)  # type: ignore[attr-defined]
@@ -87,12 +89,21 @@ def signature(arguments: str) -> Signature:
     return Signature(parameters)
 
 
-def _bound(name: str, own: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by the names that implementations have: no trailing underscores, one name for one thing."""
-    try:
-        bound = own.bind(*args, **kwargs)
-    except TypeError as error:
-        raise TypeError(f"{name}{own}: {error}") from None
-    bound.apply_defaults()
-    plain = ((argument.rstrip("_"), value) for argument, value in bound.arguments.items())
-    return {_RENAMED.get(argument, argument): value for argument, value in plain}
+def _reader(name: str, own: Signature) -> Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]:
+    """Reads a call's arguments, by the names that implementations have: no trailing underscores, one for one thing."""
+    order = list(own.parameters)
+    names = {argument: _RENAMED.get(argument.rstrip("_"), argument.rstrip("_")) for argument in order}
+    positional = list(names.values())
+    defaults = {names[a]: p.default for a, p in own.parameters.items() if p.default is not Parameter.empty}
+    required = order[: len(order) - len(defaults)]
+
+    def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        later, missing = order[len(args) :], required[len(args) :]
+        if len(args) > len(order) or not all(a in later for a in kwargs) or not all(a in kwargs for a in missing):
+            try:  # only to say what is wrong: this takes as long as a small call
+                own.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{name}{own}: {error}") from None
+        return {**defaults, **dict(zip(positional, args)), **{names[a]: value for a, value in kwargs.items()}}
+
+    return read

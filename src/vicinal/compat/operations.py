@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vicinal import functional
+from vicinal.checks import check_inputs, check_rank, check_tensor
 from vicinal.compat import context
 from vicinal.dispatch import BACKENDS, plan
 from vicinal.functional import neighborhood_attention
@@ -133,9 +134,8 @@ def fused(
 def na(query: Tensor, rank: int | None = None, **arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
     """Neighborhood attention, as `vicinal.na1d`; of any rank where none is given, by the query's dimensions."""
     if rank is None:
-        rank = query.ndim - 3
-        if rank not in _NA:
-            raise ValueError(f"query must be [batch, 1 to 3 lengths, heads, head_dim], got {list(query.shape)}")
+        check_tensor("query", query)
+        rank = check_rank("query", query)
     _say_ignored(try_fuse_additional_kv=arguments.pop("try_fuse_additional_kv", False))
     return _NA[rank](query, **_translated(arguments))
 
@@ -168,9 +168,11 @@ def compatible_backends(query: Tensor | None = None, input_tensor: Tensor | None
     if query is None:
         query = input_tensor
     assert query is not None
-    key, value = arguments.get("key", query), arguments.get("value", query)
-    whole = Neighborhood.of(query.ndim - 3, None)
-    problem = Problem.of(Inputs(query, key, value), (whole,), query.shape[-1] ** -0.5)
+    inputs = Inputs(query, arguments.get("key", query), arguments.get("value", query))
+    check_tensor("query", query)
+    rank = check_rank("query", query)
+    check_inputs(inputs, rank)
+    problem = Problem.of(inputs, (Neighborhood.of(rank, None),), query.shape[-1] ** -0.5)
     return [backend.name for backend in plan(problem).able]
 
 
