@@ -27,6 +27,7 @@ def test_ignored_knobs_warn_once(recwarn, monkeypatch):
         (None, None, None, None, "clip"),
         ((3, 5), 2, [1, 2], (True, False), "shift"),
         ([None, 5], (1, 1), 1, True, ("clip", "shift")),
+        ((3, 5), None, None, None, "shift"),
     ],
 )
 def test_neighborhoods_are_made_once(values):

@@ -81,26 +81,26 @@ def neighborhood(rank: int, *values: Any) -> Neighborhood:
     if torch.compiler.is_compiling():
         return Neighborhood.of(rank, *values)
     try:
-        for value in values:
-            if type(value) not in _SCALARS:
-                return _known_neighborhood(rank, *(x for value in values for x in per_axis("", value, rank)))
-        return _known_neighborhood(rank, *values)
+        if _SCALARS.issuperset(map(type, values)):
+            return _known_neighborhood(rank, *values)
+        each: list[Any] = []
+        for value, default in zip(values, _DEFAULTS):
+            each += per_axis("", default if value is None else value, rank)
+        return _known_neighborhood(rank, *each)
     except (TypeError, ValueError):
         return Neighborhood.of(rank, *values)  # raises again, by the argument's name
 
 
-_SCALARS = (int, bool, str, type(None))
+_SCALARS = {int, bool, str, type(None)}
+_DEFAULTS = (None, 1, 1, False, None)  # of window (the whole axis), stride, dilation, causal; boundary has none
 
 
 @lru_cache(maxsize=4096, typed=True)  # typed: 3.0 and True are not taken for 3 and 1
 def _known_neighborhood(rank: int, *values: Any) -> Neighborhood:
     """From one value of each kind, or from one for every axis of each, flattened: lists cannot be looked up."""
-    if len(values) > _KINDS:
+    if len(values) > len(_DEFAULTS):
         values = tuple(values[i : i + rank] for i in range(0, len(values), rank))
     return Neighborhood.of(rank, *values)
-
-
-_KINDS = 5  # window, stride, dilation, causal, boundary
 
 
 class Knobs:
