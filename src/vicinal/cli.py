@@ -173,16 +173,16 @@ def run_bench(
     """Time one problem, or a suite, across our backends and the peers; every result is checked first."""
     if context.invoked_subcommand is not None:
         return
-    import torch
-
-    from vicinal.bench.measure import Effort
-    from vicinal.bench.runner import Run, execute
-
     if (suite is None) == (lengths is None):
         raise wrong("give either --suite or --lengths with --window")
     arguments.check_output("--json", json)
     arguments.check_drawing("--plot", plot)
     arguments.check_drawing("--roofline", roofline)
+    import torch
+
+    from vicinal.bench.measure import Effort
+    from vicinal.bench.runner import Run, execute
+
     arguments.check_backends(backend or [])
     if suite is not None:
         cases, own_threads, on = arguments.suite(suite, only, device)
@@ -262,9 +262,6 @@ def run_paper(
     report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing; tables and figures only.")] = False,
 ) -> None:
     """The paper's sweep: naive, GEMM and fused neighborhood attention against self attention, on many problems."""
-    from vicinal.bench.paper.command import report, run_with_progress
-    from vicinal.problem import DTYPES
-
     names = dtype or ["float16"]
     if any(name not in ("float16", "float32") for name in names):
         raise wrong(f"--dtype: must be float16 or float32, got {', '.join(map(repr, names))}")
@@ -272,6 +269,9 @@ def run_paper(
         arguments.check_output(option, path)
     if plots is not None:
         need("--plots", "matplotlib")
+    from vicinal.bench.paper.command import report, run_with_progress
+    from vicinal.problem import DTYPES
+
     console = _console()
     right = True
     if not report_only:
