@@ -392,6 +392,7 @@ MODULE = [
     ("device a list", ValueError, "device | ['cpu']", {"device": ["cpu"]}),
     *[row for row in GEOMETRY if row[0] not in ("kernel_size too large", "dilation too large")],
 ]
+RANKLESS = [("of no rank", TypeError, "NeighborhoodAttention has no rank | NeighborhoodAttention1D", {})]
 FORWARD = [
     *bad_tensors("x", X)[:8],
     ("x None", TypeError, "x | torch.Tensor | NoneType", {"x": None}),
@@ -543,6 +544,7 @@ ROWS = [
     *called(Neighborhood.of, NEIGHBORHOOD, "Neighborhood.of", rank=2, kernel_size=3),
     *called(Neighborhood, AXES, "Neighborhood"),
     *called(vicinal.NeighborhoodAttention2D, MODULE, "NeighborhoodAttention2D", **MODULES),
+    *called(vicinal.nn.NeighborhoodAttention, RANKLESS, "NeighborhoodAttention", **MODULES),
     *called(forward, FORWARD, "module called"),
     *called(with_attribute, ATTRIBUTES, "attribute"),
     *called(unfused.na2d_qk, QK, "na2d_qk", query=Q, key=K, kernel_size=3),

@@ -87,6 +87,8 @@ class NeighborhoodAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not hasattr(self, "rank"):
+            raise TypeError(f"{type(self).__name__} has no rank: use NeighborhoodAttention1D, 2D or 3D")
         check_count("embed_dim", embed_dim)
         check_count("num_heads", num_heads)
         if embed_dim % num_heads != 0:
