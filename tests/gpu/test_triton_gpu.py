@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from threading import Barrier, Thread
 
 import pytest
 import torch
+from hypothesis import given, settings
 
 import strategies
-from closeness import assert_as_close_as_torch, gradients_of
+from closeness import assert_as_close_as_torch, gradients_of, random_gradients
+from sampled import sampled_errors
+from vicinal.backends.gpu import tables
 from vicinal.backends.triton import BACKEND
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.geometry.neighborhood import Axis, Neighborhood
-from vicinal.problem import Inputs, Problem
+from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 pytestmark = [
     pytest.mark.gpu,
@@ -155,22 +159,58 @@ def test_tiles_of_several_dilation_groups(lengths, neighborhood, head_dim, dtype
     assert_as_close_as_torch(results, inputs, drawn.neighborhoods, drawn.scale, grad_output, grad_lse)
 
 
-def test_more_than_two_to_the_31_elements():
-    """A tensor of 2.2e9 elements: every batch entry agrees with the same tokens computed alone."""
-    batch, length, heads, head_dim = 33, 16384, 32, 128
-    neighborhood = of(1, 64).resolve((length,))
-    query = torch.empty(batch, length, heads, head_dim, dtype=BRAIN, device="cuda").normal_()
-    assert query.numel() > 2**31
-    inputs = Inputs(query, query, query)
-    problem = Problem.of(inputs, [neighborhood], 0.1)
-    config = BACKEND.configs(problem, "forward")[0]
-    output, lse = BACKEND.forward(problem, config, inputs)
-    last = query[-1:].clone()
-    one = Inputs(last, last, last)
-    alone, lse_alone = BACKEND.forward(Problem.of(one, [neighborhood], 0.1), config, one)
-    assert torch.equal(output[-1:], alone)
-    assert torch.equal(lse[-1:], lse_alone)
-    assert not output.isnan().any()
+LARGE = {  # batch, lengths, heads, kv heads, columns between tokens (None: contiguous), neighborhood's arguments
+    "grouped, packed": (48, (128, 128), 16, 8, 4096, {"kernel_size": 7}),
+    "grouped": (96, (128, 128), 16, 8, None, {"kernel_size": 7}),
+    "dilated, packed": (1, (16, 256, 256), 12, 12, 4608, {"kernel_size": (2, 7, 7), "dilation": (8, 1, 1)}),
+    "dilated": (1, (16, 256, 256), 18, 18, None, {"kernel_size": (2, 7, 7), "dilation": (8, 1, 1)}),
+    "several groups a tile": (1, (1 << 20,), 18, 18, None, {"kernel_size": 3, "dilation": 1 << 18}),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_more_than_32_bits_of_elements(name, most_of_the_memory):
+    """Forward and backward, at sampled tokens; slices of a packed projection, and tensors of their own."""
+    batch, lengths, heads, kv_heads, columns, arguments = LARGE[name]
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, device="cuda", dtype=BRAIN).normal_()
+
+    torch.manual_seed(0)
+    counts = (heads, kv_heads, kv_heads)
+    if columns is None:
+        inputs = Inputs(*(randn(batch, *lengths, h, 128) for h in counts))
+    else:
+        projected = randn(batch, *lengths, columns)[..., : 128 * sum(counts)]
+        inputs = Inputs(*(t.unflatten(-1, (-1, 128)) for t in projected.split([128 * h for h in counts], -1)))
+    neighborhood = Neighborhood.of(len(lengths), **arguments).resolve(lengths)
+    problem = Problem.of(inputs, [neighborhood], 128**-0.5)
+    assert BACKEND.unsupported(problem) is None
+    output, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
+    upstream = Upstream(output, lse, randn(*output.shape), None)
+    config = BACKEND.configs(problem, "backward")[0]
+    grads = BACKEND.backward(problem, config, inputs, upstream, Wanted.of(inputs))
+    errors = sampled_errors(problem, inputs, upstream, grads)
+    assert max(errors.values()) < 1.2e-2, errors
+
+
+def test_a_dilation_times_a_stride_beyond_32_bits(most_of_the_memory):
+    """In one axis of a tile: neighbors are 2**32 elements apart."""
+    length, dilation, apart = 12, 3, 2**31 // 2 + 8
+    storage = torch.empty(length * apart, dtype=HALF, device="cuda")
+    far = storage.as_strided((1, length, 1, 32), (0, apart, 32, 1))
+    far.normal_()
+    near = far.contiguous()
+    neighborhood = of(1, 3, dilation=dilation).resolve((length,))
+    config = Tiling((16,), (16,))
+    results = []
+    for tensor in (far, near):
+        inputs = Inputs(tensor, tensor, tensor)
+        problem = Problem.of(inputs, [neighborhood], 0.2)
+        output, lse = BACKEND.forward(problem, config, inputs)
+        grads = gradients_of(BACKEND, problem, GradientTilings(config, config), inputs, output, lse, near)
+        results.append([output, lse, *grads[:3]])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_more_than_two_to_the_31_elements_in_one_batch_entry():
@@ -216,6 +256,134 @@ def test_graph_capture():
     graph.replay()
     torch.cuda.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(captured, everything(problem, other), strict=True))
+
+
+def test_graph_of_heads_that_differ_after_caches_are_flooded():
+    """A captured graph reads the table of heads, whatever caches and allocator do meanwhile."""
+    neighborhoods = tuple(of(2, k, is_causal=k == 5).resolve((20, 22)) for k in (3, 5, 9, 20))
+    drawn = strategies.Call(neighborhoods, (20, 22), 1, 4, 2, 32, 32, 3, False, 0)
+    inputs = drawn.inputs(HALF, "cuda")
+    problem = Problem.of(inputs, drawn.neighborhoods, drawn.scale)
+    expected = everything(problem, inputs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = everything(problem, inputs)
+    BACKEND._forward.clear()
+    BACKEND._backward.clear()
+    device, size = problem.device, tables.MAX_BYTES // 8
+    for i in range(9):  # as many as drop all before them
+        tables.table_of(("flood", i), device, lambda i=i: [[i] * (size // 4)])
+    assert not any(isinstance(key[0], tuple) and key[0][0] == "triton" for key in tables._tables._entries)
+    others = [torch.full((128,), 7, dtype=torch.int32, device="cuda") for _ in range(1 << 12)]
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+    assert others
+
+
+@pytest.mark.parametrize("kind", strategies.KINDS)
+@pytest.mark.parametrize("dtype", [HALF, FULL])
+def test_every_kind_of_layout(kind, dtype):
+    drawn = strategies.Call((of(2, (5, 4)).resolve((11, 13)),), (11, 13), 2, 4, 2, 40, 24, 3, True, 1)
+    layouts = strategies.Layouts(*((strategies.Layout(kind, seed),) * n for seed, n in ((1, 6), (2, 4))))
+    if kind == "expanded":
+        saved = strategies.Layout("contiguous")
+        layouts = replace(layouts, of_upstream=(saved, saved, *layouts.of_upstream[2:]))
+    run_in_layouts(drawn, layouts, dtype)
+
+
+@settings(max_examples=40)
+@given(strategies.calls(max_head_dim=9), strategies.any_layouts())
+def test_random_calls_in_any_layout(drawn, layouts):
+    run_in_layouts(drawn, layouts, FULL)
+
+
+def run_in_layouts(drawn: strategies.Call, layouts: strategies.Layouts, dtype: torch.dtype) -> None:
+    """Forward and backward against the oracle; tilings of few kinds, so that few kernels are compiled."""
+    inputs = layouts.inputs(drawn.inputs(dtype, "cuda"))
+    problem = Problem.of(inputs, drawn.neighborhoods, drawn.scale)
+    tiling = Tiling(*TILES[problem.rank])
+    output, lse = BACKEND.forward(problem, tiling, inputs)
+    upstream = layouts.upstream(Upstream(output, lse, *random_gradients(output, lse, drawn.seed)))
+    grads = BACKEND.backward(problem, GradientTilings(tiling, tiling), inputs, upstream, Wanted.of(inputs))
+    assert all(g is None or g.is_contiguous() for g in grads)
+    results = [output, lse, *(g for g in grads if g is not None)]
+    assert_as_close_as_torch(results, inputs, drawn.neighborhoods, drawn.scale, *upstream[2:])
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("names", ["query", "key", "value", "key rpb", "query value", "additional_keys", "rpb"])
+def test_only_wanted_gradients(names, together):
+    problem, inputs = problem_and_inputs(dtype=FULL)
+    tiling = Tiling(*TILES[2])
+    output, lse = BACKEND.forward(problem, tiling, inputs)
+    upstream = Upstream(output, lse, *random_gradients(output, lse, 3))
+    config = GradientTilings(tiling, tiling, together)
+    every = BACKEND.backward(problem, config, inputs, upstream, Wanted.of(inputs))
+    wanted = Wanted(*(field in names.split() for field in Inputs._fields))
+    grads = BACKEND.backward(problem, config, inputs, upstream, wanted)
+    for grad, full, wants in zip(grads, every, wanted, strict=True):
+        assert (grad is not None) == wants
+        if wants:
+            torch.testing.assert_close(grad, full, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [HALF, BRAIN, FULL])
+@pytest.mark.parametrize("additional", [0, 5])
+def test_rows_without_a_finite_score(dtype, additional):
+    """By a bias of -inf in the first head: what additional keys there are, or nothing."""
+    drawn = strategies.Call((of(2, 7).resolve((20, 20)),), (20, 20), 2, 2, 2, 32, 32, additional, True, 1)
+    inputs = drawn.inputs(dtype, "cuda")
+    inputs.rpb[0] = float("-inf")
+    problem = Problem.of(inputs, drawn.neighborhoods, drawn.scale)
+    output, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
+    upstream = Upstream(output, lse, *random_gradients(output, lse, 3))
+    config = BACKEND.configs(problem, "backward")[0]
+    grads = BACKEND.backward(problem, config, inputs, upstream, Wanted.of(inputs))
+    assert not any(t.isnan().any() for t in (output, *grads) if t is not None)
+    assert all((g == 0).all() for g in (grads.key[..., 0, :], grads.value[..., 0, :], grads.rpb[0]))
+    if not additional:
+        assert (output[..., 0, :] == 0).all()
+        assert (lse[..., 0] == float("-inf")).all()
+        assert (grads.query[..., 0, :] == 0).all()
+
+
+@pytest.mark.parametrize("least", [-1e10, -1.1e38, -2.2e38])
+def test_any_finite_score_counts(least):
+    """However low: the window is one key, so the result is its value."""
+    drawn = strategies.Call((of(1, 1).resolve((4,)),), (4,), 1, 1, 1, 1, 1, 0, False, 0)
+    inputs = drawn.inputs(FULL, "cuda")
+    inputs.query[:] = 1e19
+    inputs.key[:] = least / 1e19
+    problem = Problem.of(inputs, drawn.neighborhoods, 1.0)
+    output, _ = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
+    torch.testing.assert_close(output, inputs.value)
+
+
+def test_first_calls_from_two_threads():
+    """The same problem, first met by two threads at once, each on its stream."""
+    problem, inputs = problem_and_inputs()
+    expected = everything(problem, inputs)
+    BACKEND._forward.clear()
+    BACKEND._backward.clear()
+    found: list[list[torch.Tensor]] = []
+    barrier = Barrier(2)
+    torch.cuda.synchronize()
+
+    def call() -> None:
+        barrier.wait()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            results = everything(problem, inputs)
+            torch.cuda.current_stream().synchronize()
+            found.append(results)
+
+    threads = [Thread(target=call) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2
+    assert all(torch.equal(a, b) for results in found for a, b in zip(results, expected, strict=True))
 
 
 def test_another_stream():

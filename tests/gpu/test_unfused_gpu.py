@@ -5,8 +5,17 @@ Plain torch (`variant="torch"`) is itself held against the oracle by tests/test_
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import strategies
+from closeness import assert_as_close_as_torch, gradients_of, random_gradients
+from sampled import sampled_errors
+from vicinal.backends.gpu import tables
+from vicinal.backends.unfused import BACKEND, programs
 from vicinal.backends.unfused import launch as unfused_launch
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.unfused import neighborhood_av, neighborhood_qk
 
 pytestmark = [
@@ -136,3 +145,76 @@ def test_offsets_beyond_32_bits(variant):
     output = neighborhood_av(scores.softmax(-1), x, window, variant=variant)
     expected = torch.einsum("bhn,bnhd->bhd", last.softmax(-1), x[:, -window:].float())
     torch.testing.assert_close(output[:, -1].float(), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("variant", ["naive", "gemm", "torch"])
+def test_a_graph_after_caches_are_flooded(variant):
+    """Forward and gradients, captured: what they read lives as long as the graph."""
+    neighborhood = Neighborhood.of(2, 5, is_causal=(True, False)).resolve((20, 22))
+    inputs = Inputs(*(torch.randn(1, 20, 22, 2, 32, device="cuda", dtype=torch.float16) for _ in range(3)))
+    problem = Problem.of(inputs, (neighborhood,), 0.2)
+    config = next(c for c in BACKEND.configs(problem, "forward") if c.variant == variant)
+
+    def everything() -> list[torch.Tensor]:
+        output, lse = BACKEND.forward(problem, config, inputs)
+        return [output, lse, *gradients_of(BACKEND, problem, config, inputs, output, lse, output)[:3]]
+
+    expected = everything()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = everything()
+    tables._tables.clear()
+    programs._prepared.clear()
+    others = [torch.full((128,), 7, dtype=torch.int32, device="cuda") for _ in range(1 << 12)]
+    graph.replay()
+    torch.cuda.synchronize()
+    for got, want in zip(captured, expected, strict=True):  # plain torch sums gradients of keys in any order
+        torch.testing.assert_close(got, want, rtol=1e-2 * (variant == "torch"), atol=1e-2 * (variant == "torch"))
+    assert others
+
+
+@settings(max_examples=25)
+@given(strategies.calls(per_head=False), strategies.any_layouts(), st.sampled_from(["naive", "gemm"]))
+def test_random_calls_in_any_layout(drawn, layouts, variant):
+    inputs = layouts.inputs(drawn.inputs(torch.float32, "cuda"))
+    problem = Problem.of(inputs, drawn.neighborhoods, 0.4)
+    config = next(c for c in BACKEND.configs(problem, "forward") if c.variant == variant)
+    output, lse = BACKEND.forward(problem, config, inputs)
+    upstream = layouts.upstream(Upstream(output, lse, *random_gradients(output, lse, 3)))
+    grads = BACKEND.backward(problem, config, inputs, upstream, Wanted.of(inputs))
+    results = [output, lse, *(g for g in grads if g is not None)]
+    assert_as_close_as_torch(results, inputs, drawn.neighborhoods, 0.4, *upstream[2:])
+
+
+LARGE = {  # batch, lengths, heads, kv heads, head dim, columns between tokens (None: contiguous), geometry
+    "packed, grouped": (48, (128, 128), 16, 8, 128, 4096, {"kernel_size": 3}),
+    "weights": (1, (256, 256), 16, 16, 16, None, {"kernel_size": (47, 47)}),
+    "dilated weights": (1, (16, 64, 64), 8, 8, 16, None, {"kernel_size": (2, 46, 46), "dilation": (8, 1, 1)}),
+}
+
+
+@pytest.mark.parametrize("variant", ["naive", "gemm"])
+@pytest.mark.parametrize("name", LARGE)
+def test_more_than_32_bits_of_elements(name, variant, most_of_the_memory):
+    """Forward and backward at sampled tokens, of inputs or of attention weights beyond 2**31 elements."""
+    batch, lengths, heads, kv_heads, dim, columns, geometry = LARGE[name]
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, device="cuda", dtype=torch.float16).normal_()
+
+    torch.manual_seed(0)
+    counts = (heads, kv_heads, kv_heads)
+    if columns is None:
+        inputs = Inputs(*(randn(batch, *lengths, h, dim) for h in counts))
+    else:
+        projected = randn(batch, *lengths, columns)[..., : dim * sum(counts)]
+        inputs = Inputs(*(t.unflatten(-1, (-1, dim)) for t in projected.split([dim * h for h in counts], -1)))
+    neighborhood = Neighborhood.of(len(lengths), **geometry).resolve(lengths)
+    problem = Problem.of(inputs, (neighborhood,), dim**-0.5)
+    config = next(c for c in BACKEND.configs(problem, "forward") if c.variant == variant)
+    output, lse = BACKEND.forward(problem, config, inputs)
+    upstream = Upstream(output, lse, randn(*output.shape), None)
+    grads = BACKEND.backward(problem, config, inputs, upstream, Wanted.of(inputs))
+    errors = sampled_errors(problem, inputs, upstream, grads)
+    assert max(errors.values()) < 2e-2, errors

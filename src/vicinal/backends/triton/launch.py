@@ -140,7 +140,7 @@ class Prepared:
         strides = tuple(strides_of(t) for t in read)
         table = None
         if problem.per_head:
-            key = (problem.neighborhoods, problem.lengths)
+            key = ("triton", problem.neighborhoods, problem.lengths)
             table = table_of(
                 key, problem.device, lambda: [_table_row(n, problem.lengths) for n in problem.neighborhoods]
             )
