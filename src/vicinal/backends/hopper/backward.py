@@ -53,6 +53,8 @@ Strides = tuple[tuple[int, ...], ...]
 
 def backward(problem: Problem, config: BackwardConfig, inputs: Inputs, upstream: Upstream, wanted: Wanted) -> Inputs:
     """The gradients of query, key and value; see `vicinal.backends.protocol.Backend`."""
+    if not (wanted.query or wanted.key or wanted.value):
+        return Inputs(None, None, None)  # type: ignore[arg-type]
     query, key, value = described(inputs)
     output, lse, grad_output = packed(upstream.output), packed(upstream.lse), packed(upstream.grad_output)
     grad_lse = None if upstream.grad_lse is None else packed(upstream.grad_lse)

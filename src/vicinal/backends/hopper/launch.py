@@ -87,6 +87,7 @@ class Launcher:
                 others = plain(tuple(self.arguments))
 
                 def encoded(*addresses: int) -> tuple[Any, ...]:
+                    assert not any(address % 16 for address in addresses), "tensors start at multiples of 16 bytes"
                     return (*(x for one, address in zip(each, addresses) for x in one(address)), *others)
 
                 self._ready = _Ready(launch, _known(encoded))
