@@ -1,8 +1,8 @@
 """The unfused backend: scores, softmax, weighted sum as separate launches, the attention weights in memory.
 
-What the paper compares fused attention with ("Faster Neighborhood Attention", arXiv 2403.04690): `TileConfig.variant`
-names the kernels, "naive" or "gemm"; "torch" is plain torch, for CPU. Attention weights have the inputs' dtype, as the
-paper's do, so in half precision this backend is less exact than fused ones. Memory grows with the window.
+What the paper compares fused attention with ("Faster Neighborhood Attention", arXiv 2403.04690). An `UnfusedConfig`
+names the kernels: "naive" or "gemm", or "torch", which is plain torch, for CPU. Attention weights have the inputs'
+dtype, as the paper's do, so in half precision this backend is less exact than fused ones. Memory grows with the window.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from vicinal.backends.protocol import Direction
 from vicinal.backends.unfused import launch
+from vicinal.backends.unfused.config import UnfusedConfig
 from vicinal.backends.unfused.tilings import gemm_tile, too_large
 from vicinal.geometry.slots import Slots
 from vicinal.problem import Inputs, Problem, Upstream, Wanted, lse_dtype
-from vicinal.tuning.config import TileConfig
 
 
 class UnfusedBackend:
@@ -32,23 +32,23 @@ class UnfusedBackend:
             return "unfused kernels take one neighborhood for all heads"
         return None
 
-    def seconds(self, problem: Problem, direction: Direction, config: TileConfig) -> None:
+    def seconds(self, problem: Problem, direction: Direction, config: UnfusedConfig) -> None:
         return None
 
-    def configs(self, problem: Problem, direction: Direction) -> Sequence[TileConfig]:
+    def configs(self, problem: Problem, direction: Direction) -> Sequence[UnfusedConfig]:
         """One tiling per variant that can run: the GEMM kernels' tiles have 64 tokens, as in the paper."""
         one = (1,) * problem.rank
         tile, unfolded = gemm_tile(problem.neighborhoods[0], problem.lengths)
         best = launch.choose(torch.empty(0, dtype=problem.dtype, device=problem.device), None)
         variants = sorted(launch.VARIANTS, key=lambda v: v != best)
         return [
-            TileConfig(tile, tile, variant=v, unfolded=unfolded) if v == "gemm" else TileConfig(one, one, variant=v)
+            UnfusedConfig(v, tile, unfolded) if v == "gemm" else UnfusedConfig(v, one)
             for v in variants
             if launch.unsupported(v, problem.dtype, problem.device) is None
             and (v == "torch" or too_large(v, _slots(problem), problem.batch * problem.heads) is None)
         ]
 
-    def forward(self, problem: Problem, config: TileConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def forward(self, problem: Problem, config: UnfusedConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp."""
         slots = _slots(problem)
         scores = _scores(problem, slots, config, inputs)
@@ -59,7 +59,7 @@ class UnfusedBackend:
     def backward(
         self,
         problem: Problem,
-        config: TileConfig,
+        config: UnfusedConfig,
         inputs: Inputs,
         upstream: Upstream,
         wanted: Wanted,
@@ -101,7 +101,9 @@ class UnfusedBackend:
 BACKEND = UnfusedBackend()
 
 
-def _score_gradients(slots: Slots, config: TileConfig, inputs: Inputs, upstream: Upstream, weights: Tensor) -> Tensor:
+def _score_gradients(
+    slots: Slots, config: UnfusedConfig, inputs: Inputs, upstream: Upstream, weights: Tensor
+) -> Tensor:
     """`[B, *X, H, slots + M]`, in the log-sum-exp's dtype."""
     output, lse, grad_output, grad_lse = upstream
     products = launch.pn(grad_output, inputs.value, None, slots, 1.0, 0.0, config.variant)
@@ -117,7 +119,7 @@ def _slots(problem: Problem) -> Slots:
     return Slots(problem.neighborhood, problem.lengths)
 
 
-def _scores(problem: Problem, slots: Slots, config: TileConfig, inputs: Inputs) -> Tensor:
+def _scores(problem: Problem, slots: Slots, config: UnfusedConfig, inputs: Inputs) -> Tensor:
     """`[B, *X, H, slots + M]`."""
     rpb = None if inputs.rpb is None else inputs.rpb.to(problem.dtype)
     scores = launch.pn(inputs.query, inputs.key, rpb, slots, problem.scale, -inf, config.variant)
@@ -126,7 +128,7 @@ def _scores(problem: Problem, slots: Slots, config: TileConfig, inputs: Inputs) 
     return torch.cat([scores, problem.scale * launch.dense_qk(inputs.query, inputs.additional_keys)], -1)
 
 
-def _weighted(problem: Problem, slots: Slots, config: TileConfig, inputs: Inputs, attn: Tensor) -> Tensor:
+def _weighted(problem: Problem, slots: Slots, config: UnfusedConfig, inputs: Inputs, attn: Tensor) -> Tensor:
     output = launch.nn(attn[..., : slots.count], inputs.value, slots, 1.0, config.variant)
     if inputs.additional_values is None:
         return output

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from vicinal.backends.unfused import plain
+from vicinal.backends.unfused.config import Variant
 from vicinal.geometry.slots import Slots
 
-VARIANTS = ("gemm", "naive", "torch")
+VARIANTS: tuple[Variant, ...] = get_args(Variant)  # in order of preference
 
 
 def choose(tensor: Tensor, variant: str | None) -> str:
