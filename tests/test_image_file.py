@@ -100,31 +100,6 @@ def test_a_failed_write_leaves_everything_as_it_was(noisy, tmp_path, target, mon
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_an_interrupted_write_leaves_everything_as_it_was(noisy, monkeypatch):
-    def replace(*_):
-        raise KeyboardInterrupt
-
-    before = noisy.read_bytes()
-    monkeypatch.setattr(image_file.os, "replace", replace)
-    with pytest.raises(KeyboardInterrupt):
-        denoise_file(noisy, noisy, window=5, sigma=0.1)
-    assert [path.read_bytes() for path in noisy.parent.iterdir()] == [before]
-
-
-def test_links_and_permissions_stay(noisy, tmp_path):
-    link = tmp_path / "link.png"
-    link.symlink_to(noisy)
-    noisy.chmod(0o640)
-    before = noisy.read_bytes()
-    denoise_file(noisy, link, window=5, sigma=0.1)
-    assert link.is_symlink()
-    assert noisy.read_bytes() != before
-    assert noisy.stat().st_mode & 0o777 == 0o640
-    denoise_file(noisy, tmp_path / "new.png", window=5, sigma=0.1)
-    (tmp_path / "plain").touch()
-    assert (tmp_path / "new.png").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
 def described():
     """EXIF data: a description, a turned camera, and an exposure time in its own directory."""
     exif = Image.Exif()

@@ -12,11 +12,10 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from vicinal.denoise import Cost, check_options, cost, denoise, estimate_noise
+from vicinal.files import replacing
 
 FORMATS = ("PNG", "TIFF", "JPEG", "WEBP", "AVIF", "JPEG2000", "BMP", "PPM", "TGA")  # that are written
 _HELD = {  # modes that are denoised as they are -> what a format that loses nothing gives back for them
@@ -129,8 +129,11 @@ def denoise_file(
     clean = denoise(pixels.to(device), window, patch, strength, sigma, debias=debias, progress=progress).cpu()
     seconds = time.perf_counter() - start
     result = _join(clean, alpha, white)
-    with _replacing(target) as file:
-        result.save(file, format=_format(target), **_options(image))
+    try:
+        with replacing(target) as file:
+            result.save(file, format=_format(target), **_options(image))
+    except OSError as error:
+        raise OSError(f"target: cannot write {str(target)!r}: {error.strerror or error}") from error
     return Denoised(image.width, image.height, pixels.shape[-1], sigma, seconds, lost)
 
 
@@ -299,33 +302,6 @@ def _check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise type(error)(f"target: cannot write {str(path)!r}: {error.strerror}") from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path` that takes its place when all is written, and is gone when not."""
-    final = path.resolve()  # of a link, what it points to
-    try:
-        mode = final.stat().st_mode & 0o777 if final.exists() else 0o666 & ~_umask()
-        handle, beside = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.")
-        try:
-            with os.fdopen(handle, "w+b") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(beside, mode)
-            os.replace(beside, final)
-        except BaseException:
-            os.unlink(beside)
-            raise
-    except OSError as error:
-        raise OSError(f"target: cannot write {str(path)!r}: {error.strerror or error}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _options(image: Image.Image) -> dict[str, Any]:

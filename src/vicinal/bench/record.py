@@ -13,7 +13,6 @@ Schema 1, one object:
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from vicinal.bench.cases import Case
 from vicinal.bench.measure import Effort, Measurement, Timing
 from vicinal.bench.roofline import Limits, least_bytes
+from vicinal.files import write_text
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.machine import machine, versions
 from vicinal.problem import DTYPES, Problem, dtype_name
@@ -83,9 +83,7 @@ class Record:
 
     def save(self, path: Path) -> None:
         """Write the JSON file, whole or not at all."""
-        beside = path.with_name(path.name + ".part")
-        beside.write_text(json.dumps(self.document, indent=1) + "\n")
-        os.replace(beside, path)
+        write_text(path, json.dumps(self.document, indent=1) + "\n")
 
 
 def measurements_of(case: dict[str, Any]) -> list[Measurement]:

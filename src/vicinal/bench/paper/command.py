@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vicinal.bench.paper.document import document
 from vicinal.bench.paper.plots import draw
 from vicinal.bench.paper.sweep import Outcome, Sweep, run
+from vicinal.files import write_text
 
 PLAIN_SECONDS = 15.0  # where there is no terminal for a bar: a line so often
 
@@ -52,7 +53,7 @@ def report(results: Path, tables: Path | None, plots: Path | None, console: Cons
     for path in figures:
         console.print(f"wrote {path}", highlight=False)
     if tables is not None:
-        tables.write_text(document(results, figures, tables.parent))
+        write_text(tables, document(results, figures, tables.parent))
         console.print(f"wrote {tables}", highlight=False)
     if tables is None and plots is None:
         console.print(document(results), markup=False, highlight=False, soft_wrap=True)
