@@ -1,14 +1,19 @@
 """The torch operators: opcheck, compile, export, autocast, checkpointing, FLOPs, vmap, second order."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import vicinal
+from vicinal.backends.torch import TorchBackend
 from vicinal.geometry.neighborhood import Neighborhood, encode
 from vicinal.operators import attend, attend_backward
+from vicinal.problem import Inputs
 
 PLAIN = Neighborhood.of(1, 3)
 CAUSAL = Neighborhood.of(1, 4, stride=2, is_causal=True)
@@ -193,3 +198,120 @@ def test_empty_batch():
     grads = torch.autograd.grad(output.sum() + lse.sum(), inputs)
     assert [g.shape for g in grads] == [t.shape for t in inputs]
     assert not grads[3].any(), "no sample, no gradient of the bias"
+
+
+class Calls(TorchDispatchMode):
+    """How often each operator is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count[function.name()] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the torch backend's backward is asked for, call by call."""
+    seen = []
+    backward = TorchBackend.backward
+
+    def recording(self, problem, config, inputs, upstream, wanted):
+        seen.append({name for name, is_wanted in wanted._asdict().items() if is_wanted})
+        return backward(self, problem, config, inputs, upstream, wanted)
+
+    monkeypatch.setattr(TorchBackend, "backward", recording)
+    return seen
+
+
+def leaves_of(needed):
+    """Inputs of every kind, of which only these require gradients."""
+    shapes = [(1, 6, 2, 4), (1, 6, 1, 4), (1, 6, 1, 3), (1, 2, 1, 4), (1, 2, 1, 3), (2, 5)]
+    inputs = Inputs(*tensors(*shapes, dtype=torch.float64, requires_grad=False))
+    for name in needed:
+        getattr(inputs, name).requires_grad_()
+    return inputs
+
+
+def call(inputs):
+    q, k, v, ek, ev, rpb = inputs
+    return vicinal.na1d(q, k, v, 3, additional_keys=ek, additional_values=ev, rpb=rpb, backend="torch")
+
+
+WAYS = {
+    "eager": call,
+    "operator": lambda inputs: attend(*inputs, encode([PLAIN]), 0.5, "torch")[0],
+    "compiled": lambda inputs: torch.compile(call, backend="aot_eager", fullgraph=True)(inputs),
+    "checkpointed": lambda inputs: checkpoint(call, inputs, use_reentrant=False),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "needed", [{"query"}, {"key", "rpb"}, {"value", "additional_values"}, set(Inputs._fields)], ids=",".join
+)
+def test_a_backend_is_asked_for_the_gradients_that_somebody_needs(asked, way, needed):
+    torch._dynamo.reset()
+    WAYS[way](leaves_of(needed)).sum().backward()
+    assert asked == [needed]
+
+
+@pytest.mark.parametrize("needed", [{"query"}, {"value"}, {"query", "key"}], ids=",".join)
+def test_second_derivatives_skip_what_nobody_needs(asked, needed):
+    def products(names, of):
+        """Matrix products of the derivative of these inputs' gradients with respect to `of`."""
+        inputs = leaves_of(names)
+        grads = torch.autograd.grad(
+            call(inputs).sin().sum(), [getattr(inputs, n) for n in sorted(names)], create_graph=True
+        )
+        with Calls() as calls:
+            torch.autograd.grad(sum(g.sin().sum() for g in grads), [getattr(inputs, n) for n in sorted(of)])
+        return calls.count["aten::bmm"]
+
+    assert products(needed, needed) < products(set(Inputs._fields), set(Inputs._fields))
+    assert all(names == needed for names in asked[:2])
+
+
+def test_a_frozen_bias_costs_no_second_derivative():
+    def operations(names):
+        inputs = leaves_of(names)
+        (grad,) = torch.autograd.grad(call(inputs).sin().sum(), [inputs.query], create_graph=True)
+        with Calls() as calls:
+            grad.sin().sum().backward()
+        return calls.count.total()
+
+    assert operations({"query"}) < operations({"query", "rpb"})
+
+
+def test_what_comes_from_above_may_be_missing():
+    inputs = leaves_of(Inputs._fields)
+    q, k, v, ek, ev, rpb = inputs
+    output, lse = vicinal.na1d(q, k, v, 3, additional_keys=ek, additional_values=ev, rpb=rpb, return_lse=True)
+    grads = torch.autograd.grad([output, lse], list(inputs), [torch.zeros_like(output), torch.zeros_like(lse)])
+    assert not any(g.any() for g in grads)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_vmap_over_nothing(with_bias):
+    inputs = tensors((0, 2, 6, 2, 4), (0, 2, 6, 1, 4), (0, 2, 6, 1, 3))
+    (rpb,) = tensors((2, 5), seed=1)
+
+    def run(q, k, v):
+        return vicinal.na1d(q, k, v, 3, rpb=rpb if with_bias else None, return_lse=True)
+
+    output, lse = torch.vmap(run)(*inputs)
+    assert (output.shape, lse.shape) == ((0, 2, 6, 2, 3), (0, 2, 6, 2))
+    leaves = [*inputs, rpb] if with_bias else inputs
+    grads = torch.autograd.grad(output.sum() + lse.sum(), leaves)
+    assert [g.shape for g in grads] == [t.shape for t in leaves]
+    assert not grads[-1].any()
+
+
+def test_a_bias_that_is_not_mapped_joins_in_one_call():
+    inputs = tensors(*[(3, 1, 6, 2, 4)] * 3, requires_grad=False)
+    (rpb,) = tensors((2, 5), requires_grad=False)
+    with Calls() as calls:
+        torch.vmap(lambda *x: vicinal.na1d(*x, 3, rpb=rpb))(*inputs)
+    assert calls.count["vicinal::attend"] == 1

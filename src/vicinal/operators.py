@@ -170,17 +170,19 @@ torch.library.register_autograd("vicinal::attend_backward", _second, setup_conte
 # vmap -----------------------------------------------------------------------------------------------------------
 
 
-def _vmap(
-    operator: Callable[..., tuple[Tensor, ...]], fake: Callable[..., tuple[Tensor, ...]], rpb_index: int
-) -> Callable[..., Any]:
-    """The batching rule: the new dimension joins the batch.
+_RPB = Inputs._fields.index("rpb")
+
+
+def _vmap(operator: Callable[..., tuple[Tensor, ...]], query: int) -> Callable[..., Any]:
+    """The batching rule: the new dimension joins the batch. `query` is its place among the arguments.
 
     The bias table has no batch: where it is mapped itself, or its gradient is wanted, one element follows the other.
     """
+    rpb = query + _RPB
 
     def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         size = info.batch_size
-        has_rpb = args[rpb_index] is not None
+        is_mapped = in_dims[rpb] is not None
         wants_rpb = operator is attend_backward and args[-1][-1]
 
         def to_front(x: Any, dim: int | None) -> Any:
@@ -188,27 +190,26 @@ def _vmap(
                 return x
             return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
 
+        def apart(i: int, t: Tensor) -> Tensor:
+            if t.ndim == 1 or i == _RPB:  # what is not wanted: empty; what nothing adds to: zero
+                return t.expand(size, *t.shape)
+            return t.unflatten(0, (size, front[query].shape[1]))
+
         front = [to_front(x, dim) for x, dim in zip(args, in_dims)]
-        if size == 0:
-            one = fake(*(x.new_empty(x.shape[1:]) if isinstance(x, Tensor) else x for x in front))
-            results = tuple(t.new_empty((0, *t.shape)) for t in one)
-        elif has_rpb and (wants_rpb or in_dims[rpb_index] is not None):
+        if size and args[rpb] is not None and (wants_rpb or is_mapped):
             rows = [operator(*(x[i] if isinstance(x, Tensor) else x for x in front)) for i in range(size)]
             results = tuple(torch.stack(parts) for parts in zip(*rows))
         else:
             flat = [x.flatten(0, 1) if isinstance(x, Tensor) else x for x in front]
-            flat[rpb_index] = args[rpb_index]
-            # What is not wanted comes as an empty tensor, without a batch.
-            results = tuple(
-                t.unflatten(0, (size, -1)) if t.ndim > 1 else t.expand(size, *t.shape) for t in operator(*flat)
-            )
+            flat[rpb] = front[rpb].sum(0) if is_mapped else args[rpb]  # mapped: over nothing
+            results = tuple(apart(i, t) for i, t in enumerate(operator(*flat)))
         return results, (0,) * len(results)
 
     return rule
 
 
-torch.library.register_vmap("vicinal::attend", _vmap(attend, _attend_fake, rpb_index=5))
-torch.library.register_vmap("vicinal::attend_backward", _vmap(attend_backward, _attend_backward_fake, rpb_index=9))
+torch.library.register_vmap("vicinal::attend", _vmap(attend, query=0))
+torch.library.register_vmap("vicinal::attend_backward", _vmap(attend_backward, query=4))
 
 
 # FLOPs ----------------------------------------------------------------------------------------------------------
