@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vicinal import torch_internals
+from vicinal import sharding, torch_internals
 from vicinal.backends.torch import formulas
 from vicinal.caching import Cache
 from vicinal.checks import check_call
@@ -34,11 +34,13 @@ def route(
     """
     if torch.compiler.is_compiling():
         prepared = Prepared.of(inputs, neighborhoods, scale, backend)
+        sharding.prepare(inputs, len(prepared.neighborhoods) > 1)
         return attend(*inputs, prepared.code, prepared.scale, backend)
     prepared = _prepare(inputs, neighborhoods, scale, backend)
     if _transformed(inputs):
         return formulas.attend(inputs, prepared.resolve(inputs), prepared.scale)
     if _watched(inputs):
+        sharding.prepare(inputs, len(prepared.neighborhoods) > 1)
         return attend(*inputs, prepared.code, prepared.scale, backend)
     chosen = prepared.plan(inputs, backend)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):

@@ -1,0 +1,123 @@
+"""How `torch.distributed.tensor` splits the operators: over batch elements or heads, without communication.
+
+Registered when the first `DTensor` comes, since importing it takes longer than all of vicinal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+
+from vicinal.geometry.neighborhood import decode
+from vicinal.operators import attend, attend_backward
+
+
+def prepare(inputs: Sequence[Any], per_head: bool) -> None:
+    """Where the inputs are `DTensor`s: checks how they are split, and registers the strategies.
+
+    Raises:
+        ValueError: a tensor is split along a spatial axis or its head_dim, or heads are split that cannot be.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is None or not any(isinstance(t, module.DTensor) for t in inputs):
+        return
+    _register()
+    for name, tensor in zip(("query", "key", "value"), inputs):
+        if isinstance(tensor, module.DTensor):
+            _check(name, tensor)
+    query, key = inputs[:2]
+    if isinstance(query, module.DTensor) and not _may_split_heads(query, key, per_head):
+        why = "each has a neighborhood of its own" if per_head else f"key has {key.shape[-2]}, no multiple"
+        raise ValueError(f"query's heads cannot be split over {_parts(query)} processes, since {why}; shard the batch")
+
+
+def _check(name: str, tensor: Any) -> None:
+    heads = tensor.ndim - 2
+    for placement in tensor.placements:
+        if placement.is_shard() and placement.dim not in (0, heads):
+            what = "its head_dim" if placement.dim > heads else f"spatial axis {placement.dim - 1}"
+            raise ValueError(
+                f"{name} is split along {what}; neighborhood attention of DTensors is split over the batch, Shard(0), "
+                f"or over heads, Shard({heads}). Ranks that split a spatial axis must exchange halos: that is context "
+                f"parallelism, not a placement"
+            )
+
+
+def _parts(query: Any) -> int:
+    """Processes that the heads are split over."""
+    parts = 1
+    for dimension, placement in enumerate(query.placements):
+        if placement.is_shard(len(query.shape) - 2):
+            parts *= query.device_mesh.size(dimension)
+    return parts
+
+
+def _may_split_heads(query: Any, key: Any, per_head: bool) -> bool:
+    parts = _parts(query)
+    return parts == 1 or (not per_head and key.shape[-2] % parts == 0)
+
+
+@torch.compiler.assume_constant_result  # a compiler runs it, it does not trace it
+def _register() -> None:
+    _register_once()
+
+
+@cache
+def _register_once() -> None:
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._op_schema import RuntimeSchemaInfo
+    from torch.distributed.tensor.experimental import register_sharding
+
+    register_sharding(attend)(_forward)
+    register_sharding(attend_backward)(_backward)
+    # What they say depends on neighborhoods and on what is wanted, which must be part of the cache's key.
+    known = DTensor._op_dispatcher.sharding_propagator.op_to_schema_info
+    known[attend] = RuntimeSchemaInfo(static_argnum=6)
+    known[attend_backward] = RuntimeSchemaInfo(static_argnum=10)
+
+
+def _forward(*args: Any) -> list[Any]:
+    """Acceptable placements of results and of arguments, along one dimension of the mesh."""
+    inputs, rest = args[:6], args[6:]
+    found = []
+    for tokens, additional, table in _splits(inputs, rest[0]):
+        given = _of_present(inputs, (tokens, tokens, tokens, additional, additional, table))
+        found.append(([tokens, tokens], [*given, *[None] * len(rest)]))
+    return found
+
+
+def _backward(*args: Any) -> list[Any]:
+    """The same of the backward operator."""
+    from torch.distributed.tensor import Partial, Replicate
+
+    upstream, inputs, rest = args[:4], args[4:10], args[10:]
+    found = []
+    for tokens, additional, table in _splits(inputs, rest[0]):
+        above = _of_present(upstream, (tokens,) * 4)
+        given = _of_present(inputs, (tokens, tokens, tokens, additional, additional, table))
+        grads = (tokens, tokens, tokens, additional, additional, Partial() if tokens.is_shard(0) else table)
+        # What is not wanted is an empty tensor, the same everywhere.
+        results = [grad if is_wanted else Replicate() for grad, is_wanted in zip(grads, rest[-1])]
+        found.append((results, [*above, *given, *[None] * len(rest)]))
+    return found
+
+
+def _splits(inputs: Sequence[Any], code: Sequence[int]) -> list[tuple[Any, Any, Any]]:
+    """Placements of tokens, of additional keys and values, and of the bias: everywhere, by batch, by heads."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    query, key = inputs[:2]
+    heads = len(query.shape) - 2
+    splits: list[tuple[Any, Any, Any]] = [(Replicate(), Replicate(), Replicate()), (Shard(0), Shard(0), Replicate())]
+    is_split = any(p.is_shard(heads) for p in query.placements)
+    if is_split and _may_split_heads(query, key, len(decode(code, heads - 1)) > 1):
+        splits.append((Shard(heads), Shard(2), Shard(0)))
+    return splits
+
+
+def _of_present(tensors: Sequence[Any], placements: Sequence[Any]) -> list[Any]:
+    return [None if t is None else placement for t, placement in zip(tensors, placements)]
