@@ -1,10 +1,14 @@
 """The portable GPU backend: fused neighborhood attention in Triton, forward and backward, for NVIDIA and AMD.
 
-Inputs are read in place at any strides, except that a last dimension that is not contiguous is copied first, as is a
-`grad_output` that is not contiguous. Forward allocates its results only. Backward allocates, besides its results,
-delta (`[B, *X, H]`, float32) and, where the problem has them: partial sums for the gradients of additional keys and
-values and of the bias table; one float32 gradient of key and value per query head when heads have neighborhoods of
-their own and share key heads. Nothing is atomic: the same bits every run. Nothing waits for the device.
+Inputs are read in place at any strides, except that a last dimension that is not contiguous is copied first, as is what
+comes from above where it is not contiguous. Forward allocates its results only. Backward allocates, besides its
+results, delta (`[B, *X, H]`, float32) and, where the problem has them: partial sums for the gradients of additional
+keys and values and of the bias table; one float32 gradient of key and value per query head when heads have
+neighborhoods of their own and share key heads. Nothing is computed that is not wanted. Nothing is atomic: the same bits
+every run. Nothing waits for the device.
+
+NaN or inf in a value or an upstream gradient may spread within a tile: to queries or keys nearby, and where dilation
+groups are so short that a tile holds several, to those. It never leaves its batch element and head.
 """
 
 from __future__ import annotations

@@ -38,13 +38,10 @@ def pn(
     VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`attn[query, slot] = scale * query . key (+ bias)`; absent slots are left alone."""
-    index, h, b = program_of(tl.program_id(0), programs, heads)
-    tile = tile_of(index, axes, TILE, FLAGS)
+    tile, h, b, box, rows = _program(programs, heads, axes, TILE, FLAGS, False)
     if tile.beyond:
         return
 
-    box = box_of(tile, axes, TILE, TILE, FLAGS, False)
-    rows = rows_of(tile, axes, TILE, FLAGS, False)
     columns = rows.offsets
     query += head_at(b, h, query_strides, VECTOR)
     query += tile_at(tokens_at(tile.first, tile.group, axes.dilations), query_strides.tokens, VECTOR)
@@ -91,14 +88,11 @@ def nn(
     VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`output[query] = scale * sum over slots of attn[query, slot] * value[key]`, `BLOCK_D` columns of it."""
-    index, h, b = program_of(tl.program_id(0), programs, heads)
-    column = tl.program_id(1) * BLOCK_D
-    tile = tile_of(index, axes, TILE, FLAGS)
+    tile, h, b, box, rows = _program(programs, heads, axes, TILE, FLAGS, False)
     if tile.beyond:
         return
 
-    box = box_of(tile, axes, TILE, TILE, FLAGS, False)
-    rows = rows_of(tile, axes, TILE, FLAGS, False)
+    column = tl.program_id(1) * BLOCK_D
     columns = rows.offsets
     steps = slot_strides(axes.windows, FLAGS.wide)
     attn += head_at(b, h, attn_strides, 1)
@@ -137,14 +131,11 @@ def inverse(
 
     A tile of keys against the box of queries that reach it.
     """
-    index, h, b = program_of(tl.program_id(0), programs, heads)
-    column = tl.program_id(1) * BLOCK_D
-    tile = tile_of(index, axes, TILE, FLAGS)
+    tile, h, b, box, rows = _program(programs, heads, axes, TILE, FLAGS, True)
     if tile.beyond:
         return
 
-    box = box_of(tile, axes, TILE, TILE, FLAGS, True)
-    rows = rows_of(tile, axes, TILE, FLAGS, True)
+    column = tl.program_id(1) * BLOCK_D
     columns = rows.offsets
     steps = slot_strides(axes.windows, FLAGS.wide)
     key_part = linear(rows.positions, steps)
@@ -169,3 +160,11 @@ def inverse(
             at = next_tile(at, box.begin, box.end, TILE)
     written = own_rows(b, tile, rows, axes, heads, h) * D
     store_columns(output, written, rows.inside, total * scale, column, D, BLOCK_D)
+
+
+@triton.jit
+def _program(programs, heads, axes, TILE: tl.constexpr, FLAGS: tl.constexpr, INVERSE: tl.constexpr):
+    """This program's tile, head and batch entry (64-bit), and the box and rows of the tile, that may be beyond."""
+    index, h, b = program_of(tl.program_id(0), programs, heads)
+    tile = tile_of(index, axes, TILE, FLAGS)
+    return tile, h, b, box_of(tile, axes, TILE, TILE, FLAGS, INVERSE), rows_of(tile, axes, TILE, FLAGS, INVERSE)
