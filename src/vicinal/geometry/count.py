@@ -173,6 +173,7 @@ def _representatives(axis: Axis, n: int, tile: int, step: int, inverse: bool) ->
                 yield place * tile, 2 * (more + 1)
 
 
+@lru_cache(maxsize=16384)
 def _turns(axis: Axis, n: int, inverse: bool) -> tuple[int, ...]:
     """The first tokens whose interval starts, or stops, beyond the first token's, and where the last token's does."""
     if not inverse:

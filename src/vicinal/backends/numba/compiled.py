@@ -30,12 +30,13 @@ ZEROS = {"float32": np.float32(0), "float64": np.float64(0)}
 KERNELS: Cache[Any] = Cache(entries=64)  # more than there are: a kernel that runs must not go
 
 
+@KERNELS.memoize
 def compiled(name: str, dtype: str) -> Any:
     """A C function that takes the address of a call (`vicinal.backends.numba.kernels.call`).
 
     Its `address` is valid while the function is kept, as it is here. `name`: see `_entries`.
     """
-    return KERNELS.get((name, dtype), lambda: _compile(_entries(ZEROS[dtype], sources())[name]))
+    return _compile(_entries(ZEROS[dtype], sources())[name])
 
 
 def _compile(entry: Any) -> Any:

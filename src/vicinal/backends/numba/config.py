@@ -75,10 +75,10 @@ SHAPES: Cache[tuple[Shape, ...]] = Cache(entries=1024)
 @SHAPES.memoize
 def shapes(axes: tuple[Axis, ...], lengths: tuple[int, ...]) -> tuple[Shape, ...]:
     """Tiles of at most 16 queries that could not be longer along any axis, with their boxes; cheapest first."""
-    longest = [min(LANES, alike(a, n)[0].length) for a, n in zip(axes, lengths)]
+    longest = [min(LANES, alike(axis, length)[0].length) for axis, length in zip(axes, lengths)]
     found = []
     for tile in _full_tiles(tuple(longest)):
-        counts = [count(axis, length, size, 1) for axis, length, size in zip(axes, lengths, tile)]
+        counts = [count(*own, 1) for own in zip(axes, lengths, tile)]
         cost = prod(own.covered for own in counts) + TILE_COST * prod(own.tiles for own in counts)
         found.append((cost, tile, tuple(own.widest for own in counts)))
     return tuple((tile, box) for _, tile, box in sorted(found))

@@ -39,7 +39,7 @@ def forward(problem: Problem, config: NumbaConfig, inputs: Inputs) -> tuple[Tens
         running.run("forward", call.threads)
     else:
         running.spread(inputs.rpb)
-        running.run("biased forward", call.threads)
+        running.run_next("biased forward", call.threads)
     return _narrow(output, problem.value_dim, problem.dtype), lse
 
 
@@ -87,7 +87,7 @@ def backward(
 
 def _call(problem: Problem, direction: Direction, config: NumbaConfig, given: Given, wanted: Wanted) -> KernelCall:
     layouts = tuple([None if t is None else (*t.stride(), t.shape[-1]) for t in given])
-    return kernel_call(problem, direction, config, layouts, wanted, torch.get_num_threads())
+    return kernel_call(problem, direction, config.tiles, layouts, wanted, torch.get_num_threads())
 
 
 class _Running:
@@ -102,8 +102,12 @@ class _Running:
 
     def run(self, kernel: str, count: int) -> None:
         """Run a kernel on `count` threads, and wait."""
-        self.numbers[[c.NEXT_TASK, c.NEXT_THREAD]] = 0
         threads.run(compiled(kernel, DTYPES[self.dtype]).address, self.numbers.ctypes.data, count)
+
+    def run_next(self, kernel: str, count: int) -> None:
+        """Run another kernel."""
+        self.numbers[c.NEXT_TASK] = self.numbers[c.NEXT_THREAD] = 0
+        self.run(kernel, count)
 
     def spread(self, rpb: Tensor) -> None:
         """Make the biases by lanes."""
@@ -114,13 +118,13 @@ class _Running:
     def biased_backward(self, rpb: Tensor) -> Tensor | None:
         """Run the backward pass; the gradient of the bias, if it is computed."""
         if not self.call.computed.rpb:
-            self.run("biased backward", self.call.threads)
+            self.run_next("biased backward", self.call.threads)
             return None
         grad = _empty(rpb.shape, self.dtype)
         by_lanes = _empty((self.call.slots, self.call.lane_biases), self.dtype)
         self._hold({c.GRAD_BIAS: grad, c.GRAD_LANE_BIAS: by_lanes})
-        self.run("biased backward", self.call.threads)
-        self.run("gather", self.call.bias_threads)
+        self.run_next("biased backward", self.call.threads)
+        self.run_next("gather", self.call.bias_threads)
         return grad
 
     def _hold(self, tensors: dict[int, Tensor]) -> None:

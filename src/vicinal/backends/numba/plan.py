@@ -12,7 +12,7 @@ from math import ceil, gcd, prod
 
 import numpy as np
 
-from vicinal.backends.numba.config import NumbaConfig, head_sets
+from vicinal.backends.numba.config import head_sets
 from vicinal.backends.numba.kernels import call as c
 from vicinal.backends.numba.kernels.vectors import LANES
 from vicinal.backends.numba.tables import AXES, AxisTable, Ints, axis_table, lane_table
@@ -31,6 +31,7 @@ MOST_PARTS = 8
 SMALL_BIAS = 1 << 16  # numbers by lanes that one thread makes
 
 Layout = tuple[int, ...]
+Numbers = list[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,15 +120,15 @@ CALLS: Cache[KernelCall] = Cache(size=16 << 20, size_of=lambda call: call.nbytes
 def kernel_call(
     problem: Problem,
     direction: Direction,
-    config: NumbaConfig,
+    tiles: tuple[tuple[int, ...], ...],
     layouts: tuple[Layout | None, ...],
     wanted: Wanted,
     threads: int,
 ) -> KernelCall:
     """The call for given tensors of these layouts, in the call's order; None where there is none.
 
-    A layout is a tensor's strides, all dimensions, and the length of the last. Results are contiguous, their rows of
-    channels filled up to whole vectors.
+    `tiles` are a `NumbaConfig`'s. A layout is a tensor's strides, all dimensions, and the length of the last. Results
+    are contiguous, their rows of channels filled up to whole vectors.
 
     Raises:
         AssertionError: a tensor's rows are not such as kernels read.
@@ -136,9 +137,9 @@ def kernel_call(
     channels, value_channels = (ceil(n / LANES) for n in (problem.head_dim, problem.value_dim))
     sets = [
         HeadSet.of(neighborhood, heads, problem.lengths, tile)
-        for (neighborhood, heads), tile in zip(head_sets(problem).items(), config.tiles)
+        for (neighborhood, heads), tile in zip(head_sets(problem).items(), tiles)
     ]
-    numbers = np.zeros(c.LENGTH + c.SET_FIELDS * len(sets), np.int64)
+    numbers = [0] * (c.LENGTH + c.SET_FIELDS * len(sets))
     _check_rows(layouts, LANES * channels, LANES * value_channels)
     _place_tensors(numbers, problem, direction, layouts)
     rows = problem.batch * sum(own.rows(problem.additional) for own in sets)
@@ -180,7 +181,14 @@ def kernel_call(
     for place, number in one_each.items():
         numbers[place] = number
     return KernelCall(
-        numbers, kept, max(1, min(threads, tasks)), scratch, parts, parts * batches, lane_biases, computed
+        np.array(numbers, np.int64),
+        kept,
+        max(1, min(threads, tasks)),
+        scratch,
+        parts,
+        parts * batches,
+        lane_biases,
+        computed,
     )
 
 
@@ -211,7 +219,9 @@ def _division(problem: Problem, strips: int, threads: int, folds_biases: bool) -
     return 1, min(enough, problem.batch) if folds_biases else problem.batch
 
 
-def _place_tensors(numbers: Ints, problem: Problem, direction: Direction, layouts: tuple[Layout | None, ...]) -> None:
+def _place_tensors(
+    numbers: list[int], problem: Problem, direction: Direction, layouts: tuple[Layout | None, ...]
+) -> None:
     """Sets strides, and lengths."""
     size = lse_dtype(problem.dtype).itemsize
     results = _results(problem, direction)
@@ -252,7 +262,7 @@ def _five(strides: tuple[int, ...], rank: int, additional: bool) -> tuple[int, .
     return batch, *(0,) * (AXES - rank), *spatial, head
 
 
-def _place_sets(numbers: Ints, problem: Problem, sets: Sequence[HeadSet], size: int) -> tuple[tuple[Ints, ...], int]:
+def _place_sets(numbers: Numbers, problem: Problem, sets: Sequence[HeadSet], size: int) -> tuple[tuple[Ints, ...], int]:
     """Sets the head sets; the tables that they hold addresses of, and how many numbers their biases by lanes are."""
     kept: list[Ints] = []
     first_task = lane_biases = 0
@@ -285,7 +295,7 @@ def _place_sets(numbers: Ints, problem: Problem, sets: Sequence[HeadSet], size: 
     return tuple(kept), lane_biases
 
 
-def _place_scratch(numbers: Ints, size: int, channels: int, value_channels: int, widest: Sequence[int]) -> int:
+def _place_scratch(numbers: Numbers, size: int, channels: int, value_channels: int, widest: Sequence[int]) -> int:
     """Sets where in a thread's scratch memory what is; how many bytes it is."""
     keys = CHUNK + SPARE
     row, most_channels = LANES * size, max(channels, value_channels)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 from vicinal.backends.numba.kernels import call as c
 from vicinal.backends.numba.kernels.vectors import LANES
 from vicinal.caching import Cache
-from vicinal.geometry.count import count, period, runs
+from vicinal.geometry.count import period, runs
 from vicinal.geometry.neighborhood import Axis
-from vicinal.geometry.tiles import alike, key_interval
+from vicinal.geometry.tiles import alike
 from vicinal.geometry.window import window_start, window_stop
 
 AXES = 3
@@ -55,27 +56,29 @@ AXIS_TABLES: Cache[AxisTable] = Cache(size=16 << 20, size_of=lambda table: table
 def axis_table(axis: Axis, length: int, size: int) -> AxisTable:
     """Tiles of `size` queries, of all dilation groups."""
     assert axis.window is not None
-    kinds = alike(axis, length)
+    kinds, turn = alike(axis, length), period(axis, size)
     table: list[int] = []
-    patterns: list[int] = []
+    tiles: list[int] = []  # of every pattern, and the length of its group
+    lengths: list[int] = []
     starts = []
     for kind in kinds:
         starts.append(len(table))
         for first, beyond in runs(axis, kind.length, size):
-            table += _run(axis, kind.length, size, (first, beyond), len(patterns) // (c.PATTERN_FIELDS + 2 * size))
-            for tile in range(first, min(first + period(axis, size), beyond)):
-                patterns += _pattern(axis, kind.length, size, tile)
+            table += (first, len(tiles), turn, *_steps(axis, kind.length, size, (first, beyond)))
+            own = range(first, min(first + turn, beyond))
+            tiles += own
+            lengths += [kind.length] * len(own)
         table += (length, 0, 0, 0, 0)  # beyond all tiles
+    patterns = _patterns(axis, size, np.array(tiles, np.int64), np.array(lengths, np.int64))
     per_group = [-(-kind.length // size) for kind in kinds]
-    first_short = kinds[0].count * per_group[0]
     reach = min(axis.window, kinds[0].length) - 1
     fields = {
-        c.TILE_COUNT: count(axis, length, size, 1).tiles,
+        c.TILE_COUNT: sum(kind.count * tiles for kind, tiles in zip(kinds, per_group)),
         c.TILE_SIZE: size,
         c.DILATION: axis.dilation,
         c.LONG_TILES: per_group[0],
         c.LONG_RUNS: starts[0],
-        c.FIRST_SHORT: first_short,
+        c.FIRST_SHORT: kinds[0].count * per_group[0],
         c.FIRST_SHORT_GROUP: kinds[-1].first,
         c.SHORT_TILES: per_group[-1],
         c.SHORT_RUNS: starts[-1],
@@ -84,29 +87,30 @@ def axis_table(axis: Axis, length: int, size: int) -> AxisTable:
         c.REACH: reach,
         c.OFFSETS: 2 * reach + size,
     }
-    return AxisTable(tuple(fields[i] for i in range(c.AXIS_FIELDS)), np.array(table + patterns, np.int64))
+    whole = np.concatenate([np.array(table, np.int64), patterns])
+    return AxisTable(tuple(fields[i] for i in range(c.AXIS_FIELDS)), whole)
 
 
-def _run(axis: Axis, length: int, size: int, tiles: tuple[int, int], pattern: int) -> tuple[int, int, int, int, int]:
-    first, beyond = tiles
-    every, low_step, high_step = period(axis, size), 0, 0
-    if beyond - first > every:
-        (low, high), (next_low, next_high) = (
-            key_interval(axis, length, (tile * size, min((tile + 1) * size, length))) for tile in (first, first + every)
-        )
-        low_step, high_step = next_low - low, next_high - high
-    return first, pattern, every, low_step, high_step
+def _steps(axis: Axis, length: int, size: int, tiles: tuple[int, int]) -> tuple[int, int]:
+    """How much further on keys start, and stop, a period of tiles later in a run of them."""
+    first, later = tiles[0] * size, (tiles[0] + period(axis, size)) * size
+    if later >= tiles[1] * size:
+        return 0, 0
+    ends = min(first + size, length) - 1, min(later + size, length) - 1
+    low = window_start(axis, length, later) - window_start(axis, length, first)
+    return low, window_stop(axis, length, ends[1]) - window_stop(axis, length, ends[0])
 
 
-def _pattern(axis: Axis, length: int, size: int, tile: int) -> list[int]:
-    queries = range(tile * size, min((tile + 1) * size, length))
-    starts = [window_start(axis, length, i) for i in queries]
-    stops = [window_stop(axis, length, i) for i in queries]
-    low, high = starts[0], stops[-1]
-    found = [len(queries), low, high]
-    for start, stop in zip(starts, stops):
-        found += (start - low, high - stop)
-    return found + [0] * (2 * (size - len(queries)))
+def _patterns(axis: Axis, size: int, tiles: Any, lengths: Any) -> Ints:
+    """Those of tiles, each in a group of its length, one after the other."""
+    lengths = lengths[:, None]
+    first = tiles[:, None] * size
+    last = np.minimum(first + size, lengths) - 1
+    queries: Any = np.minimum(first + np.arange(size), last)
+    starts, stops = (np.asarray(rule(axis, lengths, queries)) for rule in (window_start, window_stop))
+    low, high = starts[:, :1], stops[:, -1:]
+    windows = np.stack([starts - low, high - stops], -1).reshape(len(tiles), -1)
+    return np.concatenate([last + 1 - first, low, high, windows], 1).ravel()
 
 
 LANE_TABLES: Cache[Ints] = Cache(entries=256)

@@ -191,17 +191,18 @@ def _box(call, scratch, found, size, biased):
                     i2 += 1
                     found += 1 if bits != 0 else 0
                 if biased is not None:
+                    tables = scratch + get(call, c.BIASES), scratch + get(call, c.GRAD_BIASES)
                     offset, step = _bias_line(scratch, i0, i1, start)
-                    bias, grad = get(scratch, c.NOW_BIAS) + offset, get(scratch, c.NOW_GRAD_BIAS) + offset
-                    _fill(scratch + get(call, c.BIASES), begun, bits2, of1, start, i2, bias, step)
-                    _fill(scratch + get(call, c.GRAD_BIASES), begun, bits2, of1, start, i2, grad, step)
+                    bias = get(scratch, c.NOW_BIAS) + offset, step
+                    grad_bias = get(scratch, c.NOW_GRAD_BIAS) + offset, step
+                    _fill(tables, bias, grad_bias, begun, bits2, of1, start, i2)
                 if part >= 0:
-                    key, key_step = _line(call, scratch, c.GRAD_KEY, x0, x1, x2, dilation2)
-                    value, value_step = _line(call, scratch, c.GRAD_VALUE, x0, x1, x2, dilation2)
-                    key += part * get(call, c.PART_BYTES)
-                    value += part * get(call, c.PART_BYTES + 1)
-                    _fill(scratch + get(call, c.GRAD_KEYS), begun, bits2, of1, start, i2, key, key_step)
-                    _fill(scratch + get(call, c.GRAD_VALUES), begun, bits2, of1, start, i2, value, value_step)
+                    tables = scratch + get(call, c.GRAD_KEYS), scratch + get(call, c.GRAD_VALUES)
+                    key, step = _line(call, scratch, c.GRAD_KEY, x0, x1, x2, dilation2)
+                    grad_key = key + part * get(call, c.PART_BYTES), step
+                    value, step = _line(call, scratch, c.GRAD_VALUE, x0, x1, x2, dilation2)
+                    grad_value = value + part * get(call, c.PART_BYTES + 1), step
+                    _fill(tables, grad_key, grad_value, begun, bits2, of1, start, i2)
                 if i2 < count2:
                     _stop(scratch, i0, i1, i2)
                     return found
@@ -214,11 +215,19 @@ def _box(call, scratch, found, size, biased):
 
 
 @njit(error_model="numpy")
-def _fill(table, found, bits, of_others, start, stop, address, step):
-    """Into a chunk's table the addresses of those keys from `start` to `stop` of a line that have any query."""
+def _fill(tables, one, other, found, bits, of_others, start, stop):
+    """Into two tables of a chunk the addresses of those keys from `start` to `stop` of a line that have any query.
+
+    `one`, `other`: of each table the line's first address there, and the step to the next.
+    """
+    first, second = tables
+    address, step = one
+    other_address, other_step = other
     for i in range(start, stop):
-        put(table, found, address)
+        put(first, found, address)
+        put(second, found, other_address)
         address += step
+        other_address += other_step
         found += 1 if of_others & load_bits(bits + 2 * i) != 0 else 0
 
 
