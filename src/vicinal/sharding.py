@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import torch
-
 from vicinal.geometry.neighborhood import decode
 from vicinal.operators import attend, attend_backward
+from vicinal.torch_internals import run_when_traced
 
 
 def prepare(inputs: Sequence[Any], per_head: bool) -> None:
@@ -61,7 +60,7 @@ def _may_split_heads(query: Any, key: Any, per_head: bool) -> bool:
     return parts == 1 or (not per_head and key.shape[-2] % parts == 0)
 
 
-@torch.compiler.assume_constant_result  # a compiler runs it, it does not trace it
+@run_when_traced
 def _register() -> None:
     _register_once()
 
