@@ -109,9 +109,79 @@ def test_a_module_that_has_attributes_for_a_neighborhood_is_loaded():
     torch.manual_seed(0)
     module, x = vicinal.NeighborhoodAttention2D(8, 2, 5, dilation=(1, 2), is_causal=True), torch.randn(1, 7, 10, 8)
     state = module.__dict__.copy()
-    del state["neighborhood"], state["embed_dim"]
+    del state["neighborhoods"], state["embed_dim"], state["fit"]
     state |= {"na_dim": 2, "kernel_size": (5, 5), "stride": (1, 1), "dilation": (1, 2), "is_causal": (True, True)}
     loaded = vicinal.NeighborhoodAttention2D.__new__(vicinal.NeighborhoodAttention2D)
     loaded.__setstate__(state)
     assert torch.equal(loaded(x), module(x))
     assert loaded.dilation == (1, 2)
+
+
+def per_head(*dilations, window=3):
+    return [vicinal.Neighborhood.of(2, window, dilation=d) for d in dilations]
+
+
+def test_heads_have_neighborhoods_of_their_own():
+    torch.manual_seed(0)
+    module, x = vicinal.NeighborhoodAttention2D(8, 2, per_head(1, 2), rpb=True), torch.randn(1, 7, 8, 8)
+    query, key, value = module.qkv(x).unflatten(-1, (3, 2, 4)).unbind(-3)
+    heads = [
+        vicinal.na2d(*(t[..., h : h + 1, :] for t in (query, key, value)), 3, dilation=d, rpb=module.rpb[h : h + 1])
+        for h, d in enumerate((1, 2))
+    ]
+    torch.testing.assert_close(module(x), module.proj(torch.cat(heads, -2).flatten(-2)))
+    assert module.kernel_size == (3, 3)
+    with pytest.raises(ValueError, match="dilation differs between heads"):
+        _ = module.dilation
+    assert repr(module).count("dilation=") == 2
+    module.kernel_size = 1
+    assert [n.dilation for n in module.neighborhoods] == [(1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kernel_size": per_head(1)}, "kernel_size must be 2 Neighborhoods of 2 axes, one per head"),
+        ({"kernel_size": per_head(1, 1), "dilation": 2}, "leave stride, dilation"),
+        ({"kernel_size": (3, None), "rpb": True}, "rpb needs a kernel_size on every axis"),
+        ({"kernel_size": 3, "fit": "crop"}, "fit must be one of .* got 'crop'"),
+        ({"kernel_size": 3, "attn_drop": 2.0}, "attn_drop must be from 0 to 1"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        vicinal.NeighborhoodAttention2D(8, 2, **arguments)
+
+
+@pytest.mark.parametrize("windows", [3, per_head(1, 2)], ids=["one", "per head"])
+def test_dropout_of_attention_weights_averages_to_what_is_without(windows):
+    torch.manual_seed(0)
+    module = vicinal.NeighborhoodAttention2D(8, 2, windows, rpb=True, attn_drop=0.3).double()
+    x = torch.randn(1, 7, 8, 8, dtype=torch.float64)
+    dropped = torch.stack([module(x) for _ in range(400)])
+    assert dropped.std(0).min() > 0
+    error = (dropped.mean(0) - module.eval()(x)) / (dropped.std(0) / 400**0.5)
+    assert error.abs().max() < 5  # standard errors of the mean
+    module.train().attn_drop.p = 1e-9  # the unfused operators, and nothing dropped
+    torch.testing.assert_close(module(x), module.eval()(x))
+
+
+def test_short_axes_take_the_largest_window_that_fits():
+    torch.manual_seed(0)
+    module, x = vicinal.NeighborhoodAttention2D(8, 2, 5, dilation=3, rpb=True, fit="clamp"), torch.randn(1, 4, 11, 8)
+    query, key, value = module.qkv(x).unflatten(-1, (3, 2, 4)).unbind(-3)
+    expected = vicinal.na2d(query, key, value, (4, 5), dilation=(1, 2), rpb=module.rpb[:, 1:-1])
+    torch.testing.assert_close(module(x), module.proj(expected.flatten(-2)))
+
+
+def test_short_axes_are_padded_with_attended_zeros():
+    torch.manual_seed(0)
+    module, x = vicinal.NeighborhoodAttention2D(8, 2, 5, dilation=3, rpb=True, fit="pad"), torch.randn(1, 4, 16, 8)
+    padded = torch.cat([x, torch.zeros(1, 11, 16, 8)], 1)
+    torch.testing.assert_close(module(x), module(padded)[:, :4])
+    assert module(x).shape == x.shape
+
+
+def test_short_axes_raise_by_default():
+    with pytest.raises(ValueError, match=r"kernel_size \* dilation must not exceed the axis"):
+        vicinal.NeighborhoodAttention1D(8, 2, 5)(torch.randn(1, 4, 8))

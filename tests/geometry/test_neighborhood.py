@@ -128,3 +128,20 @@ def test_found_in_a_set_of_another_process():
     environment = os.environ | {"PYTHONHASHSEED": "17", "PYTHONPATH": os.pathsep.join(sys.path)}
     ran = subprocess.run([sys.executable, "-c", ELSEWHERE], input=sent, env=environment, capture_output=True)
     assert ran.stdout.split() == [b"True", b"True"], ran.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("axis", "length", "expected"),
+    [
+        (Axis(7, dilation=8), 56, Axis(7, dilation=8)),
+        (Axis(7, dilation=8), 55, Axis(7, dilation=7)),
+        (Axis(7, stride=6, dilation=8), 5, Axis(5, stride=5)),
+        (Axis(7, causal=True), 3, Axis(7, causal=True)),
+        (Axis(7, boundary="clip"), 3, Axis(7, boundary="clip")),
+        (Axis(None), 3, Axis(None)),
+    ],
+)
+def test_clamp_is_the_largest_that_fits(axis, length, expected):
+    assert axis.clamp(length) == expected
+    assert expected.least <= length
+    expected.resolve(length)

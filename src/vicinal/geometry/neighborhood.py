@@ -80,6 +80,18 @@ class Axis:
             )
         return axis
 
+    @property
+    def least(self) -> int:
+        """The fewest tokens that the window fits: more than one only where it shifts at borders."""
+        return 1 if self.window is None or self.causal or self.boundary != "shift" else self.window * self.dilation
+
+    def clamp(self, length: int) -> Axis:
+        """The largest window, and with it the largest dilation, that fit tokens of `length`, up to its own."""
+        if self.window is None or not 0 < length < self.least:
+            return self
+        window = min(self.window, length)
+        return replace(self, window=window, stride=min(self.stride, window), dilation=length // window)
+
 
 @dataclass(frozen=True)
 class Neighborhood:
@@ -164,6 +176,17 @@ class Neighborhood:
         if len(lengths) != self.rank:
             raise ValueError(f"the neighborhood has {self.rank} axes, the tokens have {len(lengths)}")
         return Neighborhood(tuple(a.resolve(n, i) for i, (a, n) in enumerate(zip(self.axes, lengths))))
+
+    @property
+    def least(self) -> tuple[int, ...]:
+        """The fewest tokens along each axis that the window fits."""
+        return tuple(axis.least for axis in self.axes)
+
+    def clamp(self, lengths: Sequence[int]) -> Neighborhood:
+        """This neighborhood, along axes that are too short for it with the largest window and dilation that fit."""
+        if all(n >= axis.least for axis, n in zip(self.axes, lengths)):
+            return self
+        return Neighborhood(tuple(axis.clamp(n) for axis, n in zip(self.axes, lengths)))
 
     def is_whole(self, lengths: Sequence[int]) -> bool:
         """Whether every query sees every key: self attention."""
