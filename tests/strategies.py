@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,15 +121,6 @@ def calls(draw, ranks: tuple[int, ...] = (1, 2, 3), per_head: bool = True, max_h
 def whole(window: int, dilation: int = 1, **rest: Any) -> Call:
     """One small line of tokens."""
     return Call((Neighborhood((Axis(window, dilation=dilation, **rest),)),), (24,), 2, 2, 1, 8, 8, 0, False, 3)
-
-
-def layouts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The same values in other strides: a slice, heads first, every second token, expanded, channels first."""
-    yield torch.cat([tensor, tensor], -1)[..., : tensor.shape[-1]]
-    yield tensor.transpose(1, -2).contiguous().transpose(1, -2)
-    yield tensor.repeat_interleave(2, 1)[:, ::2]
-    yield torch.cat([tensor, tensor])[tensor.shape[0] :]
-    yield tensor.transpose(1, -1).contiguous().transpose(1, -1)
 
 
 # Layouts --------------------------------------------------------------------------------------------------------
