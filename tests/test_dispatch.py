@@ -24,8 +24,9 @@ def test_cpu_tensors_go_to_the_compiled_kernels(problem):
 def test_without_numba_cpu_tensors_go_to_torch_s_operations(problem, monkeypatch):
     monkeypatch.setattr("vicinal.backends.numba.missing", lambda: "it needs numba")
     monkeypatch.setattr(dispatch, "_warned", set())
-    with pytest.warns(UserWarning, match="plain torch operations, slowly.*numba': it needs numba"):
+    with pytest.warns(UserWarning, match="plain torch operations, slowly.*numba': it needs numba") as told:
         chosen = dispatch.plan.__wrapped__(problem)
+    assert told[0].filename == __file__  # the caller's line
     assert chosen.backend.name == chosen.gradients.name == "torch"
     with warnings.catch_warnings():
         warnings.simplefilter("error")

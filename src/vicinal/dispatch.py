@@ -7,7 +7,6 @@ Plans are made once and cached. `plan` raises with a reason; `explain` tells eve
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
@@ -16,6 +15,7 @@ from typing import Any, get_args
 
 from vicinal.backends.protocol import Backend, Config, Direction
 from vicinal.problem import Problem
+from vicinal.warning import warn
 
 BACKENDS: dict[str, str] = {  # name -> module; in order of preference, imported when first asked for
     "hopper": "vicinal.backends.hopper",
@@ -122,10 +122,9 @@ def _warn_slow(device: str, reasons: Mapping[str, str | None]) -> None:
     if device in _KERNELS and device not in _warned:
         _warned.add(device)
         kernels = _KERNELS[device]
-        warnings.warn(
+        warn(
             f"vicinal computes with plain torch operations, slowly, where its kernels cannot run; "
-            f"backend {kernels!r}: {reasons[kernels]}",
-            stacklevel=2,
+            f"backend {kernels!r}: {reasons[kernels]}"
         )
 
 
