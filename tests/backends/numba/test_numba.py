@@ -519,6 +519,7 @@ print(registers())
 
 
 def test_empty_batch():
-    call = replace(whole(5), batch=0)
-    found, *_ = run(call.inputs(), call.neighborhoods, call.scale, 0)
+    call = replace(whole(5), batch=0, has_rpb=True)
+    *found, grad_bias = run(call.inputs(), call.neighborhoods, call.scale, 0)[0]
     assert [tuple(t.shape) for t in found] == [(0, 24, 2, 8), (0, 24, 2), (0, 24, 2, 8), (0, 24, 1, 8), (0, 24, 1, 8)]
+    assert_same(grad_bias, torch.zeros(2, 9, dtype=torch.float64))
