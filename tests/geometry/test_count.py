@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies import axes
-from vicinal.geometry.count import Count, PairCount, _representatives, count, count_pairs, period, runs
+from vicinal.geometry.count import (
+    Count,
+    PairCount,
+    _extents,
+    _representatives,
+    count,
+    count_pairs,
+    full_steps,
+    period,
+    runs,
+)
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.tiles import groups, tiles
 from vicinal.geometry.window import (
@@ -27,13 +37,14 @@ def intervals(axis: Axis, n: int, inverse: bool) -> list[tuple[int, int]]:
     return [(first_query_stopping_after(axis, n, i), first_query_starting_at(axis, n, i + 1)) for i in range(n)]
 
 
-def full_steps(own: list[tuple[int, int]], laid: range, step: int) -> int:
+def full_of(own: list[tuple[int, int]], laid: range, step: int) -> int:
     """How many of the steps laid at these places lie in every interval."""
     low, high = max(start for start, _ in own), min(stop for _, stop in own)
     return sum(low <= at and at + step <= high for at in laid)
 
 
-def one_by_one(axis: Axis, length: int, tile: int, step: int, inverse: bool) -> Count:
+def one_by_one(axis: Axis, length: int, tile: int, step: int, inverse: bool) -> tuple[Count, int]:
+    """The count, and the steps that need no mask."""
     boxes, steps, full, passes_end = [], [], 0, False
     for group in groups(axis, length):
         every = intervals(axis, group.length, inverse)
@@ -42,9 +53,9 @@ def one_by_one(axis: Axis, length: int, tile: int, step: int, inverse: bool) -> 
             laid = box[::step]
             boxes.append(len(box))
             steps.append(len(laid))
-            full += full_steps(every[first:last], laid, step)
+            full += full_of(every[first:last], laid, step)
             passes_end |= step * len(laid) > group.length
-    return Count(len(boxes), sum(steps), max(steps), full, sum(boxes), max(boxes), passes_end)
+    return Count(len(boxes), sum(steps), max(steps), sum(boxes), max(boxes), passes_end), full
 
 
 def pairs_one_by_one(axis: Axis, length: int, tile: int, step: int, passes: int | None) -> PairCount:
@@ -60,7 +71,7 @@ def pairs_one_by_one(axis: Axis, length: int, tile: int, step: int, passes: int 
             most = min(before, after) if passes is None else passes
             pairs += 1
             steps += 2 * len(laid) - min(before, most) - min(after, most)
-            full += sum(full_steps(own, laid, step) for own in owns)
+            full += sum(full_of(own, laid, step) for own in owns)
     return PairCount(pairs, steps, full)
 
 
@@ -90,7 +101,8 @@ def test_tiles_repeat_in_runs(length, border, inverse):
 @pytest.mark.parametrize("length", [1, 2, 5, 8, 13, 20])
 def test_counts_of_every_small_axis(length, border, inverse):
     for axis, tile, step in product(small_axes(length, border), (1, 2, 3, 8), (1, 3, 4, 8)):
-        found = count.__wrapped__(axis, length, tile, step, inverse)
+        each = axis, length, tile, step, inverse
+        found = count.__wrapped__(*each), full_steps.__wrapped__(*each)
         assert found == one_by_one(axis, length, tile, step, inverse), (axis, tile, step)
 
 
@@ -110,7 +122,8 @@ SIZES = st.one_of(st.sampled_from([1, 4, 16, 64]), st.integers(1, 70))
 @given(axes(600), SIZES, SIZES, st.booleans())
 def test_counts_of_long_axes(case, tile, step, inverse):
     axis, length = case
-    assert count(axis, length, tile, step, inverse) == one_by_one(axis, length, tile, step, inverse)
+    each = axis, length, tile, step, inverse
+    assert (count(*each), full_steps(*each)) == one_by_one(*each)
 
 
 @settings(max_examples=200)
@@ -127,12 +140,12 @@ def test_the_length_does_not_matter(window, border, inverse):
     """Few tiles are looked at, of however many there are."""
     axis = Axis(window, **BORDERS[border])
     assert len(list(_representatives(axis, 1_000_000, 16, 64, inverse))) <= 32
+    assert len(_extents(axis, 1_000_000, 16, inverse)) <= 8
 
 
 def test_a_long_axis_by_hand():
     # 16 queries of window 33 reach 48 keys, 3 steps; those nearest to a border share one window of 33, also 3 steps, of
     # which 2 are full. Elsewhere 18 keys are common to a tile, the first 15 being the first query's alone: 1 full step.
     tiles = (1 << 40) // 16
-    assert count(Axis(33), 1 << 40, 16, 16) == Count(
-        tiles, 3 * tiles, 3, tiles - 2 + 2 * 2, 48 * (tiles - 2) + 2 * 33, 48, False
-    )
+    assert count(Axis(33), 1 << 40, 16, 16) == Count(tiles, 3 * tiles, 3, 48 * (tiles - 2) + 2 * 33, 48, False)
+    assert full_steps(Axis(33), 1 << 40, 16, 16) == tiles - 2 + 2 * 2

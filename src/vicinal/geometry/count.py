@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from math import lcm
+from typing import NamedTuple
 
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.tiles import Interval, alike
@@ -37,7 +38,6 @@ class Count:
         tiles: how many there are.
         steps: of all tiles.
         longest: the steps of one tile, at most.
-        full: steps that need no mask, laid from the first token of each tile's box.
         covered: tokens of all boxes.
         widest: tokens of one box, at most.
         passes_end: whether the steps over some box are longer, together, than its dilation group.
@@ -46,7 +46,6 @@ class Count:
     tiles: int
     steps: int
     longest: int
-    full: int
     covered: int
     widest: int
     passes_end: bool
@@ -55,27 +54,32 @@ class Count:
 @lru_cache(maxsize=16384)
 def count(axis: Axis, length: int, tile: int, step: int, inverse: bool = False) -> Count:
     """Counts tiles of `tile` queries that walk their keys `step` at a time; `inverse`: tiles of keys, their queries."""
-    start, stop = _INVERSE if inverse else _FORWARD
-    tiles = steps = full = covered = widest = 0
+    tiles = steps = covered = widest = 0
     passes_end = False
     for group in alike(axis, length):
-        n, group_covered, group_steps, group_full, group_widest = group.length, 0, 0, 0, 0
+        extents = _extents(axis, group.length, tile, inverse)
+        longest = max(e.longest for e in extents)
+        tiles += group.count * -(-group.length // tile)
+        steps += group.count * sum(e.steps(step) for e in extents)
+        covered += group.count * sum(e.total for e in extents)
+        widest = max(widest, longest)
+        passes_end = passes_end or -(-longest // step) * step > group.length
+    return Count(tiles, steps, -(-widest // step), covered, widest, passes_end)
+
+
+@lru_cache(maxsize=16384)
+def full_steps(axis: Axis, length: int, tile: int, step: int, inverse: bool = False) -> int:
+    """Of the steps that `count` counts, laid from the first token of each box, those that need no mask."""
+    start, stop = _INVERSE if inverse else _FORWARD
+    full = 0
+    for group in alike(axis, length):
+        n, halves_full = group.length, 0
         for first, halves in _representatives(axis, n, tile, step, inverse):
-            last = min(first + tile, n) - 1
-            begin, end = start(axis, n, first), stop(axis, n, last)
-            low, high = start(axis, n, last) - begin, stop(axis, n, first) - begin
-            extent = max(end - begin, 0)
-            group_covered += halves * extent
-            group_steps += halves * -(-extent // step)
-            group_full += halves * max(high // step - -(-low // step), 0)
-            group_widest = max(group_widest, extent)
-        tiles += group.count * -(-n // tile)
-        steps += group.count * group_steps // 2
-        full += group.count * group_full // 2
-        covered += group.count * group_covered // 2
-        widest = max(widest, group_widest)
-        passes_end = passes_end or -(-group_widest // step) * step > n
-    return Count(tiles, steps, -(-widest // step), full, covered, widest, passes_end)
+            begin = start(axis, n, first)
+            low, high = start(axis, n, min(first + tile, n) - 1) - begin, stop(axis, n, first) - begin
+            halves_full += halves * max(high // step - -(-low // step), 0)
+        full += group.count * halves_full // 2
+    return full
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,59 @@ def runs(axis: Axis, n: int, tile: int, inverse: bool = False) -> list[Interval]
     for token in _turns(axis, n, inverse):
         cuts |= {token // tile, -(-token // tile)}  # so is one within which an end of the intervals starts or rests
     return list(pairwise(sorted(cuts)))
+
+
+class _Extents(NamedTuple):
+    """The lengths of the boxes of `tiles` tiles: an arithmetic series."""
+
+    first: int
+    growth: int
+    tiles: int
+
+    @property
+    def longest(self) -> int:
+        return self.first + max(self.growth, 0) * (self.tiles - 1)
+
+    @property
+    def total(self) -> int:
+        return self.tiles * self.first + self.growth * (self.tiles * (self.tiles - 1) // 2)
+
+    def steps(self, step: int) -> int:
+        """How many steps all the boxes are."""
+        if not self.growth:
+            return self.tiles * -(-self.first // step)
+        least = self.first + min(self.growth, 0) * (self.tiles - 1)
+        return _floor_sum(self.tiles, abs(self.growth), least + step - 1, step)
+
+
+@lru_cache(maxsize=4096)
+def _extents(axis: Axis, n: int, tile: int, inverse: bool) -> tuple[_Extents, ...]:
+    """The lengths of the boxes of all tiles of a group of `n` tokens."""
+    start, stop = _INVERSE if inverse else _FORWARD
+    every, found = period(axis, tile), []
+    for first, beyond in runs(axis, n, tile, inverse):
+        for place in range(first, min(first + every, beyond)):
+            one, many = place * tile, (beyond - 1 - place) // every + 1
+            extent = stop(axis, n, min(one + tile, n) - 1) - start(axis, n, one)
+            growth = 0
+            if many > 1:
+                other = one + every * tile
+                growth = stop(axis, n, other + tile - 1) - start(axis, n, other) - extent
+            found.append(_Extents(extent, growth, many))
+    return tuple(found)
+
+
+def _floor_sum(count: int, slope: int, offset: int, divisor: int) -> int:
+    """The sum of `(slope * i + offset) // divisor` over `i` below `count`; none of them negative."""
+    total = 0
+    while True:
+        total += count * (count - 1) // 2 * (slope // divisor) + count * (offset // divisor)
+        slope, offset = slope % divisor, offset % divisor
+        top = slope * count + offset
+        if top < divisor:
+            return total
+        # The points below the line, counted along the other axis: slope and divisor change places (Euclid's algorithm).
+        count, offset, slope, divisor = top // divisor, top % divisor, divisor, slope
 
 
 def _representatives(axis: Axis, n: int, tile: int, step: int, inverse: bool) -> Iterator[tuple[int, int]]:

@@ -23,7 +23,7 @@ class Architecture:
         name: "sm_90", "gfx942".
         shared: bytes of shared memory that one program may have.
         registers: per multiprocessor, of 32 bits.
-        thread_registers: that one thread may have.
+        thread_registers: that one thread may have (AMD: besides as many for sums of products).
         threads, programs: at once on a multiprocessor.
         matrix_flops: per cycle and multiprocessor, of 16-bit products.
         bandwidth: bytes per second of the fastest card's memory.
@@ -52,8 +52,8 @@ ARCHITECTURES = {
         Architecture("sm_90", 227 * KB, 65536, 255, 2048, 32, 4096, 4.8e12, warpgroups=True),
         Architecture("sm_100", 227 * KB, 65536, 255, 2048, 32, 8192, 8.0e12, warpgroups=True),
         Architecture("sm_120", 99 * KB, 65536, 255, 1536, 24, 1024, 1.79e12),
-        Architecture("gfx90a", 64 * KB, 131072, 512, 2048, 32, 1024, 3.2e12, warp=64),
-        Architecture("gfx942", 64 * KB, 131072, 512, 2048, 32, 2048, 5.3e12, warp=64),
+        Architecture("gfx90a", 64 * KB, 131072, 256, 2048, 32, 1024, 3.2e12, warp=64),
+        Architecture("gfx942", 64 * KB, 131072, 256, 2048, 32, 2048, 5.3e12, warp=64),
     )
 }
 

@@ -8,7 +8,7 @@ from itertools import product
 from math import prod
 
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
-from vicinal.geometry.count import count, count_pairs
+from vicinal.geometry.count import count, count_pairs, full_steps
 from vicinal.problem import Problem
 
 SHARED_MEMORY = 227 * 1024  # bytes a program may use on compute capability 9.0
@@ -149,9 +149,11 @@ def _scores(problem: Problem, config: HopperConfig) -> float:
         walked = full = 1
         along = zip(neighborhood.axes, problem.lengths, config.query_tile, config.key_tile)
         for a, each in enumerate(along):
-            counted = count_pairs(*each, passes) if a == config.split else count(*each)
-            walked *= counted.steps
-            full *= counted.full
+            if a == config.split:
+                pairs = count_pairs(*each, passes)
+                walked, full = walked * pairs.steps, full * pairs.full
+            else:
+                walked, full = walked * count(*each).steps, full * full_steps(*each)
         total += walked + MASK_COST * (walked - full)
     total /= len(neighborhoods)
     if paired:  # each of a warpgroup's two lists of chunks is rounded up to pairs
