@@ -90,11 +90,11 @@ def _first_query_led_from(axis: Axis, length: int, position: int) -> int:
 
 
 def _least(a: Any, b: Any) -> Any:
-    return a.clip(max=b) if hasattr(a, "clip") else min(a, b)
+    return min(a, b) if isinstance(a, int) else a.clip(max=b)
 
 
 def _most(a: Any, b: int) -> Any:
-    return a.clip(min=b) if hasattr(a, "clip") else max(a, b)
+    return max(a, b) if isinstance(a, int) else a.clip(min=b)
 
 
 def _window(axis: Axis) -> int:

@@ -27,6 +27,7 @@ from vicinal.problem import Problem
 Kernel = Literal["forward", "query", "key_value"]  # the kernels that take tilings
 
 SPILLED = 7  # registers per thread beyond those there are: a few bytes of spills cost less than smaller tiles
+AMD_REGISTERS = 1.5  # of those of the fits, which are NVIDIA's: gfx942 spilled 15 where they gave it 200 of 256
 CLOCK = 1.6e9  # cycles per second: 1.7e9 met the kernels timed alone, 1.4e9 the sweep
 LAUNCH = 3e-7  # seconds, of a kernel beyond its programs
 KEPT = 30e6  # bytes of tensors that the cache keeps from one call to the next, about
@@ -159,6 +160,7 @@ def program(gpu: Gpu, kernel: Kernel, shape: Shape) -> Program:
         registers = max(registers, demand) if demand > most_registers(gpu) else registers
     registers += 0 if architecture.warpgroups else 30
     registers += scores if has_rpb else 0
+    registers *= AMD_REGISTERS if architecture.warp == 64 else 1
     resident = rows * (d if kernel == "forward" else d + dv)  # elements
     shared = resident * size + stages * columns * ((d + dv) * size + (8 if kernel == "key_value" else 0))
     flops = min(WARPGROUP_FLOPS if together else WARP_FLOPS, architecture.matrix_flops)
