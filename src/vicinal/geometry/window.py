@@ -49,7 +49,7 @@ def leader(axis: Axis, length: int, query: int) -> int:
 def window_start(axis: Axis, length: int, query: int) -> int:
     """The first key of `query`."""
     start = _most(leader(axis, length, query) - left_reach(axis), 0)
-    return _least(start, length - _window(axis)) if mode(axis) == SHIFT else start
+    return start if axis.causal or axis.boundary == "clip" else _least(start, length - _window(axis))
 
 
 def window_stop(axis: Axis, length: int, query: int) -> int:
@@ -65,7 +65,7 @@ def first_query_starting_at(axis: Axis, length: int, key: int) -> int:
     """The first query whose window starts at `key` or later; `length` if none does."""
     if key <= 0:
         return 0
-    if mode(axis) == SHIFT and key > length - _window(axis):
+    if key > length - _window(axis) and mode(axis) == SHIFT:
         return length
     return _first_query_led_from(axis, length, key + left_reach(axis))
 

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from vicinal.backends.gpu.hardware import Gpu, gpu_of
 from vicinal.backends.protocol import Direction
-from vicinal.backends.triton.config import GradientTilings, Tiling
+from vicinal.backends.triton.config import GradientTilings, Tile, Tiling
 from vicinal.geometry.count import count
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.unfold import replace_at, tile_count, unfold
@@ -193,8 +193,7 @@ def program(gpu: Gpu, kernel: Kernel, shape: Shape) -> Program:
     )
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """What the programs of a tiling take.
 
     Attributes:
@@ -238,9 +237,9 @@ def estimate(problem: Problem, kernel: Kernel, tiling: Tiling) -> Estimate:
         steps += heads * prod(axis.steps for axis in walked)
         most = max(most, prod(axis.longest for axis in walked))
     extra = ceil(problem.additional / columns)
-    partial = 1 - _full_fraction(problem, tiling)
-    found = Estimate(one, partial, problem.batch * programs, steps / programs + extra, most + extra)
-    return replace(found, cycles=launch_cycles(gpu, found))
+    masked = partial(problem, tiling.tile, tiling.step)
+    found = Estimate(one, masked, problem.batch * programs, steps / programs + extra, most + extra)
+    return found._replace(cycles=launch_cycles(gpu, found))
 
 
 def launch_cycles(gpu: Gpu, *kinds: Estimate) -> float:
@@ -306,20 +305,20 @@ def sampled(problem: Problem) -> list[tuple[Neighborhood, int]]:
     return [(n, ceil(problem.heads / len(few))) for n in few]
 
 
-def _full_fraction(problem: Problem, tiling: Tiling) -> float:
-    """About how much of a tile's box needs no mask, away from borders."""
+def partial(problem: Problem, tile: Tile, step: Tile) -> float:
+    """About how much of a tile's box needs a mask, away from borders."""
     neighborhood, _ = sampled(problem)[0]
     fraction = 1.0
-    for axis, length, size, step in zip(neighborhood.axes, problem.lengths, tiling.tile, tiling.step):
+    for axis, length, size, taken in zip(neighborhood.axes, problem.lengths, tile, step):
         assert axis.window is not None
         group = max(1, length // axis.dilation)
         if axis.window >= group and not axis.causal:
             continue  # every query sees the whole axis
         window = min(axis.window, group)
         moved = 0 if axis.stride >= size and axis.stride % size == 0 else size - 1
-        laid = ceil(min(group, window + moved) / step)
-        fraction *= max(0, window - moved) // step / laid
-    return fraction
+        laid = ceil(min(group, window + moved) / taken)
+        fraction *= max(0, window - moved) // taken / laid
+    return 1 - fraction
 
 
 def _padded(size: int) -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
-from itertools import islice
 from math import ceil, prod
 from typing import Literal, overload
 
 from vicinal.backends.gpu.hardware import gpu_of
 from vicinal.backends.protocol import Direction
-from vicinal.backends.triton.compiler import STAGES, WARPS, is_compiled_badly
+from vicinal.backends.triton.compiler import STAGES, is_compiled_badly
 from vicinal.backends.triton.config import GradientTilings, Tile, Tiling, can_be_together
 from vicinal.backends.triton.estimate import (
     Estimate,
@@ -22,13 +21,13 @@ from vicinal.backends.triton.estimate import (
     sampled,
     unfolded,
 )
+from vicinal.backends.triton.shortlist import Size, every_size, shortlist
 from vicinal.geometry.unfold import can_unfold
 from vicinal.geometry.work import computed_scores
 from vicinal.problem import Problem
 
-STEPS = (16, 32, 64, 128)  # tokens
 SHORT = 64  # tokens of a dilation group, below which tiles may hold several groups
-LISTED = 24  # tilings returned, at most
+LISTED = 12  # tilings returned, at most
 
 
 @overload
@@ -50,19 +49,21 @@ def tilings(problem: Problem, direction: Direction) -> Sequence[Tiling] | Sequen
 def ranked(problem: Problem, kernel: Kernel) -> tuple[tuple[Estimate, Tiling], ...]:
     """Tilings of a kernel that fit, the cheapest first; if none should fit, the one with the fewest registers."""
     gpu = gpu_of(problem.device)
-    costed = [(estimate(problem, kernel, tiling), tiling) for tiling in _candidates(problem)]
     shared, registers = gpu.architecture.shared, most_registers(gpu)
-    fitting = [
-        (e, tiling)
-        for e, tiling in costed
-        if e.program.registers <= registers
-        and e.program.shared <= shared
-        and not is_compiled_badly(problem, kernel == "key_value", tiling)
-    ]
-    if not fitting:
-        return (min(costed, key=lambda each: (each[0].program.shared > shared, each[0].program.registers)),)
-    fitting.sort(key=lambda each: each[0].cycles)
-    return tuple(fitting[:LISTED])
+    costed: list[tuple[Estimate, Tiling]] = []
+    for sizes in (shortlist(problem, kernel, gpu), every_size(problem.rank)):
+        costed = [(estimate(problem, kernel, tiling), tiling) for tiling in candidates(problem, sizes)]
+        fitting = [
+            (e, tiling)
+            for e, tiling in costed
+            if e.program.registers <= registers
+            and e.program.shared <= shared
+            and not is_compiled_badly(problem, kernel == "key_value", tiling)
+        ]
+        if fitting:
+            fitting.sort(key=lambda each: each[0].cycles)
+            return tuple(fitting[:LISTED])
+    return (min(costed, key=lambda each: (each[0].program.shared > shared, each[0].program.registers)),)
 
 
 @lru_cache(maxsize=1024)
@@ -79,26 +80,25 @@ def _backward(problem: Problem) -> tuple[GradientTilings, ...]:
     return tuple(config for _, config in found[:LISTED])
 
 
-def _candidates(problem: Problem) -> Iterator[Tiling]:
-    yield from _folded_candidates(problem)
+def candidates(problem: Problem, sizes: Sequence[Size]) -> Iterator[Tiling]:
+    """Tilings of these sizes, in the shapes that compute the least; with short dilation groups side by side, too."""
+    yield from _folded(problem, sizes)
     for axis, (length, dilation) in enumerate(zip(problem.lengths, problem.neighborhoods[0].dilation)):
         if ceil(length / dilation) < SHORT and not problem.per_head and can_unfold(problem.neighborhood, axis):
-            for tiling in _folded_candidates(unfolded(problem, axis)):
+            for tiling in _folded(unfolded(problem, axis), sizes):
                 if tiling.tile[axis + 1] > 1:
                     yield replace(tiling, unfolded=axis)
 
 
-def _folded_candidates(problem: Problem) -> Iterator[Tiling]:
-    for rows, allowed_warps in WARPS.items():
+def _folded(problem: Problem, sizes: Sequence[Size]) -> Iterator[Tiling]:
+    for rows, columns, warps, stages in sizes:
         for tile in _best_shapes(problem, rows, None):
-            for columns in STEPS:
-                for step in _best_shapes(problem, columns, tile):
-                    for warps in allowed_warps:
-                        for stages in STAGES[problem.rank]:
-                            yield Tiling(tile, step, warps, stages)
+            for step in _best_shapes(problem, columns, tile):
+                yield Tiling(tile, step, warps, min(stages, max(STAGES[problem.rank])))
 
 
-def _best_shapes(problem: Problem, size: int, tile: Tile | None) -> list[Tile]:
+@lru_cache(maxsize=4096)
+def _best_shapes(problem: Problem, size: int, tile: Tile | None) -> tuple[Tile, ...]:
     """The few shapes of `size` tokens that compute the least, as tiles or as steps of `tile`."""
     samples = sampled(problem)
 
@@ -112,7 +112,7 @@ def _best_shapes(problem: Problem, size: int, tile: Tile | None) -> list[Tile]:
         caps = [1 << (n - 1).bit_length() for n in longest[:-1]]
         shapes = [(*caps, max(1, size // prod(caps)))] if prod(caps) <= size else list(_shapes(size, problem.rank))
     shapes.sort(key=computed)
-    return list(islice(shapes, 3 if tile is None else 2))
+    return tuple(shapes[: 3 if tile is None else 2])
 
 
 @cache
