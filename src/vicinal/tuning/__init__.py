@@ -1,1 +1,0 @@
-"""Tuning: how a launch is tiled, and what that should cost."""
