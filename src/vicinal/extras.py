@@ -8,6 +8,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {  # extra, as in pyproject.toml -> the mod
     "cli": ("rich", "typer", "PIL", "numpy"),
     "plot": ("matplotlib",),
     "cpu": ("numba",),
+    "models": ("timm",),
 }
 
 
