@@ -83,7 +83,9 @@ def gradients_of(
 def random_gradients(output: Tensor, lse: Tensor, seed: int, with_lse: bool = True) -> tuple[Tensor, Tensor | None]:
     """What may come from above: gradients of an output and of its log-sum-exp."""
     generator = torch.Generator().manual_seed(seed)
-    grad, grad_lse = (torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype) for t in (output, lse))
+    grad, grad_lse = (
+        torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device, t.dtype) for t in (output, lse)
+    )
     return grad, grad_lse if with_lse else None
 
 
