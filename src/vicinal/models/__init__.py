@@ -1,4 +1,4 @@
-"""Models built on neighborhood attention: NAT, DiNAT, DiNAT_s and the isotropic ones.
+"""Models built on neighborhood attention: NAT, DiNAT, DiNAT_s the isotropic ones, and StyleNAT's generator.
 
 Importing this registers them with timm, so that `timm.create_model("nat_mini")` makes one.
 """
@@ -15,5 +15,17 @@ from vicinal.models.dinat_s import DiNATs  # noqa: E402
 from vicinal.models.huggingface import from_transformers, to_transformers  # noqa: E402
 from vicinal.models.isotropic import Isotropic, ViTrpb  # noqa: E402
 from vicinal.models.nat import NAT  # noqa: E402
+from vicinal.models.stylenat import FFHQ_256, FFHQ_1024, Generator  # noqa: E402
 
-__all__ = ["NAT", "Architecture", "DiNATs", "Isotropic", "ViTrpb", "from_transformers", "to_transformers"]
+__all__ = [
+    "FFHQ_256",
+    "FFHQ_1024",
+    "NAT",
+    "Architecture",
+    "DiNATs",
+    "Generator",
+    "Isotropic",
+    "ViTrpb",
+    "from_transformers",
+    "to_transformers",
+]
