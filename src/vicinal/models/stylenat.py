@@ -210,7 +210,8 @@ class StyleLinear(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int, rate: float = 1.0, leaky: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(dim_out, dim_in) / rate)
+        self.weight = nn.Parameter(torch.empty(dim_out, dim_in))
+        nn.init.normal_(self.weight, std=1 / rate)
         self.bias = nn.Parameter(torch.zeros(dim_out))
         self.scale, self.rate, self.leaky = rate / math.sqrt(dim_in), rate, leaky
 
