@@ -148,7 +148,7 @@ def check_forward(case: tuple, neighborhoods: list[Neighborhood] | None = None, 
         torch.testing.assert_close(lse.double(), want_lse, atol=2e-3, rtol=1e-3)
 
 
-def check_backward(case: tuple, with_lse: bool = True) -> None:
+def check_backward(case: tuple, with_lse: bool = True, one_pass: bool | None = None) -> None:
     from vicinal.backends.hopper import BACKEND
 
     problem, own, inputs = make(case)
@@ -161,7 +161,8 @@ def check_backward(case: tuple, with_lse: bool = True) -> None:
     low = [t.detach().requires_grad_() for t in inputs[:3]]
     low_grads = torch.autograd.grad(sdpa(problem, own, *low), low, grad)
     out, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
-    for config in BACKEND.configs(problem, "backward")[:1]:
+    every = BACKEND.configs(problem, "backward")
+    for config in [c for c in every if one_pass is None or c.one_pass == one_pass][:1]:
         got = gradients_of(BACKEND, problem, config, inputs, out, lse, grad, grad_lse if with_lse else None)
         for field, ours, exact, theirs in zip(("query", "key", "value"), got, want, low_grads):
             limit = 1.3 * (1e-2 if with_lse else error(theirs, exact)) + 3e-3  # SDPA has no gradient of the lse
@@ -199,14 +200,53 @@ def test_backward_of_the_lse(case):
     check_backward(CASES[case])
 
 
-def test_backward_repeats():
-    """The same bits every run: nothing is added in memory."""
+ONE_PASS = {name: case for name, case in {**CASES, **RANDOM}.items() if case[4] == case[5] and case[4] in (64, 128)}
+
+
+@pytest.fixture
+def any_order():
+    """Sums may be made in any order: kernels may add in memory."""
+    torch.use_deterministic_algorithms(False)  # the fixture that poisons memory puts it back
+
+
+@pytest.mark.parametrize("case", ONE_PASS.values(), ids=ONE_PASS)
+def test_backward_in_one_pass(case, any_order):
+    check_backward(case, with_lse=False, one_pass=True)
+
+
+@pytest.mark.parametrize("case", ["1d", "2d-ragged", "2d-gqa", "3d-dilated", "2d-dilated-ragged"])
+def test_backward_of_the_lse_in_one_pass(case, any_order):
+    check_backward(CASES[case], one_pass=True)
+
+
+def test_one_pass_in_a_graph(any_order):
+    """Its scratch is cleared in the graph too: a second replay adds to nothing of the first."""
     from vicinal.backends.hopper import BACKEND
 
     problem, _, inputs = make((1, (64, 64), 4, 2, 128, 128, BF16, {"kernel_size": 21}))
     out, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
     grad = torch.randn_like(out)
-    config = BACKEND.configs(problem, "backward")[0]
+    config = next(c for c in BACKEND.configs(problem, "backward") if c.one_pass)
+    eager = gradients_of(BACKEND, problem, config, inputs, out, lse, grad)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        grads = gradients_of(BACKEND, problem, config, inputs, out, lse, grad)
+    for _ in range(3):
+        graph.replay()
+        torch.cuda.synchronize()
+        assert error(grads.query, eager.query) < 1e-3
+        assert torch.equal(grads.key, eager.key)
+        assert torch.equal(grads.value, eager.value)
+
+
+def test_backward_repeats():
+    """The same bits every run where algorithms are to be deterministic, also with a one-pass tiling."""
+    from vicinal.backends.hopper import BACKEND
+
+    problem, _, inputs = make((1, (64, 64), 4, 2, 128, 128, BF16, {"kernel_size": 21}))
+    out, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
+    grad = torch.randn_like(out)
+    config = next(c for c in BACKEND.configs(problem, "backward") if c.one_pass)
     first = gradients_of(BACKEND, problem, config, inputs, out, lse, grad)
     for _ in range(10):
         again = gradients_of(BACKEND, problem, config, inputs, out, lse, grad)
@@ -214,7 +254,8 @@ def test_backward_repeats():
             assert torch.equal(a, b)
 
 
-def test_backward_per_head():
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_backward_per_head(one_pass, any_order):
     from vicinal.backends.hopper import BACKEND
 
     _, _, inputs = make((1, (30, 34), 4, 2, 64, 64, BF16, {"kernel_size": 5}))
@@ -225,7 +266,8 @@ def test_backward_per_head():
     grad = torch.randn_like(want_out).to(BF16)
     want = torch.autograd.grad(want_out, leaves, grad.double())
     out, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
-    got = gradients_of(BACKEND, problem, BACKEND.configs(problem, "backward")[0], inputs, out, lse, grad)
+    config = next(c for c in BACKEND.configs(problem, "backward") if c.one_pass == one_pass)
+    got = gradients_of(BACKEND, problem, config, inputs, out, lse, grad)
     for ours, exact in zip(got, want):
         assert error(ours, exact) < 1e-2
 
@@ -375,7 +417,8 @@ def test_only_wanted_gradients(name, needed):
 # --- values that are no numbers ----------------------------------------------------------------------------
 
 
-def test_rows_without_a_finite_score():
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_rows_without_a_finite_score(one_pass, any_order):
     """Scores that overflow to minus infinity: output 0, log-sum-exp minus infinity, and such rows have no gradients."""
     from vicinal.backends.hopper import BACKEND
 
@@ -388,7 +431,8 @@ def test_rows_without_a_finite_score():
     assert (out[:, lost] == 0).all()
     assert (lse[:, lost] == float("-inf")).all()
     grad = torch.randn_like(out)
-    grads = gradients_of(BACKEND, problem, BACKEND.configs(problem, "backward")[0], inputs, out, lse, grad)
+    config = next(c for c in BACKEND.configs(problem, "backward") if c.one_pass == one_pass)
+    grads = gradients_of(BACKEND, problem, config, inputs, out, lse, grad)
     assert (grads.query[:, lost] == 0).all()
     silent = grad.masked_fill(lost[..., None, None], 0.0)  # the oracle's scores, in float64, are finite
     double = Inputs(*(t.double() for t in inputs[:3]))

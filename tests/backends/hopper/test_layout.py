@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies import KINDS, Layout
-from vicinal.backends.hopper import arguments, backward, forward, layout
+from vicinal.backends.hopper import arguments, backward, forward, layout, onepass
 from vicinal.backends.hopper.layout import (
     LARGEST,
     RANK,
@@ -24,7 +24,7 @@ from vicinal.backends.hopper.layout import (
     three,
     with_heads,
 )
-from vicinal.backends.hopper.tilings import backward_configs, forward_configs
+from vicinal.backends.hopper.tilings import backward_configs, forward_configs, one_pass_configs
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.window import window_start, window_stop
 from vicinal.problem import Inputs, Problem
@@ -187,7 +187,7 @@ def test_backward_coordinates_of_large_problems(name):
     config = backward_configs(problem)[0]
     covered = 0
     for part in backward.launchers(problem, config, strides, backward.Passes(True, True, True, True)):
-        _, tokens, _, groups, steps, _ = part.prepare.arguments
+        _, tokens, _, groups, steps, *_ = part.prepare.arguments
         token = last_token(groups)
         assert fits(tokens, token * steps.output.token, token * steps.lse.token, steps.result.row)
         for launcher in (part.keys, part.queries):
@@ -200,6 +200,29 @@ def test_backward_coordinates_of_large_problems(name):
             assert fits(scalars.grid.items)
         covered += described[0].shape[0] * prod(groups.counts) * tokens
     assert covered == problem.batch * prod(problem.lengths)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_one_pass_coordinates_of_large_problems(name):
+    """As of two passes; rows of float32 dQ lie one behind the other."""
+    problem, strides = large(name)
+    for config in one_pass_configs(problem)[:1]:
+        covered = 0
+        for part in onepass.launchers(problem, config, strides, has_grad_lse=True):
+            scalars, groups, _ = part.gradients.arguments
+            token = last_token(groups)
+            blocks = [of.description for of in part.gradients.tensors if not isinstance(of, int)]
+            described = [d for d in blocks if d.token_columns]
+            for d, step in zip(described, scalars.strides):
+                assert token * step + problem.kv_heads * problem.head_dim <= d.shape[-1]
+            assert all(fits(*d.shape) for d in blocks)
+            assert fits(scalars.grid.items)
+            rows = described[0].shape[0] * prod(groups.counts) * problem.heads
+            assert part.addends == prod(blocks[-1].shape) == rows * prod(scalars.axes.lengths) * problem.head_dim
+            _, tokens, _, _, steps, *_ = part.finish.arguments
+            assert fits(tokens, token * steps.token)
+            covered += described[0].shape[0] * prod(groups.counts) * tokens
+        assert covered == problem.batch * prod(problem.lengths)
 
 
 def test_what_no_part_of_can_be_addressed_is_copied():

@@ -16,9 +16,12 @@ from vicinal.backends.hopper.tilings import (
     backward_shared,
     forward_configs,
     forward_shared,
+    one_pass_configs,
+    one_pass_steps,
 )
 from vicinal.geometry.count import count, count_pairs, full_steps
 from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.tiles import query_interval, tiles
 from vicinal.problem import Problem
 
 
@@ -102,3 +105,27 @@ def test_backward_query_tiles_are_wide_enough_for_tma():
 )
 def test_unsupported_says_why(arguments, reason):
     assert reason in unsupported_anywhere(problem_of((20,), kernel_size=5, **arguments))
+
+
+# --- one pass ----------------------------------------------------------------------------------------------
+
+
+def test_one_pass_for_the_head_dims_of_its_kernel():
+    dims = [(32, 32), (64, 64), (96, 96), (128, 128), (192, 128), (256, 256)]
+    able = [pair for pair in dims if one_pass_configs(problem_of((40, 50), *pair, kernel_size=7))]
+    assert able == [(64, 64), (128, 128)]
+
+
+@pytest.mark.parametrize("arguments", [{"kernel_size": (9, 12)}, {"kernel_size": 8, "stride": 4, "is_causal": True}])
+def test_one_pass_counts_the_queries_of_pairs_of_key_tiles(arguments):
+    problem = problem_of((21, 34), **arguments)
+    (axes,) = (n.axes for n in problem.neighborhoods)
+    for config in one_pass_configs(problem):
+        assert config.one_pass
+        total = longest = 1
+        for a, (axis, length) in enumerate(zip(axes, problem.lengths)):
+            keys = config.key_tile[a] * (2 if a == config.split else 1)
+            boxes = [query_interval(axis, length, tile) for tile in tiles(length, keys)]
+            steps = [-(-(stop - start) // config.query_tile[a]) for start, stop in boxes]
+            total, longest = total * sum(steps), longest * max(steps)
+        assert one_pass_steps(problem, config) == (total, longest)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from vicinal.backends.gpu.devices import current
-from vicinal.backends.hopper import backward, estimate, forward
+from vicinal.backends.hopper import backward, estimate, forward, onepass
 from vicinal.backends.hopper.arguments import head_table
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
 from vicinal.backends.hopper.launch import Launcher
 from vicinal.backends.hopper.layout import LARGEST, described
-from vicinal.backends.hopper.tilings import backward_configs, forward_configs
+from vicinal.backends.hopper.tilings import backward_configs, forward_configs, one_pass_configs
 from vicinal.backends.protocol import Direction
 from vicinal.caching import Cache
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
@@ -65,7 +65,11 @@ class HopperBackend:
         wanted: Wanted,
     ) -> Inputs:
         with current(problem.device):
-            return backward.backward(problem, config, inputs, upstream, wanted)
+            if not config.one_pass:
+                return backward.backward(problem, config, inputs, upstream, wanted)
+            if all(wanted[:3]) and not torch.are_deterministic_algorithms_enabled():
+                return onepass.backward(problem, config, inputs, upstream)
+            return backward.backward(problem, two_passes(problem), inputs, upstream, wanted)
 
 
 def unsupported_anywhere(problem: Problem) -> str | None:
@@ -108,7 +112,16 @@ def _forward_launchers(
 def _configs(problem: Problem, direction: Direction) -> Sequence[HopperConfig]:
     if direction == "forward":
         return forward_configs(problem)
-    return backward_configs(problem)
+    apart, together = backward_configs(problem), one_pass_configs(problem)
+    kinds = [kind for kind in (apart, together) if kind]
+    kinds.sort(key=lambda kind: estimate.seconds(problem, direction, kind[0]))
+    return [config for kind in kinds for config in kind]
+
+
+def two_passes(problem: Problem) -> BackwardConfig:
+    """The best guess of those that add nothing in memory."""
+    configs = _configs(problem, "backward")
+    return next(c for c in configs if isinstance(c, BackwardConfig) and not c.one_pass)
 
 
 @cache

@@ -23,9 +23,9 @@ from vicinal.backends.hopper.arguments import (
 from vicinal.backends.hopper.config import BackwardConfig
 from vicinal.backends.hopper.kernels.arguments import (
     KeysStrides,
-    PrepareConstants,
     PrepareStrides,
     QueriesStrides,
+    RowConstants,
     RowStrides,
     Scalars,
 )
@@ -46,8 +46,9 @@ from vicinal.backends.hopper.tilings import fewer_keys, piece, shares_keys
 from vicinal.caching import Cache
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
-TOKENS = 64  # per program of `prepare`, at most
-ELEMENTS = 64 * 128  # of each output, per program of `prepare`: 64 a thread, twice as many are spilled
+TOKENS = 64  # per program of a kernel of rows, at most
+ELEMENTS = 64 * 128  # likewise of a tensor: 64 a thread, twice as many are spilled
+LOG2E = 1.4426950408889634
 Strides = tuple[tuple[int, ...], ...]
 
 
@@ -58,7 +59,7 @@ def backward(problem: Problem, config: BackwardConfig, inputs: Inputs, upstream:
     query, key, value = described(inputs)
     output, lse, grad_output = packed(upstream.output), packed(upstream.lse), packed(upstream.grad_output)
     grad_lse = None if upstream.grad_lse is None else packed(upstream.grad_lse)
-    d_query, d_key, d_value = (_like(t) if needed else None for t, needed in zip((query, key, value), wanted))
+    d_query, d_key, d_value = (like(t) if needed else None for t, needed in zip((query, key, value), wanted))
     table = head_table(problem)
     table = lse if table is None else table
     strides = (query.stride(), key.stride(), value.stride())
@@ -75,7 +76,8 @@ def backward(problem: Problem, config: BackwardConfig, inputs: Inputs, upstream:
     return Inputs(d_query, d_key, d_value)  # type: ignore[arg-type]
 
 
-def _like(tensor: Tensor) -> Tensor:
+def like(tensor: Tensor) -> Tensor:
+    """A contiguous tensor for its gradient."""
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
@@ -113,22 +115,18 @@ def _launchers(
     part: Subproblem,
     passes: Passes,
 ) -> Launchers:
-    rows = prod(part.groups) * part.batch * problem.heads
-    n0, n1, n2 = part.lengths
-    padded = -(-n2 // 4) * 4  # a stride in a descriptor is a multiple of 16 bytes
-    strides = RowStrides(n0 * n1 * padded, (n1 * padded, padded))
-    prepared = Descriptor((rows, n0, n1, n2), (strides.row, *strides.axes, 1), 0, 0)
-    shared = _Shared(problem, config, part, prepared, *(describe(problem, part, t) for t in tensors))
+    shared = Shared.of(problem, config, part, tensors)
+    rows, size = shared.prepared.shape[0], shared.prepared.shape[0] * shared.prepared.strides[0]
     dq, dk, dv = (describe(problem, part, t) for t in gradients)
     return Launchers(
-        rows * strides.row,
-        _prepare(shared, rows, passes.has_grad_lse),
+        size,
+        prepare_launcher(shared, rows, LOG2E, passes.has_grad_lse),
         _keys(shared, dk, dv, passes) if passes.key or passes.value else None,
         _queries(shared, dq) if passes.query else None,
     )
 
 
-class _Shared(NamedTuple):
+class Shared(NamedTuple):
     """What the kernels of a subproblem have in common."""
 
     problem: Problem
@@ -140,6 +138,14 @@ class _Shared(NamedTuple):
     value: Descriptor
     output: Descriptor  # and of its gradient
     lse: Descriptor  # and of its gradient
+
+    @classmethod
+    def of(cls, problem: Problem, config: BackwardConfig, part: Subproblem, tensors: Tensors) -> Shared:
+        rows = prod(part.groups) * part.batch * problem.heads
+        n0, n1, n2 = part.lengths
+        padded = -(-n2 // 4) * 4  # a stride in a descriptor is a multiple of 16 bytes
+        prepared = Descriptor((rows, n0, n1, n2), (n0 * n1 * padded, n1 * padded, padded, 1), 0, 0)
+        return cls(problem, config, part, prepared, *(describe(problem, part, t) for t in tensors))
 
     @property
     def result(self) -> RowStrides:
@@ -157,27 +163,33 @@ class _Shared(NamedTuple):
         )
 
 
-def _prepare(shared: _Shared, rows: int, has_grad_lse: bool) -> Launcher:
+def prepare_launcher(shared: Shared, rows: int, unit: float, has_grad_lse: bool, negated: bool = False) -> Launcher:
+    """Of `prepare`: log-sum-exps times `unit`, and deltas; both `negated`, if so."""
     from vicinal.backends.hopper.kernels.backward import prepare
 
     problem, part = shared.problem, shared.part
     o, lse = shared.output, shared.lse
-    tokens = prod(part.lengths)
-    width = 1 << (problem.value_dim - 1).bit_length()
-    tokens_each = min(TOKENS, ELEMENTS // width)
-    chained = chains(problem.device)
     strides = PrepareStrides(token_strides(o), token_strides(lse), shared.result)
-    constants = PrepareConstants(problem.value_dim, width, tokens_each, dilated(problem), has_grad_lse, chained)
+    constants, programs = row_constants(problem, part, problem.value_dim)
+    constants = constants._replace(has_grad_lse=has_grad_lse, negated=negated)
     return Launcher(
         prepare,
         (o.offset, o.offset, lse.offset, lse.offset, 0, 0),
-        (part.lengths, tokens, problem.heads, groups_of(part), strides, constants),
-        (-(-tokens // tokens_each) * rows,),
-        options_of(chained, num_warps=4),
+        (part.lengths, prod(part.lengths), problem.heads, groups_of(part), strides, unit, constants),
+        (programs * rows,),
+        options_of(constants.chained, num_warps=4),
     )
 
 
-def _keys(shared: _Shared, dk: Descriptor, dv: Descriptor, passes: Passes) -> Launcher:
+def row_constants(problem: Problem, part: Subproblem, columns: int) -> tuple[RowConstants, int]:
+    """What a kernel of some tokens of a row is compiled for, and how many programs a row has."""
+    width = 1 << (columns - 1).bit_length()
+    tokens = min(TOKENS, ELEMENTS // width)
+    constants = RowConstants(columns, width, tokens, dilated(problem), chains(problem.device))
+    return constants, -(-prod(part.lengths) // tokens)
+
+
+def _keys(shared: Shared, dk: Descriptor, dv: Descriptor, passes: Passes) -> Launcher:
     from vicinal.backends.hopper.kernels.backward import backward_keys
 
     problem, config, part = shared[:3]
@@ -199,7 +211,7 @@ def _keys(shared: _Shared, dk: Descriptor, dv: Descriptor, passes: Passes) -> La
     )
 
 
-def _queries(shared: _Shared, dq: Descriptor) -> Launcher:
+def _queries(shared: Shared, dq: Descriptor) -> Launcher:
     from vicinal.backends.hopper.kernels.backward import backward_queries
 
     problem, config, part = shared[:3]

@@ -46,12 +46,15 @@ class BackwardConfig:
         query_tile, key_tile: tokens of a tile along each axis.
         split: the axis along which the tiles of two warpgroups lie side by side: of queries for dQ, of keys for dK, dV.
         stages: slots of a ring.
+        one_pass: one kernel makes all gradients and adds dQ up in float32 scratch, in any order. Where that may not be
+            (deterministic algorithms), or not all three gradients are wanted, the best of the others runs instead.
     """
 
     query_tile: tuple[int, ...]
     key_tile: tuple[int, ...]
     split: int
     stages: int
+    one_pass: bool = False
 
     @property
     def unfolded(self) -> None:
@@ -59,7 +62,8 @@ class BackwardConfig:
 
     def __str__(self) -> str:
         queries, keys = _spelled(self.query_tile), _spelled(self.key_tile)
-        return f"{queries} queries by {keys} keys, side by side along axis {self.split}, {self.stages} stages"
+        words = f"{queries} queries by {keys} keys, side by side along axis {self.split}, {self.stages} stages"
+        return words + ", in one pass with dQ in float32 as scratch" * self.one_pass
 
 
 HopperConfig = ForwardConfig | BackwardConfig

@@ -15,9 +15,9 @@ from math import ceil, prod
 from operator import mul
 
 from vicinal.backends.gpu.hardware import gpu_of
-from vicinal.backends.hopper.config import HopperConfig
+from vicinal.backends.hopper.config import BackwardConfig, HopperConfig
 from vicinal.backends.hopper.layout import subproblems
-from vicinal.backends.hopper.tilings import WARPGROUPS, steps
+from vicinal.backends.hopper.tilings import WARPGROUPS, one_pass_steps, steps
 from vicinal.backends.protocol import Direction
 from vicinal.geometry.count import count
 from vicinal.geometry.unfold import tile_count
@@ -48,6 +48,8 @@ PRODUCTS = (3, 4)  # of a step, in the backward's passes: the query gradient's, 
 
 def seconds(problem: Problem, direction: Direction, config: HopperConfig) -> float:
     """The estimate for one tiling of a pass."""
+    if isinstance(config, BackwardConfig) and config.one_pass:
+        return _one_pass(problem, config)
     rates = RATES[direction]
     each, tiles = steps(problem, config)
     d = (problem.head_dim + problem.value_dim) / 2
@@ -58,6 +60,28 @@ def seconds(problem: Problem, direction: Direction, config: HopperConfig) -> flo
     mean, longest = (1.0, 0.0) if direction == "forward" else _both_passes(problem, config)
     walks = max(turns * mean, WARPGROUPS * longest) * walk
     return 1e-9 * launches * (walks + (turns - 1) * ends + rates.launch)
+
+
+# Nanoseconds of the one-pass backward: of a program's step and of the rest of a program, as `x[0] + x[1] * d`; of all
+# launches of a subproblem. Fits to 10 problems on an H100, met within 13%.
+STEP, PROGRAM, LAUNCHES = (440.0, 13.75), (2000.0, 64.0), 14_000.0
+SPREAD = 1.2  # on three axes a walk's queries, and the sums of their gradients, outgrow the cache
+BESIDE = 10 / 4.0e12  # seconds per element of float32 dQ: cleared, read, written in 16 bits
+
+
+def _one_pass(problem: Problem, config: BackwardConfig) -> float:
+    """The estimate of the backward in one pass: a program has a multiprocessor for itself."""
+    d = problem.head_dim
+    steps, longest = one_pass_steps(problem, config)
+    pair = tuple(n * WARPGROUPS if a == config.split else n for a, n in enumerate(config.key_tile))
+    programs = problem.batch * problem.kv_heads * tile_count(problem.neighborhoods[0], problem.lengths, pair)
+    mean = steps * problem.batch * problem.heads / programs
+    turns = ceil(programs / gpu_of(problem.device).processors)
+    step = (STEP[0] + STEP[1] * d) * (SPREAD if problem.rank == 3 else 1.0)
+    walks = max(turns * mean, longest * problem.group_size) * step
+    ends = turns * (PROGRAM[0] + PROGRAM[1] * d)
+    elements = problem.batch * prod(problem.lengths) * problem.heads * d
+    return 1e-9 * (walks + ends + LAUNCHES * len(subproblems(problem))) + BESIDE * elements
 
 
 def _both_passes(problem: Problem, config: HopperConfig) -> tuple[float, float]:

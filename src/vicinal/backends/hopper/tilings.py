@@ -21,9 +21,11 @@ CHUNK = 64  # keys of a chunk: half a key tile
 CHUNKS_LOST = 1.0  # per warpgroup's query tile, by rounding up to pairs
 CHUNK_COST = 1.03  # of a tile of two chunks, in tiles of one
 SPLIT_LAST_COST = 1.04  # warpgroups side by side along the last axis measured 0.4 to 14% slower than along another
+FAR_STEPS_COST = 1.25  # of walks that go fastest along the first of three axes: what they read has left the cache
 PERSISTENT_TILES = 32  # key tiles per query tile, up to which persistent programs were seen to win
 PACKED_COST = 1.03  # so that heads are only packed where that saves more than noise
 BACKWARD_STAGES = 3
+ONE_PASS_DIMS = {64: 4, 128: 2}  # head dims, and slots of its rings: powers of two take fewer registers
 KEPT = 8  # configs listed
 
 
@@ -81,6 +83,16 @@ def backward_configs(problem: Problem) -> list[BackwardConfig]:
     return sorted(costs, key=lambda c: (costs[c], c.query_tile, c.key_tile, c.split))[:KEPT]
 
 
+def one_pass_configs(problem: Problem) -> list[BackwardConfig]:
+    """Tilings of the one-pass backward, best guess first; none where its kernel does not take the head dims."""
+    if problem.head_dim != problem.value_dim or problem.head_dim not in ONE_PASS_DIMS:
+        return []
+    stages = ONE_PASS_DIMS[problem.head_dim]
+    candidates = {replace(c, stages=stages, one_pass=True) for c in _backward_candidates(problem)}
+    costs = {config: _one_pass_cost(problem, config) for config in candidates}
+    return sorted(costs, key=lambda c: (costs[c], c.query_tile, c.key_tile, c.split))[:KEPT]
+
+
 def boxes_of(tokens: int, rank: int) -> Iterator[tuple[int, ...]]:
     """Boxes of `tokens` tokens (a power of two) over `rank` axes, whose sides are powers of two."""
     sides = [1 << i for i in range(tokens.bit_length())]
@@ -130,6 +142,25 @@ def steps(problem: Problem, config: HopperConfig) -> tuple[float, int]:
     each = _query_tiles(problem, config)
     rows = each * problem.heads // (config.heads if isinstance(config, ForwardConfig) else 1)
     return _scores(problem, config) / (ROWS * CHUNK) / each, rows * problem.batch
+
+
+def one_pass_steps(problem: Problem, config: BackwardConfig) -> tuple[float, float]:
+    """Steps of 64 queries that all programs of one head take together, and the most that one of them takes."""
+    pair = tuple(n * WARPGROUPS if a == config.split else n for a, n in enumerate(config.key_tile))
+    neighborhoods = set(problem.neighborhoods)
+    steps, longest = 0, 0
+    for neighborhood in neighborhoods:
+        along = zip(neighborhood.axes, problem.lengths, pair, config.query_tile)
+        counted = [count(*each, inverse=True) for each in along]
+        steps += prod(axis.steps for axis in counted)
+        longest = max(longest, prod(axis.longest for axis in counted))
+    return steps / len(neighborhoods), longest
+
+
+def _one_pass_cost(problem: Problem, config: BackwardConfig) -> float:
+    """Steps, and what was measured that they do not say."""
+    steps, _ = one_pass_steps(problem, config)
+    return steps * (FAR_STEPS_COST if problem.rank == 3 and config.split == 0 else 1.0)
 
 
 def _cost(problem: Problem, config: ForwardConfig) -> float:

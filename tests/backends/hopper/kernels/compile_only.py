@@ -31,7 +31,9 @@ from vicinal.backends import hopper
 from vicinal.backends.hopper import arguments as hopper_arguments
 from vicinal.backends.hopper import backward as hopper_backward
 from vicinal.backends.hopper import forward as hopper_forward
+from vicinal.backends.hopper import onepass
 from vicinal.backends.hopper.config import ForwardConfig
+from vicinal.backends.hopper.tilings import one_pass_configs
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
 
@@ -88,6 +90,18 @@ def compile_backward(case: str, kernel: str):
     if kernel == "queries":
         return part.queries.compile(query, output, rows, rows, key, value, query, table)
     return part.keys.compile(query, output, rows, rows, key, value, key, value, table)
+
+
+def compile_one_pass(case: str, kernel: str):
+    """`kernel`: "onepass" or "finish"."""
+    problem = problem_of(case)
+    query, key, value, output, _, table = tensors_of(problem)
+    config = one_pass_configs(problem)[0]
+    (part,) = onepass.launchers(problem, config, (query.stride(), key.stride(), value.stride()), has_grad_lse=True)
+    rows, addends = torch.zeros(part.rows), torch.zeros(part.addends)
+    if kernel == "finish":
+        return part.finish.compile(addends, query)
+    return part.gradients.compile(query, output, rows, rows, key, value, key, value, addends, table)
 
 
 def tensors_of(problem: Problem) -> tuple[torch.Tensor, ...]:
@@ -150,6 +164,8 @@ if __name__ == "__main__":
             kernel = compile_forward(case, ForwardConfig((8, 8), (8, 8), 0, 2, paired=True))
         elif direction == "fixed":
             kernel = compile_forward(case, ForwardConfig((8, 8), (8, 16), 0, 2))
+        elif direction in ("onepass", "finish"):
+            kernel = compile_one_pass(case, direction)
         else:
             kernel = compile_forward(case) if direction == "forward" else compile_backward(case, direction)
         if os.environ.get("PTX_TO"):

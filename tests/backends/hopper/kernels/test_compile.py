@@ -39,13 +39,16 @@ EXPECTED = {
     "keys:d256": (16 + 4) + (16 + 16 + 4),
     "queries:d256": 2 * (16 + 16 + 2),
     "queries:d96": 2 * (6 + 6 + 3 * 4),
+    "onepass:2d": 2 * (8 + 8 + 4 + 4 + 2 * 8),  # dQ of the last step comes after the loop
+    "onepass:d64": 2 * (4 + 4 + 4 + 4 + 2 * 8),
+    "onepass:3d-stride": 2 * (8 + 8 + 4 + 4 + 2 * 8),
     "dk:2d": 2 * (8 + 8 + 4),
     "dv:2d": 2 * (8 + 4),
     "dk:d256": 16 + 16 + 4,  # the warpgroup that makes dV has nothing to do
     "dv:d256": 16 + 4,
 }
 ONE_STORES = ("dk:d256", "dv:d256")
-PREPARE = ["prepare:1d", "prepare:2d", "prepare:3d", "prepare:2d-gqa", "prepare:d96"]
+PREPARE = ["finish:2d", "finish:3d", "prepare:1d", "prepare:2d", "prepare:3d", "prepare:2d-gqa", "prepare:d96"]
 
 # kernels launched before the one ahead has ended -> partitions that wait for it (each reads global memory itself)
 WAITS = {
@@ -53,6 +56,8 @@ WAITS = {
     "chained-paired:2d": 1,
     "chained-prepare:2d": 1,
     "chained-keys:2d": 1,
+    "chained-onepass:2d": 1,
+    "chained-finish:2d": 1,
     "chained-queries:2d": 3,  # consumers load log-sum-exps
     "chained-forward:2d-heads": 4,  # all read the table of heads, and the producer waits before its copies too
     "chained-keys:2d-heads": 4,

@@ -32,15 +32,16 @@ class Constants(NamedTuple):
     makes_dv: bool = True
 
 
-class PrepareConstants(NamedTuple):
-    """What `backward.prepare` is compiled for."""
+class RowConstants(NamedTuple):
+    """What `backward.prepare` and `onepass.finish` are compiled for: kernels of some tokens of a row."""
 
-    value_dim: int
-    width: int  # `value_dim` rounded up to a power of two
+    columns: int
+    width: int  # `columns` rounded up to a power of two
     tokens: int  # of a program
     grouped: bool  # there are dilation groups
-    has_grad_lse: bool
     chained: bool = False  # see `Constants`
+    has_grad_lse: bool = False  # prepare: something depends on the log-sum-exp
+    negated: bool = False  # prepare: results are added by who reads them, not subtracted
 
 
 class GroupAxes(NamedTuple):

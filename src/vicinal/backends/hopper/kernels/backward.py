@@ -1,6 +1,6 @@
 """Backward pass for Hopper in two deterministic passes, after one that prepares: dK and dV, then dQ.
 
-`prepare` writes, per query head, the log-sum-exp in base 2 and `delta = sum(output * grad_output) - grad_lse`,
+`prepare` writes, per query head, the log-sum-exp (here in base 2) and `delta = sum(output * grad_output) - grad_lse`,
 both laid out `[rows, X0, X1, X2]` so that TMA can move tiles of them; a row is a (batch element, dilation group, head).
 
 `backward_keys`: two consumer warpgroups of 64 keys each; a producer walks the box of queries that attend to them
@@ -68,7 +68,8 @@ def prepare(
     lse_out, delta_out,  # written
     lengths, tokens,  # along each axis, and in all, of a dilation group
     heads, groups, strides,  # `Groups`, `PrepareStrides`; heads of outputs are adjacent
-    C: gl.constexpr,  # `PrepareConstants`
+    unit,  # of log-sum-exps
+    C: gl.constexpr,  # `RowConstants`
 ):  # fmt: skip
     """One program per `C.tokens` tokens of a row."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // (C.width // 8), C.width // 8], [4, 1], [1, 0])
@@ -81,13 +82,13 @@ def prepare(
     x2 = t % lengths[2]
     x1 = t // lengths[2] % lengths[1]
     x0 = t // lengths[2] // lengths[1]
-    at = _tokens_at(item, C.value_dim, (x0, x1, x2), strides.output)
-    mask = inside[:, None] & (column < C.value_dim)[None, :]
+    at = tokens_at(item, C.columns, (x0, x1, x2), strides.output)
+    mask = inside[:, None] & (column < C.columns)[None, :]
     await_previous(C.chained)
     o = gl.load(o_ptr + at[:, None] + column[None, :], mask=mask, other=0.0).to(gl.float32)
     do = gl.load(do_ptr + at[:, None] + column[None, :], mask=mask, other=0.0).to(gl.float32)
     delta = gl.sum(o * do, 1)
-    at = _tokens_at(item, 1, (x0, x1, x2), strides.lse)
+    at = tokens_at(item, 1, (x0, x1, x2), strides.lse)
     lse = gl.load(lse_ptr + at, mask=inside, other=0.0)
     if C.has_grad_lse:
         delta -= gl.load(grad_lse_ptr + at, mask=inside, other=0.0)
@@ -95,12 +96,16 @@ def prepare(
     result = strides.result
     to = row.to(gl.int64) * result.row + x0 * result.axes[0] + x1 * result.axes[1] + x2
     # A row without a finite score has no exponentials: subtracting infinity makes them 0, whatever the score.
-    gl.store(lse_out + to, gl.where(lse == float("-inf"), float("inf"), lse * LOG2E), mask=inside)
+    lse = gl.where(lse == float("-inf"), float("inf"), lse * unit)
+    if C.negated:
+        lse = -lse
+        delta = -delta
+    gl.store(lse_out + to, lse, mask=inside)
     gl.store(delta_out + to, delta, mask=inside)
 
 
 @gluon.jit
-def _tokens_at(item, COLUMNS: gl.constexpr, x, strides):
+def tokens_at(item, COLUMNS: gl.constexpr, x, strides):
     """Where tokens at `x` of a head are, of a tensor with `COLUMNS` per head: 64-bit."""
     at = item.batch.to(gl.int64) * strides.batch + item.token * strides.token + item.head * COLUMNS
     return (at + x[0].to(gl.int64) * strides.axes[0] + x[1].to(gl.int64) * strides.axes[1]
@@ -154,12 +159,12 @@ def backward_keys(
     gl.warp_specialize([
         (_keys_consumer, (dk_desc, dv_desc, rings, work, C, gl.constexpr(0))),
         (_keys_consumer, (dk_desc, dv_desc, rings, work, C, gl.constexpr(1))),
-        (_keys_producer, (q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings, work, C)),
+        (keys_producer, (q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings, work, C)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 
 @gluon.jit
-def _keys_producer(q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
+def keys_producer(q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
     own, own_ready, _, walked = rings
     strides = work.strides
     QP: gl.constexpr = C.head_dim // k_desc.block_shape[4]

@@ -10,6 +10,7 @@ import copy
 from typing import Any
 
 import torch
+from triton._C.libtriton import ir
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language._core import builtin
@@ -29,6 +30,13 @@ else:
     tma_load = tma.async_copy_global_to_shared
     tma_store = tma.async_copy_shared_to_global
 tma_store_wait = tma.store_wait
+
+
+@builtin
+def tma_add(tensor_desc, coord, src, _semantic=None):
+    """Add a tile in shared memory to global memory, element by element; `tma_store_wait` waits for it too."""
+    coord = _semantic._convert_to_ir_values(coord, require_i64=False)
+    _semantic.builder.create_async_tma_reduce(ir.DESCRIPTOR_REDUCE_KIND.ADD, tensor_desc.handle, coord, src.handle)
 
 
 @builtin
@@ -116,6 +124,7 @@ __all__ = [
     "mbarrier",
     "reinterpret",
     "tensor_descriptor",
+    "tma_add",
     "tma_load",
     "tma_store",
     "tma_store_wait",

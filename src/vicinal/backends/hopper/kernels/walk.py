@@ -278,6 +278,15 @@ def share_of(x, walk, axes, W: gl.constexpr, C: gl.constexpr):
 
 
 @gluon.jit
+def whole(walk, C: gl.constexpr):
+    """All of a walk as a `Share` of it."""
+    STEP: gl.constexpr = walk_order(C.step, C)
+    line = gl.cdiv(walk.split[1] - walk.split[0], STEP[2])
+    lines = gl.cdiv(walk.outer[1] - walk.outer[0], STEP[0]) * gl.cdiv(walk.inner[1] - walk.inner[0], STEP[1])
+    return Share(walk.split[0], walk.split[1], 0, 0, lines * line)
+
+
+@gluon.jit
 def on_line(at, t, rings, walk, share, C: gl.constexpr):
     """Where a warpgroup's next tile is, and its number in `rings`: at `at = (a, b, w)`, unless its line has ended.
 
