@@ -354,6 +354,31 @@ def denoise(
         console.print(f"left out, for {target.suffix} holds none: {', '.join(done.lost)}", soft_wrap=True)
 
 
+@app.command(short_help="Say what is in an image file.")
+def classify(
+    image: Annotated[Path, typer.Argument(help="The image.")],
+    model: Annotated[str, typer.Option(help="A model, as dinat_mini, or a published file, as dinat_mini_in1k_224.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="File of its weights; by default the published one, downloaded or from the cache."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="So many classes.")] = 5,
+    device: Device = None,
+) -> None:
+    """Say what is in an image file: the most probable classes, by a model and its weights."""
+    need("vicinal classify", "timm", "PIL")
+    from vicinal.models.classify import classify_file
+
+    try:
+        guesses = classify_file(image, model, weights, top, arguments.device_of(device))
+    except (OSError, ValueError) as error:
+        message = re.sub(r"^(model|weights)\b", r"--\1", str(error))
+        raise wrong(re.sub(r"^image\b", "IMAGE", message)) from error
+    console = _console()
+    for guess in guesses:
+        console.print(f"{100 * guess.probability:5.1f} %  {guess.name}", soft_wrap=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (by default the process's); the exit status."""
     try:
