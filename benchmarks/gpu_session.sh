@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Everything that docs/benchmarks.md and docs/paper.md take from a GPU, in one call of limited length:
-#     benchmarks/gpu_session.sh RESULTS_FOLDER [SECONDS] [suite|paper|both]
+#     benchmarks/gpu_session.sh RESULTS_FOLDER [SECONDS] [suite|paper|both|tests]
 # First the suite's kernels are compiled by parallel processes, then the suite runs alone, in parts of which each has a
 # time limit (what a part has when it ends is kept), then the paper's sweep takes the seconds that are left (a rerun
-# with the same folder goes on where it stopped). Needs torch, triton, rich and typer in python3; no installation.
+# with the same folder goes on where it stopped). `tests`: timings of the backward in one pass and in two, then all GPU
+# tests, whose failures are told as they come, since the log of a run that is cut short has no summary. Needs torch, triton, rich and typer in python3; no installation.
 # One H200, 16 cores: compiling 122 s, parts 28, 104, 54, 51 and 107 s; the sweep 27 s and then 0.37 s a problem.
 set -u
 OUT=$1 SECONDS_IN_ALL=${2:-590} WHAT=${3:-both}
@@ -20,6 +21,15 @@ part() { # name, seconds, options of `vicinal bench`
     echo "suite, $name: exit status $?, $(left) s left"
 }
 
+if [ "$WHAT" = tests ]; then
+    timeout 150 python3 benchmarks/one_pass.py "$OUT/one-pass.jsonl" > "$OUT/one-pass.log" 2>&1
+    echo "one pass: exit status $?, $(left) s left"
+    timeout $(($(left) - 20)) python3 -m pytest -m gpu -n 14 --dist worksteal --timeout 150 --tb short -v tests/gpu \
+        > "$OUT/tests.log" 2>&1
+    echo "tests: exit status $?, $(grep -c ' PASSED ' "$OUT/tests.log") passed, $(left) s left"
+    grep -E ' (FAILED|ERROR) ' "$OUT/tests.log" | sed 's/^.*] //' | head -60
+    exit
+fi
 if [ "$WHAT" != paper ]; then
     python3 -c 'from vicinal.bench.cases import SUITES; print(*(c.name for c in SUITES["gpu"].cases), sep="\0", end="\0")' |
         xargs -0 -P 15 -I{} timeout 100 python3 -m vicinal bench --suite gpu --only {} --peer Flex \
