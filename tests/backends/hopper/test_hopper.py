@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 pytest.importorskip("triton.experimental.gluon")
 
 from strategies import any_layouts
-from vicinal.backends import hopper
 from vicinal.backends.hopper import BACKEND
 from vicinal.backends.hopper.launch import Block, Launcher
 from vicinal.geometry.neighborhood import Neighborhood
@@ -31,7 +30,6 @@ def launches():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Launcher, "__call__", record)
-        patch.setattr(hopper, "_multiprocessors", lambda device: 132)
         yield seen
 
 

@@ -1,8 +1,10 @@
 """GPUs by their architecture: what bounds a program, and how fast matrices are multiplied. Who adds a card adds a line.
 
-Sources: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; NVIDIA's architecture
-whitepapers and data sheets (dense 16-bit products with float32 sums, of the fastest card of an architecture); AMD's
-CDNA3 instruction set guide.
+Sources. NVIDIA: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability", and CCCL's
+`cuda/__device/arch_traits.h`, which says the same. AMD: ROCm's "AMD GPU specifications" (LDS and registers of a compute
+unit, wavefronts). Rates and bandwidths: data sheets, of the fastest card that is one device to torch (A100 80 GB,
+RTX 3090 Ti and A40, RTX 4090 and L40S, H200, B200, RTX PRO 6000; one die of two of an MI250X, MI325X): dense 16-bit
+products with float32 sums, over multiprocessors and boost clock, rounded to a power of two.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ class Architecture:
         thread_registers: that one thread may have (AMD: besides as many for sums of products).
         threads, programs: at once on a multiprocessor.
         matrix_flops: per cycle and multiprocessor, of 16-bit products.
-        bandwidth: bytes per second of the fastest card's memory.
+        bandwidth: bytes per second of the fastest device's memory.
         warp: threads of a warp.
         warpgroups: whether four warps multiply together (wgmma, tcgen05).
     """
@@ -52,8 +54,8 @@ ARCHITECTURES = {
         Architecture("sm_90", 227 * KB, 65536, 255, 2048, 32, 4096, 4.8e12, warpgroups=True),
         Architecture("sm_100", 227 * KB, 65536, 255, 2048, 32, 8192, 8.0e12, warpgroups=True),
         Architecture("sm_120", 99 * KB, 65536, 255, 1536, 24, 1024, 1.79e12),
-        Architecture("gfx90a", 64 * KB, 131072, 256, 2048, 32, 1024, 3.2e12, warp=64),
-        Architecture("gfx942", 64 * KB, 131072, 256, 2048, 32, 2048, 5.3e12, warp=64),
+        Architecture("gfx90a", 64 * KB, 131072, 256, 2048, 32, 1024, 1.6e12, warp=64),
+        Architecture("gfx942", 64 * KB, 131072, 256, 2048, 32, 2048, 6.0e12, warp=64),
     )
 }
 

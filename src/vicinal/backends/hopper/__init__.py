@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vicinal.backends.gpu.devices import current
+from vicinal.backends.gpu.hardware import gpu_of
 from vicinal.backends.hopper import backward, estimate, forward, onepass
 from vicinal.backends.hopper.arguments import head_table
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
@@ -104,7 +105,7 @@ def unsupported_anywhere(problem: Problem) -> str | None:
 def _forward_launchers(
     problem: Problem, config: ForwardConfig, strides: tuple[tuple[int, ...], ...]
 ) -> tuple[Launcher, ...]:
-    programs = _multiprocessors(problem.device) if config.persistent else None
+    programs = gpu_of(problem.device).processors if config.persistent else None
     return forward.launchers(problem, config, strides, programs)
 
 
@@ -127,11 +128,6 @@ def two_passes(problem: Problem) -> BackwardConfig:
 @cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 @cache

@@ -7,11 +7,12 @@ from dataclasses import replace
 from itertools import product
 from math import prod
 
+from vicinal.backends.gpu.hardware import ARCHITECTURES
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
 from vicinal.geometry.count import count, count_pairs, full_steps
 from vicinal.problem import Problem
 
-SHARED_MEMORY = 227 * 1024  # bytes a program may use on compute capability 9.0
+SHARED_MEMORY = ARCHITECTURES["sm_90"].shared
 BARRIERS = 1024  # bytes, generously
 ROWS = 64  # queries of a warpgroup: the M of a wgmma
 WARPGROUPS = 2
