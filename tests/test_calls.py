@@ -34,19 +34,3 @@ def test_neighborhoods_are_made_once(values):
     found = calls.neighborhood(2, *values)
     assert found == Neighborhood.of(2, *values)
     assert calls.neighborhood(2, *values) is found
-
-
-def test_autocast_has_its_dtype_on_devices_that_know_it():
-    with torch.autocast("cpu", torch.bfloat16):
-        assert calls.autocast_dtype(torch.device("cpu")) == torch.bfloat16
-        assert calls.autocast_dtype(torch.device("cuda")) is None
-        assert calls.autocast_dtype(torch.device("meta")) is None
-    assert calls.autocast_dtype(torch.device("cpu")) is None
-
-
-def test_autocast_leaves_float64_and_what_is_no_tensor():
-    x, wide = torch.zeros(2), torch.zeros(2, dtype=torch.float64)
-    with torch.autocast("cpu", torch.float16):
-        cast = calls.autocast((x, wide, None, 3))
-    assert [getattr(t, "dtype", t) for t in cast] == [torch.float16, torch.float64, None, 3]
-    assert calls.autocast((x, wide, None)) == (x, wide, None)

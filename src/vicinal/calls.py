@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vicinal.autocast import autocast, autocast_dtype
 from vicinal.checks import check_scale, check_switch, check_tensor
 from vicinal.geometry.neighborhood import Neighborhood, per_axis
 from vicinal.problem import Inputs
@@ -34,28 +35,6 @@ def attend(
     cast = autocast(inputs)
     output, lse = route(inputs if cast is inputs else Inputs(*cast), neighborhoods, scale, backend)
     return (output, lse) if return_lse else output
-
-
-def autocast(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Tensors (or None) in autocast's dtype where it is on, as for torch's own attention; float64 is left alone."""
-    if not isinstance(tensors[0], Tensor):
-        return tensors
-    dtype = autocast_dtype(tensors[0].device)
-    if dtype is None:
-        return tensors
-    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in _AUTOCAST else t for t in tensors)
-
-
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype that autocast works in on a device; None where it is off, or unknown there."""
-    kind = device.type
-    if kind not in _HAVE_AUTOCAST and not torch.amp.is_autocast_available(kind):
-        return None
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-
-
-_HAVE_AUTOCAST = ("cpu", "cuda")  # known without asking
-_AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_input(x: Tensor, rank: int, channels: int, projection: nn.Module) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
+from vicinal.autocast import without_autocast
 from vicinal.problem import lse_dtype
 
 
@@ -77,7 +77,7 @@ def softmax(scores: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 def _by_formula(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     dtype = lse_dtype(query.dtype)
-    with _without_autocast(query.device):  # it would take the products back to half precision
+    with without_autocast(query.device):
         q, k, v = (t.to(dtype) for t in (query, key, value))
         k, v = (t.repeat_interleave(query.shape[2] // key.shape[2], 2) for t in (k, v))
         scores = scale * torch.einsum("bnhd,bmhd->bhnm", q, k)
@@ -89,8 +89,3 @@ def _by_formula(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scal
         else:
             weights, lse = scores, scores.new_full(scores.shape[:-1], float("-inf"))
         return torch.einsum("bhnm,bmhd->bnhd", weights, v).to(query.dtype), lse.transpose(1, 2)
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, overload
 from torch import Tensor
 
 from vicinal import dense
-from vicinal.calls import Knobs, attend, autocast, neighborhood
+from vicinal.autocast import autocast
+from vicinal.calls import Knobs, attend, neighborhood
 from vicinal.checks import check_attention_inputs, check_parts, check_rank, check_scale, check_switch, check_tensor
 from vicinal.geometry.neighborhood import Axis, Neighborhood, PerAxis
 from vicinal.na import na1d, na2d, na3d

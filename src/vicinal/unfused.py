@@ -29,8 +29,9 @@ import torch
 from torch import Tensor
 
 from vicinal import torch_internals
+from vicinal.autocast import autocast
 from vicinal.backends.unfused import launch
-from vicinal.calls import autocast, neighborhood
+from vicinal.calls import neighborhood
 from vicinal.checks import (
     check_additional,
     check_key,

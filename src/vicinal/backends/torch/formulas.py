@@ -10,13 +10,13 @@ log-sum-exp -inf and zero gradients, of any order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from math import e, inf, log2
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from vicinal.autocast import without_autocast
 from vicinal.backends.torch.tiles import Chunk, Walk, indices
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Upstream, Wanted, lse_dtype
@@ -38,7 +38,7 @@ def attend(
     Returns:
         output `[B, *X, H, Dv]` in the dtype of the inputs, log-sum-exp `[B, *X, H]` in its `lse_dtype`; contiguous.
     """
-    with _no_autocast(inputs.query.device):
+    with without_autocast(inputs.query.device):
         tables = _Tables(inputs, scale)
         walks = _walks(inputs, neighborhoods, tile)
         results = [_attend(walk, tables) for walk in walks]
@@ -60,7 +60,7 @@ def attend_backward(
     They are derivatives of a function of the inputs; as a function of its own arguments this one takes the
     output and the log-sum-exp as they are given.
     """
-    with _no_autocast(inputs.query.device):
+    with without_autocast(inputs.query.device):
         tables, sums = _Tables(inputs, scale), _Sums(inputs, wanted)
         dtype = tables.query.dtype
         above, lse = upstream.grad_output.to(dtype), upstream.lse
@@ -235,10 +235,3 @@ def _add(total: Tensor | None, rows: int, index: Tensor, terms: Tensor) -> Tenso
 
 def _exp(x: Tensor) -> Tensor:
     return (x * log2(e)).exp2()  # torch's exp on CPUs takes ten times as long where it meets -inf
-
-
-def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast would take the products back to half precision."""
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
