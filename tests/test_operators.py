@@ -250,15 +250,15 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
-    "needed", [{"query"}, {"key", "rpb"}, {"value", "additional_values"}, set(Inputs._fields)], ids=",".join
+    "needed", [("query",), ("key", "rpb"), ("value", "additional_values"), Inputs._fields], ids=",".join
 )
 def test_a_backend_is_asked_for_the_gradients_that_somebody_needs(asked, way, needed):
     torch._dynamo.reset()
     WAYS[way](leaves_of(needed)).sum().backward()
-    assert asked == [needed]
+    assert asked == [set(needed)]
 
 
-@pytest.mark.parametrize("needed", [{"query"}, {"value"}, {"query", "key"}], ids=",".join)
+@pytest.mark.parametrize("needed", [("query",), ("value",), ("query", "key")], ids=",".join)
 def test_second_derivatives_skip_what_nobody_needs(asked, needed):
     def products(names, of):
         """Matrix products of the derivative of these inputs' gradients with respect to `of`."""
@@ -271,7 +271,7 @@ def test_second_derivatives_skip_what_nobody_needs(asked, needed):
         return calls.count["aten::bmm"]
 
     assert products(needed, needed) < products(set(Inputs._fields), set(Inputs._fields))
-    assert all(names == needed for names in asked[:2])
+    assert all(names == set(needed) for names in asked[:2])
 
 
 def test_a_frozen_bias_costs_no_second_derivative():
