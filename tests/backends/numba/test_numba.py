@@ -169,6 +169,24 @@ def present(tensors):
     return [t for t in tensors if t is not None]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("place", [*Inputs._fields, "grad_output", "grad_lse"])
+def test_what_is_negated_when_it_is_read_is_read_so(dtype, place):
+    call = replace(whole(3), head_dim=16, value_dim=16, additional=4, has_rpb=True)
+    inputs = call.inputs(dtype)
+    problem = Problem.of(inputs, call.neighborhoods, call.scale)
+    config = any_config(problem, 0)
+    output, lse = BACKEND.forward(problem, config, inputs)
+    upstream = Upstream(output, lse, *random_gradients(output, lse, 0))
+    wanted = output, lse, *BACKEND.backward(problem, config, inputs, upstream, Wanted.of(inputs))
+    if place in Inputs._fields:
+        inputs = inputs._replace(**{place: torch._neg_view(-getattr(inputs, place))})
+    else:
+        upstream = upstream._replace(**{place: torch._neg_view(-getattr(upstream, place))})
+    grads = BACKEND.backward(problem, config, inputs, upstream, Wanted.of(inputs))
+    assert_same([*BACKEND.forward(problem, config, inputs), *grads], list(wanted))
+
+
 @pytest.mark.parametrize("width", [2, 16])
 def test_channels_last_values_come_back(width):
     value = torch.arange(4.0 * width).view(1, 2, 2, width).permute(0, 3, 1, 2)

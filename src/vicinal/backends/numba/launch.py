@@ -144,7 +144,7 @@ def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return tensor
     rows = _empty((*tensor.shape[:-1], whole), dtype)
     with torch.no_grad():
-        rows[..., :width].copy_(tensor)
+        rows[..., :width].copy_(tensor.resolve_neg())  # torch's copy from float16 to float32 forgets the sign
         rows[..., width:].zero_()
     return rows
 
@@ -153,13 +153,13 @@ def _numbers(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor in `dtype` with its numbers in memory, in any strides."""
     if tensor.dtype == dtype and not tensor.is_neg():
         return tensor
-    return _empty(tensor.shape, dtype).copy_(tensor.detach())
+    return _empty(tensor.shape, dtype).copy_(tensor.detach().resolve_neg())
 
 
 def _contiguous(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.dtype == dtype and tensor.is_contiguous() and not tensor.is_neg():
         return tensor
-    return _empty(tensor.shape, dtype).copy_(tensor.detach())
+    return _empty(tensor.shape, dtype).copy_(tensor.detach().resolve_neg())
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
