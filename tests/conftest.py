@@ -24,6 +24,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers already fill the cores
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_tables(tmp_path_factory):
+    """What the machine's user has tuned decides nothing."""
+    os.environ["VICINAL_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     """Fill every uninitialised floating allocation with NaN, so that what is not written shows."""

@@ -1,13 +1,14 @@
 """Which backend runs a problem: of an ordered list the first that can, unless another's estimate is clearly shorter.
 
-The forward and the backward pass are chosen for each.
+Where a problem's class was measured on this device, the tuning table says instead what runs it, and how. The forward
+and the backward pass are chosen for each.
 
 Plans are made once and cached. `plan` raises with a reason; `explain` tells every backend's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from importlib import import_module
@@ -15,6 +16,8 @@ from typing import Any, get_args
 
 from vicinal.backends.protocol import Backend, Config, Direction
 from vicinal.problem import Problem
+from vicinal.tuning.cache import kept_plans, look_up
+from vicinal.tuning.table import settings
 from vicinal.warning import warn
 
 BACKENDS: dict[str, str] = {  # name -> module; in order of preference, imported when first asked for
@@ -42,20 +45,28 @@ class Plan:
     able: tuple[Backend[Any], ...]
 
     @cached_property
+    def _forward(self) -> tuple[Backend[Any], Config]:
+        return _choice(self, "forward")
+
+    @cached_property
+    def _backward(self) -> tuple[Backend[Any], Config]:
+        return _choice(self, "backward")
+
+    @property
     def backend(self) -> Backend[Any]:
-        return preferred(self.able, self.problem, "forward")
+        return self._forward[0]
 
-    @cached_property
-    def gradients(self) -> Backend[Any]:
-        return preferred(self.able, self.problem, "backward")
-
-    @cached_property
+    @property
     def forward(self) -> Config:
-        return self.backend.configs(self.problem, "forward")[0]
+        return self._forward[1]
 
-    @cached_property
+    @property
+    def gradients(self) -> Backend[Any]:
+        return self._backward[0]
+
+    @property
     def backward(self) -> Config:
-        return self.gradients.configs(self.problem, "backward")[0]
+        return self._backward[1]
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,45 @@ def plan(problem: Problem, name: str | None = None) -> Plan:
     return Plan(problem, able)
 
 
+kept_plans(plan.cache_clear)
+
+chosen_by: list[Callable[[Plan, Direction], None]] = []  # told of every choice that a plan makes
+
+
+def _choice(plan: Plan, direction: Direction) -> tuple[Backend[Any], Config]:
+    """What runs a pass: what the tuning table has seen to be fastest, or else what is estimated to be."""
+    for told in chosen_by:
+        told(plan, direction)
+    problem, able = plan.problem, plan.able
+    measured = _measured(able, problem, direction)
+    if measured:
+        return measured[0]
+    best = preferred(able, problem, direction)
+    return best, best.configs(problem, direction)[0]
+
+
+def _measured(
+    able: Sequence[Backend[Any]], problem: Problem, direction: Direction
+) -> list[tuple[Backend[Any], Config]]:
+    """Of all configurations for a problem those that were measured for its class, the fastest first."""
+    entry = look_up(problem, direction)
+    if entry is None:
+        return []
+    listed = [(each, config, settings(config)) for each in able for config in each.configs(problem, direction)]
+    return [
+        (each, config)
+        for timed in entry.timings
+        for each, config, own in listed
+        if each.name == timed.backend and own == timed.config
+    ]
+
+
+def ranked(chosen: Backend[Any], problem: Problem, direction: Direction) -> list[Config]:
+    """A backend's configurations: those measured, the fastest first, then the others as estimated."""
+    measured = [config for _, config in _measured((chosen,), problem, direction)]
+    return measured + [config for config in chosen.configs(problem, direction) if config not in measured]
+
+
 _KERNELS = {"cpu": "numba", "cuda": "triton"}  # by device: the backend whose kernels take most problems
 _warned: set[str] = set()
 
@@ -161,7 +211,7 @@ def explain(problem: Problem) -> list[Verdict]:
         if reason is None:
             chosen = backend(name)
             for direction in get_args(Direction):
-                configs[direction] = list(chosen.configs(problem, direction))
+                configs[direction] = ranked(chosen, problem, direction)
                 seconds[direction] = chosen.seconds(problem, direction, configs[direction][0])
         verdicts.append(Verdict(name, reason, configs, seconds))
     return verdicts

@@ -12,7 +12,9 @@ from vicinal.backends.protocol import Config, Direction
 from vicinal.bench.cases import useful_flops
 from vicinal.bench.roofline import intensity, least_bytes
 from vicinal.geometry.work import waste
+from vicinal.machine import device_name
 from vicinal.problem import Problem
+from vicinal.tuning import cache
 from vicinal.words import labelled, wrapped
 
 TILINGS_SHOWN = 3  # of the chosen backend
@@ -33,7 +35,7 @@ def explanation(problem: Problem, width: int) -> str:
         flops, moved, ratio = useful_flops(problem, passed), least_bytes(problem, passed), intensity(problem, passed)
         words = f"{flops / 1e9:.4g} GFLOP useful, at least {moved / 1e6:.4g} MB moved, {ratio:.3g} FLOP per byte"
         lines += labelled(passed, words, width)
-    lines.append("")
+    lines += ["", *wrapped(_known(problem), width), ""]
     verdicts = dispatch.explain(problem)
     chosen = _chosen(problem)
     for verdict in verdicts:
@@ -43,6 +45,16 @@ def explanation(problem: Problem, width: int) -> str:
         told = "Tilings, the first is used (waste: scores of whole tiles over useful ones):"
         lines += ["", *wrapped(told, width), *tilings]
     return "\n".join(lines)
+
+
+def _known(problem: Problem) -> str:
+    """What the choice is made by."""
+    entries = {direction: cache.look_up(problem, direction) for direction in get_args(Direction)}
+    words = [f"{d} by {e.measured}" for d, e in entries.items() if e is not None]
+    if words:
+        return f"Measured on this device: {', '.join(words)}."
+    what = "This kind of problem" if cache.is_measured(problem.device) else f"{device_name(problem.device)}"
+    return f"{what} was never measured: the choice is an estimate. To measure: vicinal tune."
 
 
 def _chosen(problem: Problem) -> dict[Direction, str]:

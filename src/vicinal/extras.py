@@ -9,6 +9,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {  # extra, as in pyproject.toml -> the mod
     "plot": ("matplotlib",),
     "cpu": ("numba",),
     "models": ("timm",),
+    "tune": ("platformdirs", "filelock"),
 }
 
 

@@ -22,6 +22,7 @@ from vicinal.dispatch import Plan, plan
 from vicinal.geometry.neighborhood import decode
 from vicinal.geometry.work import backward_flops, call_scores, forward_flops
 from vicinal.problem import Inputs, Problem, Upstream, Wanted, lse_dtype
+from vicinal.tuning.cache import kept_plans
 
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? additional_keys, Tensor? additional_values, Tensor? rpb, "
@@ -87,6 +88,7 @@ def plan_of(inputs: Inputs, code: Sequence[int], scale: float, backend: str | No
 
 
 _plans: Cache[Plan] = Cache(entries=4096)
+kept_plans(_plans.clear)
 
 
 @torch.library.register_fake("vicinal::attend")

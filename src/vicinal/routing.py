@@ -22,6 +22,7 @@ from vicinal.dispatch import Plan, plan
 from vicinal.geometry.neighborhood import Neighborhood, encode
 from vicinal.operators import attend, attend_backward, run, run_backward
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
+from vicinal.tuning.cache import kept_plans
 
 
 def route(
@@ -109,6 +110,7 @@ class _Attend(torch.autograd.Function):
 
 
 _prepared: Cache[Prepared] = Cache(entries=4096)
+kept_plans(_prepared.clear)
 
 
 def _prepare(

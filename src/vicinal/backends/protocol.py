@@ -12,9 +12,13 @@ from vicinal.problem import Inputs, Problem, Upstream, Wanted
 Direction = Literal["forward", "backward"]
 
 
+DERIVED = {"derived": True}  # metadata of a configuration's field that follows from the others and the problem
+
+
 class Config(Protocol):
     """How a backend runs one pass of a problem: its own frozen dataclass, hashable.
 
+    Its fields are numbers, words, tuples or such dataclasses: tuning tables keep them.
     `str` is how it is printed, wherever it is: one line, without the backend's name.
     """
 

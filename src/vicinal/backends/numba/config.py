@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from math import prod
 
+from vicinal.backends.protocol import DERIVED
 from vicinal.caching import Cache
 from vicinal.geometry.count import count
 from vicinal.geometry.neighborhood import Axis, Neighborhood
@@ -27,7 +28,7 @@ class NumbaConfig:
     """
 
     tiles: tuple[tuple[int, ...], ...]
-    boxes: tuple[tuple[int, ...], ...]
+    boxes: tuple[tuple[int, ...], ...] = field(metadata=DERIVED)
 
     @property
     def query_tile(self) -> tuple[int, ...]:
