@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vicinal.functional import attention, merge_attentions, na1d, na2d, na3d, neighborhood_attention
     from vicinal.geometry.neighborhood import Neighborhood
     from vicinal.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
+    from vicinal.tuning.search import tune
 
 __all__ = [
     "Neighborhood",
@@ -33,6 +34,7 @@ __all__ = [
     "na2d",
     "na3d",
     "neighborhood_attention",
+    "tune",
 ]
 
 _MODULES = ("compat", "denoise", "models", "nn", "reference", "unfused")
@@ -47,6 +49,7 @@ _HOMES = {
     "na2d": "vicinal.functional",
     "na3d": "vicinal.functional",
     "neighborhood_attention": "vicinal.functional",
+    "tune": "vicinal.tuning.search",
 }
 
 if not TYPE_CHECKING:  # to type checkers, what is not listed above is not there

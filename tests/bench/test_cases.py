@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from vicinal.bench.cases import SUITES, Case, random_inputs
 from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.problem import Problem
 
 EVERY = [pytest.param(case, id=f"{suite.name}: {case.name}") for suite in SUITES.values() for case in suite.cases]
 
@@ -47,3 +50,12 @@ def test_inputs_are_heads_last_and_repeatable():
     assert first.value.shape == (2, 4, 6, 2, 5)
     assert first.value.dtype == torch.bfloat16
     assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
+
+
+def test_random_inputs_have_every_tensor_of_the_problem(small_case):
+    problem = replace(small_case.problem("cpu"), additional=3, has_rpb=True, value_dim=6)
+    inputs = random_inputs(problem)
+    assert inputs.additional_keys.shape == (1, 3, 2, 8)
+    assert inputs.additional_values.shape == (1, 3, 2, 6)
+    assert inputs.rpb.shape == (2, 5, 5)
+    assert Problem.of(inputs, problem.neighborhoods, problem.scale) == problem

@@ -64,18 +64,21 @@ class Case:
 
 
 def random_inputs(problem: Problem, seed: int = 0) -> Inputs:
-    """Query, key and value of unit variance, heads-last as in `vicinal.problem`, the same for the same seed."""
+    """All tensors of unit variance, shaped as in `vicinal.problem`, the same for the same seed."""
     generator = torch.Generator(problem.device).manual_seed(seed)
 
-    def normal(heads: int, dim: int) -> torch.Tensor:
-        shape = (problem.batch, *problem.lengths, heads, dim)
+    def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float32, device=problem.device).to(problem.dtype)
 
-    return Inputs(
-        normal(problem.heads, problem.head_dim),
-        normal(problem.kv_heads, problem.head_dim),
-        normal(problem.kv_heads, problem.value_dim),
-    )
+    tokens, kv_heads, dims = (problem.batch, *problem.lengths), problem.kv_heads, (problem.head_dim, problem.value_dim)
+    inputs = Inputs(normal(*tokens, problem.heads, dims[0]), *(normal(*tokens, kv_heads, dim) for dim in dims))
+    if problem.additional:
+        keys, values = (normal(problem.batch, problem.additional, kv_heads, dim) for dim in dims)
+        inputs = inputs._replace(additional_keys=keys, additional_values=values)
+    if problem.has_rpb:
+        window = [k for k in problem.neighborhoods[0].window if k is not None]
+        inputs = inputs._replace(rpb=normal(problem.heads, *(2 * k - 1 for k in window)))
+    return inputs
 
 
 def useful_flops(problem: Problem, passed: Pass) -> int:

@@ -144,7 +144,7 @@ def time_calls(calls: Calls, device: torch.device | str, effort: Effort = Effort
 
     CPU: `perf_counter`. CUDA: events around the calls, so host time counts where it is the longer.
     """
-    sample = _sample_cuda if torch.device(device).type == "cuda" else _sample_cpu
+    sample = _sample_cuda if torch.device(device).type == "cuda" else sample_cpu
     counts: dict[str, int] = {}
     spent: dict[str, float] = {}
     for name, call in calls.items():
@@ -161,7 +161,7 @@ def time_calls(calls: Calls, device: torch.device | str, effort: Effort = Effort
             seconds = sample(call, counts[name])
             spent[name] += seconds
             taken[name].append(seconds / counts[name])
-    return {name: _timing(taken[name], counts[name]) for name in calls}
+    return {name: timing_of(taken[name], counts[name]) for name in calls}
 
 
 def time_kernels(calls: Calls, device: torch.device | str, effort: Effort = Effort()) -> dict[str, Timing | str]:
@@ -328,7 +328,8 @@ def _truth_or_why(problem: Problem, inputs: Inputs, grad: Tensor, gradients: boo
         return words(error)
 
 
-def _sample_cpu(call: Callable[[], object], count: int) -> float:
+def sample_cpu(call: Callable[[], object], count: int) -> float:
+    """Seconds that `count` calls take."""
     time.sleep(IDLE_SECONDS)
     start = time.perf_counter()
     for _ in range(count):
@@ -347,7 +348,8 @@ def _sample_cuda(call: Callable[[], object], count: int) -> float:
     return start.elapsed_time(stop) / 1e3
 
 
-def _timing(samples: Sequence[float], calls: int) -> Timing:
+def timing_of(samples: Sequence[float], calls: int) -> Timing:
+    """Of samples of seconds per call, each over `calls` calls."""
     lower, median, upper = quantiles(samples, n=4, method="inclusive")
     return Timing(median, lower, upper, len(samples), calls)
 

@@ -1,0 +1,270 @@
+"""`tune`: measures the candidates for classes of problems on this device, and plans by what it finds from then on.
+
+What is timed starts from an empty cache, candidates take turns, and a candidate whose result differs from that of the
+estimate's choice is left out. Nothing is timed while other code runs: `with tune():` notes the problems that it meets,
+and measures at its end.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, get_args, overload
+
+import torch
+from torch import Tensor
+
+from vicinal import dispatch
+from vicinal.backends.protocol import Backend, Config, Direction
+from vicinal.bench.cases import random_inputs
+from vicinal.bench.cold import time_cold
+from vicinal.bench.graphs import own_stream
+from vicinal.bench.measure import Effort, words
+from vicinal.machine import device_name
+from vicinal.problem import Inputs, Problem, Upstream, Wanted
+from vicinal.tuning import cache
+from vicinal.tuning.progress import Advance, progress
+from vicinal.tuning.ranks import Ranks
+from vicinal.tuning.table import Entry, ProblemClass, Timed, fastest_first, settings
+
+SHORT = 4  # candidates of a backend, unless the search is thorough
+EFFORT = Effort(samples=15, seconds=1.0)
+AGREE = {  # relative difference of two right results, root mean square; products in TF32 are allowed on GPUs
+    torch.float16: 2**-8,
+    torch.bfloat16: 2**-5,
+    torch.float32: 2**-9,
+    torch.float64: 2**-40,
+}
+
+Candidate = tuple[Backend[Any], Config]
+Call = Callable[[], tuple[Tensor | None, ...]]
+
+
+class Task(NamedTuple):
+    """One pass of a problem that stands for its class."""
+
+    problem: Problem
+    direction: Direction
+
+
+@overload
+def tune(
+    problems: None = None, *, thorough: bool = False, directions: Sequence[Direction] = ...
+) -> AbstractContextManager[list[Entry]]: ...
+@overload
+def tune(
+    problems: Problem | Iterable[Problem], *, thorough: bool = False, directions: Sequence[Direction] = ...
+) -> list[Entry]: ...
+
+
+def tune(
+    problems: Problem | Iterable[Problem] | None = None,
+    *,
+    thorough: bool = False,
+    directions: Sequence[Direction] = get_args(Direction),
+) -> AbstractContextManager[list[Entry]] | list[Entry]:
+    """Measure how problems run fastest on this device, for this process and later ones.
+
+    `with vicinal.tune():` measures, at its end, the problems that the code within it met. `vicinal.tune(problem)`
+    measures at once. What is found is kept on disk per device, and taken for all problems of a class
+    (`vicinal.tuning.table`); what is known already is not measured again. Interrupted, it keeps what it has.
+
+    With `torch.distributed` initialised every rank must call it: candidates are shared out, and all ranks take what
+    rank 0 decides. Where deterministic algorithms are on, within the capture of a CUDA graph, and where torch.compile
+    traces, nothing is timed, and a warning says so.
+
+    Args:
+        problems: one or several `vicinal.problem.Problem`; None for those that the code within `with` meets.
+        thorough: measure all candidates that are listed, not only the best few by the estimate.
+        directions: which passes, of those that are met.
+
+    Returns:
+        What was found: for `with`, a list that is filled at its end.
+
+    Raises:
+        MissingExtra: a library of `vicinal[tune]` is not installed.
+        OSError: what is found cannot be kept.
+        ValueError: no backend can run a problem, or the ranks' devices differ.
+    """
+    if Ranks.here().rank == 0:
+        cache.check_writable()
+    if problems is None:
+        return _noting(thorough, directions)
+    given = [problems] if isinstance(problems, Problem) else list(problems)
+    return measure([Task(problem, direction) for problem in given for direction in directions], thorough)
+
+
+@contextmanager
+def _noting(thorough: bool, directions: Sequence[Direction]) -> Iterator[list[Entry]]:
+    met: dict[Task, None] = {}
+    found: list[Entry] = []
+
+    def note(plan: dispatch.Plan, direction: Direction) -> None:
+        if direction in directions:
+            met[Task(plan.problem, direction)] = None
+
+    dispatch.chosen_by.append(note)
+    cache.forget_plans()  # so that what was met before is met again
+    try:
+        yield found
+    finally:
+        dispatch.chosen_by.remove(note)
+    found += measure(list(met), thorough)
+
+
+def measure(tasks: Sequence[Task], thorough: bool) -> list[Entry]:
+    """Measure the first task of every class, of all ranks', that is not known yet; what is found is kept."""
+    ranks = Ranks.here()
+    everything = ranks.gather((_why_not(), tasks, torch.cuda.is_available() and device_name(_own())))
+    reasons = [reason for reason, _, _ in everything if reason is not None]
+    if reasons:
+        warnings.warn(f"nothing was timed: {reasons[0]}", stacklevel=3)
+        return []
+    names = {name for _, _, name in everything}
+    if len(names) > 1:
+        raise ValueError(f"ranks that tune together have the same GPU, these have {sorted(map(str, names))}")
+    classes: dict[tuple[ProblemClass, Direction, str], Task] = {}
+    for task in (task for _, own, _ in everything for task in own):
+        classes.setdefault((ProblemClass.of(task.problem), task.direction, task.problem.device.type), task)
+    known = ranks.first([_known(task, thorough) for task in classes.values()])  # ranks may have read other tables
+    here = [task if ranks.size == 1 else _moved(task) for task in classes.values()]
+    found: list[Entry] = []
+    todo = []
+    for task, entry in zip(here, known):
+        if entry is None:
+            todo.append((task, candidates(task, thorough)))
+        else:
+            cache.publish(task.problem.device, [entry])
+    todo = [(task, own) for task, own in todo if len(own) > 1]  # else there is nothing to choose
+    steps = sum(len(own[ranks.rank :: ranks.size]) for _, own in todo)
+    with progress("tuning", steps, ranks.rank == 0) as advance:
+        for task, own in todo:
+            entry = _entry(task, own, ranks, advance)
+            if entry is not None:
+                found.append(entry)
+                cache.publish(task.problem.device, [entry])
+                if ranks.rank == 0:
+                    cache.save(device_name(task.problem.device), [entry])
+    return found
+
+
+def candidates(task: Task, thorough: bool = False) -> list[Candidate]:
+    """Of every backend with kernels for the problem the first configurations; the estimate's choice is the first."""
+    problem, direction = task
+    able = [each for each in dispatch.plan(problem).able if each.name != "torch"]
+    if not able:
+        return []
+    best = dispatch.preferred(able, problem, direction)
+    return [
+        (each, config)
+        for each in sorted(able, key=lambda other: other is not best)
+        for config in each.configs(problem, direction)[: None if thorough else SHORT]
+    ]
+
+
+def _why_not() -> str | None:
+    """Why nothing may be timed now."""
+    if torch.are_deterministic_algorithms_enabled():
+        return "deterministic algorithms are on (torch.use_deterministic_algorithms)"
+    if torch.compiler.is_compiling():
+        return "torch.compile is tracing"
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return "a CUDA graph is being captured"
+    return None
+
+
+def _known(task: Task, thorough: bool) -> Entry | None:
+    """What was measured of the task's class, if that was all of its candidates."""
+    entry = cache.look_up(task.problem, task.direction)
+    if entry is None or entry.versions != cache.versions():
+        return None
+    return entry if all(entry.covers(each.name, config) for each, config in candidates(task, thorough)) else None
+
+
+def _own() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _moved(task: Task) -> Task:
+    """The task on this rank's device."""
+    return task._replace(problem=replace(task.problem, device=_own())) if task.problem.device.type == "cuda" else task
+
+
+def _entry(task: Task, own: list[Candidate], ranks: Ranks, advance: Advance) -> Entry | None:
+    """The candidates, timed by all ranks together, as rank 0 orders them."""
+    mine = list(range(len(own)))[ranks.rank :: ranks.size]
+    outcomes: dict[int, float | str] = {}
+    for each in ranks.gather(_outcomes(task, own, mine, advance)):
+        outcomes |= each
+    timings = []
+    for i, (backend, config) in enumerate(own):
+        outcome = outcomes[i]
+        if isinstance(outcome, float):
+            timings.append(Timed(backend.name, settings(config), outcome))
+        elif ranks.rank == 0:
+            warnings.warn(f"tuning {task.problem.in_words()}: {backend.name}, {config}: {outcome}", stacklevel=4)
+    entry = Entry(
+        ProblemClass.of(task.problem),
+        task.direction,
+        cache.versions(),
+        task.problem.in_words(),
+        fastest_first(timings),
+    )
+    return ranks.first(entry if timings else None)
+
+
+def _outcomes(task: Task, own: list[Candidate], mine: Sequence[int], advance: Advance) -> dict[int, float | str]:
+    """Seconds of these candidates, or what is wrong with them; raises nothing that the other ranks would wait for."""
+    outcomes: dict[int, float | str] = dict.fromkeys(mine, "")
+    device = task.problem.device
+    try:
+        with own_stream(device), torch.no_grad():
+            calls = _calls(task, own)
+            expected = calls[0]()
+            ready: dict[int, Call] = {}
+            for i in mine:
+                backend, config = own[i]
+                advance(f"{task.problem.in_words()}, {task.direction}: {backend.name}, {config}")
+                problem = _difference(calls[i], expected)
+                if problem is None:
+                    ready[i] = calls[i]
+                else:
+                    outcomes[i] = problem
+            outcomes |= {i: timing.median for i, timing in time_cold(ready, device, EFFORT).items()}
+    except Exception as error:
+        outcomes = {i: outcome or words(error) for i, outcome in outcomes.items()}
+    return outcomes
+
+
+def _calls(task: Task, own: Sequence[Candidate]) -> list[Call]:
+    """One call of each candidate, all on the same tensors."""
+    problem, direction = task
+    inputs = random_inputs(problem)
+    if direction == "forward":
+        return [partial(backend.forward, problem, config, inputs) for backend, config in own]
+    upstream = _upstream(problem, inputs, own[0][0])
+    wanted = Wanted.of(inputs)
+    return [partial(backend.backward, problem, config, inputs, upstream, wanted) for backend, config in own]
+
+
+def _upstream(problem: Problem, inputs: Inputs, backend: Backend[Any]) -> Upstream:
+    output, lse = backend.forward(problem, backend.configs(problem, "forward")[0], inputs)
+    generator = torch.Generator(problem.device).manual_seed(1)
+    grad = torch.randn(output.shape, generator=generator, dtype=torch.float32, device=problem.device)
+    return Upstream(output, lse, grad.to(problem.dtype))
+
+
+def _difference(call: Call, expected: tuple[Tensor | None, ...]) -> str | None:
+    """What is wrong with a call's results, or None."""
+    try:
+        for one, other in zip(call(), expected):
+            if one is not None and other is not None:
+                error = float((one.double() - other.double()).norm() / other.double().norm().clamp_min(1e-30))
+                if not error <= AGREE[other.dtype]:
+                    return f"left out, its result differs by {error:.2g}"
+    except Exception as error:
+        return f"left out, it fails with {words(error)}"
+    return None
