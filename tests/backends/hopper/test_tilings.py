@@ -7,8 +7,9 @@ from math import prod
 import pytest
 import torch
 
-from vicinal.backends.hopper import unsupported_anywhere
+from vicinal.backends.hopper import tilings, unsupported_anywhere
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig
+from vicinal.backends.hopper.estimate import seconds
 from vicinal.backends.hopper.tilings import (
     ROWS,
     SHARED_MEMORY,
@@ -19,9 +20,11 @@ from vicinal.backends.hopper.tilings import (
     one_pass_configs,
     one_pass_steps,
 )
+from vicinal.bench.cases import SUITES
 from vicinal.geometry.count import count, count_pairs, full_steps
 from vicinal.geometry.neighborhood import Neighborhood
-from vicinal.geometry.tiles import query_interval, tiles
+from vicinal.geometry.tiles import query_interval
+from vicinal.geometry.tiles import tiles as tiles_of
 from vicinal.problem import Problem
 
 
@@ -125,7 +128,20 @@ def test_one_pass_counts_the_queries_of_pairs_of_key_tiles(arguments):
         total = longest = 1
         for a, (axis, length) in enumerate(zip(axes, problem.lengths)):
             keys = config.key_tile[a] * (2 if a == config.split else 1)
-            boxes = [query_interval(axis, length, tile) for tile in tiles(length, keys)]
+            boxes = [query_interval(axis, length, tile) for tile in tiles_of(length, keys)]
             steps = [-(-(stop - start) // config.query_tile[a]) for start, stop in boxes]
             total, longest = total * sum(steps), longest * max(steps)
         assert one_pass_steps(problem, config) == (total, longest)
+
+
+@pytest.mark.parametrize("name", [case.name for case in SUITES["gpu"].cases])
+def test_short_lists_hold_what_counting_everything_finds(name, monkeypatch):
+    """By the estimate, to 2%."""
+    problem = next(case for case in SUITES["gpu"].cases if case.name == name).problem("cpu")
+    kinds = (("forward", forward_configs), ("backward", backward_configs), ("backward", one_pass_configs))
+    short = [configs(problem)[:1] for _, configs in kinds]
+    monkeypatch.setattr(tilings, "COMPACT", 1 << 20)
+    monkeypatch.setattr(tilings, "LIKELY", 1 << 20)
+    for (direction, configs), found in zip(kinds, short):
+        for best, ours in zip(configs(problem)[:1], found):
+            assert seconds(problem, direction, ours) <= 1.02 * seconds(problem, direction, best)

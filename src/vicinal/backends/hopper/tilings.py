@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from heapq import nsmallest
 from itertools import product
 from math import prod
+from typing import TypeVar
 
 from vicinal.backends.gpu.hardware import ARCHITECTURES
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
 from vicinal.geometry.count import count, count_pairs, full_steps
+from vicinal.geometry.neighborhood import Axis
 from vicinal.problem import Problem
+
+Config = TypeVar("Config", ForwardConfig, BackwardConfig)
 
 SHARED_MEMORY = ARCHITECTURES["sm_90"].shared
 BARRIERS = 1024  # bytes, generously
@@ -28,6 +33,8 @@ PACKED_COST = 1.03  # so that heads are only packed where that saves more than n
 BACKWARD_STAGES = 3
 ONE_PASS_DIMS = {64: 4, 128: 2}  # head dims, and slots of its rings: powers of two take fewer registers
 KEPT = 8  # configs listed
+COMPACT = 5  # shapes of a warpgroup's own tiles that are tried
+LIKELY = 28  # tilings whose steps are counted
 
 
 # --- what fits ---------------------------------------------------------------------------------------------
@@ -73,14 +80,14 @@ def backward_shared(head_dim: int, value_dim: int, stages: int) -> int:
 
 def forward_configs(problem: Problem) -> list[ForwardConfig]:
     """Tilings of the forward, best guess first."""
-    costs = {config: _cost(problem, config) for config in _forward_candidates(problem)}
+    costs = {config: _cost(problem, config) for config in _likely(problem, _forward_candidates(problem))}
     best = sorted(costs, key=lambda c: (costs[c], c.query_tile, c.key_tile, c.split, c.paired, c.heads))[:KEPT]
     return [replace(c, persistent=_tiles_each(problem, c, costs[c]) <= PERSISTENT_TILES) for c in best]
 
 
 def backward_configs(problem: Problem) -> list[BackwardConfig]:
     """Tilings of the backward, best guess first: tiles of 64 queries and of 64 keys, in both of its passes."""
-    costs = {config: _scores(problem, config) for config in _backward_candidates(problem)}
+    costs = {config: _scores(problem, config) for config in _likely(problem, _backward_candidates(problem))}
     return sorted(costs, key=lambda c: (costs[c], c.query_tile, c.key_tile, c.split))[:KEPT]
 
 
@@ -89,7 +96,7 @@ def one_pass_configs(problem: Problem) -> list[BackwardConfig]:
     if problem.head_dim != problem.value_dim or problem.head_dim not in ONE_PASS_DIMS:
         return []
     stages = ONE_PASS_DIMS[problem.head_dim]
-    candidates = {replace(c, stages=stages, one_pass=True) for c in _backward_candidates(problem)}
+    candidates = _likely(problem, _backward_candidates(problem, stages, one_pass=True))
     costs = {config: _one_pass_cost(problem, config) for config in candidates}
     return sorted(costs, key=lambda c: (costs[c], c.query_tile, c.key_tile, c.split))[:KEPT]
 
@@ -111,17 +118,83 @@ def _forward_candidates(problem: Problem) -> Iterator[ForwardConfig]:
     stages = max(n for n in STAGES if n == 2 or forward_shared(keys, d, dv, n, True) <= SHARED_MEMORY)
     for paired in (False, True) if d == dv == piece(d) and keys == 2 * CHUNK else (False,):
         for heads in _packings(problem):
-            boxes = boxes_of(ROWS // heads, problem.rank), boxes_of(CHUNK if paired else keys, problem.rank)
+            boxes = _compact(problem, ROWS // heads), boxes_of(CHUNK if paired else keys, problem.rank)
             for q, k, split in product(*boxes, range(problem.rank)):
                 yield ForwardConfig(q, k, split, stages, heads, paired)
 
 
-def _backward_candidates(problem: Problem) -> Iterator[BackwardConfig]:
+def _backward_candidates(
+    problem: Problem, stages: int | None = None, one_pass: bool = False
+) -> Iterator[BackwardConfig]:
     d, dv = problem.head_dim, problem.value_dim
-    stages = max(n for n in (2, BACKWARD_STAGES) if n == 2 or backward_shared(d, dv, n) <= SHARED_MEMORY)
-    for q, k in product(boxes_of(ROWS, problem.rank), repeat=2):
-        if q[-1] >= 4:  # TMA moves at least 16 bytes of the log-sum-exp along the last axis
-            yield from (BackwardConfig(q, k, split, stages) for split in range(problem.rank))
+    if stages is None:
+        stages = max(n for n in (2, BACKWARD_STAGES) if n == 2 or backward_shared(d, dv, n) <= SHARED_MEMORY)
+    # TMA moves at least 16 bytes of the log-sum-exp along the last axis.
+    every = list(boxes_of(ROWS, problem.rank))
+    queries = [box for box in every if box[-1] >= 4] if one_pass else _compact(problem, ROWS, least=4)
+    keys = _compact(problem, ROWS) if one_pass else every
+    for q, k, split in product(queries, keys, range(problem.rank)):
+        yield BackwardConfig(q, k, split, stages, one_pass)
+
+
+def _compact(problem: Problem, tokens: int, least: int = 1) -> list[tuple[int, ...]]:
+    """The boxes of so many tokens that compute the least, a few: by what their windows cover, and by what they cover.
+
+    `least`: along the last axis.
+    """
+    axes = list(zip(problem.neighborhoods[0].axes, problem.lengths))
+
+    def computed(box: tuple[int, ...]) -> int:
+        return prod(_reach(*of, n) * -(-_group(*of) // n) * n for of, n in zip(axes, box))
+
+    return nsmallest(COMPACT, (box for box in boxes_of(tokens, problem.rank) if box[-1] >= least), key=computed)
+
+
+def _likely(problem: Problem, candidates: Iterator[Config]) -> list[Config]:
+    """Of the candidates, those that are counted: the best by what tiles away from the borders walk."""
+    axes = list(zip(problem.neighborhoods[0].axes, problem.lengths))
+    along: dict[tuple[int, int, int, int | None], float] = {}
+
+    def rough(config: Config) -> float:
+        own, step = config.query_tile, config.key_tile
+        if isinstance(config, BackwardConfig) and config.one_pass:
+            own, step = step, own
+        total, passes = _measured(problem, config), config.stages - 1
+        if isinstance(config, ForwardConfig):
+            total *= prod(step) / config.heads
+            passes = prod(own) if config.paired else passes
+        elif config.one_pass:
+            passes = 0
+        for a, of in enumerate(axes):
+            aside = passes if a == config.split else None
+            key = (a, own[a], step[a], aside)
+            if key not in along:
+                along[key] = _rough_steps(*of, own[a], step[a], aside)
+            total *= along[key]
+        return total
+
+    return nsmallest(LIKELY, candidates, key=rough)
+
+
+def _rough_steps(axis: Axis, length: int, own: int, step: int, passes: int | None) -> float:
+    """Steps along an axis of tiles away from the borders; with `passes`, side by side, each passing over so many."""
+    walked, pair = -(-_reach(axis, length, own) // step), own
+    if passes is not None:
+        pair = WARPGROUPS * own
+        walked = max(walked, -(-_reach(axis, length, pair) // step) - passes)
+    return walked * -(-_group(axis, length) // pair) * pair / own
+
+
+def _reach(axis: Axis, length: int, tokens: int) -> int:
+    """Of a tile of `tokens` along an axis, away from the borders: the keys of its windows, or the queries."""
+    assert axis.window is not None
+    moved = (tokens - 1) // axis.stride * axis.stride
+    return min(_group(axis, length), axis.window + moved)
+
+
+def _group(axis: Axis, length: int) -> int:
+    """Tokens of the longest dilation group."""
+    return -(-length // axis.dilation)
 
 
 def _packings(problem: Problem) -> list[int]:
@@ -159,16 +232,19 @@ def one_pass_steps(problem: Problem, config: BackwardConfig) -> tuple[float, flo
 
 
 def _one_pass_cost(problem: Problem, config: BackwardConfig) -> float:
-    """Steps, and what was measured that they do not say."""
-    steps, _ = one_pass_steps(problem, config)
-    return steps * (FAR_STEPS_COST if problem.rank == 3 and config.split == 0 else 1.0)
+    return one_pass_steps(problem, config)[0] * _measured(problem, config)
 
 
 def _cost(problem: Problem, config: ForwardConfig) -> float:
-    """Scores of one head, and what was measured that they do not say."""
-    packed = PACKED_COST / config.heads if config.heads > 1 else 1.0
-    split = SPLIT_LAST_COST if 0 < config.split == problem.rank - 1 else 1.0
-    return _scores(problem, config) * (packed * split)
+    return _scores(problem, config) / config.heads * _measured(problem, config)
+
+
+def _measured(problem: Problem, config: HopperConfig) -> float:
+    """What the measured times of tilings were, of what their steps (scores, of one head) say."""
+    if isinstance(config, ForwardConfig):
+        packed = PACKED_COST if config.heads > 1 else 1.0
+        return packed * (SPLIT_LAST_COST if 0 < config.split == problem.rank - 1 else 1.0)
+    return FAR_STEPS_COST if config.one_pass and problem.rank == 3 and config.split == 0 else 1.0
 
 
 def _scores(problem: Problem, config: HopperConfig) -> float:
