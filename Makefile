@@ -98,4 +98,4 @@ dist: $(READY)
 check: test lint types docs dist
 
 clean:
-	rm -rf $(VENV) site demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) site demo-output digits-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
