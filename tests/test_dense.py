@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import vicinal
 from closeness import plain_attention as truth
+from strategies import KINDS, Layout
 from vicinal import dense
 
 F64 = torch.float64
@@ -220,3 +221,33 @@ def test_scores_of_minus_infinity():
     torch.testing.assert_close(lse, torch.tensor([-INF, 0.0, 1 + math.log(2)], dtype=F64))
     (grad,) = torch.autograd.grad(weights[:, 0].sum() + lse[1:].sum(), scores)
     torch.testing.assert_close(grad, torch.tensor([[0, 0], [1, 0], [0.75, 0.25]], dtype=F64))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mapped", ["not", "by vmap", "by autograd's"])
+def test_what_torchs_attention_reads_on_gpus_is_aligned_and_not_expanded(kind, mapped, monkeypatch):
+    """Its kernels fault on other memory there: here only what reaches it is looked at."""
+    seen = []
+
+    def aligned(tensor):
+        seen.append(found := original(tensor))
+        return found
+
+    original = dense._aligned
+    monkeypatch.setattr(dense, "_readable", aligned)
+    layout = Layout(kind, 2)
+    inputs = [layout(t.detach()).requires_grad_() for t in qkv(6, 4, head_dim=8, value_dim=8)]
+    expected = truth(*inputs)[0]
+    above = layout(torch.randn(expected.shape, dtype=F64))
+    if mapped == "by vmap":
+        ours = torch.vmap(vicinal.attention)(*(t[None] for t in inputs))[0]
+    else:
+        ours = vicinal.attention(*inputs)
+    torch.testing.assert_close(ours, expected)
+    batched = mapped == "by autograd's"
+    found = torch.autograd.grad(ours, inputs, above[None] if batched else above, is_grads_batched=batched)
+    found = tuple(g[0] for g in found) if batched else found
+    torch.testing.assert_close(found, torch.autograd.grad(expected, inputs, above))
+    assert len(seen) == (3 if mapped == "by vmap" else 4)  # below vmap a gradient cannot be met
+    if mapped == "not":
+        assert all(t.data_ptr() % 16 == 0 and 0 not in t.stride() for t in seen)

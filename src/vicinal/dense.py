@@ -27,11 +27,13 @@ def attend(
     """
     if with_lse or key.shape[1] == 0:
         return _by_formula(query, key, value, is_causal, scale)
-    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+    q, k, v = (_readable(t).transpose(1, 2) for t in (query, key, value))
     grouped = q.shape[1] != k.shape[1]
     output = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, is_causal=is_causal, scale=scale, enable_gqa=grouped
     )
+    if output.requires_grad and not torch.compiler.is_compiling():
+        output.register_hook(_readable)  # the gradient from above
     return output.transpose(1, 2), None
 
 
@@ -73,6 +75,24 @@ def softmax(scores: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     total = torch.where(some, total, 1.0)
     lse = torch.where(some, top + total.log(), float("-inf"))
     return weights / total, lse.squeeze(dim)
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    """What torch's attention reads rightly; on GPUs its kernels take other memory for aligned and dense.
+
+    They fault where a tensor starts at no multiple of 16 bytes (pytorch issue 183484, torch 2.11), as a slice may, and
+    are wrong on some expanded ones (191937). Compiled code aligns its own inputs.
+    """
+    return _aligned(tensor) if tensor.is_cuda and not torch.compiler.is_compiling() else tensor
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The tensor; a copy in order where it starts at no multiple of 16 bytes, is expanded, or hides where it lies."""
+    try:
+        suits = tensor.data_ptr() % 16 == 0 and all(s != 0 or n == 1 for s, n in zip(tensor.stride(), tensor.shape))
+    except RuntimeError:  # mapped by a transform, or without memory of its own
+        suits = False
+    return tensor if suits else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _by_formula(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import vicinal
 from closeness import FACTOR, FLOOR, error, plain_attention
+from strategies import KINDS, Layout
 
 DEVICE = "cuda"
 pytestmark = [
@@ -66,3 +67,19 @@ def test_as_close_as_torchs_attention(name, dtype, is_causal, return_lse, length
     allowed = FACTOR * max(error(a, b) for a, b in theirs) + FLOOR[dtype]
     for a, b in zip(results(ours, inputs), results(true(1 + return_lse), inputs), strict=True):
         assert error(a, b) <= allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_layout(kind, dtype):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, tokens, heads, 64) for tokens, heads in ((30, 4), (65, 2), (65, 2), (30, 4))]
+    *inputs, above = (Layout(kind, 3)(torch.randn(s, generator=generator).to(DEVICE, dtype)) for s in shapes)
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    output = vicinal.attention(*leaves)
+    found = [output.detach(), *torch.autograd.grad(output, leaves, above)]
+    doubles = [t.detach().double().requires_grad_() for t in inputs]
+    expected = plain_attention(*doubles)[0]
+    true = [expected.detach(), *torch.autograd.grad(expected, doubles, above.double())]
+    for ours, theirs in zip(found, true, strict=True):
+        assert error(ours, theirs) <= 10 * FLOOR[dtype]
