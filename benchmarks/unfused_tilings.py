@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vicinal.backends.unfused import launch
 from vicinal.backends.unfused import programs as kernels
-from vicinal.backends.unfused.tilings import Tiling
+from vicinal.backends.unfused.tilings import Schedule
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.slots import Slots
 
@@ -39,12 +39,12 @@ KERNELS = ("pn", "nn", "inverse")
 ALLOWED = 2e-3  # relative error in half precision
 
 
-def tilings_to_try(variant: str, dim: int) -> list[Tiling]:
+def tilings_to_try(variant: str, dim: int) -> list[Schedule]:
     """Warps, stages and slots."""
     if variant == "gemm":
-        return [Tiling(warps, stages) for warps, stages in product((4, 8), (1, 2, 3))]
+        return [Schedule(warps, stages) for warps, stages in product((4, 8), (1, 2, 3))]
     few = max(512 // dim, 4)
-    return [Tiling(w, 3, s) for w, s in ((1, few), (1, 2 * few), (1, 4 * few), (2, 4 * few), (4, 8 * few))]
+    return [Schedule(w, 3, s) for w, s in ((1, few), (1, 2 * few), (1, 4 * few), (2, 4 * few), (4, 8 * few))]
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def time_problem(index: int) -> list[dict[str, Any]]:
     for kernel, call in calls_of(index).items():
         expected = call("torch").float()
         for variant in ("gemm", "naive"):
-            default = kernels.tiling(variant, kernel, dim, dtype)
+            default = kernels.schedule(variant, kernel, dim, dtype)
             for tried in tilings_to_try(variant, dim):
                 row = {"problem": name_of(index), "variant": variant, "kernel": kernel, **tried._asdict()}
                 row |= {"default": tried == default, "ms": None, "error": None}
@@ -141,15 +141,15 @@ def seconds(call: Callable[[], object], samples: int = 7) -> float:
 
 
 @contextmanager
-def overridden(chosen: Tiling) -> Iterator[None]:
+def overridden(chosen: Schedule) -> Iterator[None]:
     """Launch all kernels with these tilings."""
-    before = kernels.tiling
-    kernels.tiling = lambda *_: chosen
+    before = kernels.schedule
+    kernels.schedule = lambda *_: chosen
     kernels._prepared.clear()
     try:
         yield
     finally:
-        kernels.tiling = before
+        kernels.schedule = before
         kernels._prepared.clear()
 
 

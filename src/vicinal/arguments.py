@@ -27,7 +27,7 @@ IMAGES = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
-class Window:
+class NeighborhoodOptions:
     """The options of a neighborhood, as typed."""
 
     window: str
@@ -54,7 +54,7 @@ class Window:
 
     def title(self) -> str:
         """What was typed, without what is usual."""
-        usual = Window(self.window, "1", "1", "no", "shift")
+        usual = NeighborhoodOptions(self.window, "1", "1", "no", "shift")
         parts = [(name, getattr(self, name)) for name in self.__dataclass_fields__]
         return ", ".join(
             f"{name} {value}" for name, value in parts if name == "window" or value != getattr(usual, name)
@@ -62,7 +62,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ProblemOptions:
     """The options of a problem's sizes, as typed."""
 
     batch: int

@@ -92,7 +92,7 @@ def show(
     from vicinal import show as drawing
 
     sizes = arguments.sizes("LENGTHS", lengths)
-    typed = arguments.Window(window, stride, dilation, causal, boundary)
+    typed = arguments.NeighborhoodOptions(window, stride, dilation, causal, boundary)
     neighborhood = typed.read(sizes)
     tiles = per_axis("tile", arguments.one_or_each("--tile", tile, len(sizes), int), len(sizes))
     at = tuple(n // 2 for n in sizes) if query is None else arguments.sizes("--query", query, least=0)
@@ -133,8 +133,8 @@ def explain(
     from vicinal.explain import print_explanation
 
     sizes = arguments.sizes("LENGTHS", lengths)
-    neighborhood = arguments.Window(window, stride, dilation, causal, boundary).read(sizes)
-    case = arguments.Sizes(batch, heads, kv_heads, head_dim, value_dim, dtype).read(sizes, neighborhood)
+    neighborhood = arguments.NeighborhoodOptions(window, stride, dilation, causal, boundary).read(sizes)
+    case = arguments.ProblemOptions(batch, heads, kv_heads, head_dim, value_dim, dtype).read(sizes, neighborhood)
     print_explanation(case.problem(arguments.device_of(device)))
 
 
@@ -193,8 +193,10 @@ def run_bench(
         raise wrong("--lengths needs --window")
     else:
         sizes = arguments.sizes("--lengths", lengths)
-        neighborhood = arguments.Window(window, stride, dilation, causal, boundary).read(sizes)
-        cases = (arguments.Sizes(batch, heads, kv_heads, head_dim, value_dim, dtype).read(sizes, neighborhood),)
+        neighborhood = arguments.NeighborhoodOptions(window, stride, dilation, causal, boundary).read(sizes)
+        cases = (
+            arguments.ProblemOptions(batch, heads, kv_heads, head_dim, value_dim, dtype).read(sizes, neighborhood),
+        )
         on = arguments.device_of(device)
     if threads is not None:
         torch.set_num_threads(threads)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.work import backward_flops, call_scores, forward_flops
+from vicinal.words import by
 
 DTYPES = {
     "float32": torch.float32,
@@ -156,7 +157,7 @@ class Problem:
     def in_words(self) -> str:
         """The problem in one line; what is usual is left out."""
         words = [
-            "x".join(map(str, self.lengths)),
+            by(self.lengths),
             f"B{self.batch} H{self.heads}" + (f"/{self.kv_heads}" if self.kv_heads != self.heads else ""),
             f"D{self.head_dim}" + (f"/{self.value_dim}" if self.value_dim != self.head_dim else ""),
             dtype_name(self.dtype),

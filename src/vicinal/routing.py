@@ -34,24 +34,24 @@ def route(
         TypeError, ValueError: see `vicinal.checks.check_call`; ValueError also where the backend cannot run it.
     """
     if torch.compiler.is_compiling():
-        prepared = Prepared.of(inputs, neighborhoods, scale, backend)
-        sharding.prepare(inputs, len(prepared.neighborhoods) > 1)
-        return attend(*inputs, prepared.code, prepared.scale, backend)
-    prepared = _prepare(inputs, neighborhoods, scale, backend)
+        checked = Checked.of(inputs, neighborhoods, scale, backend)
+        sharding.prepare(inputs, len(checked.neighborhoods) > 1)
+        return attend(*inputs, checked.code, checked.scale, backend)
+    checked = _checked(inputs, neighborhoods, scale, backend)
     if _transformed(inputs):
-        return formulas.attend(inputs, prepared.resolve(inputs), prepared.scale)
+        return formulas.attend(inputs, checked.resolve(inputs), checked.scale)
     if _watched(inputs):
-        sharding.prepare(inputs, len(prepared.neighborhoods) > 1)
-        return attend(*inputs, prepared.code, prepared.scale, backend)
-    chosen = prepared.plan(inputs, backend)
+        sharding.prepare(inputs, len(checked.neighborhoods) > 1)
+        return attend(*inputs, checked.code, checked.scale, backend)
+    chosen = checked.plan(inputs, backend)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        return _Attend.apply(chosen, (prepared.code, prepared.scale, backend), *inputs)
+        return _Attend.apply(chosen, (checked.code, checked.scale, backend), *inputs)
     return run(inputs, chosen)
 
 
 @dataclass
-class Prepared:
-    """What a call's signature determines."""
+class Checked:
+    """A call whose arguments are right: what its signature determines."""
 
     neighborhoods: tuple[Neighborhood, ...]
     code: list[int]
@@ -61,8 +61,8 @@ class Prepared:
     @classmethod
     def of(
         cls, inputs: Inputs, neighborhoods: tuple[Neighborhood, ...], scale: float | None, backend: str | None
-    ) -> Prepared:
-        """Checks the call and prepares it."""
+    ) -> Checked:
+        """Checks the call."""
         check_call(inputs, neighborhoods, backend)
         if len(neighborhoods) > 1 and all(n == neighborhoods[0] for n in neighborhoods):
             neighborhoods = neighborhoods[:1]
@@ -109,21 +109,21 @@ class _Attend(torch.autograd.Function):
         return (None, None, *grads)
 
 
-_prepared: Cache[Prepared] = Cache(entries=4096)
-kept_plans(_prepared.clear)
+_calls: Cache[Checked] = Cache(entries=4096)
+kept_plans(_calls.clear)
 
 
-def _prepare(
+def _checked(
     inputs: Inputs, neighborhoods: tuple[Neighborhood, ...], scale: float | None, backend: str | None
-) -> Prepared:
-    """The call's `Prepared`, made once for calls of one signature."""
+) -> Checked:
+    """The same, made once for calls of one signature."""
     try:
         tensors = [None if t is None else (t.shape, t.dtype, t.device, t.layout) for t in inputs]
         signature = (*tensors, neighborhoods, scale, backend)
         hash(signature)
     except (AttributeError, RuntimeError, TypeError):  # no (dense) tensor, or traced sizes, which cannot be hashed
-        return Prepared.of(inputs, neighborhoods, scale, backend)
-    return _prepared.get(signature, lambda: Prepared.of(inputs, neighborhoods, scale, backend))
+        return Checked.of(inputs, neighborhoods, scale, backend)
+    return _calls.get(signature, lambda: Checked.of(inputs, neighborhoods, scale, backend))
 
 
 def _watched(tensors: Sequence[Tensor | None]) -> bool:

@@ -21,7 +21,7 @@ from vicinal.geometry.window import group_length, window_start, window_stop
 if TYPE_CHECKING:
     from rich.console import Console
 
-Tokens = tuple[int, ...]
+Place = tuple[int, ...]
 MARGIN = 3  # tokens shown around what matters, where an axis is too long to show whole
 MAX_SHOWN = 64
 LABEL = 5  # columns of a row's number
@@ -65,16 +65,16 @@ class Picture:
         view: the part worth showing, one interval per axis.
     """
 
-    lengths: Tokens
-    query: Tokens
-    marks: dict[Tokens, Mark]
+    lengths: tuple[int, ...]
+    query: Place
+    marks: dict[Place, Mark]
     view: tuple[Interval, ...]
 
-    def mark(self, token: Tokens) -> Mark:
+    def mark(self, token: Place) -> Mark:
         return self.marks.get(token, Mark.OTHER)
 
 
-def picture(neighborhood: Neighborhood, lengths: Tokens, query: Tokens, tile: Tokens) -> Picture:
+def picture(neighborhood: Neighborhood, lengths: tuple[int, ...], query: Place, tile: tuple[int, ...]) -> Picture:
     """Mark every token for `query`, in tiles of `tile` queries (in units of the dilation).
 
     Args:
@@ -93,7 +93,7 @@ def picture(neighborhood: Neighborhood, lengths: Tokens, query: Tokens, tile: To
     if min(tile) < 1:
         raise ValueError(f"tile must be at least 1 on every axis, got {tile}")
     lines = [_line(*each) for each in zip(neighborhood.axes, lengths, query, tile)]
-    marks: dict[Tokens, Mark] = {}
+    marks: dict[Place, Mark] = {}
     for mark, part in ((Mark.BOX, "box"), (Mark.KEY, "keys"), (Mark.TILE, "tile")):
         for token in product(*(getattr(line, part) for line in lines)):
             # A query of the tile that this one does not attend to (causal, strided) stays part of the box.
@@ -186,14 +186,14 @@ def _view(line: _Line, length: int) -> Interval:
     return max(0, min(every) - MARGIN), min(length, max(every) + 1 + MARGIN)
 
 
-def _planes(shown: Picture) -> list[Tokens]:
+def _planes(shown: Picture) -> list[Place]:
     """Positions of the first axis of 3-D tokens that have something to show; one empty position otherwise."""
     if len(shown.lengths) < 3:
         return [()]
     return [(x,) for x in range(*shown.view[0]) if any(token[0] == x for token in shown.marks)]
 
 
-def _token(shown: Picture, plane: Tokens, row: int, column: int) -> Tokens:
+def _token(shown: Picture, plane: Place, row: int, column: int) -> Place:
     return (column,) if len(shown.lengths) == 1 else (*plane, row, column)
 
 

@@ -1,11 +1,17 @@
-"""Plain text in lines that fit the terminal."""
+"""Plain text: sizes as `8x16`, lines that fit the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from textwrap import TextWrapper
 
 LABEL = 8  # columns of a label, right-aligned
 NARROWEST = 30  # columns that lines have at least
+
+
+def by(sizes: Iterable[int | None]) -> str:
+    """One size per axis, as `8x16`."""
+    return "x".join(map(str, sizes))
 
 
 def wrapped(text: str, width: int) -> list[str]:

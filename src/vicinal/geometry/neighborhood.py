@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
+from vicinal.words import by
+
 Boundary = Literal["shift", "clip"]
 BOUNDARIES: tuple[Boundary, ...] = ("shift", "clip")
 MAX_RANK = 3
@@ -197,11 +199,11 @@ class Neighborhood:
 
     def in_words(self) -> list[str]:
         """Its parameters, as `window 7x7`; what is usual is left out."""
-        words = ["window " + "x".join(map(str, self.window))]
+        words = ["window " + by(self.window)]
         if set(self.stride) != {1}:
-            words.append("stride " + "x".join(map(str, self.stride)))
+            words.append("stride " + by(self.stride))
         if set(self.dilation) != {1}:
-            words.append("dilation " + "x".join(map(str, self.dilation)))
+            words.append("dilation " + by(self.dilation))
         if any(self.causal):
             words.append("causal on axis " + ", ".join(str(i) for i, c in enumerate(self.causal) if c))
         if any(axis.boundary != "shift" for axis in self.axes):

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from closeness import assert_at_most_a_fifth_above_torch, gradients, gradients_of, random_gradients
 from strategies import Call, any_layouts, calls, whole
-from vicinal.backends.torch import BACKEND, Config, tiles
+from vicinal.backends.torch import BACKEND, TorchConfig, tiles
 from vicinal.backends.torch.formulas import attend
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
@@ -22,7 +22,7 @@ EXACT = {"rtol": 1e-9, "atol": 1e-11}
 def run(inputs, neighborhoods, scale, tile=None, with_grad_lse=True):
     """Output, log-sum-exp and gradients; what came from above."""
     problem = Problem.of(inputs, neighborhoods, scale)
-    config = BACKEND.configs(problem, "forward")[0] if tile is None else Config(tile, tile)
+    config = BACKEND.configs(problem, "forward")[0] if tile is None else TorchConfig(tile, tile)
     output, lse = BACKEND.forward(problem, config, inputs)
     above = random_gradients(output, lse, 0, with_grad_lse)
     grads = gradients_of(BACKEND, problem, config, inputs, output, lse, *above)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vicinal.words import by
+
 
 @dataclass(frozen=True)
 class ForwardConfig:
@@ -32,8 +34,8 @@ class ForwardConfig:
         """No tile holds tokens of several dilation groups."""
 
     def __str__(self) -> str:
-        queries = f"{_spelled(self.query_tile)} queries" + f" of {self.heads} heads" * (self.heads > 1)
-        keys = f"{'two chunks of ' * self.paired}{_spelled(self.key_tile)} keys"
+        queries = f"{by(self.query_tile)} queries" + f" of {self.heads} heads" * (self.heads > 1)
+        keys = f"{'two chunks of ' * self.paired}{by(self.key_tile)} keys"
         words = f"{queries} by {keys}, side by side along axis {self.split}, {self.stages} stages"
         return words + ", persistent" * self.persistent
 
@@ -61,13 +63,9 @@ class BackwardConfig:
         """No tile holds tokens of several dilation groups."""
 
     def __str__(self) -> str:
-        queries, keys = _spelled(self.query_tile), _spelled(self.key_tile)
+        queries, keys = by(self.query_tile), by(self.key_tile)
         words = f"{queries} queries by {keys} keys, side by side along axis {self.split}, {self.stages} stages"
         return words + ", in one pass with dQ in float32 as scratch" * self.one_pass
 
 
 HopperConfig = ForwardConfig | BackwardConfig
-
-
-def _spelled(tile: tuple[int, ...]) -> str:
-    return "x".join(map(str, tile))

@@ -12,6 +12,7 @@ from vicinal.geometry.count import count
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.tiles import alike
 from vicinal.problem import Problem
+from vicinal.words import by
 
 LANES = 16  # queries of a tile, at most
 LISTED = 8
@@ -44,11 +45,7 @@ class NumbaConfig:
 
     def __str__(self) -> str:
         pairs = zip(self.tiles, self.boxes)
-        return "; ".join(f"{_sizes(tile)} queries by {_sizes(box)} keys" for tile, box in dict.fromkeys(pairs))
-
-
-def _sizes(tile: tuple[int, ...]) -> str:
-    return "x".join(map(str, tile))
+        return "; ".join(f"{by(tile)} queries by {by(box)} keys" for tile, box in dict.fromkeys(pairs))
 
 
 def configs(problem: Problem) -> list[NumbaConfig]:

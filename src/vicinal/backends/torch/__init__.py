@@ -17,10 +17,11 @@ from vicinal.backends.torch.formulas import attend, attend_backward
 from vicinal.backends.torch.tiles import tile_of
 from vicinal.geometry.count import count
 from vicinal.problem import DTYPES, Inputs, Problem, Upstream, Wanted
+from vicinal.words import by
 
 
 @dataclass(frozen=True)
-class Config:
+class TorchConfig:
     """A tiling.
 
     Attributes:
@@ -33,8 +34,7 @@ class Config:
     unfolded: None = None
 
     def __str__(self) -> str:
-        queries, keys = ("x".join(map(str, tile)) for tile in (self.query_tile, self.key_tile))
-        return f"{queries} queries by {keys} keys"
+        return f"{by(self.query_tile)} queries by {by(self.key_tile)} keys"
 
 
 class TorchBackend:
@@ -48,22 +48,24 @@ class TorchBackend:
             return f"{problem.dtype} is not one of {', '.join(map(str, DTYPES.values()))}"
         return None
 
-    def seconds(self, problem: Problem, direction: Direction, config: Config) -> None:
+    def seconds(self, problem: Problem, direction: Direction, config: TorchConfig) -> None:
         return None
 
-    def configs(self, problem: Problem, direction: Direction) -> Sequence[Config]:
+    def configs(self, problem: Problem, direction: Direction) -> Sequence[TorchConfig]:
         """The cheapest tiling of the first head's neighborhood; others take the same."""
         axes = problem.neighborhoods[0].axes
         tile = tile_of(problem.neighborhoods[0], problem.lengths)
         box = tuple(count(*x, 1).widest for x in zip(axes, problem.lengths, tile))
-        return [Config(tile, box)]
+        return [TorchConfig(tile, box)]
 
-    def forward(self, problem: Problem, config: Config, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def forward(self, problem: Problem, config: TorchConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp."""
         with torch.no_grad():
             return attend(inputs, problem.neighborhoods, problem.scale, config.query_tile)
 
-    def backward(self, problem: Problem, config: Config, inputs: Inputs, upstream: Upstream, wanted: Wanted) -> Inputs:
+    def backward(
+        self, problem: Problem, config: TorchConfig, inputs: Inputs, upstream: Upstream, wanted: Wanted
+    ) -> Inputs:
         """The gradients that are wanted."""
         with torch.no_grad():
             neighborhoods, scale = problem.neighborhoods, problem.scale

@@ -21,11 +21,9 @@ from vicinal.backends.torch.tiles import Chunk, Walk, indices
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Upstream, Wanted, lse_dtype
 
-Tile = Sequence[int] | None
-
 
 def attend(
-    inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: float, tile: Tile = None
+    inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: float, tile: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Neighborhood attention, differentiable to any order in every input.
 
@@ -53,7 +51,7 @@ def attend_backward(
     scale: float,
     upstream: Upstream,
     wanted: Wanted,
-    tile: Tile = None,
+    tile: Sequence[int] | None = None,
 ) -> Inputs:
     """The gradients of `attend`'s inputs that are wanted, None elsewhere; differentiable to any order in every tensor.
 
@@ -185,7 +183,7 @@ def _attend_backward(walk: Walk, tables: _Tables, rows: tuple[Tensor, Tensor, Te
     return walk.tokens(d_queries) if d_queries else None
 
 
-def _walks(inputs: Inputs, neighborhoods: Sequence[Neighborhood], tile: Tile) -> list[Walk]:
+def _walks(inputs: Inputs, neighborhoods: Sequence[Neighborhood], tile: Sequence[int] | None) -> list[Walk]:
     """One for every set of heads that share a neighborhood."""
     heads = range(int(inputs.query.shape[-2]))
     if len(set(neighborhoods)) == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-Tile = tuple[int, ...]
+from vicinal.words import by
 
 
 @dataclass(frozen=True)
@@ -19,22 +19,22 @@ class Tiling:
         unfolded: a dilated axis that tiles see as two (`vicinal.geometry.unfold`): they have one more axis then.
     """
 
-    tile: Tile
-    step: Tile
+    tile: tuple[int, ...]
+    step: tuple[int, ...]
     warps: int = 4
     stages: int = 2
     unfolded: int | None = None
 
     @property
-    def query_tile(self) -> Tile:
+    def query_tile(self) -> tuple[int, ...]:
         return self.tile
 
     @property
-    def key_tile(self) -> Tile:
+    def key_tile(self) -> tuple[int, ...]:
         return self.step
 
     def __str__(self) -> str:
-        return f"{_by(self.tile)} queries by {_by(self.step)} keys, {self._launched}"
+        return f"{by(self.tile)} queries by {by(self.step)} keys, {self._launched}"
 
     @property
     def _launched(self) -> str:
@@ -61,11 +61,11 @@ class GradientTilings:
             raise ValueError(f"kernels in one launch have the same warps, stages and unfolded axis, got {self}")
 
     @property
-    def query_tile(self) -> Tile:
+    def query_tile(self) -> tuple[int, ...]:
         return self.query.tile
 
     @property
-    def key_tile(self) -> Tile:
+    def key_tile(self) -> tuple[int, ...]:
         return self.query.step
 
     @property
@@ -74,16 +74,12 @@ class GradientTilings:
 
     def __str__(self) -> str:
         own = self.key_value
-        keys = f"{_by(own.tile)} keys by {_by(own.step)} queries"
+        keys = f"{by(own.tile)} keys by {by(own.step)} queries"
         if self.together:
-            return f"{_by(self.query.tile)} queries by {_by(self.query.step)} keys and {keys} at once, {own._launched}"
+            return f"{by(self.query.tile)} queries by {by(self.query.step)} keys and {keys} at once, {own._launched}"
         return f"{self.query}; {keys}, {own._launched}"
 
 
 def can_be_together(query: Tiling, key_value: Tiling) -> bool:
     """Whether one launch can run both."""
     return (query.warps, query.stages, query.unfolded) == (key_value.warps, key_value.stages, key_value.unfolded)
-
-
-def _by(tile: Tile) -> str:
-    return "x".join(map(str, tile))

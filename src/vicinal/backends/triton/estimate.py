@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from vicinal.backends.gpu.hardware import Gpu, gpu_of
 from vicinal.backends.protocol import Direction
-from vicinal.backends.triton.config import GradientTilings, Tile, Tiling
+from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.geometry.count import count
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.unfold import replace_at, tile_count, unfold
@@ -103,7 +103,7 @@ THREE_PRODUCTS = {  # with warpgroup instructions, and without: fits to 154 timi
 }
 
 
-class Shape(NamedTuple):
+class ProgramShape(NamedTuple):
     """What of a tiling and a problem one program's cost depends on: `rows` of it, `columns` of a step."""
 
     rows: int
@@ -144,7 +144,7 @@ class Program:
 
 
 @lru_cache(maxsize=16384)
-def program(gpu: Gpu, kernel: Kernel, shape: Shape) -> Program:
+def program(gpu: Gpu, kernel: Kernel, shape: ProgramShape) -> Program:
     """The estimate for one program."""
     rows, columns, warps, stages, head_dim, value_dim, size, has_rpb = shape
     what, architecture, threads = COSTS[kernel], gpu.architecture, gpu.architecture.warp * warps
@@ -228,7 +228,7 @@ def estimate(problem: Problem, kernel: Kernel, tiling: Tiling) -> Estimate:
         problem = unfolded(problem, tiling.unfolded)
     rows, columns = prod(tiling.tile), prod(tiling.step)
     sizes = problem.head_dim, problem.value_dim, problem.dtype.itemsize, problem.has_rpb
-    one = program(gpu, kernel, Shape(rows, columns, tiling.warps, tiling.stages, *sizes))
+    one = program(gpu, kernel, ProgramShape(rows, columns, tiling.warps, tiling.stages, *sizes))
     programs = steps = most = 0
     for neighborhood, heads in sampled(problem):
         programs += heads * tile_count(neighborhood, problem.lengths, tiling.tile)
@@ -305,7 +305,7 @@ def sampled(problem: Problem) -> list[tuple[Neighborhood, int]]:
     return [(n, ceil(problem.heads / len(few))) for n in few]
 
 
-def partial(problem: Problem, tile: Tile, step: Tile) -> float:
+def partial(problem: Problem, tile: tuple[int, ...], step: tuple[int, ...]) -> float:
     """About how much of a tile's box needs a mask, away from borders."""
     neighborhood, _ = sampled(problem)[0]
     fraction = 1.0

@@ -11,7 +11,7 @@ from typing import Literal, overload
 from vicinal.backends.gpu.hardware import gpu_of
 from vicinal.backends.protocol import Direction
 from vicinal.backends.triton.compiler import STAGES, is_compiled_badly
-from vicinal.backends.triton.config import GradientTilings, Tile, Tiling, can_be_together
+from vicinal.backends.triton.config import GradientTilings, Tiling, can_be_together
 from vicinal.backends.triton.estimate import (
     Estimate,
     Kernel,
@@ -98,11 +98,11 @@ def _folded(problem: Problem, sizes: Sequence[Size]) -> Iterator[Tiling]:
 
 
 @lru_cache(maxsize=4096)
-def _best_shapes(problem: Problem, size: int, tile: Tile | None) -> tuple[Tile, ...]:
+def _best_shapes(problem: Problem, size: int, tile: tuple[int, ...] | None) -> tuple[tuple[int, ...], ...]:
     """The few shapes of `size` tokens that compute the least, as tiles or as steps of `tile`."""
     samples = sampled(problem)
 
-    def computed(shape: Tile) -> int:
+    def computed(shape: tuple[int, ...]) -> int:
         pair = (shape, (1,) * problem.rank) if tile is None else (tile, shape)
         return sum(heads * computed_scores(n, problem.lengths, *pair) for n, heads in samples)
 
@@ -116,7 +116,7 @@ def _best_shapes(problem: Problem, size: int, tile: Tile | None) -> tuple[Tile, 
 
 
 @cache
-def _shapes(size: int, rank: int) -> tuple[Tile, ...]:
+def _shapes(size: int, rank: int) -> tuple[tuple[int, ...], ...]:
     """All shapes of `rank` powers of two whose product is `size`."""
     if rank == 1:
         return ((size,),)

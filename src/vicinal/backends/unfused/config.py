@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Tile = tuple[int, ...]
+from vicinal.words import by
+
 Variant = Literal["gemm", "naive", "torch"]
 
 
@@ -20,19 +21,19 @@ class UnfusedConfig:
     """
 
     variant: Variant
-    tile: Tile
+    tile: tuple[int, ...]
     unfolded: int | None = None
 
     @property
-    def query_tile(self) -> Tile:
+    def query_tile(self) -> tuple[int, ...]:
         return self.tile
 
     @property
-    def key_tile(self) -> Tile:
+    def key_tile(self) -> tuple[int, ...]:
         return self.tile
 
     def __str__(self) -> str:
         if self.variant != "gemm":
             return self.variant
         groups = "" if self.unfolded is None else f", groups of axis {self.unfolded} side by side"
-        return f"gemm, tiles of {'x'.join(map(str, self.tile))}{groups}"
+        return f"gemm, tiles of {by(self.tile)}{groups}"

@@ -19,7 +19,7 @@ from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.strides import aligned, contiguous_strides, dense, has_rows, rows_last, strides_of, vector_of
 from vicinal.backends.unfused.kernels import gemm, naive
 from vicinal.backends.unfused.kernels import slots as shared
-from vicinal.backends.unfused.tilings import block_of, gemm_tile, tiling, too_large
+from vicinal.backends.unfused.tilings import block_of, gemm_tile, schedule, too_large
 from vicinal.caching import Cache
 from vicinal.geometry.slots import Slots
 from vicinal.geometry.unfold import tile_count
@@ -102,7 +102,7 @@ def _prepare(call: _Call, inputs: tuple[Tensor, ...], output: Tensor) -> Launch:
     group_size = first.shape[-2] // (heads if call.kernel == "inverse" else second.shape[-2])
     strides = strides_of(first), strides_of(second)
     vector = vector_of(strides if is_pn else strides[1:], dtype.itemsize)
-    chosen = tiling(call.variant, call.kernel, dim, dtype)
+    chosen = schedule(call.variant, call.kernel, dim, dtype)
     tile, unfolded = gemm_tile(slots.neighborhood, slots.lengths) if call.variant == "gemm" else ((), None)
     common = (vector, _flags(slots, inputs, unfolded))
     constants: tuple[Any, ...]

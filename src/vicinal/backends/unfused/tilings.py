@@ -15,7 +15,7 @@ MOST = 2**31 - 1  # programs, slots, relative positions
 TILES = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}  # of the GEMM kernels: 64 tokens, as in the paper (section 3.1)
 
 
-class Tiling(NamedTuple):
+class Schedule(NamedTuple):
     """How a kernel is launched: warps, pipeline stages, and the slots that a naive kernel takes at a time."""
 
     warps: int
@@ -23,13 +23,13 @@ class Tiling(NamedTuple):
     slots: int = 0
 
 
-def tiling(variant: str, kernel: str, dim: int, dtype: torch.dtype) -> Tiling:
+def schedule(variant: str, kernel: str, dim: int, dtype: torch.dtype) -> Schedule:
     """The best of benchmarks/unfused_tilings.py on an H200; beyond 128 dims what any GPU's shared memory holds."""
     if variant == "naive":
-        return Tiling(warps=1, stages=3, slots=min(max(1024 // block_of(dim, 1), 16), 64))
+        return Schedule(warps=1, stages=3, slots=min(max(1024 // block_of(dim, 1), 16), 64))
     if dtype == torch.float32 or dim > 128:
-        return Tiling(warps=4, stages=1)
-    return Tiling(warps=4, stages=3 if kernel == "pn" else 2)
+        return Schedule(warps=4, stages=1)
+    return Schedule(warps=4, stages=3 if kernel == "pn" else 2)
 
 
 def too_large(variant: str, slots: Slots, rows: int) -> str | None:

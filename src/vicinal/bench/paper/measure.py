@@ -32,7 +32,7 @@ HOST_HIDDEN = 0.005  # a call that was not captured and yet is shorter than this
 GRAPH_SECONDS, GRAPH_CALLS = 0.003, 10  # of eager calls in a graph, about; and at most
 KEPT_BYTES = 2 << 30  # of memory that a process keeps from problem to problem, of freed tensors and of graphs
 
-Calls = dict[Pass, dict[str, Callable[[], object]]]
+CallsByPass = dict[Pass, dict[str, Callable[[], object]]]
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Ready:
     """
 
     line: dict[str, Any]
-    calls: Calls = field(default_factory=dict)
+    calls: CallsByPass = field(default_factory=dict)
     graphs: dict[Pass, dict[str, tuple[torch.cuda.CUDAGraph, int]]] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
     short: bool = False

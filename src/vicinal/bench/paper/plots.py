@@ -12,17 +12,15 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from vicinal.bench.cases import Case
 from vicinal.bench.paper.problems import problems
 from vicinal.bench.paper.sweep import headers, key_of, read
 from vicinal.bench.paper.systems import FUSED, GEMM, NAIVE
-from vicinal.bench.paper.tables import LABELS, PAPER_AVERAGE, improvement, seconds_of
+from vicinal.bench.paper.tables import LABELS, PAPER_AVERAGE, Line, improvement, seconds_of
 from vicinal.bench.roofline import Limits, Point, plot_roofline
 from vicinal.problem import DTYPES, Problem
 
-Line = dict[str, Any]
 PASSES = ("forward", "forward+backward")
 
 

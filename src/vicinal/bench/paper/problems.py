@@ -20,6 +20,7 @@ import torch
 
 from vicinal.bench.cases import Case
 from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.words import by
 
 COUNTS = {1: 6150, 2: 5676, 3: 2448}
 LEAST_ELEMENTS, MOST_ELEMENTS = 1 << 16, 1 << 25  # of the query: 128 KiB to 64 MiB in float16
@@ -155,11 +156,7 @@ def _case(
     dilation: tuple[int, ...],
 ) -> Case:
     neighborhood = Neighborhood.of(len(lengths), window, 1, dilation)
-    parts = [f"{len(lengths)}-D {_by(lengths)} B{batch} H{heads} D{dim} window {_by(window)}"]
+    parts = [f"{len(lengths)}-D {by(lengths)} B{batch} H{heads} D{dim} window {by(window)}"]
     if max(dilation) > 1:
-        parts.append(f"dilation {_by(dilation)}")
+        parts.append(f"dilation {by(dilation)}")
     return Case(" ".join(parts), lengths, neighborhood, heads, dim, batch, dtype=torch.float16)
-
-
-def _by(numbers: tuple[int, ...]) -> str:
-    return "x".join(map(str, numbers))
