@@ -47,5 +47,5 @@ if [ "$WHAT" != suite ] && [ "$(left)" -gt 60 ]; then
         --sample 300 --sample-others 100 --dtype float16 --dtype float32 --compiled 12 \
         --seconds $(($(left) - 30)) --problem-seconds 25 --compilers 13 --workers 8 > "$OUT/paper.log" 2>&1
     echo "paper's sweep: exit status $?, $(left) s left"
-    timeout $(($(left) > 0 ? $(left) : 1)) python3 -m vicinal.bench.counters "$OUT/paper.jsonl" >> "$OUT/paper.log" 2>&1
+    timeout $(($(left) > 0 ? $(left) : 1)) python3 -m vicinal.bench.paper.counters "$OUT/paper.jsonl" >> "$OUT/paper.log" 2>&1
 fi

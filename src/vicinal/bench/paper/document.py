@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from statistics import mean, median
 
-from vicinal.bench import counters
+from vicinal.bench.paper import counters
 from vicinal.bench.paper.losses import losses
 from vicinal.bench.paper.plots import limits_of, moved_bytes, points
 from vicinal.bench.paper.sweep import ends, headers, lines_of, read

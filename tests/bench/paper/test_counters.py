@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from vicinal.bench import counters
+from vicinal.bench.paper import counters
 from vicinal.bench.paper.document import document
 from vicinal.bench.paper.systems import FUSED, GEMM, NAIVE
 

@@ -1,6 +1,6 @@
 """What the hardware counts while naive, GEMM and fused kernels run a problem, by Nsight Compute.
 
-    python3 -m vicinal.bench.counters paper.jsonl
+    python3 -m vicinal.bench.paper.counters paper.jsonl
 
 runs itself under `ncu`, takes the counters of each kernel of one forward pass, and appends one object to the file:
     {"kind": "counters", date, command, machine, versions, kernels: [{problem, system, kernel, and a value by name of
@@ -61,7 +61,7 @@ def main() -> None:
     command = [
         *("ncu", "--clock-control", "none", "--profile-from-start", "off", "--csv", "--page", "raw"),
         *("--print-units", "base"),
-        *("--metrics", ",".join(METRICS), sys.executable, "-m", "vicinal.bench.counters", "--child"),
+        *("--metrics", ",".join(METRICS), sys.executable, "-m", "vicinal.bench.paper.counters", "--child"),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     kernels = parse(done.stdout.splitlines())
@@ -70,7 +70,7 @@ def main() -> None:
     line = {
         "kind": KIND,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(("python3 -m vicinal.bench.counters", *sys.argv[1:])),
+        "command": " ".join(("python3 -m vicinal.bench.paper.counters", *sys.argv[1:])),
         "machine": machine(torch.device("cuda", 0)),
         "versions": versions(),
         "kernels": kernels,
