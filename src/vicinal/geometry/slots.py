@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import prod
 
 from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.window import SHIFT, mode
 
 
 @dataclass(frozen=True)
@@ -43,4 +44,4 @@ class Slots:
     @property
     def has_absent_slots(self) -> bool:
         """Whether some query has fewer neighbors than slots."""
-        return any(a.causal or a.boundary == "clip" for a in self.neighborhood.axes)
+        return any(mode(axis) != SHIFT for axis in self.neighborhood.axes)
