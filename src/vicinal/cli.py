@@ -304,6 +304,49 @@ def run_paper(
         raise typer.Exit(1)
 
 
+@bench.command("models", short_help="Images per second of whole models.")
+def run_models(
+    model: Annotated[list[str], typer.Option(help="As nat_mini, or stylenat_ffhq_256; can be repeated.")],
+    results: Annotated[Path, typer.Option(help="File of JSON lines; a rerun goes on where it ended.")] = Path(
+        "models.jsonl"
+    ),
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32 (default), float16, bfloat16; repeatable.")] = None,
+    training: Annotated[bool, typer.Option("--training", help="Forward and backward pass, under autocast.")] = False,
+    system: Annotated[list[str] | None, typer.Option(help="What computes attention; by default all.")] = None,
+    samples: Annotated[int, typer.Option(min=3, help="Timed samples per system.")] = 15,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time for the samples of one system.")] = 10.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    device: Device = None,
+) -> None:
+    """Whole models, their attention computed by each system in turn; outputs are checked before they are timed."""
+    need("vicinal bench models", "timm")
+    names = dtype or ["float32"]
+    if not set(names) <= {"float32", "float16", "bfloat16"}:
+        raise wrong(f"--dtype: must be float32, float16 or bfloat16, got {', '.join(map(repr, names))}")
+    arguments.check_output("--results", results)
+    import torch
+
+    from vicinal.bench.measure import Effort
+    from vicinal.bench.models import Setting, known, run
+    from vicinal.problem import DTYPES
+
+    unknown = [name for name in model if name not in known()]
+    if unknown:
+        raise wrong(f"--model: must be one of {', '.join(known())}, got {', '.join(map(repr, unknown))}")
+    on = arguments.device_of(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    settings = [Setting(name, DTYPES[d], batch, training) for name in model for d in dict.fromkeys(names)]
+    command = shlex.join(["vicinal", *sys.argv[1:]])
+    try:
+        right = run(settings, on, results, Effort(samples, seconds), command, system or (), _console())
+    except ValueError as error:
+        raise wrong(re.sub(r"^system\b", "--system", str(error))) from error
+    if not right:
+        raise typer.Exit(1)
+
+
 @app.command(short_help="Remove noise from an image file.")
 def denoise(
     source: Annotated[Path, typer.Argument(metavar="IN", help="The image to denoise, grey or colour.")],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, get_args
 
@@ -183,17 +183,7 @@ class NeighborhoodAttention(nn.Module):
     ) -> Tensor:
         if not self.training or self.attn_drop.p == 0:
             return neighborhood_attention(query, key, value, neighborhoods, scale=self.scale, rpb=rpb)
-        outputs, first = [], 0
-        for neighborhood, same in groupby(neighborhoods * (self.num_heads // len(neighborhoods))):
-            heads = slice(first, first := first + len(list(same)))
-            window: Any = neighborhood.resolve(query.shape[1:-2])
-            rest = {"dilation": window.dilation, "is_causal": window.causal, "stride": window.stride}
-            rest["boundary"] = tuple(axis.boundary for axis in window.axes)
-            q, k, v = (t[..., heads, :] for t in (query, key, value))
-            table = None if rpb is None else rpb[heads]
-            scores = neighborhood_qk(q, k, window.window, rpb=table, scale=self.scale, **rest)
-            outputs.append(neighborhood_av(self.attn_drop(scores.softmax(-1)), v, window.window, **rest))
-        return torch.cat(outputs, -2)
+        return unfused_attention(query, key, value, neighborhoods, scale=self.scale, rpb=rpb, drop=self.attn_drop)
 
     def _table_lengths(self) -> list[int]:
         """The lengths of the table of relative positions."""
@@ -239,6 +229,32 @@ class NeighborhoodAttention3D(NeighborhoodAttention):
     """`NeighborhoodAttention` over three axes: `[B, X0, X1, X2, embed_dim]`."""
 
     rank = 3
+
+
+def unfused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    neighborhoods: Sequence[Neighborhood],
+    *,
+    scale: float,
+    rpb: Tensor | None,
+    drop: Callable[[Tensor], Tensor] | None = None,
+    variant: str | None = None,
+) -> Tensor:
+    """Neighborhood attention by the unfused operators, heads of one neighborhood at once; weights may drop."""
+    outputs, first = [], 0
+    heads_of = query.shape[-2] // len(neighborhoods)
+    for neighborhood, same in groupby(n for n in neighborhoods for _ in range(heads_of)):
+        heads = slice(first, first := first + len(list(same)))
+        window: Any = neighborhood.resolve(query.shape[1:-2])
+        rest: dict[str, Any] = {"dilation": window.dilation, "is_causal": window.causal, "stride": window.stride}
+        rest |= {"boundary": tuple(axis.boundary for axis in window.axes), "variant": variant}
+        q, k, v = (t[..., heads, :] for t in (query, key, value))
+        table = None if rpb is None else rpb[heads]
+        weights = neighborhood_qk(q, k, window.window, rpb=table, scale=scale, **rest).softmax(-1)
+        outputs.append(neighborhood_av(weights if drop is None else drop(weights), v, window.window, **rest))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -2)
 
 
 def _neighborhoods(rank: int, heads: int, given: Any, geometry: tuple[Any, ...]) -> tuple[Neighborhood, ...]:

@@ -1,0 +1,74 @@
+"""Models on a GPU: they train, and as they do with naive attention."""
+
+from functools import partial
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import vicinal
+
+if find_spec("timm") is None:
+    pytest.skip("the extra models is not installed", allow_module_level=True)
+
+from vicinal.bench.models import attending
+from vicinal.models import FFHQ_256, Generator
+
+pytestmark = pytest.mark.gpu
+CLASSES, STEPS, BATCH = 10, 300, 128
+
+
+def batch(generator):
+    """Images of a class's own pattern under noise, and the classes."""
+    patterns = torch.randn(CLASSES, 3, 8, 8, generator=torch.Generator("cuda").manual_seed(1), device="cuda")
+    labels = torch.randint(CLASSES, (BATCH,), generator=generator, device="cuda")
+    noise = torch.randn(BATCH, 3, 224, 224, generator=generator, device="cuda")
+    return torch.nn.functional.interpolate(patterns[labels], 224) + noise, labels
+
+
+def losses(attend):
+    from timm import create_model
+
+    torch.manual_seed(0)
+    model = create_model("dinat_tiny", num_classes=CLASSES, drop_path_rate=0.0).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
+    generator, found = torch.Generator("cuda").manual_seed(0), []
+    with attending(attend):
+        for _ in range(STEPS):
+            images, labels = batch(generator)
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.detach())
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    return torch.stack(found).cpu()
+
+
+@pytest.fixture(autouse=True)
+def usual_memory(poisoned_memory):
+    """Training is long: filling memory with NaN would make it longer."""
+    torch.use_deterministic_algorithms(False)
+
+
+def test_training_falls_and_is_that_of_naive_attention():
+    fused, naive = (
+        losses(vicinal.neighborhood_attention),
+        losses(partial(vicinal.nn.unfused_attention, variant="naive")),
+    )
+    assert fused.isfinite().all()
+    assert fused[-30:].mean() < 0.5 * fused[:30].mean()
+    torch.testing.assert_close(fused[:20], naive[:20], rtol=0.05, atol=0.02)
+    windows = [curve.unfold(0, 30, 30).mean(-1) for curve in (fused, naive)]
+    torch.testing.assert_close(*windows, rtol=0.2, atol=0.05)
+
+
+def test_generator_is_that_of_naive_attention():
+    torch.manual_seed(0)
+    generator, noise = Generator(FFHQ_256).cuda().eval(), torch.randn(2, 512, device="cuda")
+    with torch.no_grad():
+        images = generator(noise)
+        with attending(partial(vicinal.nn.unfused_attention, variant="naive")):
+            torch.testing.assert_close(generator(noise), images, rtol=2e-2, atol=2e-2 * float(images.abs().max()))
