@@ -3,8 +3,8 @@
     python3 benchmarks/compare.py BEFORE/src AFTER/src RESULTS.json [options of `vicinal bench`]
 
 Both run the same bench (by default the `gpu` suite without peers) twice, in the order before, after, after, before: a
-machine that warms up favours neither. Prints the geometric mean and the extremes of each backend and pass, the time after
-over the time before; writes that of every case, and how much the two runs of one checkout differ.
+machine that warms up favours neither. Prints the geometric mean and the extremes of each backend and pass, of the time
+after over the time before; writes that of every case, and how much the two runs of one checkout differ.
 """
 
 from __future__ import annotations
