@@ -77,6 +77,12 @@ def test_what_our_models_have_not_is_refused(name, value):
         from_transformers(SimpleNamespace(config=config))
 
 
-def test_a_backbone_is_refused():
+def test_their_backbone_is_refused(transformers):
+    config = transformers.DinatConfig(embed_dim=32, depths=[2, 1], num_heads=[1, 2], dilations=[[1, 2], [1]])
+    with pytest.raises(ValueError, match="model must have the parameters of DinatModel or .*, not hidden_states_norms"):
+        from_transformers(transformers.DinatBackbone(config))
+
+
+def test_our_backbone_is_refused():
     with pytest.raises(ValueError, match="model must have a last norm"):
         to_transformers(NAT(Architecture((1,), 32, (1,), 2, 0.0, feature_norms=True)))

@@ -148,6 +148,16 @@ def test_mixed_precision_trains():
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_trains_distributed(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(small())
+        for _ in range(2):  # the second finds parameters without a gradient in the first
+            model(torch.randn(1, 3, 64, 64)).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_compiles_in_one_graph():
     model, images = small().eval(), torch.randn(1, 3, 64, 64)
     compiled = torch.compile(model, backend="eager", fullgraph=True)

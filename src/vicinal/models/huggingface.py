@@ -44,8 +44,7 @@ def from_transformers(model: Any) -> NAT:
         the model, in evaluation mode, of the same dtype and on the same device.
 
     Raises:
-        ValueError: its configuration says what our models have not.
-        RuntimeError: its parameters are not those of its configuration.
+        ValueError: its configuration says what our models have not, or its parameters are others (a `DinatBackbone`'s).
     """
     config = model.config
     for name, value in ONLY.items():
@@ -69,6 +68,11 @@ def from_transformers(model: Any) -> NAT:
         padding=True,
     )
     ours = NAT(architecture).to(next(model.parameters()))
+    others = set(_by_their_names(ours.state_dict())) ^ set(theirs)
+    if others:
+        raise ValueError(
+            f"model must have the parameters of DinatModel or DinatForImageClassification, not {min(others)}"
+        )
     ours.load_state_dict({name: _theirs(name, theirs) for name in ours.state_dict()})
     return ours.eval()
 
