@@ -46,7 +46,8 @@ def check(name):
 
     def run(tensors):
         extra = dict(zip(NAMES[3:], tensors[3:]))
-        output, lse = na1d(*tensors[:3], 4, dilation=2, return_lse=True, backend="torch", **extra)  # no kernel to compile
+        # The torch backend: there is no kernel to compile.
+        output, lse = na1d(*tensors[:3], 4, dilation=2, return_lse=True, backend="torch", **extra)
         return output, lse, output.sin().sum() + lse.sin().sum()
 
     with CommDebugMode() as communication:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from vicinal.dispatch import BACKENDS
 from vicinal.geometry.neighborhood import MAX_RANK, Neighborhood
-from vicinal.problem import Inputs
+from vicinal.problem import DTYPES, Inputs
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LSE_DTYPES = (torch.float32, torch.float64)
 
 # Numbers and switches ---------------------------------------------------------------------------------------------
@@ -141,7 +140,11 @@ def check_inputs(inputs: Inputs, rank: int) -> None:
 
 
 def check_tensor(
-    name: str, t: object, like: Tensor | None = None, of: str = "query", allowed: Sequence[torch.dtype] = DTYPES
+    name: str,
+    t: object,
+    like: Tensor | None = None,
+    of: str = "query",
+    allowed: Sequence[torch.dtype] = tuple(DTYPES.values()),
 ) -> None:
     """That it is a dense tensor of an allowed dtype, and of the dtype and device of `like`, the argument `of`.
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from vicinal.calls import check_input
-from vicinal.checks import DTYPES, check_count, check_device, check_fraction, check_scale, check_switch
+from vicinal.checks import check_count, check_device, check_fraction, check_scale, check_switch
 from vicinal.functional import neighborhood_attention
 from vicinal.geometry.neighborhood import Boundary, Neighborhood, PerAxis
+from vicinal.problem import DTYPES
 from vicinal.unfused import neighborhood_av, neighborhood_qk
 
 T = TypeVar("T")
@@ -125,8 +126,8 @@ class NeighborhoodAttention(nn.Module):
             raise ValueError(f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}")
         check_switch("qkv_bias", qkv_bias)
         check_device("device", device)
-        if dtype is not None and dtype not in DTYPES:
-            raise TypeError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
+        if dtype is not None and dtype not in DTYPES.values():
+            raise TypeError(f"dtype must be one of {', '.join(map(str, DTYPES.values()))}, got {dtype!r}")
         if fit not in get_args(Fit):
             raise ValueError(f"fit must be one of {get_args(Fit)}, got {fit!r}")
         geometry = (stride, dilation, is_causal, boundary)

@@ -113,7 +113,8 @@ def neighborhood_qk(
     if additional_keys is not None:
         check_tensor("additional_keys", additional_keys, query)
         check_additional("additional_keys", additional_keys, key)
-    scores = pn(query, key, rpb, slots.neighborhood.encode(), scale, float("-inf"), launch.choose(query, variant))
+    variant = launch.choose(query.dtype, query.device, variant)
+    scores = pn(query, key, rpb, slots.neighborhood.encode(), scale, float("-inf"), variant)
     if additional_keys is None:
         return scores
     return torch.cat([scores, scale * launch.dense_qk(query, additional_keys)], -1)
@@ -155,7 +156,7 @@ def neighborhood_av(
         check_additional("additional_values", additional_values, value)
         extra = additional_values.shape[1]
     check_weights(attn, value, slots.count + extra)
-    variant = launch.choose(value, variant)
+    variant = launch.choose(value.dtype, value.device, variant)
     output = nn(attn[..., : slots.count], value, slots.neighborhood.encode(), 1.0, variant)
     if additional_values is None:
         return output

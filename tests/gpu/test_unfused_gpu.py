@@ -118,8 +118,8 @@ def test_gradients_repeat_bit_by_bit(variant):
 
 def test_the_default_on_cuda_is_gemm_and_float64_is_naive():
     half, double = (torch.empty(0, device="cuda", dtype=d) for d in (torch.float16, torch.float64))
-    assert unfused_launch.choose(half, None) == "gemm"
-    assert unfused_launch.choose(double, None) == "naive"
+    assert unfused_launch.choose(half.dtype, half.device, None) == "gemm"
+    assert unfused_launch.choose(double.dtype, double.device, None) == "naive"
 
 
 def test_float64_runs_naively():

@@ -498,9 +498,10 @@ def test_without_numba_torch_s_operations_do():
 assert "numba" not in sys.modules
 sys.modules["numba"] = None
 from vicinal import dispatch
+from vicinal.problem import Inputs, Problem
 x = torch.randn(1, 8, 2, 4, requires_grad=True)
 vicinal.na1d(x, x, x, 3).sum().backward()
-problem = dispatch.Problem.of(dispatch.Problem.of.__globals__["Inputs"](x, x, x), [vicinal.Neighborhood.of(1, 3)], 1.0)
+problem = Problem.of(Inputs(x, x, x), [vicinal.Neighborhood.of(1, 3)], 1.0)
 print(dispatch.plan(problem).backend.name, dispatch.unsupported("numba", problem))
 """)
     assert said.startswith("torch it needs numba: pip install 'vicinal[cpu]'")

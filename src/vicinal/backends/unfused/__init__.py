@@ -39,7 +39,7 @@ class UnfusedBackend:
         """One tiling per variant that can run: the GEMM kernels' tiles have 64 tokens, as in the paper."""
         one = (1,) * problem.rank
         tile, unfolded = gemm_tile(problem.neighborhoods[0], problem.lengths)
-        best = launch.choose(torch.empty(0, dtype=problem.dtype, device=problem.device), None)
+        best = launch.choose(problem.dtype, problem.device, None)
         variants = sorted(launch.VARIANTS, key=lambda v: v != best)
         return [
             UnfusedConfig(v, tile, unfolded) if v == "gemm" else UnfusedConfig(v, one)

@@ -20,19 +20,19 @@ from vicinal.geometry.slots import Slots
 VARIANTS: tuple[Variant, ...] = get_args(Variant)  # in order of preference
 
 
-def choose(tensor: Tensor, variant: str | None) -> str:
-    """The variant to run on `tensor`'s device and dtype: the one named, or the first that can.
+def choose(dtype: torch.dtype, device: torch.device, variant: str | None) -> str:
+    """The variant to run for tensors of a dtype on a device: the one named, or the first that can.
 
     Raises:
         ValueError: the variant is unknown or cannot run here, with the reason.
     """
     if variant is None:
-        if tensor.device.type != "cuda":
+        if device.type != "cuda":
             return "torch"
-        return next(v for v in VARIANTS if unsupported(v, tensor.dtype, tensor.device) is None)
+        return next(v for v in VARIANTS if unsupported(v, dtype, device) is None)
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(map(repr, VARIANTS))}, got {variant!r}")
-    reason = unsupported(variant, tensor.dtype, tensor.device)
+    reason = unsupported(variant, dtype, device)
     if reason is not None:
         raise ValueError(f"variant {variant!r} cannot run here: {reason}")
     return variant
