@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vicinal.functional import attention, merge_attentions, na1d, na2d, na3d, neighborhood_attention
     from vicinal.geometry.neighborhood import Neighborhood
     from vicinal.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
+    from vicinal.tuning.precompile import precompile
     from vicinal.tuning.search import tune
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "na2d",
     "na3d",
     "neighborhood_attention",
+    "precompile",
     "tune",
 ]
 
@@ -49,6 +51,7 @@ _HOMES = {
     "na2d": "vicinal.functional",
     "na3d": "vicinal.functional",
     "neighborhood_attention": "vicinal.functional",
+    "precompile": "vicinal.tuning.precompile",
     "tune": "vicinal.tuning.search",
 }
 

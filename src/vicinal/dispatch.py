@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from importlib import import_module
 from typing import Any, get_args
 
+import torch
+
+from vicinal.backends.gpu.devices import current
 from vicinal.backends.protocol import Backend, Config, Direction
-from vicinal.problem import Problem
+from vicinal.compiling import Job
+from vicinal.problem import Inputs, Problem, Wanted
 from vicinal.tuning.cache import kept_plans, look_up
 from vicinal.tuning.table import settings
 from vicinal.warning import warn
@@ -191,6 +195,21 @@ def preferred(able: Sequence[Backend[Any]], problem: Problem, direction: Directi
 
 def _seconds(chosen: Backend[Any], problem: Problem, direction: Direction) -> float | None:
     return chosen.seconds(problem, direction, chosen.configs(problem, direction)[0])
+
+
+def compilations(chosen: Plan, inputs: Inputs, wanted: Wanted | None) -> list[Job]:
+    """Of the forward pass's kernels, or of those of the backward that makes what is `wanted`; for any thread."""
+    problem, device = chosen.problem, chosen.problem.device
+    if wanted is None:
+        jobs = chosen.backend.forward_kernels(problem, chosen.forward, inputs)
+    else:
+        jobs = chosen.gradients.backward_kernels(problem, chosen.backward, inputs, wanted)
+    return [partial(_on, device, job) for job in jobs]
+
+
+def _on(device: torch.device, job: Job) -> None:
+    with current(device):
+        job()
 
 
 def unsupported(name: str, problem: Problem) -> str | None:

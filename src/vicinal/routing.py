@@ -18,7 +18,8 @@ from vicinal import sharding, torch_internals
 from vicinal.backends.torch import formulas
 from vicinal.caching import Cache
 from vicinal.checks import check_call
-from vicinal.dispatch import Plan, plan
+from vicinal.compiling import ahead
+from vicinal.dispatch import Plan, compilations, plan
 from vicinal.geometry.neighborhood import Neighborhood, encode
 from vicinal.operators import attend, attend_backward, run, run_backward
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
@@ -45,17 +46,26 @@ def route(
         return attend(*inputs, checked.code, checked.scale, backend)
     chosen = checked.plan(inputs, backend)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        if not checked.ahead:
+            checked.compile_ahead(inputs, chosen)
         return _Attend.apply(chosen, (checked.code, checked.scale, backend), *inputs)
     return run(inputs, chosen)
 
 
+COMPILED_AHEAD = ("cuda",)  # devices; elsewhere kernels are few, and kept on disk from the first process on
+
+
 @dataclass
 class Checked:
-    """A call whose arguments are right: what its signature determines."""
+    """A call whose arguments are right: what its signature determines.
+
+    `ahead`: whether a call that needs gradients has had its backward's kernels compiled ahead.
+    """
 
     neighborhoods: tuple[Neighborhood, ...]
     code: list[int]
     scale: float
+    ahead: bool = False
     _plan: Plan | None = None
 
     @classmethod
@@ -75,9 +85,21 @@ class Checked:
             self._plan = plan(Problem.of(inputs, self.neighborhoods, self.scale), backend)
         return self._plan
 
+    def compile_ahead(self, inputs: Inputs, chosen: Plan) -> None:
+        """On a GPU, begin to compile what the backward of this call will need, while the forward compiles and runs."""
+        self.ahead = True
+        if inputs.query.device.type in COMPILED_AHEAD and inputs.query.shape[0] > 0:
+            wanted = Wanted(*(t is not None and t.requires_grad for t in inputs))
+            without_memory = Inputs(*(None if t is None else _without_memory(t) for t in inputs))  # type: ignore[arg-type]
+            ahead(lambda: compilations(chosen, without_memory, wanted))
+
     def resolve(self, inputs: Inputs) -> list[Neighborhood]:
         """The neighborhoods for the lengths of these inputs."""
         return [n.resolve(inputs.query.shape[1:-2]) for n in self.neighborhoods]
+
+
+def _without_memory(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 class _Attend(torch.autograd.Function):

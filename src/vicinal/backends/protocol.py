@@ -7,6 +7,7 @@ from typing import Literal, Protocol, TypeVar
 
 from torch import Tensor
 
+from vicinal.compiling import Job
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 Direction = Literal["forward", "backward"]
@@ -74,4 +75,16 @@ class Backend(Protocol[C]):
 
         Tensors may have any strides.
         """
+        ...
+
+    def forward_kernels(self, problem: Problem, config: C, inputs: Inputs) -> Sequence[Job]:
+        """Compilations that `forward` would wait for, to be called in any order and from any threads.
+
+        Nothing is launched or read: `inputs` may be meta tensors, of the strides that are meant. On a GPU's thread,
+        the problem's device must be the current one.
+        """
+        ...
+
+    def backward_kernels(self, problem: Problem, config: C, inputs: Inputs, wanted: Wanted) -> Sequence[Job]:
+        """Likewise for `backward`, where nothing depends on the log-sum-exp."""
         ...

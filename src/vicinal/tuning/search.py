@@ -161,8 +161,14 @@ def candidates(task: Task, thorough: bool = False) -> list[Candidate]:
     return [
         (each, config)
         for each in sorted(able, key=lambda other: other is not best)
-        for config in each.configs(problem, direction)[: None if thorough else SHORT]
+        for config in _listed(each, task)[: None if thorough else SHORT]
     ]
+
+
+def _listed(backend: Backend[Any], task: Task) -> list[Config]:
+    """A backend's configurations, the best guess first, then by their estimates: kinds of kernels mixed."""
+    first, *others = backend.configs(*task)
+    return [first, *sorted(others, key=lambda config: backend.seconds(*task, config) or 0.0)]
 
 
 def _why_not() -> str | None:

@@ -36,7 +36,7 @@ def test_a_device_has_its_architecture_and_its_multiprocessors(monkeypatch, hip,
     found = SimpleNamespace(multi_processor_count=76, **properties)
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
-    gpu = hardware.gpu_of.__wrapped__(torch.device("cuda", 0))
+    gpu = hardware._present.__wrapped__(torch.device("cuda", 0))
     assert (gpu.architecture.name, gpu.processors) == (name, 76)
 
 

@@ -71,11 +71,18 @@ class Gpu:
 ASSUMED = Gpu(ARCHITECTURES["sm_90"], 132)  # an H200, where tensors are not on a GPU
 
 
-@cache
+named: Gpu | None = None  # what the CPU stands for, in a process that compiles for a GPU that is not there
+
+
 def gpu_of(device: torch.device) -> Gpu:
-    """The GPU that tensors on `device` are on; `ASSUMED` where they are not on one."""
+    """The GPU that tensors on `device` are on; where they are not on one, the one that is `named`, or `ASSUMED`."""
     if device.type != "cuda":
-        return ASSUMED
+        return named or ASSUMED
+    return _present(device)
+
+
+@cache
+def _present(device: torch.device) -> Gpu:
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         name = properties.gcnArchName.split(":")[0]

@@ -13,15 +13,15 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
-from threading import RLock
 from typing import Any
 
 from triton import knobs
 from triton.runtime.cache import FileCacheManager
 
-PACKAGES = tuple(f"vicinal.backends.{name}.kernels" for name in ("gpu", "triton", "unfused", "hopper"))
+from vicinal.compiling import compiling, one_at_a_time
 
-_lock = RLock()
+PACKAGES = tuple(f"vicinal.backends.{name}.kernels" for name in ("gpu", "triton", "unfused", "hopper"))
+FOLDER = "Triton's cache"  # the lock of what all kernels share
 
 
 @cache
@@ -44,8 +44,15 @@ def settle_keys() -> None:
 
 def compiled(kernel: Any, arguments: Sequence[Any], grid: tuple[int, ...], options: dict[str, int]) -> Any:
     """The compiled kernel (Triton's `CompiledKernel`) for these arguments; needs no GPU."""
-    settle_keys()
-    return _or_anew(lambda: kernel.warmup(*arguments, grid=grid, **options))
+    with one_at_a_time(FOLDER):
+        settle_keys()
+    with compiling(kernel_name(kernel), kernel_name(kernel)):
+        return _or_anew(lambda: kernel.warmup(*arguments, grid=grid, **options))
+
+
+def kernel_name(kernel: Any) -> str:
+    """What a kernel is called: `triton.forward_kernel`."""
+    return f"{kernel.__module__.removeprefix('vicinal.backends.').partition('.')[0]}.{kernel.__name__}"
 
 
 def loaded(kernel: Any, make: Callable[[], Any], grid: tuple[int, ...]) -> Any:
@@ -122,7 +129,7 @@ class _Rewriting(FileCacheManager):  # type: ignore[misc]
 def _nothing_found() -> Iterator[None]:
     """A context in which Triton finds no compiled kernel in its cache."""
     settings = vars(knobs.cache)  # set as an attribute, it would be put into the environment
-    with _lock:
+    with one_at_a_time(FOLDER):
         before = settings.get("manager_class")
         settings["manager_class"] = _Rewriting
         try:

@@ -12,9 +12,10 @@ from math import prod
 import torch
 from torch import Tensor
 
+from vicinal.backends.gpu import hardware
 from vicinal.backends.gpu.devices import current
 from vicinal.backends.gpu.hardware import gpu_of
-from vicinal.backends.hopper import backward, estimate, forward, onepass
+from vicinal.backends.hopper import ahead, backward, estimate, forward, onepass
 from vicinal.backends.hopper.arguments import head_table
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
 from vicinal.backends.hopper.launch import Launcher
@@ -22,6 +23,7 @@ from vicinal.backends.hopper.layout import LARGEST, described
 from vicinal.backends.hopper.tilings import backward_configs, forward_configs, one_pass_configs
 from vicinal.backends.protocol import Direction
 from vicinal.caching import Cache
+from vicinal.compiling import Job
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 HEAD_DIMS = (32, 64, 96, 128, 192, 256)
@@ -34,6 +36,10 @@ class HopperBackend:
     name = "hopper"
 
     def unsupported(self, problem: Problem) -> str | None:
+        if hardware.named is not None:
+            if hardware.named.architecture.name != "sm_90":
+                return f"it needs sm_90, not {hardware.named.architecture.name}"
+            return unsupported_anywhere(problem)
         if problem.device.type != "cuda":
             return f"it needs a CUDA device, the tensors are on {problem.device}"
         if _capability(problem.device) != CAPABILITY:
@@ -65,12 +71,29 @@ class HopperBackend:
         upstream: Upstream,
         wanted: Wanted,
     ) -> Inputs:
+        config = _possible(problem, config, wanted)
         with current(problem.device):
-            if not config.one_pass:
-                return backward.backward(problem, config, inputs, upstream, wanted)
-            if all(wanted[:3]) and not torch.are_deterministic_algorithms_enabled():
+            if config.one_pass:
                 return onepass.backward(problem, config, inputs, upstream)
-            return backward.backward(problem, two_passes(problem), inputs, upstream, wanted)
+            return backward.backward(problem, config, inputs, upstream, wanted)
+
+    def forward_kernels(self, problem: Problem, config: ForwardConfig, inputs: Inputs) -> Sequence[Job]:
+        return ahead.forward_kernels(problem, config, inputs)
+
+    def backward_kernels(
+        self, problem: Problem, config: BackwardConfig, inputs: Inputs, wanted: Wanted
+    ) -> Sequence[Job]:
+        config = _possible(problem, config, wanted)
+        if config.one_pass:
+            return ahead.one_pass_kernels(problem, config, inputs)
+        return ahead.two_pass_kernels(problem, config, inputs, wanted)
+
+
+def _possible(problem: Problem, config: BackwardConfig, wanted: Wanted) -> BackwardConfig:
+    """The configuration, or one in two passes: one makes all gradients, and adds in any order."""
+    if config.one_pass and not (all(wanted[:3]) and not torch.are_deterministic_algorithms_enabled()):
+        return two_passes(problem)
+    return config
 
 
 def unsupported_anywhere(problem: Problem) -> str | None:

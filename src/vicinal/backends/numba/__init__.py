@@ -9,14 +9,15 @@ a number of threads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 
 from torch import Tensor
 
 from vicinal.backends.numba.config import NumbaConfig, configs
 from vicinal.backends.protocol import Direction
+from vicinal.compiling import Job
 from vicinal.extras import install
-from vicinal.problem import DTYPES, Inputs, Problem, Upstream, Wanted
+from vicinal.problem import DTYPES, Inputs, Problem, Upstream, Wanted, lse_dtype
 
 
 class NumbaBackend:
@@ -57,6 +58,19 @@ class NumbaBackend:
         from vicinal.backends.numba import launch
 
         return launch.backward(problem, config, inputs, upstream, wanted)
+
+    def forward_kernels(self, problem: Problem, config: NumbaConfig, inputs: Inputs) -> Sequence[Job]:
+        return _compilations(problem, ("spread", "biased forward") if problem.has_rpb else ("forward",))
+
+    def backward_kernels(self, problem: Problem, config: NumbaConfig, inputs: Inputs, wanted: Wanted) -> Sequence[Job]:
+        return _compilations(problem, ("spread", "biased backward", "gather") if problem.has_rpb else ("backward",))
+
+
+def _compilations(problem: Problem, names: Sequence[str]) -> list[Job]:
+    from vicinal.backends.numba.compiled import compiled
+    from vicinal.backends.numba.launch import DTYPES
+
+    return [partial(compiled, name, DTYPES[lse_dtype(problem.dtype)]) for name in names]
 
 
 @cache

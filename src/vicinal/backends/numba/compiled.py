@@ -25,6 +25,7 @@ from vicinal.backends.numba.kernels.backward import backward
 from vicinal.backends.numba.kernels.bias import gather, spread
 from vicinal.backends.numba.kernels.forward import forward
 from vicinal.caching import Cache
+from vicinal.compiling import compiling
 
 ZEROS = {"float32": np.float32(0), "float64": np.float64(0)}
 KERNELS: Cache[Any] = Cache(entries=64)  # more than there are: a kernel that runs must not go
@@ -36,7 +37,8 @@ def compiled(name: str, dtype: str) -> Any:
 
     Its `address` is valid while the function is kept, as it is here. `name`: see `_entries`.
     """
-    return _compile(_entries(ZEROS[dtype], sources())[name])
+    with compiling((name, dtype), f"numba's {name} kernel"):
+        return _compile(_entries(ZEROS[dtype], sources())[name])
 
 
 def _compile(entry: Any) -> Any:

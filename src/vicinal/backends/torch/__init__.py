@@ -15,6 +15,7 @@ from torch import Tensor
 from vicinal.backends.protocol import Direction
 from vicinal.backends.torch.formulas import attend, attend_backward
 from vicinal.backends.torch.tiles import tile_of
+from vicinal.compiling import Job
 from vicinal.geometry.count import count
 from vicinal.problem import DTYPES, Inputs, Problem, Upstream, Wanted
 from vicinal.words import by
@@ -70,6 +71,14 @@ class TorchBackend:
         with torch.no_grad():
             neighborhoods, scale = problem.neighborhoods, problem.scale
             return attend_backward(inputs, neighborhoods, scale, upstream, wanted, config.query_tile)
+
+    def forward_kernels(self, problem: Problem, config: TorchConfig, inputs: Inputs) -> Sequence[Job]:
+        """Nothing is compiled."""
+        return ()
+
+    def backward_kernels(self, problem: Problem, config: TorchConfig, inputs: Inputs, wanted: Wanted) -> Sequence[Job]:
+        """None."""
+        return ()
 
 
 BACKEND = TorchBackend()

@@ -20,6 +20,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from vicinal.backends.gpu import hardware
 from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.devices import current
 from vicinal.backends.gpu.launch import MAX_GRID
@@ -31,6 +32,7 @@ from vicinal.backends.triton.estimate import seconds
 from vicinal.backends.triton.launch import Forward, Prepared, readable, tiles_of
 from vicinal.backends.triton.tilings import tilings
 from vicinal.caching import Cache
+from vicinal.compiling import Job
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -63,9 +65,11 @@ class TritonBackend:
 
     def unsupported(self, problem: Problem) -> str | None:
         if problem.device.type == "cpu":
-            if not _interpreting:
+            if hardware.named is not None:
+                pass
+            elif not _interpreting:
                 return "tensors are on the CPU"
-            if problem.dtype == torch.bfloat16:
+            elif problem.dtype == torch.bfloat16:
                 return "Triton's interpreter cannot multiply bfloat16"
         elif problem.device.type != "cuda":
             return f"tensors are on device {problem.device.type!r}, not on a CUDA or ROCm GPU"
@@ -106,6 +110,17 @@ class TritonBackend:
         launch = self._backward.get(key, lambda: Backward(Prepared.of(problem, inputs), config, wanted))
         with current(problem.device):
             return launch(inputs, upstream)
+
+    def forward_kernels(self, problem: Problem, config: Tiling, inputs: Inputs) -> Sequence[Job]:
+        return Forward.of(problem, config, inputs).kernels(readable(inputs))
+
+    def backward_kernels(
+        self, problem: Problem, config: GradientTilings, inputs: Inputs, wanted: Wanted
+    ) -> Sequence[Job]:
+        if problem.batch == 0:
+            return ()
+        inputs = readable(inputs)
+        return Backward(Prepared.of(problem, inputs), config, wanted).kernels(inputs)
 
 
 def _too_large(problem: Problem) -> str | None:

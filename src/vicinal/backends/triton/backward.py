@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 
 import torch
@@ -20,8 +21,9 @@ from vicinal.backends.triton.kernels.backward import (
     query_gradient_kernel,
 )
 from vicinal.backends.triton.kernels.bias import bias_gradient_kernel
-from vicinal.backends.triton.launch import Prepared, tiles_of
-from vicinal.problem import Inputs, Upstream, Wanted
+from vicinal.backends.triton.launch import Prepared, like, tiles_of
+from vicinal.compiling import Job
+from vicinal.problem import Inputs, Upstream, Wanted, lse_dtype
 
 BIAS_TILES = {1: (32,), 2: (4, 8), 3: (2, 4, 4)}  # of queries and of keys: what a sum along diagonals has room for
 BIAS_SCRATCH = 2**28  # bytes of partial bias gradients, at most (but one table per head)
@@ -95,6 +97,27 @@ class Backward:
             self._bias((*rest, partial), ok)
             grads = grads._replace(rpb=partial.sum(1).to(rpb.dtype))
         return grads
+
+    def kernels(self, inputs: Inputs) -> list[Job]:
+        """What compiles the kernels that a call launches; see `vicinal.backends.protocol.Backend.backward_kernels`."""
+        query, key, value, extra_keys, extra_values, rpb = stand_ins = [like(t) for t in inputs]
+        sums = like(query, lse_dtype(self._problem.dtype))
+        table, wanted = like(self._table), self._wanted
+        own = torch.float32 if self._per_query_head else None
+        dq, dk, dv = (like(t, d) if w else None for t, w, d in zip((query, key, value), wanted, (None, own, own)))
+        dek, dev = (like(t, torch.float32) if w else None for t, w in zip((extra_keys, extra_values), wanted[3:5]))
+        delta = sums if self._both is not None or self._query is not None or self._delta is not None else None
+        read = (*stand_ins, table, query, sums, query, None)
+        rest = (query, key, value, rpb, table, sums, query, delta)
+        each = [
+            (self._both, (*read, delta, dq, dk, dv)),
+            (self._query, (*read, delta, dq)),
+            (self._delta, (query, query, None, delta)),
+            (self._key_value, (*rest, dk, dv)),
+            (self._additional, (query, extra_keys, extra_values, sums, query, delta, dek, dev)),
+            (self._bias, (*rest, like(query, torch.float32))),
+        ]
+        return [partial(launch.compile, tensors) for launch, tensors in each if launch is not None]
 
     def _key_and_value(self, inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
         """Memory for the gradients of key and value: of one entry per query head where no program sums over them."""

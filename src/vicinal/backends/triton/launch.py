@@ -6,8 +6,10 @@ Everything here is computed once per problem and cached by the backend: a call o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vicinal.backends.gpu.arguments import axes_of, in_vectors, kernel_axis, precision_of, seen
@@ -20,6 +22,7 @@ from vicinal.backends.gpu.tables import in_use, table_of
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.kernels.forward import forward_kernel
 from vicinal.backends.triton.kernels.softmax import LOG2E
+from vicinal.compiling import Job
 from vicinal.geometry.count import count
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.unfold import parts, tile_count
@@ -78,6 +81,21 @@ class Forward:
                     in_use(self._table)
                 self._launch((*inputs, self._table, output, lse), aligned(inputs))
         return output, lse
+
+    def kernels(self, inputs: Inputs) -> list[Job]:
+        """What compiles the kernel that a call launches; see `vicinal.backends.protocol.Backend.forward_kernels`."""
+        query = inputs.query
+        lse = query.new_empty(1, dtype=self._lse_dtype, device="meta")
+        return (
+            []
+            if self._empty
+            else [partial(self._launch.compile, (*map(like, inputs), like(self._table), like(query), lse))]
+        )
+
+
+def like(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
+    """What stands for a tensor where kernels are compiled: without memory, aligned."""
+    return None if tensor is None else torch.empty(1, dtype=dtype or tensor.dtype, device="meta")
 
 
 def tiles_of(problem: Problem, config: Tiling) -> int:
@@ -140,10 +158,9 @@ class Prepared:
         strides = tuple(strides_of(t) for t in read)
         table = None
         if problem.per_head:
-            key = ("triton", problem.neighborhoods, problem.lengths)
-            table = table_of(
-                key, problem.device, lambda: [_table_row(n, problem.lengths) for n in problem.neighborhoods]
-            )
+            rows = [_table_row(n, problem.lengths) for n in problem.neighborhoods]
+            device = inputs.query.device if inputs.query.is_meta else problem.device
+            table = table_of(("triton", problem.neighborhoods, problem.lengths), device, lambda: rows)
         return cls(problem, strides, vector_of(strides, problem.dtype.itemsize), table)
 
     @property

@@ -17,6 +17,7 @@ from vicinal.backends.protocol import Direction
 from vicinal.backends.unfused import launch
 from vicinal.backends.unfused.config import UnfusedConfig
 from vicinal.backends.unfused.tilings import gemm_tile, too_large
+from vicinal.compiling import Job
 from vicinal.geometry.slots import Slots
 from vicinal.problem import Inputs, Problem, Upstream, Wanted, lse_dtype
 
@@ -96,6 +97,16 @@ class UnfusedBackend:
                 d_extra_values = _dense_inverse(w_extra, grad_output, extra_values).contiguous()
         d_query = None if d_query is None else d_query.contiguous()
         return Inputs(d_query, d_key, d_value, d_extra_keys, d_extra_values, d_rpb)  # type: ignore[arg-type]
+
+    def forward_kernels(self, problem: Problem, config: UnfusedConfig, inputs: Inputs) -> Sequence[Job]:
+        """None ahead: this backend is there to be compared with."""
+        return ()
+
+    def backward_kernels(
+        self, problem: Problem, config: UnfusedConfig, inputs: Inputs, wanted: Wanted
+    ) -> Sequence[Job]:
+        """Likewise."""
+        return ()
 
 
 BACKEND = UnfusedBackend()

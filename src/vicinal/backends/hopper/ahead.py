@@ -1,0 +1,78 @@
+"""Compiles the kernels of a pass before it is called: what launchers compile, on stand-ins for tensors."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vicinal.backends.hopper import backward, forward, onepass
+from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig
+from vicinal.backends.hopper.layout import described
+from vicinal.compiling import Job
+from vicinal.problem import Inputs, Problem, Wanted
+
+
+class _StandIns(NamedTuple):
+    """Tensors of a call, as they lie in memory, on the meta device."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    output: Tensor
+    lse: Tensor
+    table: Tensor
+
+    @classmethod
+    def of(cls, problem: Problem, inputs: Inputs) -> _StandIns:
+        metas = (torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in inputs[:3])
+        query, key, value = described(Inputs(*metas))
+        output = query.new_empty((*query.shape[:-1], problem.value_dim))
+        lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        table = lse.new_empty((problem.heads, 9), dtype=torch.int32) if problem.per_head else lse
+        return cls(query, key, value, output, lse, table)
+
+    @property
+    def strides(self) -> backward.Strides:
+        return self.query.stride(), self.key.stride(), self.value.stride()
+
+
+def forward_kernels(problem: Problem, config: ForwardConfig, inputs: Inputs) -> list[Job]:
+    """See `vicinal.backends.protocol.Backend`."""
+    tensors = _StandIns.of(problem, inputs)
+    return [partial(each.compile, *tensors) for each in forward.launchers(problem, config, tensors.strides)]
+
+
+def two_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs, wanted: Wanted) -> list[Job]:
+    """Of `backward.backward`."""
+    if not any(wanted[:3]):
+        return []
+    tensors = _StandIns.of(problem, inputs)
+    query, key, value, output, lse, table = tensors
+    passes = backward.Passes(*wanted[:3], has_grad_lse=False)
+    jobs: list[Job] = []
+    for part in backward.launchers(problem, config, tensors.strides, passes):
+        rows = lse.new_empty(part.rows)
+        jobs.append(partial(part.prepare.compile, output, output, lse, lse, rows, rows))
+        read = (query, output, rows, rows, key, value)
+        if part.keys is not None:
+            jobs.append(partial(part.keys.compile, *read, key, value, table))
+        if part.queries is not None:
+            jobs.append(partial(part.queries.compile, *read, query, table))
+    return jobs
+
+
+def one_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs) -> list[Job]:
+    """Of `onepass.backward`."""
+    tensors = _StandIns.of(problem, inputs)
+    query, key, value, output, lse, table = tensors
+    jobs: list[Job] = []
+    for part in onepass.launchers(problem, config, tensors.strides, has_grad_lse=False):
+        rows, addends = lse.new_empty(part.rows), lse.new_empty(part.addends)
+        jobs.append(partial(part.prepare.compile, output, output, lse, lse, rows, rows))
+        read = (query, output, rows, rows, key, value)
+        jobs.append(partial(part.gradients.compile, *read, key, value, addends, table))
+        jobs.append(partial(part.finish.compile, addends, query))
+    return jobs

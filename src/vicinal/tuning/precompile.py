@@ -1,0 +1,175 @@
+"""`precompile`: compiles the kernels of problems before they are met, for the device here or for a GPU that is not.
+
+Triton keeps what is compiled on disk, and so does numba: later processes find it there.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, get_args
+
+import torch
+
+from vicinal import dispatch
+from vicinal.backends.gpu import hardware
+from vicinal.backends.protocol import Direction
+from vicinal.compiling import WORKERS, Job
+from vicinal.problem import Inputs, Problem, Wanted
+from vicinal.tuning.progress import progress
+
+GPU_BACKENDS = ("hopper", "triton")
+PROCESSORS = {"sm_90": 132}  # of the cards that the estimate was made for; others' are not known here
+
+
+def precompile(
+    problems: Problem | Iterable[Problem],
+    *,
+    target: str | None = None,
+    processors: int | None = None,
+    directions: Sequence[Direction] = get_args(Direction),
+) -> int:
+    """Compile the kernels that problems run with, forward and backward, all gradients, and keep them on disk.
+
+    Tensors are taken to be contiguous. Kernels are shared by problems, so a few of a family, which differ in lengths
+    and windows, fill the caches for most others.
+
+    Args:
+        problems: one or several `vicinal.problem.Problem`.
+        target: the architecture of NVIDIA GPUs that need not be here ("sm_90"); None for the problems' own devices.
+            Kernels are compiled in a process of their own then, and their choice is by the estimate.
+        processors: multiprocessors of the target, which the choice depends on; by default 132 for "sm_90".
+        directions: which passes.
+
+    Returns:
+        How many kernels were compiled, or found on disk.
+
+    Raises:
+        ValueError: no backend can run a problem, or the target is unknown.
+        RuntimeError: a kernel cannot be compiled for the target.
+    """
+    given = [problems] if isinstance(problems, Problem) else list(problems)
+    if target is None:
+        return _run([job for p in given for job in _jobs(dispatch.plan(p), directions)])
+    gpu = gpu_named(target, processors)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "vicinal.tuning.precompile"],
+        input=pickle.dumps((given, tuple(directions), gpu)),
+        capture_output=True,
+        env=environment,
+    )
+    if done.returncode != 0:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["nothing was said"]
+        raise RuntimeError(f"compiling for {target} failed: {lines[-1]}")
+    return int(done.stdout.split()[-1])
+
+
+def gpu_named(target: str, processors: int | None) -> hardware.Gpu:
+    """The GPU that `precompile` compiles for.
+
+    Raises:
+        ValueError: the target is not known, or it is not known how many processors it has.
+    """
+    known = [name for name in hardware.ARCHITECTURES if name.startswith("sm_")]
+    if target not in known:
+        raise ValueError(f"target must be one of {', '.join(known)}, got {target!r}")
+    if processors is None and target not in PROCESSORS:
+        raise ValueError(f"processors must be given for target {target!r}")
+    count = PROCESSORS[target] if processors is None else processors
+    if count < 1:
+        raise ValueError(f"processors must be at least 1, got {processors}")
+    return hardware.Gpu(hardware.ARCHITECTURES[target], count)
+
+
+def _jobs(plan: dispatch.Plan, directions: Sequence[Direction]) -> list[Job]:
+    """Compilations of a plan's passes, which may run in any thread."""
+    inputs = stand_ins(plan.problem)
+    wanted: dict[Direction, Wanted | None] = {"forward": None, "backward": Wanted.of(inputs)}
+    return [job for direction in directions for job in dispatch.compilations(plan, inputs, wanted[direction])]
+
+
+def _run(jobs: Sequence[Job]) -> int:
+    """Run them in threads; the first error is raised."""
+    with progress("compiling", len(jobs)) as advance, ThreadPoolExecutor(WORKERS) as pool:
+        running = [pool.submit(job) for job in jobs]
+        try:
+            for i, each in enumerate(running, 1):
+                each.result()
+                advance(f"{i} of {len(jobs)}")
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return len(jobs)
+
+
+def stand_ins(problem: Problem) -> Inputs:
+    """Contiguous tensors of a problem without memory."""
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=problem.dtype, device="meta")
+
+    tokens, kv_heads, dims = (problem.batch, *problem.lengths), problem.kv_heads, (problem.head_dim, problem.value_dim)
+    extra: list[torch.Tensor | None] = [None, None, None]
+    if problem.additional:
+        extra[:2] = (tensor(problem.batch, problem.additional, kv_heads, dim) for dim in dims)
+    if problem.has_rpb:
+        extra[2] = tensor(problem.heads, *(2 * k - 1 for k in problem.neighborhoods[0].window if k is not None))
+    return Inputs(tensor(*tokens, problem.heads, dims[0]), *(tensor(*tokens, kv_heads, dim) for dim in dims), *extra)
+
+
+# For a GPU that is not here ---------------------------------------------------------------------------------------
+
+
+def _stand_for(gpu: hardware.Gpu) -> None:
+    """From now on the CPU stands for `gpu`, for plans and for Triton, which can launch nothing any more."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.driver import DriverBase
+
+    class Driver(DriverBase):  # type: ignore[misc]
+        """Names a target."""
+
+        def __init__(self) -> None:
+            self.get_current_stream = lambda device: 0
+            self.get_current_device = lambda: 0
+
+        @classmethod
+        def is_active(cls) -> bool:
+            return True
+
+        def map_python_to_cpp_type(self, ty: str) -> str:
+            return "int"
+
+        def get_current_target(self) -> Any:
+            return GPUTarget("cuda", int(gpu.architecture.name.removeprefix("sm_")), 32)
+
+        def get_active_torch_device(self) -> torch.device:
+            return torch.device("cpu")
+
+        def get_benchmarker(self) -> None:
+            return None
+
+    hardware.named = gpu
+    triton.runtime.driver.set_active(Driver())
+
+
+def _compile_for(problems: Sequence[Problem], directions: Sequence[Direction], gpu: hardware.Gpu) -> int:
+    """What the process of its own does."""
+    jobs: list[Job] = []
+    _stand_for(gpu)
+    for problem in (replace(p, device=torch.device("cpu")) for p in problems):
+        reasons = {name: dispatch.unsupported(name, problem) for name in GPU_BACKENDS}
+        able = tuple(dispatch.backend(name) for name, reason in reasons.items() if reason is None)
+        if not able:
+            raise ValueError(f"no GPU backend can run {problem.in_words()}: {reasons}")
+        jobs += _jobs(dispatch.Plan(problem, able), directions)
+    return _run(jobs)
+
+
+if __name__ == "__main__":
+    print(_compile_for(*pickle.load(sys.stdin.buffer)))
