@@ -145,6 +145,12 @@ def test_public_names_are_there(name):
     assert getattr(vicinal, name) is not None
 
 
+def test_only_public_names_are_listed():
+    listed = {name for name in dir(vicinal) if not name.startswith("__")}
+    modules = {"compat", "denoise", "models", "nn", "reference", "unfused"}
+    assert listed == {name for name in vicinal.__all__ if not name.startswith("__")} | modules
+
+
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="module 'vicinal' has no attribute 'na4d'"):
         _ = vicinal.na4d

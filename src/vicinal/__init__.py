@@ -68,7 +68,7 @@ if not TYPE_CHECKING:  # to type checkers, what is not listed above is not there
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, *_MODULES})
+    return sorted({name for name in globals() if name.startswith("__")} | {*__all__, *_MODULES})
 
 
 if "torch" in sys.modules:

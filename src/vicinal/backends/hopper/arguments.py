@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import e, log2, prod
 from typing import NamedTuple
 
 from torch import Tensor
@@ -16,6 +16,8 @@ from vicinal.backends.hopper.tilings import WARPGROUPS
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Problem
+
+LOG2E = log2(e)  # kernels take exponentials in base 2
 
 
 class Tensors(NamedTuple):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vicinal.backends.gpu.devices import chains
 from vicinal.backends.hopper.arguments import (
+    LOG2E,
     Tensors,
     axes_of,
     constants_of,
@@ -48,7 +49,6 @@ from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 TOKENS = 64  # per program of a kernel of rows, at most
 ELEMENTS = 64 * 128  # likewise of a tensor: 64 a thread, twice as many are spilled
-LOG2E = 1.4426950408889634
 Strides = tuple[tuple[int, ...], ...]
 
 

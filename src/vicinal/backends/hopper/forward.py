@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from vicinal.backends.hopper.arguments import (
+    LOG2E,
     Tensors,
     axes_of,
     constants_of,
@@ -19,8 +20,6 @@ from vicinal.backends.hopper.launch import Block, Launcher
 from vicinal.backends.hopper.layout import Reach, Subproblem, describe, subproblems, three, with_heads
 from vicinal.backends.hopper.tilings import SHARED_MEMORY, forward_shared, piece
 from vicinal.problem import Problem
-
-LOG2E = 1.4426950408889634
 
 
 def launchers(
