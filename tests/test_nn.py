@@ -94,14 +94,15 @@ def test_a_layer_put_in_place_of_a_projection_has_its_own_dtypes():
     assert module(x).dtype == torch.float64
 
 
-def test_pickled_and_copied_modules_are_the_same():
+@pytest.mark.parametrize("copied", [lambda module: pickle.loads(pickle.dumps(module)), copy.deepcopy])
+def test_pickled_and_copied_modules_are_the_same(copied):
     torch.manual_seed(0)
     module = vicinal.NeighborhoodAttention2D(8, 2, 3, stride=2, is_causal=(True, False), boundary="clip")
     module.kernel_size = (3, 5)
     x = torch.randn(1, 7, 8, 8)
-    for other in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
-        assert torch.equal(other(x), module(x))
-        assert (other.kernel_size, other.stride) == ((3, 5), (2, 2))
+    other = copied(module)
+    assert torch.equal(other(x), module(x))
+    assert (other.kernel_size, other.stride) == ((3, 5), (2, 2))
 
 
 def test_a_module_that_has_attributes_for_a_neighborhood_is_loaded():

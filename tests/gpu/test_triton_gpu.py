@@ -16,6 +16,8 @@ from sampled import sampled_errors
 from vicinal.backends.gpu import tables
 from vicinal.backends.triton import BACKEND
 from vicinal.backends.triton.config import GradientTilings, Tiling
+from vicinal.backends.triton.kernels.backward import key_value_gradient_kernel, query_gradient_kernel
+from vicinal.backends.triton.kernels.forward import forward_kernel
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
@@ -413,15 +415,20 @@ def test_no_synchronisation_and_no_new_kernel_for_new_windows():
     everything(problem, inputs)
     config = Tiling((8, 8), (8, 8))
     plain = Inputs(*inputs[:3])
-    for window in (9, 11):  # the first compiles, the second must not
+
+    def run(window):
         own = Problem.of(plain, [of(2, window).resolve((28, 28))], 0.2)
-        if window == 11:
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            output, lse = BACKEND.forward(own, config, plain)
-            gradients_of(BACKEND, own, GradientTilings(config, config), plain, output, lse, output)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        output, lse = BACKEND.forward(own, config, plain)
+        gradients_of(BACKEND, own, GradientTilings(config, config), plain, output, lse, output)
+        kernels = (forward_kernel, query_gradient_kernel, key_value_gradient_kernel)
+        return [sum(len(kept[0]) for kept in kernel.device_caches.values()) for kernel in kernels]
+
+    compiled = run(9)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert run(11) == compiled
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_allocates_only_results():

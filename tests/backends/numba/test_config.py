@@ -97,10 +97,10 @@ def test_plans_are_bounded_by_bytes():
     assert plan.CALLS.size < 40 << 13
 
 
-def test_gradients_of_biases_need_few_slots():
+@pytest.mark.parametrize(("threads", "slots"), [(1, 1), (2, 8)])
+def test_gradients_of_biases_need_few_slots(threads, slots):
     call = replace(whole(5), batch=64, has_rpb=True)
     own = Problem.of(call.inputs(), call.neighborhoods, 1.0)
-    for threads, slots in ((1, 1), (2, 8)):
-        found = plan.kernel_call(own, "backward", ((16,),), (None,) * 9, Wanted(), threads)
-        assert found.threads <= threads
-        assert found.slots <= slots
+    found = plan.kernel_call(own, "backward", ((16,),), (None,) * 9, Wanted(), threads)
+    assert found.threads <= threads
+    assert found.slots <= slots

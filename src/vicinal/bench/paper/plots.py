@@ -24,12 +24,6 @@ from vicinal.problem import DTYPES, Problem
 PASSES = ("forward", "forward+backward")
 
 
-def qk_intensity(problem: Problem) -> float:
-    """FLOPs per byte of one unfused GEMM, QK: tends to `2 d / s` for large windows."""
-    weights, row = problem.useful_scores, _row_bytes(problem)
-    return 2 * weights * problem.head_dim / (2 * row + weights * problem.dtype.itemsize)
-
-
 def moved_bytes(problem: Problem, system: str) -> int:
     """Bytes that a forward pass of "naive", "gemm" or "fused" moves, by the paper's model (see the module)."""
     row, size = _row_bytes(problem), problem.dtype.itemsize
@@ -41,11 +35,6 @@ def moved_bytes(problem: Problem, system: str) -> int:
     if system == NAIVE:
         return 2 * row + 2 * problem.useful_scores * problem.head_dim * size + 4 * weights
     raise ValueError(f"system must be {NAIVE!r}, {GEMM!r} or {FUSED!r}, got {system!r}")
-
-
-def intensity(problem: Problem, system: str) -> float:
-    """Useful FLOPs of a forward pass per byte that it moves, by the paper's model; fused: `l / s`."""
-    return problem.forward_flops / moved_bytes(problem, system)
 
 
 def draw(results: Path, folder: Path) -> list[Path]:

@@ -63,11 +63,6 @@ def vector_of(element):
     return ir.VectorType(element, LANES)
 
 
-def element_of(dtype):
-    """LLVM's type of numba's float32 or float64."""
-    return _TYPES[dtype]
-
-
 def size_of(kind) -> int:
     """Bytes of a number, or of one of a vector's."""
     return _SIZE[str(kind.element if isinstance(kind, ir.VectorType) else kind)]
