@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -24,6 +24,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 IMAGES = (".png", ".pdf", ".svg")
+
+# What several commands take.
+Lengths = Annotated[str, typer.Argument(help="Tokens along each axis: 4096, 64x64, 8x32x32.")]
+Window = Annotated[str, typer.Option(help="Keys per query: 7, or 3x7x7; `all` for a whole axis.")]
+Stride = Annotated[str, typer.Option(help="Queries that share a window: 1, or 1x4x8.")]
+Dilation = Annotated[str, typer.Option(help="Distance between neighboring keys: 1, or 1x2x2.")]
+Causal = Annotated[str, typer.Option(help="Whether a query sees no later key: yes, no, or per axis, as yes,no,no.")]
+Boundary = Annotated[str, typer.Option(help="At a border: shift or clip; or per axis, as clip,shift.")]
+Batch = Annotated[int, typer.Option(help="Batch size.")]
+Heads = Annotated[int, typer.Option(help="Query heads.")]
+KVHeads = Annotated[int | None, typer.Option(help="Key and value heads; by default as many as query heads.")]
+HeadDim = Annotated[int, typer.Option(help="Dimensions of a query or key head.")]
+ValueDim = Annotated[int | None, typer.Option(help="Dimensions of a value head; by default --head-dim.")]
+DType = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default cuda where there is one.")]
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vicinal import __version__, arguments
-from vicinal.arguments import wrong
+from vicinal.arguments import (
+    Batch,
+    Boundary,
+    Causal,
+    Device,
+    Dilation,
+    DType,
+    HeadDim,
+    Heads,
+    KVHeads,
+    Lengths,
+    Stride,
+    ValueDim,
+    Window,
+    wrong,
+)
 from vicinal.extras import MissingExtra, need
 from vicinal.geometry.neighborhood import per_axis
+from vicinal.tuning import command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,19 +53,8 @@ app = typer.Typer(
 bench = typer.Typer(rich_markup_mode=None)
 app.add_typer(bench, name="bench", invoke_without_command=True, short_help="Time our backends and their peers.")
 
-Lengths = Annotated[str, typer.Argument(help="Tokens along each axis: 4096, 64x64, 8x32x32.")]
-Window = Annotated[str, typer.Option(help="Keys per query: 7, or 3x7x7; `all` for a whole axis.")]
-Stride = Annotated[str, typer.Option(help="Queries that share a window: 1, or 1x4x8.")]
-Dilation = Annotated[str, typer.Option(help="Distance between neighboring keys: 1, or 1x2x2.")]
-Causal = Annotated[str, typer.Option(help="Whether a query sees no later key: yes, no, or per axis, as yes,no,no.")]
-Boundary = Annotated[str, typer.Option(help="At a border: shift or clip; or per axis, as clip,shift.")]
-Batch = Annotated[int, typer.Option(help="Batch size.")]
-Heads = Annotated[int, typer.Option(help="Query heads.")]
-KVHeads = Annotated[int | None, typer.Option(help="Key and value heads; by default as many as query heads.")]
-HeadDim = Annotated[int, typer.Option(help="Dimensions of a query or key head.")]
-ValueDim = Annotated[int | None, typer.Option(help="Dimensions of a value head; by default --head-dim.")]
-DType = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default cuda where there is one.")]
+app.command("tune", short_help="Measure what runs fastest here.")(command.tune)
+app.command("precompile", short_help="Compile kernels before they are needed.")(command.precompile)
 
 
 def _print_version(asked: bool) -> None:

@@ -1,0 +1,217 @@
+"""`vicinal tune` and `vicinal precompile`: what is typed becomes problems; the work is in `search` and `precompile`."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vicinal import arguments
+from vicinal.arguments import (
+    Batch,
+    Boundary,
+    Causal,
+    Device,
+    Dilation,
+    DType,
+    HeadDim,
+    Heads,
+    KVHeads,
+    Stride,
+    ValueDim,
+    wrong,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from vicinal.backends.protocol import Direction
+    from vicinal.bench.cases import Case
+    from vicinal.tuning.table import Entry
+
+Script = Annotated[
+    list[str] | None,
+    typer.Argument(help="After --, a Python script and its arguments: what it meets is measured when it has ended."),
+]
+Suite = Annotated[str | None, typer.Option(help="A named suite instead of one problem: cpu or gpu.")]
+Only = Annotated[list[str] | None, typer.Option(help="Of the suite, the cases whose name contains this.")]
+SomeLengths = Annotated[list[str] | None, typer.Option(help="Tokens along each axis, as 64x64; can be repeated.")]
+SomeWindow = Annotated[str | None, typer.Option(help="Keys per query: 7, or 3x7x7; `all` for an axis.")]
+Forward = Annotated[bool, typer.Option("--forward", help="The forward pass (default: both).")]
+Backward = Annotated[bool, typer.Option("--backward", help="The backward pass.")]
+
+
+def tune(
+    script: Script = None,
+    suite: Suite = None,
+    only: Only = None,
+    lengths: SomeLengths = None,
+    window: SomeWindow = None,
+    batch: Batch = 1,
+    heads: Heads = 4,
+    kv_heads: KVHeads = None,
+    head_dim: HeadDim = 64,
+    value_dim: ValueDim = None,
+    stride: Stride = "1",
+    dilation: Dilation = "1",
+    causal: Causal = "no",
+    boundary: Boundary = "shift",
+    dtype: DType = "float32",
+    device: Device = None,
+    forward: Forward = False,
+    backward: Backward = False,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Measure every candidate that is listed.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print what was measured on the device.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Forget what was measured on the device.")] = False,
+    export: Annotated[Path | None, typer.Option(help="Write what was measured, with these versions, here.")] = None,
+) -> None:
+    """Measure how a problem, a suite, or what a script meets runs fastest here; later calls run so."""
+    asked = {"SCRIPT": script, "--suite": suite, "--lengths": lengths, "--show": show, "--clear": clear}
+    given = [name for name, value in (asked | {"--export": export}).items() if value]
+    if len(given) != 1:
+        raise wrong(f"give one of {', '.join(asked)}, --export" + (f"; got {' and '.join(given)}" if given else ""))
+    arguments.check_output("--export", export)
+    if show or clear or export is not None:
+        _look_after(arguments.device_of(device), clear, export)
+        return
+    try:
+        if script:
+            found = _tune_script(script, thorough, _directions(forward, backward))
+        else:
+            typed = arguments.NeighborhoodOptions(window or "", stride, dilation, causal, boundary)
+            sizes = arguments.ProblemOptions(batch, heads, kv_heads, head_dim, value_dim, dtype)
+            cases, on = _cases(suite, only, lengths, typed, sizes, device)
+            from vicinal.tuning import search
+
+            problems = [case.problem(on) for case in cases]
+            found = search.tune(problems, thorough=thorough, directions=_directions(forward, backward))
+    except OSError as error:
+        raise wrong(str(error)) from error
+    from vicinal.tuning.report import lines
+
+    for line in lines(found) or ["nothing was measured: all is known, or there is nothing to choose"]:
+        typer.echo(line)
+
+
+def precompile(
+    suite: Suite = None,
+    only: Only = None,
+    lengths: SomeLengths = None,
+    window: SomeWindow = None,
+    batch: Batch = 1,
+    heads: Heads = 4,
+    kv_heads: KVHeads = None,
+    head_dim: HeadDim = 64,
+    value_dim: ValueDim = None,
+    stride: Stride = "1",
+    dilation: Dilation = "1",
+    causal: Causal = "no",
+    boundary: Boundary = "shift",
+    dtype: DType = "float32",
+    device: Device = None,
+    forward: Forward = False,
+    backward: Backward = False,
+    target: Annotated[str | None, typer.Option(help="Compile for this GPU, which need not be here: sm_90.")] = None,
+    processors: Annotated[int | None, typer.Option(help="Multiprocessors of the target.")] = None,
+) -> None:
+    """Compile the kernels of a problem or a suite, and keep them on disk."""
+    if bool(suite) == bool(lengths):
+        raise wrong("give either --suite or --lengths with --window")
+    if target is not None and device is not None:
+        raise wrong("--target and --device exclude each other")
+    typed = arguments.NeighborhoodOptions(window or "", stride, dilation, causal, boundary)
+    sizes = arguments.ProblemOptions(batch, heads, kv_heads, head_dim, value_dim, dtype)
+    cases, on = _cases(suite, only, lengths, typed, sizes, "cpu" if target is not None else device)
+    from vicinal.tuning import precompile as work
+
+    problems = [case.problem(on) for case in cases]
+    try:
+        count = work.precompile(
+            problems, target=target, processors=processors, directions=_directions(forward, backward)
+        )
+    except ValueError as error:
+        names = {"target": "target", "processors": "processors"}
+        raise wrong(arguments.in_options(str(error), tuple(names), names)) from error
+    typer.echo(f"{count} kernels are compiled")
+
+
+def _cases(
+    suite: str | None,
+    only: Sequence[str] | None,
+    lengths: Sequence[str] | None,
+    window: arguments.NeighborhoodOptions,
+    sizes: arguments.ProblemOptions,
+    device: str | None,
+) -> tuple[Sequence[Case], torch.device]:
+    if suite is not None:
+        import torch
+
+        cases, threads, on = arguments.suite(suite, only, device)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return cases, on
+    if only:
+        raise wrong("--only needs --suite")
+    if not window.window:
+        raise wrong("--lengths needs --window")
+    each = [arguments.sizes("--lengths", text) for text in lengths or ()]
+    return [sizes.read(own, window.read(own)) for own in each], arguments.device_of(device)
+
+
+def _directions(forward: bool, backward: bool) -> tuple[Direction, ...]:
+    if forward == backward:
+        return ("forward", "backward")
+    return ("forward",) if forward else ("backward",)
+
+
+def _tune_script(words: Sequence[str], thorough: bool, directions: Sequence[Direction]) -> list[Entry]:
+    """Run a script as `python` would, and measure what it met."""
+    path = Path(words[0])
+    if not path.is_file():
+        raise wrong(f"SCRIPT: no file {words[0]!r}")
+    from vicinal.tuning import search
+
+    before = sys.argv, sys.path
+    sys.argv, sys.path = list(words), [str(path.resolve().parent), *sys.path]
+    try:
+        with search.tune(thorough=thorough, directions=directions) as found:
+            try:
+                runpy.run_path(str(path), run_name="__main__")
+            except SystemExit as end:  # as a script ends that is done
+                if end.code not in (None, 0):
+                    raise
+        return found
+    finally:
+        sys.argv, sys.path = before
+
+
+def _look_after(device: torch.device, clear: bool, export: Path | None) -> None:
+    """Print, forget, or write out what was measured on a device."""
+    from vicinal.files import write_text
+    from vicinal.machine import device_name
+    from vicinal.tuning import cache
+    from vicinal.tuning.report import lines
+    from vicinal.tuning.table import Table
+
+    name = device_name(device)
+    path = cache.path_of(name)
+    if clear:
+        typer.echo(f"{path} is deleted" if cache.clear(name) else f"nothing was measured on {name}")
+        return
+    entries = cache.read(name).of_versions(cache.versions())
+    if export is not None:
+        if not entries:
+            raise wrong(f"--export: nothing was measured on {name} with these versions")
+        table = Table(name)
+        for entry in entries.values():
+            table.add(entry)
+        write_text(export, table.to_json())
+        typer.echo(f"wrote {len(entries)} entries to {export}")
+        return
+    typer.echo(f"{name}: {path}" if entries else f"nothing was measured on {name} with these versions")
+    for line in lines(entries.values()):
+        typer.echo(line)
