@@ -32,6 +32,19 @@ def test_a_value_is_made_once():
     assert made == [1]
 
 
+def test_finding_makes_nothing_and_counts_as_a_look_up():
+    cache = Cache(entries=2)
+    assert cache.find("a") is None
+    assert len(cache) == 0
+    for key in "ab":
+        cache.get(key, lambda key=key: key)
+    assert cache.find("a") == "a"
+    cache.get("c", lambda: "c")
+    assert kept(cache, "abc") == ["a", "c"]
+    with pytest.raises(TypeError, match="unhashable"):
+        cache.find([])
+
+
 def test_the_number_of_values_is_bounded_and_the_unused_go_first():
     cache = Cache(entries=3)
     for key in "abc":

@@ -39,6 +39,14 @@ class Cache(Generic[Value]):
         self._entries: dict[Hashable, _Entry[Value]] = {}
         self._size = 0
 
+    def find(self, key: Hashable) -> Value | None:
+        """The value of `key` if it is kept, else None; raises TypeError where the key cannot be hashed."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        entry.used = True
+        return entry.value
+
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """The value of `key`: kept, or made now."""
         entry = self._entries.get(key)

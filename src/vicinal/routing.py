@@ -142,9 +142,11 @@ def _checked(
     try:
         tensors = [None if t is None else (t.shape, t.dtype, t.device, t.layout) for t in inputs]
         signature = (*tensors, neighborhoods, scale, backend)
-        hash(signature)
+        known = _calls.find(signature)
     except (AttributeError, RuntimeError, TypeError):  # no (dense) tensor, or traced sizes, which cannot be hashed
         return Checked.of(inputs, neighborhoods, scale, backend)
+    if known is not None:
+        return known
     return _calls.get(signature, lambda: Checked.of(inputs, neighborhoods, scale, backend))
 
 

@@ -1,6 +1,7 @@
 """What every backend that runs on a CPU keeps, through the public functions: any layout, and only inputs matter."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from closeness import assert_as_close_as_torch, gradients, random_gradients
-from strategies import Layouts, any_layouts, calls
+from strategies import Layouts, any_layouts, calls, whole
 from vicinal import dispatch, na1d, na2d, neighborhood_attention
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
@@ -152,6 +153,27 @@ def test_surroundings_change_nothing_now_or_later(name, surroundings, features):
     truth = gradients(lambda i: reference(i, problem.neighborhoods, 0.25), true_inputs, above.double(), None)
     for one, true in zip(outside, truth, strict=True):
         torch.testing.assert_close(one.double(), true, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("additional", [0, 5])
+def test_autocast_rounds_the_tensors_and_nothing_else(name, dtype, additional):
+    call = replace(whole(5, dilation=2), head_dim=16, additional=additional, has_rpb=True)
+    if not can_run(name, call.inputs(dtype), call):
+        pytest.skip("not its problem")
+    inputs = call.inputs(torch.float32)
+    rounded = Inputs(*(None if t is None else t.to(dtype) for t in inputs))
+    with torch.autocast("cpu", dtype):
+        found = run(name, call)(inputs)
+    assert all(map(torch.equal, found, run(name, call)(rounded)))
+    above = random_gradients(*found, seed=0)
+    leaves = [t.requires_grad_() for t in inputs if t is not None]
+    results = run(name, call)(inputs)
+    grads = torch.autograd.grad(results, leaves, [g.float() for g in above], retain_graph=True)
+    with torch.autocast("cpu", dtype):
+        inside = torch.autograd.grad(results, leaves, [g.float() for g in above])
+    assert all(map(torch.equal, grads, inside))
 
 
 @pytest.mark.parametrize("name", BACKENDS)

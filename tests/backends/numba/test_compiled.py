@@ -1,6 +1,9 @@
 """Kernels on disk: kept, and compiled where the disk is of no help."""
 
 import os
+import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import pytest
 from numba import int64
 from numba.core import caching
 
+import vicinal
 from vicinal.backends.numba import compiled
 from vicinal.backends.numba.kernels.vectors import load_int, store_int
 
@@ -42,6 +46,30 @@ def test_kernels_are_compiled_where_nothing_can_be_kept(monkeypatch):
 
 def test_a_kernel_is_found_again(folder):
     assert [compiled._compile(add_one).cache_hits for _ in range(2)] == [0, 1]
+
+
+UPGRADED = """
+import shutil, sys
+from pathlib import Path
+from vicinal.backends.numba.compiled import compiled
+kernels = Path(sys.argv[1]) / "vicinal/backends/numba/kernels"
+forward = kernels / "forward.py"
+if sys.argv[2] == "upgrade":  # after what runs here was imported
+    forward.write_text(forward.read_text() + "# another version\\n")
+print(compiled("spread", "float32").cache_hits)
+"""
+
+
+def test_kernels_are_kept_as_what_was_imported_though_files_change_meanwhile(tmp_path):
+    package = tmp_path / "vicinal"
+    shutil.copytree(Path(vicinal.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+
+    def hits(what):
+        command = [sys.executable, "-c", UPGRADED, str(tmp_path), what]
+        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+    assert [hits("upgrade"), hits("run")] == [0, 0]  # the old one's is not taken for the new one's
 
 
 def empty(path):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import pickle
 import warnings
 from contextlib import suppress
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ def compiled(name: str, dtype: str) -> Any:
     Its `address` is valid while the function is kept, as it is here. `name`: see `_entries`.
     """
     with compiling((name, dtype), f"numba's {name} kernel"):
-        return _compile(_entries(ZEROS[dtype], sources())[name])
+        return _compile(_entries(ZEROS[dtype], SOURCES)[name])
 
 
 def _compile(entry: Any) -> Any:
@@ -126,8 +125,10 @@ def _entries(zero: Any, version: str) -> dict[str, Any]:
     }
 
 
-@cache
-def sources() -> str:
-    """A digest of the kernels: numba itself looks at the file of the compiled function, this one, only."""
+def _digest() -> str:
+    """Of the kernels' files: numba itself looks at the file of the compiled function, this one, only."""
     files = sorted((Path(__file__).parent / "kernels").glob("*.py"))
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+SOURCES = _digest()  # as they were imported: what changes later is not what is compiled here

@@ -54,7 +54,8 @@ class UnfusedBackend:
         slots = _slots(problem)
         scores = _scores(problem, slots, config, inputs)
         lse = scores.to(lse_dtype(problem.dtype)).logsumexp(-1)
-        output = _weighted(problem, slots, config, inputs, scores.softmax(-1))
+        weights = scores.softmax(-1, dtype=problem.dtype)  # said, since autocast has a dtype of its own
+        output = _weighted(problem, slots, config, inputs, weights)
         return output.masked_fill_(lse[..., None] == -inf, 0).contiguous(), lse.contiguous()
 
     def backward(
@@ -146,6 +147,7 @@ def _weighted(problem: Problem, slots: Slots, config: UnfusedConfig, inputs: Inp
     return output + launch.dense_av(attn[..., slots.count :], inputs.additional_values)
 
 
+@launch.in_their_dtypes
 def _dense_inverse(attn: Tensor, query: Tensor, like: Tensor) -> Tensor:
     """For each additional key the sum over all queries of `attn * query`: `[B, M, Hkv, D]`."""
     kv_heads = like.shape[2]

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Any, get_args
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, get_args
 
 import torch
 from torch import Tensor
 
+from vicinal.autocast import without_autocast
 from vicinal.backends.unfused import plain
 from vicinal.backends.unfused.config import Variant
 from vicinal.geometry.slots import Slots
@@ -51,6 +54,21 @@ def unsupported(variant: str, dtype: torch.dtype, device: torch.device) -> str |
     return None
 
 
+P = ParamSpec("P")
+
+
+def in_their_dtypes(product: Callable[Concatenate[Tensor, P], Tensor]) -> Callable[Concatenate[Tensor, P], Tensor]:
+    """Autocast, which would take the products of float32 to half precision, does not reach `product`."""
+
+    @wraps(product)
+    def run(first: Tensor, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+        with without_autocast(first.device):
+            return product(first, *args, **kwargs)
+
+    return run
+
+
+@in_their_dtypes
 def pn(query: Tensor, key: Tensor, rpb: Tensor | None, slots: Slots, scale: float, fill: float, variant: str) -> Tensor:
     """Pointwise-neighborhood; see `plain.pn`."""
     if variant == "torch":
@@ -58,6 +76,7 @@ def pn(query: Tensor, key: Tensor, rpb: Tensor | None, slots: Slots, scale: floa
     return _kernels().pn(query, key, rpb, slots, scale, fill, variant)
 
 
+@in_their_dtypes
 def nn(attn: Tensor, value: Tensor, slots: Slots, scale: float, variant: str) -> Tensor:
     """Neighborhood-neighborhood; see `plain.nn`."""
     if variant == "torch":
@@ -65,6 +84,7 @@ def nn(attn: Tensor, value: Tensor, slots: Slots, scale: float, variant: str) ->
     return _kernels().nn(attn, value, slots, scale, variant)
 
 
+@in_their_dtypes
 def inverse(attn: Tensor, query: Tensor, kv_heads: int, slots: Slots, scale: float, variant: str) -> Tensor:
     """Inverse-neighborhood; see `plain.inverse`."""
     if variant == "torch":
@@ -79,6 +99,7 @@ def bias_sum(grad: Tensor, slots: Slots, variant: str) -> Tensor:
     return _kernels().bias_sum(grad, slots)
 
 
+@in_their_dtypes
 def dense_qk(query: Tensor, keys: Tensor) -> Tensor:
     """Every query `[B, *X, H, D]` against every key `[B, M, Hkv, D]`: `[B, *X, H, M]`. Plain torch, differentiable."""
     grouped = query.flatten(1, -3).unflatten(2, (keys.shape[2], -1))
@@ -86,6 +107,7 @@ def dense_qk(query: Tensor, keys: Tensor) -> Tensor:
     return scores.reshape(*query.shape[:-1], keys.shape[1])
 
 
+@in_their_dtypes
 def dense_av(attn: Tensor, values: Tensor) -> Tensor:
     """Values `[B, M, Hkv, Dv]` weighted by `[B, *X, H, M]`: `[B, *X, H, Dv]`. Plain torch, differentiable."""
     grouped = attn.flatten(1, -3).unflatten(2, (values.shape[2], -1))
