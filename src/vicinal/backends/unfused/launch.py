@@ -61,7 +61,7 @@ def in_their_dtypes(product: Callable[Concatenate[Tensor, P], Tensor]) -> Callab
     """Autocast, which would take the products of float32 to half precision, does not reach `product`."""
 
     @wraps(product)
-    def run(first: Tensor, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def run(first: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> Tensor:
         with without_autocast(first.device):
             return product(first, *args, **kwargs)
 
