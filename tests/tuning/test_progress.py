@@ -6,8 +6,8 @@ import pytest
 from vicinal.tuning.progress import progress
 
 
-@pytest.fixture
 def terminal(monkeypatch):
+    """Standard error becomes one: to be called within the test, for pytest changes it after a fixture."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
@@ -19,7 +19,8 @@ def go(shown=True):
         advance("second")
 
 
-def test_a_terminal_sees_a_bar(terminal, capsys):
+def test_a_terminal_sees_a_bar(monkeypatch, capsys):
+    terminal(monkeypatch)
     go()
     printed = capsys.readouterr()
     assert "2/2" in printed.err
@@ -27,10 +28,10 @@ def test_a_terminal_sees_a_bar(terminal, capsys):
 
 
 @pytest.mark.parametrize("reason", ["no terminal", "no rich", "another rank"])
-def test_elsewhere_the_log_says_it(monkeypatch, capsys, caplog, reason, request):
+def test_elsewhere_the_log_says_it(monkeypatch, capsys, caplog, reason):
     caplog.set_level(logging.INFO, "vicinal.tuning")
     if reason != "no terminal":
-        request.getfixturevalue("terminal")
+        terminal(monkeypatch)
     if reason == "no rich":
         monkeypatch.setitem(sys.modules, "rich.progress", None)
     go(shown=reason != "another rank")
