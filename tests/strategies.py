@@ -248,3 +248,8 @@ def any_layouts(draw) -> Layouts:
     same_values = tuple(kind for kind in KINDS if kind != "expanded")
     saved = (draw(layout(same_values)), draw(layout(same_values)))
     return Layouts(tuple(draw(layout()) for _ in Inputs._fields), (*saved, draw(layout()), draw(layout())))
+
+
+def tiles(length: int, size: int) -> list[tuple[int, int]]:
+    """Consecutive tiles of `size` positions; the last may be shorter."""
+    return [(start, min(start + size, length)) for start in range(0, length, size)]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies import axes
+from strategies import axes, tiles
 from vicinal.geometry.count import (
     Count,
     PairCount,
@@ -19,7 +19,7 @@ from vicinal.geometry.count import (
     runs,
 )
 from vicinal.geometry.neighborhood import Axis
-from vicinal.geometry.tiles import groups, tiles
+from vicinal.geometry.tiles import groups
 from vicinal.geometry.window import (
     first_query_starting_at,
     first_query_stopping_after,

@@ -1,6 +1,5 @@
 """Boxes against the oracle's mask, by brute force."""
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,7 +9,6 @@ from vicinal.geometry.tiles import (
     groups,
     key_interval,
     query_interval,
-    tiles,
 )
 from vicinal.reference import axis_mask
 
@@ -49,10 +47,3 @@ def test_groups_alike_are_all_groups(case):
     found = alike(axis, length)
     assert [(kind.first + i, kind.length) for kind in found for i in range(kind.count)] == expected
     assert len({kind.length for kind in found}) == len(found)
-
-
-@pytest.mark.parametrize(("length", "size"), [(1, 4), (8, 4), (9, 4)])
-def test_tiles_partition(length, size):
-    parts = tiles(length, size)
-    assert [i for start, stop in parts for i in range(start, stop)] == list(range(length))
-    assert all(stop - start <= size for start, stop in parts)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategies import neighborhoods
+from strategies import neighborhoods, tiles
 from vicinal.geometry.neighborhood import Axis, Neighborhood
-from vicinal.geometry.tiles import groups, key_interval, tiles
+from vicinal.geometry.tiles import groups, key_interval
 from vicinal.geometry.work import backward_flops, computed_scores, forward_flops, useful_scores, waste
 from vicinal.reference import neighborhood_mask
 

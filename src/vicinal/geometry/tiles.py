@@ -63,8 +63,3 @@ def query_interval(axis: Axis, length: int, keys: Interval) -> Interval:
     start, stop = keys
     first = first_query_stopping_after(axis, length, start)
     return first, max(first, first_query_starting_at(axis, length, stop))
-
-
-def tiles(length: int, size: int) -> list[Interval]:
-    """Consecutive tiles of `size` positions; the last may be shorter."""
-    return [(start, min(start + size, length)) for start in range(0, length, size)]

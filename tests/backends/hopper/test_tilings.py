@@ -7,6 +7,7 @@ from math import prod
 import pytest
 import torch
 
+from strategies import tiles
 from vicinal.backends.hopper import tilings, unsupported_anywhere
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig
 from vicinal.backends.hopper.estimate import seconds
@@ -24,7 +25,6 @@ from vicinal.bench.cases import SUITES
 from vicinal.geometry.count import count, count_pairs, full_steps
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.tiles import query_interval
-from vicinal.geometry.tiles import tiles as tiles_of
 from vicinal.problem import Problem
 
 
@@ -128,7 +128,7 @@ def test_one_pass_counts_the_queries_of_pairs_of_key_tiles(arguments):
         total = longest = 1
         for a, (axis, length) in enumerate(zip(axes, problem.lengths)):
             keys = config.key_tile[a] * (2 if a == config.split else 1)
-            boxes = [query_interval(axis, length, tile) for tile in tiles_of(length, keys)]
+            boxes = [query_interval(axis, length, tile) for tile in tiles(length, keys)]
             steps = [-(-(stop - start) // config.query_tile[a]) for start, stop in boxes]
             total, longest = total * sum(steps), longest * max(steps)
         assert one_pass_steps(problem, config) == (total, longest)

@@ -7,12 +7,12 @@ from math import prod
 import pytest
 import torch
 
-from strategies import whole
+from strategies import tiles, whole
 from vicinal.backends.numba import BACKEND, config, plan
 from vicinal.backends.numba.config import NumbaConfig, head_sets, shapes
 from vicinal.backends.numba.kernels import vectors
 from vicinal.geometry.neighborhood import Axis, Neighborhood
-from vicinal.geometry.tiles import key_interval, tiles
+from vicinal.geometry.tiles import key_interval
 from vicinal.problem import Problem, Wanted
 
 

@@ -5,10 +5,11 @@ from itertools import product
 import pytest
 import torch
 
+from strategies import tiles
 from vicinal.backends.numba import tables
 from vicinal.backends.numba.kernels import call as c
 from vicinal.geometry.neighborhood import Axis
-from vicinal.geometry.tiles import groups, key_interval, tiles
+from vicinal.geometry.tiles import groups, key_interval
 from vicinal.reference import axis_mask
 
 BORDERS = {"shift": {}, "clip": {"boundary": "clip"}, "causal": {"causal": True}}

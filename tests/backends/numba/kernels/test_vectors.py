@@ -20,11 +20,6 @@ def run_transpose(table, offset, factor, into):
 
 
 @njit
-def run_maximum(a, b, into, zero):
-    v.store(into, v.maximum(v.load(a, zero), v.load(b, zero)))
-
-
-@njit
 def run_add_atomically(address, number):
     return v.add_atomically(address, number)
 
@@ -58,14 +53,6 @@ def test_transpose(dtype):
     found = np.empty((16, 16), dtype)
     run_transpose(addresses(rows).ctypes.data, 16 * rows.itemsize, dtype(0.5), found.ctypes.data)
     np.testing.assert_array_equal(found, rows[:, 16:32].T / 2)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_maximum(dtype):
-    a, b = np.random.default_rng(0).standard_normal((2, 16)).astype(dtype)
-    found = np.empty_like(a)
-    run_maximum(a.ctypes.data, b.ctypes.data, found.ctypes.data, dtype(0))
-    np.testing.assert_array_equal(found, np.maximum(a, b))
 
 
 def test_counters_tell_what_was_before():
