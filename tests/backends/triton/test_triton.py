@@ -486,6 +486,24 @@ def test_what_is_no_number_stays_in_its_batch_element_head_and_dilation_group(te
         assert result.isfinite().all()
 
 
+@pytest.mark.parametrize("tensor", range(4))
+def test_what_is_no_number_stays_in_its_batch_element_and_head_where_tiles_hold_several_groups(tensor):
+    drawn = call((12,), of(1, 3, dilation=2), heads=2, kv_heads=2, batch=2)
+    inputs = drawn.inputs(torch.float32, device)
+    problem = Problem.of(inputs, drawn.neighborhoods, 0.3)
+    tiling = Tiling((8, 2), (8, 2), unfolded=0)
+    output, lse = backend.BACKEND.forward(problem, tiling, inputs)
+    grad_output, grad_lse = random_gradients(output, lse, 3)
+    (grad_output, *inputs[:3])[tensor][0, 4, 1] = float("nan")
+    output, lse = backend.BACKEND.forward(problem, tiling, inputs)
+    grads = gradients_of(
+        backend.BACKEND, problem, GradientTilings(tiling, tiling), inputs, output, lse, grad_output, grad_lse
+    )
+    for result in (output, lse, *grads[:3]):
+        result[0, :, 1] = 0  # may hold anything
+        assert result.isfinite().all()
+
+
 def test_two_threads_first_calls(monkeypatch):
     """Both launch the kernel that was compiled, with all its arguments and their own tensors."""
     compiled = SimpleNamespace(launched=[])
