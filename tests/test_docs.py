@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = r"(?:src|tests|docs|demo|benchmarks|\.ci)/[\w./*{},-]+"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FOLDERS = r"(?:src|tests|docs|demo|examples|benchmarks|\.ci)/[\w./*{},-]+"
 HYPOTHETICAL = "NAME"  # stands in paths for what a reader adds
 STRICT = """
 site_name: test
@@ -18,6 +18,10 @@ site_dir: {site}
 strict: true
 plugins: []
 """
+
+
+def named(page):
+    return str(page.relative_to(ROOT))
 
 
 def settings():
@@ -71,14 +75,14 @@ def test_a_public_name_that_is_not_there_is_missed(name):
     assert HOOK["missing"](re.sub(rf"\b{short}\b", "gone", page)) == [name]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_links_to_files_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", page.read_text())
     lost = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert lost == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_paths_are_there(page):
     text = page.read_text()
     paths = {re.sub(r"\{.*?\}", "*", path).rstrip("./,") for path in re.findall(rf"[`(\s]({FOLDERS})", text)}
@@ -87,7 +91,7 @@ def test_paths_are_there(page):
     assert lost == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_dotted_names_are_there(page):
     lost = [name for name in re.findall(r"`(vicinal(?:\.\w+)+)(?:\(.*?\))?`", page.read_text()) if not found(name)]
     assert lost == []
@@ -101,3 +105,13 @@ def found(name):
         module, _, attribute = name.rpartition(".")
         return bool(module) and hasattr(import_module(module), attribute)
     return True
+
+
+def test_every_example_of_the_guide_is_shown_and_none_is_typed_twice():
+    """Code on its pages is included: every block is one line that names an example and its part."""
+    text = "".join(page.read_text() for page in (ROOT / "docs" / "guide").glob("*.md"))
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    included = [re.fullmatch(r'--8<-- "(examples/guide/\w+\.py):\w+"\n', block) for block in blocks]
+    assert all(included), blocks
+    examples = {named(path) for path in (ROOT / "examples" / "guide").glob("*.py")}
+    assert {match[1] for match in included} == examples

@@ -1,6 +1,7 @@
 """The examples, in a short form."""
 
 import json
+import runpy
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,6 +9,13 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "examples"
 pytestmark = pytest.mark.skipif(not all(map(find_spec, ("timm", "sklearn", "rich", "matplotlib"))), reason="extras")
+GUIDE = sorted((FOLDER / "guide").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", GUIDE, ids=[path.stem for path in GUIDE])
+def test_the_guides_code_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what it writes
+    runpy.run_path(str(path), run_name="__main__")
 
 
 @pytest.fixture

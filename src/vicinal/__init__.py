@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vicinal.functional import attention, merge_attentions, na1d, na2d, na3d, neighborhood_attention
     from vicinal.geometry.neighborhood import Neighborhood
     from vicinal.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
+    from vicinal.plot import plot_attention
     from vicinal.tuning.precompile import precompile
     from vicinal.tuning.search import tune
 
@@ -35,6 +36,7 @@ __all__ = [
     "na2d",
     "na3d",
     "neighborhood_attention",
+    "plot_attention",
     "precompile",
     "tune",
 ]
@@ -51,6 +53,7 @@ _HOMES = {
     "na2d": "vicinal.functional",
     "na3d": "vicinal.functional",
     "neighborhood_attention": "vicinal.functional",
+    "plot_attention": "vicinal.plot",
     "precompile": "vicinal.tuning.precompile",
     "tune": "vicinal.tuning.search",
 }
