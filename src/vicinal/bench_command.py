@@ -1,0 +1,240 @@
+"""`vicinal bench`, and its `report`, `paper` and `models`: what is typed; the work is in `vicinal.bench`."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vicinal import arguments
+from vicinal.arguments import (
+    Batch,
+    Boundary,
+    Causal,
+    Device,
+    Dilation,
+    DType,
+    HeadDim,
+    Heads,
+    KVHeads,
+    Stride,
+    ValueDim,
+    wrong,
+)
+from vicinal.extras import need
+from vicinal.words import terminal
+
+bench = typer.Typer(rich_markup_mode=None)
+
+
+@bench.callback()
+def run_bench(
+    context: typer.Context,
+    suite: Annotated[str | None, typer.Option(help="A named suite instead of one problem: cpu or gpu.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Of the suite, the cases whose name contains this; can be repeated.")
+    ] = None,
+    lengths: Annotated[str | None, typer.Option(help="Tokens along each axis: 4096, 64x64, 8x32x32.")] = None,
+    window: Annotated[str | None, typer.Option(help="Keys per query: 7, or 3x7x7; `all` for an axis.")] = None,
+    batch: Batch = 1,
+    heads: Heads = 4,
+    kv_heads: KVHeads = None,
+    head_dim: HeadDim = 64,
+    value_dim: ValueDim = None,
+    stride: Stride = "1",
+    dilation: Dilation = "1",
+    causal: Causal = "no",
+    boundary: Boundary = "shift",
+    dtype: DType = "float32",
+    device: Device = None,
+    forward: Annotated[bool, typer.Option("--forward", help="Time the forward pass (default: all).")] = False,
+    backward: Annotated[bool, typer.Option("--backward", help="Time backward, and forward+backward.")] = False,
+    backend: Annotated[list[str] | None, typer.Option(help="A backend of ours; can be repeated.")] = None,
+    peer: Annotated[list[str] | None, typer.Option(help="Only peers with this in their name; can be repeated.")] = None,
+    no_peers: Annotated[bool, typer.Option("--no-peers", help="Leave out SDPA and FlexAttention.")] = False,
+    samples: Annotated[int, typer.Option(min=3, help="Timed samples per system.")] = 15,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time for the samples of one system and pass.")] = 10.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; a suite has its own default.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the ratios into this file.")] = None,
+    roofline: Annotated[Path | None, typer.Option(help="Draw a roofline of the forward passes.")] = None,
+) -> None:
+    """Time one problem, or a suite, across our backends and the peers; every result is checked first."""
+    if context.invoked_subcommand is not None:
+        return
+    if (suite is None) == (lengths is None):
+        raise wrong("give either --suite or --lengths with --window")
+    arguments.check_output("--json", json)
+    arguments.check_drawing("--plot", plot)
+    arguments.check_drawing("--roofline", roofline)
+    import torch
+
+    from vicinal.bench.measure import Effort
+    from vicinal.bench.runner import Run, execute
+
+    arguments.check_backends(backend or [])
+    if suite is not None:
+        cases, own_threads, on = arguments.suite(suite, only, device)
+        threads = own_threads if threads is None else threads
+    elif only:
+        raise wrong("--only needs --suite")
+    elif lengths is None or window is None:
+        raise wrong("--lengths needs --window")
+    else:
+        sizes = arguments.sizes("--lengths", lengths)
+        neighborhood = arguments.NeighborhoodOptions(window, stride, dilation, causal, boundary).read(sizes)
+        cases = (
+            arguments.ProblemOptions(batch, heads, kv_heads, head_dim, value_dim, dtype).read(sizes, neighborhood),
+        )
+        on = arguments.device_of(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run = Run(
+        cases=[arguments.with_passes(case, forward, backward) for case in cases],
+        device=on,
+        effort=Effort(samples=samples, seconds=seconds),
+        command=shlex.join(["vicinal", *sys.argv[1:]]),
+        suite=suite,
+        backends=tuple(backend or ()),
+        peers=arguments.peers(peer, no_peers, on),
+        json=json,
+        plot=plot,
+        roofline=roofline,
+    )
+    if not execute(run, terminal()):
+        raise typer.Exit(1)
+
+
+@bench.command("report", short_help="Write the tables of recorded runs.")
+def report_results(
+    results: Annotated[Path, typer.Option(help="Folder of JSON files of earlier runs.")] = Path("benchmarks/results"),
+    page: Annotated[Path, typer.Option(help="The page to write into, between its markers.")] = Path(
+        "docs/benchmarks.md"
+    ),
+) -> None:
+    """Generate the tables of docs/benchmarks.md from recorded runs."""
+    from vicinal.bench.report import update_document
+
+    if not results.is_dir():
+        raise wrong(f"--results: no folder {results}")
+    if not page.is_file():
+        raise wrong(f"--page: no file {page}")
+    arguments.check_output("--page", page)
+    try:
+        changed = update_document(results, page)
+    except ValueError as error:
+        raise wrong(str(error)) from error
+    typer.echo(f"{page} {'written' if changed else 'is up to date'}")
+
+
+@bench.command("paper", short_help="Run the paper's sweep.")
+def run_paper(
+    results: Annotated[Path, typer.Option(help="File of JSON lines; a rerun goes on where it ended.")] = Path(
+        "paper.jsonl"
+    ),
+    sample: Annotated[int | None, typer.Option(min=1, help="Problems per dimension and dtype; by default all.")] = None,
+    sample_others: Annotated[
+        int | None, typer.Option(min=1, help="So many of dtypes after the first; by default as many.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    rank: Annotated[list[int] | None, typer.Option(min=1, max=3, help="1, 2 or 3; can be repeated.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="float16 (default) or float32; can be repeated.")] = None,
+    compiled: Annotated[
+        int, typer.Option(min=0, help="On so many of each dimension also FlexAttention and compiled plain attention.")
+    ] = 0,
+    device: Device = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="Stop before the next problem after so long.")] = None,
+    problem_seconds: Annotated[float, typer.Option(min=1, help="Give up a problem that takes so long.")] = 120.0,
+    compilers: Annotated[int, typer.Option(min=0, help="Processes that compile kernels ahead, on CUDA.")] = 8,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that measure, on CUDA: in turns.")] = 6,
+    retry: Annotated[bool, typer.Option("--retry", help="Also run problems again that have no result.")] = False,
+    tables: Annotated[Path | None, typer.Option(help="Write the paper's tables to this Markdown file.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Draw the figures into this folder.")] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing; tables and figures only.")] = False,
+) -> None:
+    """The paper's sweep: naive, GEMM and fused neighborhood attention against self attention, on many problems."""
+    names = dtype or ["float16"]
+    if any(name not in ("float16", "float32") for name in names):
+        raise wrong(f"--dtype: must be float16 or float32, got {', '.join(map(repr, names))}")
+    for option, path in (("--results", results), ("--tables", tables)):
+        arguments.check_output(option, path)
+    if plots is not None:
+        need("--plots", "matplotlib")
+    from vicinal.bench.paper.command import report, run_with_progress
+    from vicinal.problem import DTYPES
+
+    console = terminal()
+    right = True
+    if not report_only:
+        from vicinal.bench.paper.sweep import Sweep
+
+        sweep = Sweep(
+            results=results,
+            device=arguments.device_of(device),
+            ranks=tuple(dict.fromkeys(rank or (1, 2, 3))),
+            dtypes=tuple(DTYPES[name] for name in dict.fromkeys(names)),
+            sample=sample,
+            sample_others=sample_others,
+            seed=seed,
+            compiled=compiled,
+            seconds=seconds,
+            problem_seconds=problem_seconds,
+            compilers=compilers,
+            workers=workers,
+            retry=retry,
+            command=shlex.join(["vicinal", *sys.argv[1:]]),
+        )
+        right = run_with_progress(sweep, console)
+    try:
+        report(results, tables, plots, console)
+    except ValueError as error:
+        raise wrong(f"--results: {error}") from error
+    if not right:
+        raise typer.Exit(1)
+
+
+@bench.command("models", short_help="Images per second of whole models.")
+def run_models(
+    model: Annotated[list[str], typer.Option(help="As nat_mini, or stylenat_ffhq_256; can be repeated.")],
+    results: Annotated[Path, typer.Option(help="File of JSON lines; a rerun goes on where it ended.")] = Path(
+        "models.jsonl"
+    ),
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32 (default), float16, bfloat16; repeatable.")] = None,
+    training: Annotated[bool, typer.Option("--training", help="Forward and backward pass, under autocast.")] = False,
+    system: Annotated[list[str] | None, typer.Option(help="What computes attention; by default all.")] = None,
+    samples: Annotated[int, typer.Option(min=3, help="Timed samples per system.")] = 15,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time for the samples of one system.")] = 10.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    device: Device = None,
+) -> None:
+    """Whole models, their attention computed by each system in turn; outputs are checked before they are timed."""
+    need("vicinal bench models", "timm")
+    names = dtype or ["float32"]
+    if not set(names) <= {"float32", "float16", "bfloat16"}:
+        raise wrong(f"--dtype: must be float32, float16 or bfloat16, got {', '.join(map(repr, names))}")
+    arguments.check_output("--results", results)
+    import torch
+
+    from vicinal.bench.measure import Effort
+    from vicinal.bench.models import Setting, known, run
+    from vicinal.problem import DTYPES
+
+    unknown = [name for name in model if name not in known()]
+    if unknown:
+        raise wrong(f"--model: must be one of {', '.join(known())}, got {', '.join(map(repr, unknown))}")
+    on = arguments.device_of(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    settings = [Setting(name, DTYPES[d], batch, training) for name in model for d in dict.fromkeys(names)]
+    command = shlex.join(["vicinal", *sys.argv[1:]])
+    try:
+        right = run(settings, on, results, Effort(samples, seconds), command, system or (), terminal())
+    except ValueError as error:
+        raise wrong(re.sub(r"^system\b", "--system", str(error))) from error
+    if not right:
+        raise typer.Exit(1)
