@@ -17,15 +17,17 @@ def current(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device)
 
 
+@cache
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """The compute capability of NVIDIA's GPUs; None of others: AMD's have numbers too, gfx90a those of Hopper."""
+    if device.type != "cuda" or torch.version.hip:
+        return None
+    return torch.cuda.get_device_capability(device)
+
+
 def chains(device: torch.device) -> bool:
     """Whether the GPU launches a kernel before the one ahead has ended, where both agree: NVIDIA's, from Hopper on."""
     if hardware.named is not None:
         return hardware.named.architecture.warpgroups or hardware.named.architecture.name == "sm_120"
-    return _chains(device)
-
-
-@cache
-def _chains(device: torch.device) -> bool:
-    if device.type != "cuda" or torch.version.hip:
-        return False
-    return torch.cuda.get_device_capability(device) >= (9, 0)
+    found = capability(device)
+    return found is not None and found >= (9, 0)

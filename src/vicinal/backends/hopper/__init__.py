@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vicinal.backends.gpu import hardware
-from vicinal.backends.gpu.devices import current
+from vicinal.backends.gpu.devices import capability, current
 from vicinal.backends.gpu.hardware import gpu_of
 from vicinal.backends.hopper import ahead, backward, estimate, forward, onepass
 from vicinal.backends.hopper.arguments import head_table
@@ -42,8 +42,11 @@ class HopperBackend:
             return unsupported_anywhere(problem)
         if problem.device.type != "cuda":
             return f"it needs a CUDA device, the tensors are on {problem.device}"
-        if _capability(problem.device) != CAPABILITY:
-            return f"it needs compute capability 9.0, {problem.device} has {_capability(problem.device)}"
+        found = capability(problem.device)
+        if found is None:
+            return f"it needs an NVIDIA GPU, {problem.device} is another"
+        if found != CAPABILITY:
+            return f"it needs compute capability 9.0, {problem.device} has {found}"
         return unsupported_anywhere(problem)
 
     def seconds(self, problem: Problem, direction: Direction, config: HopperConfig) -> float:
@@ -146,11 +149,6 @@ def two_passes(problem: Problem) -> BackwardConfig:
     """The best guess of those that add nothing in memory."""
     configs = _configs(problem, "backward")
     return next(c for c in configs if isinstance(c, BackwardConfig) and not c.one_pass)
-
-
-@cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
 
 
 @cache

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vicinal.backends.gpu import hardware
 from vicinal.backends.gpu.arguments import precision_of
-from vicinal.backends.gpu.devices import current
+from vicinal.backends.gpu.devices import capability, current
 from vicinal.backends.gpu.launch import MAX_GRID
 from vicinal.backends.gpu.strides import dense
 from vicinal.backends.protocol import Direction
@@ -73,7 +73,7 @@ class TritonBackend:
                 return "Triton's interpreter cannot multiply bfloat16"
         elif problem.device.type != "cuda":
             return f"tensors are on device {problem.device.type!r}, not on a CUDA or ROCm GPU"
-        elif not torch.version.hip and torch.cuda.get_device_capability(problem.device) < (8, 0):
+        elif (found := capability(problem.device)) is not None and found < (8, 0):
             return "the GPU's compute capability is below 8.0"
         if problem.dtype not in DTYPES:
             return f"dtype {problem.dtype} is not float16, bfloat16 or float32"
