@@ -1,15 +1,22 @@
 """What is asked of a GPU, where there is none."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from vicinal.backends.gpu import devices
+from vicinal.backends.gpu import devices, hardware
 from vicinal.backends.hopper import BACKEND as HOPPER
 from vicinal.backends.triton import BACKEND as TRITON
 from vicinal.info import typical_problem
 
 GPU = torch.device("cuda", 0)
 TOO_OLD = "the GPU's compute capability is below 8.0"
+
+
+def forget():
+    devices.capability.cache_clear()
+    hardware._present.cache_clear()
 
 
 @pytest.fixture
@@ -19,10 +26,12 @@ def a_gpu(monkeypatch):
     def tell(hip, numbers):
         monkeypatch.setattr(torch.version, "hip", hip)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: numbers)
-        devices.capability.cache_clear()
+        found = SimpleNamespace(major=numbers[0], minor=numbers[1], gcnArchName="gfx90a", multi_processor_count=110)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+        forget()
 
     yield tell
-    devices.capability.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ def capability(device: torch.device) -> tuple[int, int] | None:
 
 def chains(device: torch.device) -> bool:
     """Whether the GPU launches a kernel before the one ahead has ended, where both agree: NVIDIA's, from Hopper on."""
-    if hardware.named is not None:
-        return hardware.named.architecture.warpgroups or hardware.named.architecture.name == "sm_120"
-    found = capability(device)
-    return found is not None and found >= (9, 0)
+    if device.type != "cuda" and hardware.named is None:
+        return False
+    return hardware.gpu_of(device).architecture.chains

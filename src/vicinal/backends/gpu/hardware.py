@@ -31,6 +31,7 @@ class Architecture:
         bandwidth: bytes per second of the fastest device's memory.
         warp: threads of a warp.
         warpgroups: whether four warps multiply together (wgmma, tcgen05).
+        chains: whether a kernel may be launched before the one ahead has ended.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Architecture:
     bandwidth: float
     warp: int = 32
     warpgroups: bool = False
+    chains: bool = False
 
 
 ARCHITECTURES = {
@@ -51,9 +53,9 @@ ARCHITECTURES = {
         Architecture("sm_80", 163 * KB, 65536, 255, 2048, 32, 2048, 2.04e12),
         Architecture("sm_86", 99 * KB, 65536, 255, 1536, 16, 1024, 1.01e12),
         Architecture("sm_89", 99 * KB, 65536, 255, 1536, 24, 1024, 1.01e12),
-        Architecture("sm_90", 227 * KB, 65536, 255, 2048, 32, 4096, 4.8e12, warpgroups=True),
-        Architecture("sm_100", 227 * KB, 65536, 255, 2048, 32, 8192, 8.0e12, warpgroups=True),
-        Architecture("sm_120", 99 * KB, 65536, 255, 1536, 24, 1024, 1.79e12),
+        Architecture("sm_90", 227 * KB, 65536, 255, 2048, 32, 4096, 4.8e12, warpgroups=True, chains=True),
+        Architecture("sm_100", 227 * KB, 65536, 255, 2048, 32, 8192, 8.0e12, warpgroups=True, chains=True),
+        Architecture("sm_120", 99 * KB, 65536, 255, 1536, 24, 1024, 1.79e12, chains=True),
         Architecture("gfx90a", 64 * KB, 131072, 256, 2048, 32, 1024, 1.6e12, warp=64),
         Architecture("gfx942", 64 * KB, 131072, 256, 2048, 32, 2048, 6.0e12, warp=64),
     )
