@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 
@@ -41,7 +41,7 @@ def precompile(
 
     Args:
         problems: one or several `vicinal.problem.Problem`.
-        target: the architecture of NVIDIA GPUs that need not be here ("sm_90"); None for the problems' own devices.
+        target: the architecture of a GPU that need not be here ("sm_90", "gfx942"); None for the problems' own devices.
             Kernels are compiled in a process of their own then, and their choice is by the estimate.
         processors: multiprocessors of the target, which the choice depends on; by default 132 for "sm_90".
         directions: which passes.
@@ -76,9 +76,8 @@ def gpu_named(target: str, processors: int | None) -> hardware.Gpu:
     Raises:
         ValueError: the target is not known, or it is not known how many processors it has.
     """
-    known = [name for name in hardware.ARCHITECTURES if name.startswith("sm_")]
-    if target not in known:
-        raise ValueError(f"target must be one of {', '.join(known)}, got {target!r}")
+    if target not in hardware.ARCHITECTURES:
+        raise ValueError(f"target must be one of {', '.join(hardware.ARCHITECTURES)}, got {target!r}")
     if processors is None and target not in PROCESSORS:
         raise ValueError(f"processors must be given for target {target!r}")
     count = PROCESSORS[target] if processors is None else processors
@@ -128,34 +127,13 @@ def stand_ins(problem: Problem) -> Inputs:
 def _stand_for(gpu: hardware.Gpu) -> None:
     """From now on the CPU stands for `gpu`, for plans and for Triton, which can launch nothing any more."""
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.backends.driver import DriverBase
 
-    class Driver(DriverBase):  # type: ignore[misc]
-        """Names a target."""
+    from vicinal.backends.gpu.absent import AbsentDriver, target_of
 
-        def __init__(self) -> None:
-            self.get_current_stream = lambda device: 0
-            self.get_current_device = lambda: 0
-
-        @classmethod
-        def is_active(cls) -> bool:
-            return True
-
-        def map_python_to_cpp_type(self, ty: str) -> str:
-            return "int"
-
-        def get_current_target(self) -> Any:
-            return GPUTarget("cuda", int(gpu.architecture.name.removeprefix("sm_")), 32)
-
-        def get_active_torch_device(self) -> torch.device:
-            return torch.device("cpu")
-
-        def get_benchmarker(self) -> None:
-            return None
-
+    if gpu.architecture.name.startswith("gfx"):
+        torch.version.hip = "not here"  # as kernels are planned where torch is built for AMD's
     hardware.named = gpu
-    triton.runtime.driver.set_active(Driver())
+    triton.runtime.driver.set_active(AbsentDriver(target_of(gpu.architecture)))
 
 
 def _compile_for(problems: Sequence[Problem], directions: Sequence[Direction], gpu: hardware.Gpu) -> int:

@@ -15,18 +15,18 @@ from types import SimpleNamespace
 
 import torch
 import triton
-from compile_driver import CompileOnlyDriver
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.cache import FileCacheManager
 
 from vicinal.backends.gpu import kernel_cache
+from vicinal.backends.gpu.absent import AbsentDriver
 from vicinal.backends.triton.kernels.backward import delta_kernel
 
 PLAIN = {"num_warps": 4}
 
 
-class Driver(CompileOnlyDriver):
+class Driver(AbsentDriver):
     """Loads what is whole."""
 
     whole: bytes | None = None

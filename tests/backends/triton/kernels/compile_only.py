@@ -24,27 +24,19 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "gpu"))  # the folder of compile_driver
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "gpu"))  # the folder of ptx
 
-from compile_driver import CompileOnlyDriver
 from ptx import before_waits
 
 from vicinal.backends.gpu import hardware
+from vicinal.backends.gpu.absent import AbsentDriver, target_of
 from vicinal.backends.gpu.launch import Launch
-from vicinal.backends.triton import launch as triton_launch
 from vicinal.backends.triton.backward import Backward
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.launch import Forward, Prepared
 from vicinal.backends.triton.tilings import tilings
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem, Wanted
-
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
 
 
 class Pointer:
@@ -188,10 +180,10 @@ def compile_once() -> None:
 
 
 def main(name: str, only: list[str]) -> None:
-    target, architecture = TARGETS[name], hardware.ARCHITECTURES[name]
-    triton.runtime.driver.set_active(CompileOnlyDriver(target))
-    hardware.ASSUMED = hardware.Gpu(architecture, 132)
-    triton_launch.chains = lambda device: name in ("sm_90", "sm_100")
+    architecture = hardware.ARCHITECTURES[name]
+    target = target_of(architecture)
+    triton.runtime.driver.set_active(AbsentDriver(target))
+    hardware.named = hardware.Gpu(architecture, 132)
     if target.backend == "hip":
         torch.version.hip = "compile-only"
     if only == ["once"]:
