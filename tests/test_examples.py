@@ -9,12 +9,15 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "examples"
 pytestmark = pytest.mark.skipif(not all(map(find_spec, ("timm", "sklearn", "rich", "matplotlib"))), reason="extras")
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # as torchrun sets them
 GUIDE = sorted((FOLDER / "guide").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", GUIDE, ids=[path.stem for path in GUIDE])
 def test_the_guides_code_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # what it writes
+    for name, value in ALONE.items():
+        monkeypatch.setenv(name, value)
     runpy.run_path(str(path), run_name="__main__")
 
 
