@@ -55,7 +55,7 @@ def test_every_tiling_fits(given, kernel):
 @pytest.mark.parametrize("kernel", ["forward", "query", "key_value"])
 @pytest.mark.parametrize("given", PROBLEMS)
 def test_only_128_rows_have_eight_warps(given, kernel):
-    """64: two to four times slower, in float32 wrong with 16 keys; 32: spills (Triton 3.6; docs/performance.md)."""
+    """64: two to four times slower, in float32 wrong with 16 keys; 32: spills (Triton 3.6)."""
     assert [c for c in listed(given, kernel) if prod(c.tile) < 128 and c.warps > 4] == []
 
 

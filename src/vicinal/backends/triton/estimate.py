@@ -4,9 +4,9 @@ A tiling costs what it computes (`vicinal.geometry.count`: whole tiles, not only
 multiprocessor spends cycles on issuing instructions, on exponentials, on matrix products and on reading the step's
 tokens through L2; resident programs, as many as registers and shared memory let in, overlap them and fill each other's
 latencies; where there are few programs, one that is alone has no more than its own warps, and the longest decides. The
-constants are fits to timings on H200s (`docs/performance.md`): 623 of 16 problems, 372 of small ones, and the paper's
-sweep; other GPUs differ by what `vicinal.backends.gpu.hardware` has of them, and were not measured. The register
-estimates are fits to what ptxas 12.8 reports, and `tests/backends/triton/kernels/test_compile.py` guards them.
+constants are fits to timings on H200s (`docs/laboratory/triton.md`): 623 of 16 problems, 372 of small ones, and the
+paper's sweep; other GPUs differ by what `vicinal.backends.gpu.hardware` has of them, and were not measured. The
+register estimates are fits to what ptxas 12.8 reports, and `tests/backends/triton/kernels/test_compile.py` guards them.
 """
 
 from __future__ import annotations

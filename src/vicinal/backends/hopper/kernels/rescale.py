@@ -4,7 +4,7 @@ An online softmax multiplies its sums by `exp2(old - new)` whenever a row's maxi
 subtracting less only makes exponentials larger, by at most `2**GROWTH`, and the last division takes that out again. So
 it follows only when scores exceed it by more, which after a row's first tiles is rare, and a warp whose factors are
 all 1 jumps over its multiplications. On an H200 a long problem is held back by power, not by issue slots: these are
-a tenth of the instructions of a tile (docs/performance.md). Source of the idea: FlashAttention-4.
+a tenth of the instructions of a tile (docs/laboratory/hopper.md). Source of the idea: FlashAttention-4.
 
 Gluon has no branch of a single warp, only of a whole warpgroup after a reduction through shared memory; hence PTX.
 """
