@@ -189,15 +189,17 @@ class Scratch(local):
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
+        self._address = self._size = 0  # of what is in whole cache lines
 
     def take(self, size: int) -> int:
         """The address of so many bytes, in whole cache lines; the last ones are lost."""
-        if self._memory.size < size + 64:
+        if self._size < size:
             self._memory = np.empty(size + 64, np.uint8)
+            address = self._memory.ctypes.data
+            self._address, self._size = address + -address % 64, size
         if torch.are_deterministic_algorithms_enabled() and deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
             self._memory.fill(0xFF)
-        address = self._memory.ctypes.data
-        return address + -address % 64
+        return self._address
 
 
 SCRATCH = Scratch()
