@@ -223,7 +223,8 @@ ANY_RANK = [
     ("neighborhoods too few", ValueError, "neighborhood | 4 query heads | got 3", {"neighborhood": [N2] * 3}),
     ("neighborhoods of 2 ranks", ValueError, "neighborhood | one rank | [2, 1, 2, 1]", {"neighborhood": [N2, N1] * 2}),
     ("neighborhoods mixed with numbers", TypeError, "neighborhood | Neighborhood | int", {"neighborhood": [N2, 3]}),
-    ("neighborhood of another rank", ValueError, "query | 4 dimensions", {"neighborhood": N1}),
+    ("neighborhood of another rank", ValueError, "neighborhood | 2 axes | got 1", {"neighborhood": N1}),
+    ("neighborhoods of another rank", ValueError, "neighborhood | 2 axes | got 1", {"neighborhood": [N1] * 4}),
     ("neighborhood 3.0", TypeError, "neighborhood | integer | 3.0", {"neighborhood": 3.0}),
     ("neighborhood of three windows", ValueError, "neighborhood | 2 (one per axis) | 3", {"neighborhood": (3, 3, 3)}),
     ("neighborhood text", TypeError, "neighborhood | integer | '3'", {"neighborhood": "3"}),
@@ -360,7 +361,7 @@ NEIGHBORHOOD = [
 AXES = [
     ("an Axis", TypeError, "axes | tuple of Axis | Axis(", {"axes": Axis(3)}),
     ("numbers", TypeError, "axes | tuple of Axis | (3, 3)", {"axes": (3, 3)}),
-    ("a number in a list", TypeError, "axes | tuple of Axis | 3)", {"axes": [Axis(3), 3]}),
+    ("a number in a list", TypeError, "axes | tuple of Axis | 3]", {"axes": [Axis(3), 3]}),
     ("none", ValueError, "axes | 1 to 3 | 0", {"axes": ()}),
     ("four", ValueError, "axes | 1 to 3 | 4", {"axes": (Axis(3),) * 4}),
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from vicinal.dispatch import BACKENDS
 from vicinal.geometry.neighborhood import MAX_RANK, Neighborhood
 from vicinal.problem import DTYPES, Inputs
+from vicinal.warning import warn
 
 LSE_DTYPES = (torch.float32, torch.float64)
 
@@ -106,6 +107,7 @@ def check_call(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...], backend:
     if any(n.rank != rank for n in neighborhoods):
         raise ValueError(f"neighborhood must have one rank for all heads, got {[n.rank for n in neighborhoods]}")
     check_inputs(inputs, rank)
+    _doubt_layout(inputs.query)
     check_neighborhoods(neighborhoods, inputs.rpb, inputs.query.shape[1:-2], inputs.query.shape[-2])
     if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
@@ -187,6 +189,24 @@ def check_spatial(name: str, t: Tensor, rank: int) -> None:
         axes = ", ".join(f"X{i}" for i in range(rank))
         raise ValueError(f"{name} must have {rank + 3} dimensions [batch, {axes}, heads, head_dim], got {_shape(t)}")
     _check_not_empty(name, t)
+
+
+def _doubt_layout(query: Tensor) -> None:
+    """One warning where a query looks heads-first, as torch's own attention takes it; none where sizes are traced."""
+    global _doubted
+    heads, length = query.shape[-2], query.shape[1]
+    if _doubted or torch.compiler.is_compiling() or not (isinstance(heads, int) and isinstance(length, int)):
+        return
+    if heads >= 4 * length and heads > (_MANY_HEADS if query.ndim > 4 else _MANY_HEADS_OF_LINES):
+        _doubted = True
+        warn(
+            f"query {_shape(query)} has {heads} heads and {length} tokens along its first axis: is it heads-first? "
+            "vicinal takes [batch, *lengths, heads, head_dim]"
+        )
+
+
+_MANY_HEADS, _MANY_HEADS_OF_LINES = 48, 128  # more are no usual model's; few tokens (a prompt) are usual on one axis
+_doubted = False
 
 
 def check_key(query: Tensor, key: Tensor) -> None:

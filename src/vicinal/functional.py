@@ -15,7 +15,7 @@ from vicinal import dense
 from vicinal.autocast import autocast
 from vicinal.calls import Knobs, attend, neighborhood
 from vicinal.checks import check_attention_inputs, check_parts, check_rank, check_scale, check_switch, check_tensor
-from vicinal.geometry.neighborhood import Axis, Neighborhood, PerAxis
+from vicinal.geometry.neighborhood import MAX_RANK, Axis, Neighborhood, PerAxis
 from vicinal.na import na1d, na2d, na3d
 from vicinal.packing import Packing
 from vicinal.problem import Inputs
@@ -119,7 +119,7 @@ def neighborhood_attention(
         ValueError: shapes, devices or windows do not fit, or the backend cannot run the problem.
     """
     inputs = Inputs(query, key, value, additional_keys, additional_values, rpb)
-    return attend(inputs, _neighborhoods(query, neighborhood), scale, return_lse, backend)
+    return attend(inputs, _neighborhoods(inputs, neighborhood), scale, return_lse, backend)
 
 
 @overload
@@ -261,14 +261,28 @@ _KNOBS = Knobs(
 )
 
 
-def _neighborhoods(query: Tensor, given: _Windows) -> tuple[Neighborhood, ...]:
+def _neighborhoods(inputs: Inputs, given: _Windows) -> tuple[Neighborhood, ...]:
     """One neighborhood for all heads, or one per head, from what was given as `neighborhood`."""
+    query = inputs.query
     if isinstance(given, Neighborhood):
+        _check_axes(inputs, given)
         return (given,)
     if isinstance(given, (list, tuple)) and (not given or any(isinstance(x, Neighborhood) for x in given)):
+        if len({x.rank for x in given if isinstance(x, Neighborhood)}) == 1:
+            _check_axes(inputs, next(x for x in given if isinstance(x, Neighborhood)))
         return tuple(given)
     check_tensor("query", query)
     try:
         return (neighborhood(check_rank("query", query), given, 1, 1, False, "shift"),)
     except (TypeError, ValueError) as error:
         raise type(error)(f"neighborhood: {error}") from None
+
+
+def _check_axes(inputs: Inputs, given: Neighborhood) -> None:
+    """That it has an axis per spatial length, where the tensors agree on these; else a tensor is to blame."""
+    ranks = {t.ndim - 3 if isinstance(t, Tensor) else 0 for t in inputs[:3]}
+    if given.rank not in ranks and len(ranks) == 1 and max(ranks) in range(1, MAX_RANK + 1):
+        raise ValueError(
+            f"neighborhood must have {max(ranks)} axes, as many as query {list(inputs.query.shape)} has spatial "
+            f"lengths, got {given.rank}"
+        )

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -99,6 +100,13 @@ def test_encoding_round_trips(one, two):
 def test_bad_axes(axes, error, message):
     with pytest.raises(error, match=message):
         Neighborhood(axes)
+
+
+@pytest.mark.parametrize("given", [(2, 3), (7,), ((7, 7),), ((Axis(3),), 1)], ids=str)
+def test_a_window_is_told_where_it_goes(given):
+    words = ", ".join(map(repr, given))
+    with pytest.raises(TypeError, match=rf"got {re.escape(words)}: for a window use Neighborhood.of"):
+        Neighborhood(*given)
 
 
 def test_a_list_of_axes_is_a_tuple():

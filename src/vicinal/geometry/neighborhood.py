@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Literal, NoReturn, TypeAlias, TypeVar, cast
 
 from vicinal.words import by
 
@@ -95,7 +95,7 @@ class Axis:
         return replace(self, window=window, stride=min(self.stride, window), dilation=length // window)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Neighborhood:
     """One `Axis` per spatial axis: a key is a neighbor when it is one along every axis.
 
@@ -106,13 +106,15 @@ class Neighborhood:
 
     axes: tuple[Axis, ...]
 
-    def __post_init__(self) -> None:
-        if isinstance(self.axes, list):  # as everywhere, a list will do; a tuple can be hashed
-            object.__setattr__(self, "axes", tuple(self.axes))
-        if not isinstance(self.axes, tuple) or not all(isinstance(axis, Axis) for axis in self.axes):
-            raise TypeError(f"axes must be a tuple of Axis, got {self.axes!r}")
-        if not 1 <= len(self.axes) <= MAX_RANK:
-            raise ValueError(f"axes must be 1 to {MAX_RANK}, got {len(self.axes)}")
+    def __init__(self, axes: Sequence[Axis], *rest: NoReturn) -> None:
+        if rest or not isinstance(axes, (tuple, list)) or not all(isinstance(axis, Axis) for axis in axes):
+            given = ", ".join(map(repr, (axes, *rest)))
+            raise TypeError(
+                f"axes must be a tuple of Axis, got {given}: for a window use Neighborhood.of(rank, window)"
+            )
+        if not 1 <= len(axes) <= MAX_RANK:
+            raise ValueError(f"axes must be 1 to {MAX_RANK}, got {len(axes)}")
+        object.__setattr__(self, "axes", tuple(axes))  # of a list too: a tuple can be hashed
 
     def __hash__(self) -> int:  # looked up on every call: hash the axes once
         return self._hash
