@@ -76,7 +76,8 @@ def attention_map(weights: Tensor, query: Sequence[int], neighborhood: Neighborh
         own, group = divmod(q, axis.dilation)
         length = group_length(n, axis.dilation, group)
         keys = range(window_start(axis, length, own), window_stop(axis, length, own))
-        places.append(torch.tensor([group + axis.dilation * key for key in keys], device=weights.device))
+        tokens = [group + axis.dilation * key for key in keys]
+        places.append(torch.tensor(tokens, dtype=torch.int64, device=weights.device))
     window = weights[tuple(query)][: slots.count].reshape(slots.window)
     spread = weights.new_zeros(lengths)
     spread[torch.meshgrid(*places, indexing="ij")] = window[tuple(slice(len(p)) for p in places)]

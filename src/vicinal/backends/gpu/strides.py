@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import gcd, prod
 
+import torch
 from torch import Tensor
 
 
@@ -47,3 +48,8 @@ def aligned(tensors: Iterable[Tensor | None]) -> bool:
         if tensor is not None:
             addresses |= tensor.data_ptr()
     return addresses & 15 == 0
+
+
+def contiguous_like(tensor: Tensor) -> Tensor:
+    """A contiguous tensor of its shape and dtype, not yet written: for its gradient."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)

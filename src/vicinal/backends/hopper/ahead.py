@@ -35,7 +35,7 @@ class _StandIns(NamedTuple):
         return cls(query, key, value, output, lse, table)
 
     @property
-    def strides(self) -> backward.Strides:
+    def strides(self) -> backward.TensorStrides:
         return self.query.stride(), self.key.stride(), self.value.stride()
 
 

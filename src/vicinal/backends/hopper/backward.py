@@ -6,9 +6,9 @@ from math import prod
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from vicinal.backends.gpu.devices import chains
+from vicinal.backends.gpu.strides import contiguous_like
 from vicinal.backends.hopper.arguments import (
     LOG2E,
     Tensors,
@@ -49,7 +49,7 @@ from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 TOKENS = 64  # per program of a kernel of rows, at most
 ELEMENTS = 64 * 128  # likewise of a tensor: 64 a thread, twice as many are spilled
-Strides = tuple[tuple[int, ...], ...]
+TensorStrides = tuple[tuple[int, ...], ...]
 
 
 def backward(problem: Problem, config: BackwardConfig, inputs: Inputs, upstream: Upstream, wanted: Wanted) -> Inputs:
@@ -59,7 +59,7 @@ def backward(problem: Problem, config: BackwardConfig, inputs: Inputs, upstream:
     query, key, value = described(inputs)
     output, lse, grad_output = packed(upstream.output), packed(upstream.lse), packed(upstream.grad_output)
     grad_lse = None if upstream.grad_lse is None else packed(upstream.grad_lse)
-    d_query, d_key, d_value = (like(t) if needed else None for t, needed in zip((query, key, value), wanted))
+    d_query, d_key, d_value = (contiguous_like(t) if needed else None for t, needed in zip((query, key, value), wanted))
     table = head_table(problem)
     table = lse if table is None else table
     strides = (query.stride(), key.stride(), value.stride())
@@ -74,11 +74,6 @@ def backward(problem: Problem, config: BackwardConfig, inputs: Inputs, upstream:
         if part.queries is not None and d_query is not None:
             part.queries(query, grad_output, lse2, delta, key, value, d_query, table)
     return Inputs(d_query, d_key, d_value)  # type: ignore[arg-type]
-
-
-def like(tensor: Tensor) -> Tensor:
-    """A contiguous tensor for its gradient."""
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 class Passes(NamedTuple):
@@ -99,7 +94,9 @@ class Launchers(NamedTuple):
     queries: Launcher | None
 
 
-def launchers(problem: Problem, config: BackwardConfig, strides: Strides, passes: Passes) -> tuple[Launchers, ...]:
+def launchers(
+    problem: Problem, config: BackwardConfig, strides: TensorStrides, passes: Passes
+) -> tuple[Launchers, ...]:
     """The backward's launchers, one set per subproblem; `strides`: of query, key and value."""
     tensors = Tensors.of(problem, strides)
     gradients = [Strided.contiguous(*t.shape) for t in tensors[:3]]

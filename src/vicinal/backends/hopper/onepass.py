@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from vicinal.backends.gpu.strides import contiguous_like
 from vicinal.backends.hopper.arguments import (
     Tensors,
     axes_of,
@@ -21,7 +22,7 @@ from vicinal.backends.hopper.arguments import (
     options_of,
     token_strides,
 )
-from vicinal.backends.hopper.backward import Shared, Strides, like, prepare_launcher, row_constants
+from vicinal.backends.hopper.backward import Shared, TensorStrides, prepare_launcher, row_constants
 from vicinal.backends.hopper.config import BackwardConfig
 from vicinal.backends.hopper.kernels.arguments import KeysStrides, Scalars
 from vicinal.backends.hopper.launch import Block, Launcher
@@ -45,7 +46,7 @@ def backward(problem: Problem, config: BackwardConfig, inputs: Inputs, upstream:
     query, key, value = described(inputs)
     output, lse, grad_output = packed(upstream.output), packed(upstream.lse), packed(upstream.grad_output)
     grad_lse = lse if upstream.grad_lse is None else packed(upstream.grad_lse)
-    d_query, d_key, d_value = like(query), like(key), like(value)
+    d_query, d_key, d_value = contiguous_like(query), contiguous_like(key), contiguous_like(value)
     table = head_table(problem)
     table = lse if table is None else table
     strides = (query.stride(), key.stride(), value.stride())
@@ -68,7 +69,9 @@ class Launchers(NamedTuple):
     finish: Launcher
 
 
-def launchers(problem: Problem, config: BackwardConfig, strides: Strides, has_grad_lse: bool) -> tuple[Launchers, ...]:
+def launchers(
+    problem: Problem, config: BackwardConfig, strides: TensorStrides, has_grad_lse: bool
+) -> tuple[Launchers, ...]:
     """The launchers, one set per subproblem; `strides`: of query, key and value."""
     tensors = Tensors.of(problem, strides)
     gradients = [Strided.contiguous(*t.shape) for t in tensors[:3]]

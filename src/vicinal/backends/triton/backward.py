@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.launch import Launch, options_of
-from vicinal.backends.gpu.strides import aligned
+from vicinal.backends.gpu.strides import aligned, contiguous_like
 from vicinal.backends.gpu.tables import in_use
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.kernels.additional import additional_gradient_kernel
@@ -69,11 +69,11 @@ class Backward:
             in_use(self._table)
         query, key, value, _, _, rpb = inputs
         output, lse, grad_output, grad_lse = upstream
-        grad_query = _like(query) if self._wanted.query else None
+        grad_query = contiguous_like(query) if self._wanted.query else None
         grad_key, grad_value = self._key_and_value(inputs)
         delta = None
         if self._both is not None or self._query is not None or self._delta is not None:
-            delta = _like(lse)
+            delta = contiguous_like(lse)
         read = (*inputs, self._table, output, lse, grad_output, grad_lse)
         if self._both is not None:
             self._both((*read, delta, grad_query, grad_key, grad_value), ok)
@@ -123,7 +123,9 @@ class Backward:
         """Memory for the gradients of key and value: of one entry per query head where no program sums over them."""
         query, key, value = inputs[:3]
         if not self._per_query_head:
-            return _like(key) if self._wanted.key else None, _like(value) if self._wanted.value else None
+            return contiguous_like(key) if self._wanted.key else None, contiguous_like(
+                value
+            ) if self._wanted.value else None
         rows = query.shape[:-1]
         grad_key = query.new_empty((*rows, key.shape[-1]), dtype=torch.float32) if self._wanted.key else None
         grad_value = query.new_empty((*rows, value.shape[-1]), dtype=torch.float32) if self._wanted.value else None
@@ -147,10 +149,6 @@ class Backward:
         launch((query, extra_keys, extra_values, upstream.lse, upstream.grad_output, delta, *partial), ok)
         grad_keys, grad_values = (None if t is None else t.sum(0).to(query.dtype) for t in partial)
         return grad_keys, grad_values
-
-
-def _like(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 def _delta_launch(prepared: Prepared) -> Launch:
