@@ -123,9 +123,8 @@ class Backward:
         """Memory for the gradients of key and value: of one entry per query head where no program sums over them."""
         query, key, value = inputs[:3]
         if not self._per_query_head:
-            return contiguous_like(key) if self._wanted.key else None, contiguous_like(
-                value
-            ) if self._wanted.value else None
+            grad_key = contiguous_like(key) if self._wanted.key else None
+            return grad_key, contiguous_like(value) if self._wanted.value else None
         rows = query.shape[:-1]
         grad_key = query.new_empty((*rows, key.shape[-1]), dtype=torch.float32) if self._wanted.key else None
         grad_value = query.new_empty((*rows, value.shape[-1]), dtype=torch.float32) if self._wanted.value else None
