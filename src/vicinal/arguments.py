@@ -38,6 +38,11 @@ KVHeads = Annotated[int | None, typer.Option(help="Key and value heads; by defau
 HeadDim = Annotated[int, typer.Option(help="Dimensions of a query or key head.")]
 ValueDim = Annotated[int | None, typer.Option(help="Dimensions of a value head; by default --head-dim.")]
 DType = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
+Suite = Annotated[str | None, typer.Option(help="A named suite instead of one problem: cpu or gpu.")]
+Only = Annotated[
+    list[str] | None, typer.Option(help="Of the suite, the cases whose name contains this; can be repeated.")
+]
+SomeWindow = Annotated[str | None, typer.Option(help="Keys per query: 7, or 3x7x7; `all` for an axis.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default cuda where there is one.")]
 
 

@@ -21,7 +21,10 @@ from vicinal.arguments import (
     HeadDim,
     Heads,
     KVHeads,
+    Only,
+    SomeWindow,
     Stride,
+    Suite,
     ValueDim,
     wrong,
 )
@@ -34,12 +37,10 @@ bench = typer.Typer(rich_markup_mode=None)
 @bench.callback()
 def run_bench(
     context: typer.Context,
-    suite: Annotated[str | None, typer.Option(help="A named suite instead of one problem: cpu or gpu.")] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Of the suite, the cases whose name contains this; can be repeated.")
-    ] = None,
+    suite: Suite = None,
+    only: Only = None,
     lengths: Annotated[str | None, typer.Option(help="Tokens along each axis: 4096, 64x64, 8x32x32.")] = None,
-    window: Annotated[str | None, typer.Option(help="Keys per query: 7, or 3x7x7; `all` for an axis.")] = None,
+    window: SomeWindow = None,
     batch: Batch = 1,
     heads: Heads = 4,
     kv_heads: KVHeads = None,

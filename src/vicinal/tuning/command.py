@@ -21,7 +21,10 @@ from vicinal.arguments import (
     HeadDim,
     Heads,
     KVHeads,
+    Only,
+    SomeWindow,
     Stride,
+    Suite,
     ValueDim,
     wrong,
 )
@@ -37,10 +40,7 @@ Script = Annotated[
     list[str] | None,
     typer.Argument(help="After --, a Python script and its arguments: what it meets is measured when it has ended."),
 ]
-Suite = Annotated[str | None, typer.Option(help="A named suite instead of one problem: cpu or gpu.")]
-Only = Annotated[list[str] | None, typer.Option(help="Of the suite, the cases whose name contains this.")]
 SomeLengths = Annotated[list[str] | None, typer.Option(help="Tokens along each axis, as 64x64; can be repeated.")]
-SomeWindow = Annotated[str | None, typer.Option(help="Keys per query: 7, or 3x7x7; `all` for an axis.")]
 Forward = Annotated[bool, typer.Option("--forward", help="The forward pass (default: both).")]
 Backward = Annotated[bool, typer.Option("--backward", help="The backward pass.")]
 
