@@ -34,3 +34,27 @@ def test_neighborhoods_are_made_once(values):
     found = calls.neighborhood(2, *values)
     assert found == Neighborhood.of(2, *values)
     assert calls.neighborhood(2, *values) is found
+
+
+@pytest.mark.parametrize("backend", [None, "torch"])
+def test_clamp_takes_the_largest_windows_that_fit(backend):
+    q, k, v = torch.randn(3, 1, 11, 4, 2, 8).unbind(0)
+    rpb = torch.randn(2, 9, 9)
+    found = vicinal.na2d(q, k, v, 5, dilation=(3, 1), rpb=rpb, clamp=True, backend=backend)
+    expected = vicinal.na2d(q, k, v, (3, 4), dilation=(3, 1), rpb=rpb[:, 2:7, 1:8], backend=backend)
+    assert torch.equal(found, expected)
+    assert torch.equal(vicinal.na2d(q, k, v, (3, 4), clamp=True), vicinal.na2d(q, k, v, (3, 4)))
+
+
+def test_clamp_per_head_and_of_whole_axes():
+    q, k, v = torch.randn(3, 1, 9, 2, 8).unbind(0)
+    heads = [vicinal.Neighborhood.of(1, w, dilation=2) for w in (None, 11)]
+    found = vicinal.neighborhood_attention(q, k, v, heads, clamp=True)
+    assert torch.equal(found, vicinal.na1d(q, k, v, 4, dilation=2))
+
+
+def test_clamp_compiles_for_any_length():
+    call = torch.compile(lambda x: vicinal.na1d(x, x, x, 9, clamp=True), dynamic=True, backend="eager", fullgraph=True)
+    for length in (5, 20, 12):
+        x = torch.randn(1, length, 1, 4)
+        torch.testing.assert_close(call(x), vicinal.na1d(x, x, x, min(9, length)))

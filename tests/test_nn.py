@@ -171,7 +171,7 @@ def test_short_axes_take_the_largest_window_that_fits():
     torch.manual_seed(0)
     module, x = vicinal.NeighborhoodAttention2D(8, 2, 5, dilation=3, rpb=True, fit="clamp"), torch.randn(1, 4, 11, 8)
     query, key, value = module.qkv(x).unflatten(-1, (3, 2, 4)).unbind(-3)
-    expected = vicinal.na2d(query, key, value, (4, 5), dilation=(1, 2), rpb=module.rpb[:, 1:-1])
+    expected = vicinal.na2d(query, key, value, (1, 3), dilation=3, rpb=module.rpb[:, 4:5, 2:7])
     torch.testing.assert_close(module(x), module.proj(expected.flatten(-2)))
 
 

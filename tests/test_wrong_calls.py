@@ -83,6 +83,17 @@ SWITCH = [
     ("return_lse None", TypeError, "return_lse | True or False | None", {"return_lse": None}),
     ("return_lse text", TypeError, "return_lse | True or False | 'yes'", {"return_lse": "yes"}),
 ]
+CLAMP = [
+    ("clamp 1", TypeError, "clamp | True or False | 1 | int", {"clamp": 1}),
+    ("clamp with a query of the wrong rank", ValueError, "query | 5 dimensions", {"clamp": True, "query": Q[0]}),
+    ("clamp with a query that is a list", TypeError, "query | torch.Tensor", {"clamp": True, "query": [1.0]}),
+    (
+        "clamp with rpb of another window",
+        ValueError,
+        "rpb | [4, 5, 5] | [4, 5, 7]",
+        {"clamp": True, "rpb": tensor(4, 5, 7)},
+    ),
+]
 GEOMETRY = [
     ("kernel_size too large", ValueError, "axis 0 has length 6 | kernel_size 7", {"kernel_size": 7}),
     ("kernel_size 0", ValueError, "kernel_size | at least 1 | 0", {"kernel_size": 0}),
@@ -196,7 +207,7 @@ NA2D = [
     *bad_tensors("query", Q), *bad_tensors("key", K), *bad_tensors("value", V), *unlike("key", K), *unlike("value", V),
     ("query None", TypeError, "query | torch.Tensor | NoneType", {"query": None}),
     ("key None", TypeError, "key | torch.Tensor | NoneType", {"key": None}),
-    *SHAPES, *VALUES, EMPTY, *EXTRA, *GEOMETRY, *bad_scales(), *SWITCH, *BACKENDS,
+    *SHAPES, *VALUES, EMPTY, *EXTRA, *GEOMETRY, *bad_scales(), *SWITCH, *CLAMP, *BACKENDS,
 ]  # fmt: skip
 NA1D = [
     (

@@ -21,7 +21,12 @@ from vicinal.warning import warn
 
 
 def attend(
-    inputs: Inputs, neighborhoods: tuple[Neighborhood, ...], scale: float | None, return_lse: bool, backend: str | None
+    inputs: Inputs,
+    neighborhoods: tuple[Neighborhood, ...],
+    scale: float | None,
+    return_lse: bool,
+    backend: str | None,
+    clamp: bool = False,
 ) -> Any:
     """Neighborhood attention as `vicinal.neighborhood_attention` documents it: the output, or it and its log-sum-exp.
 
@@ -32,9 +37,37 @@ def attend(
         check_switch("return_lse", return_lse)
     if scale is not None:
         scale = check_scale("scale", scale)
+    if clamp is not False:
+        check_switch("clamp", clamp)
+        inputs, neighborhoods = clamped(inputs, neighborhoods)
     cast = autocast(inputs)
     output, lse = route(inputs if cast is inputs else Inputs(*cast), neighborhoods, scale, backend)
     return (output, lse) if return_lse else output
+
+
+def clamped(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...]) -> tuple[Inputs, tuple[Neighborhood, ...]]:
+    """With the largest windows that fit the tokens (`Axis.clamp`), and of the bias table the middle, which is theirs.
+
+    What is wrong otherwise stays so, and is refused where calls are checked.
+    """
+    query, rpb = inputs.query, inputs.rpb
+    if not isinstance(query, Tensor) or any(
+        not isinstance(n, Neighborhood) or n.rank != query.ndim - 3 for n in neighborhoods
+    ):
+        return inputs, neighborhoods
+    lengths = query.shape[1:-2]
+    fitting = tuple(n.clamp(lengths) for n in neighborhoods)
+    if isinstance(rpb, Tensor) and rpb.ndim == len(lengths) + 1:
+        inputs = inputs._replace(rpb=_middle(rpb, neighborhoods[0].window, fitting[0].window))
+    return inputs, fitting
+
+
+def _middle(rpb: Tensor, full: tuple[int | None, ...], window: tuple[int | None, ...]) -> Tensor:
+    """Of a table of relative positions, of `full` windows, those of smaller ones."""
+    for axis, (own, k) in enumerate(zip(full, window), 1):
+        if own is not None and k is not None and k < own and rpb.shape[axis] == 2 * own - 1:
+            rpb = rpb.narrow(axis, own - k, 2 * k - 1)
+    return rpb
 
 
 def check_input(x: Tensor, rank: int, channels: int, projection: nn.Module) -> None:

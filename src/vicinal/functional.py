@@ -34,6 +34,7 @@ class _Options(TypedDict, total=False):
     additional_values: Tensor | None
     rpb: Tensor | None
     backend: str | None
+    clamp: bool
 
 
 class _AttentionOptions(TypedDict, total=False):
@@ -93,6 +94,7 @@ def neighborhood_attention(
     rpb: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
+    clamp: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Neighborhood attention for any rank from 1 to 3, with one neighborhood for all heads or one per head.
 
@@ -109,6 +111,8 @@ def neighborhood_attention(
             units of the dilation.
         return_lse: also return the log-sum-exp of the scores.
         backend: a backend's name; None takes the first that can run the problem (see `vicinal explain`).
+        clamp: take the largest window that fits where an axis is too short, `min(kernel_size, length // dilation)`, and
+            of `rpb` the middle.
 
     Returns:
         output `[B, *X, H, Dv]` in the inputs' dtype; with `return_lse` also the log-sum-exp `[B, *X, H]` in float32
@@ -119,7 +123,7 @@ def neighborhood_attention(
         ValueError: shapes, devices or windows do not fit, or the backend cannot run the problem.
     """
     inputs = Inputs(query, key, value, additional_keys, additional_values, rpb)
-    return attend(inputs, _neighborhoods(inputs, neighborhood), scale, return_lse, backend)
+    return attend(inputs, _neighborhoods(inputs, neighborhood), scale, return_lse, backend, clamp)
 
 
 @overload

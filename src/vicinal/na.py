@@ -48,6 +48,7 @@ class Rest(TypedDict, total=False):
     torch_compile: bool
     rpb: Tensor | None
     boundary: PerAxis[Boundary]
+    clamp: bool
 
 
 @overload
@@ -103,6 +104,7 @@ def na1d(
     *,
     rpb: Tensor | None = None,
     boundary: PerAxis[Boundary] = "shift",
+    clamp: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """1-D neighborhood attention: each query attends to the window of keys nearest to it.
 
@@ -124,6 +126,8 @@ def na1d(
         return_lse: also return the log-sum-exp of the scores.
         rpb: relative positional bias `[H, 2*K0-1]`.
         boundary: "shift" (at a border the window moves inward) or "clip" (it is cut), per axis.
+        clamp: take the largest window that fits where an axis is too short, `min(kernel_size, length // dilation)`, and
+            of `rpb` the middle.
 
     Returns:
         output `[B, X0, H, Dv]` in the inputs' dtype; with `return_lse` also the log-sum-exp `[B, X0, H]` in
@@ -141,7 +145,7 @@ def na1d(
     )  # fmt: skip
     window = neighborhood(1, kernel_size, stride, dilation, is_causal, boundary)
     inputs = Inputs(query, key, value, additional_keys, additional_values, rpb)
-    return attend(inputs, (window,), scale, return_lse, backend)
+    return attend(inputs, (window,), scale, return_lse, backend, clamp)
 
 
 @overload
@@ -197,6 +201,7 @@ def na2d(
     *,
     rpb: Tensor | None = None,
     boundary: PerAxis[Boundary] = "shift",
+    clamp: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """2-D neighborhood attention: each query attends to the window of keys nearest to it.
 
@@ -218,6 +223,8 @@ def na2d(
         return_lse: also return the log-sum-exp of the scores.
         rpb: relative positional bias `[H, 2*K0-1, 2*K1-1]`.
         boundary: "shift" (at a border the window moves inward) or "clip" (it is cut), per axis.
+        clamp: take the largest window that fits where an axis is too short, `min(kernel_size, length // dilation)`, and
+            of `rpb` the middle.
 
     Returns:
         output `[B, X0, X1, H, Dv]` in the inputs' dtype; with `return_lse` also the log-sum-exp `[B, X0, X1, H]` in
@@ -235,7 +242,7 @@ def na2d(
     )  # fmt: skip
     window = neighborhood(2, kernel_size, stride, dilation, is_causal, boundary)
     inputs = Inputs(query, key, value, additional_keys, additional_values, rpb)
-    return attend(inputs, (window,), scale, return_lse, backend)
+    return attend(inputs, (window,), scale, return_lse, backend, clamp)
 
 
 @overload
@@ -291,6 +298,7 @@ def na3d(
     *,
     rpb: Tensor | None = None,
     boundary: PerAxis[Boundary] = "shift",
+    clamp: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """3-D neighborhood attention: each query attends to the window of keys nearest to it.
 
@@ -312,6 +320,8 @@ def na3d(
         return_lse: also return the log-sum-exp of the scores.
         rpb: relative positional bias `[H, 2*K0-1, 2*K1-1, 2*K2-1]`.
         boundary: "shift" (at a border the window moves inward) or "clip" (it is cut), per axis.
+        clamp: take the largest window that fits where an axis is too short, `min(kernel_size, length // dilation)`, and
+            of `rpb` the middle.
 
     Returns:
         output `[B, X0, X1, X2, H, Dv]` in the inputs' dtype; with `return_lse` also the log-sum-exp
@@ -329,4 +339,4 @@ def na3d(
     )  # fmt: skip
     window = neighborhood(3, kernel_size, stride, dilation, is_causal, boundary)
     inputs = Inputs(query, key, value, additional_keys, additional_values, rpb)
-    return attend(inputs, (window,), scale, return_lse, backend)
+    return attend(inputs, (window,), scale, return_lse, backend, clamp)

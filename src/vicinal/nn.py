@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, Ty
 import torch
 from torch import Tensor, nn
 
-from vicinal.calls import check_input
+from vicinal.calls import check_input, clamped
 from vicinal.checks import check_count, check_device, check_fraction, check_scale, check_switch
 from vicinal.functional import neighborhood_attention
 from vicinal.geometry.neighborhood import Boundary, Neighborhood, PerAxis
-from vicinal.problem import DTYPES
+from vicinal.problem import DTYPES, Inputs
 from vicinal.unfused import neighborhood_av, neighborhood_qk
 
 T = TypeVar("T")
@@ -71,8 +71,8 @@ class NeighborhoodAttention(nn.Module):
         attn_drop: dropout of attention weights. In training it takes the unfused operators, and their memory.
         rpb: whether a relative positional bias `[num_heads, 2*K0-1, ...]` is learned, the parameter `rpb`.
         fit: what becomes of tokens that are fewer than `kernel_size * dilation` along an axis where windows shift.
-            "exact" raises. "clamp" takes the largest window that fits, and then the largest dilation; of the bias it
-            takes the middle. "pad" appends zeros to the input and crops the output, as NATTEN's module did until 0.15:
+            "exact" raises. "clamp" takes the largest window that fits, `min(kernel_size, length // dilation)`; of the
+            bias it takes the middle. "pad" appends zeros to the input and crops the output, as NATTEN's module did until 0.15:
             the zeros are attended.
         boundary: "shift" or "clip", per axis.
         device, dtype: of the parameters, as in torch's modules.
@@ -164,10 +164,7 @@ class NeighborhoodAttention(nn.Module):
         check_input(x, self.rank, self.num_heads * self.head_dim, self.qkv)
         lengths = x.shape[1:-1]
         neighborhoods, rpb = self.neighborhoods, self.bias()
-        if self.fit == "clamp":
-            neighborhoods = tuple(n.clamp(lengths) for n in neighborhoods)
-            rpb = rpb if rpb is None else _middle(rpb, neighborhoods[0].resolve(lengths).window)
-        elif self.fit == "pad":
+        if self.fit == "pad":
             x = _padded(x, [max(least) for least in zip(*(n.least for n in neighborhoods))])
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(-3)
         output = self._attend(query, key, value, neighborhoods, rpb).flatten(-2)
@@ -183,7 +180,10 @@ class NeighborhoodAttention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, neighborhoods: tuple[Neighborhood, ...], rpb: Tensor | None
     ) -> Tensor:
         if not self.training or self.attn_drop.p == 0:
-            return neighborhood_attention(query, key, value, neighborhoods, scale=self.scale, rpb=rpb)
+            clamp = self.fit == "clamp"
+            return neighborhood_attention(query, key, value, neighborhoods, scale=self.scale, rpb=rpb, clamp=clamp)
+        if self.fit == "clamp":
+            (query, *_, rpb), neighborhoods = clamped(Inputs(query, key, value, rpb=rpb), neighborhoods)
         return unfused_attention(query, key, value, neighborhoods, scale=self.scale, rpb=rpb, drop=self.attn_drop)
 
     def _table_lengths(self) -> list[int]:
@@ -267,14 +267,6 @@ def _neighborhoods(rank: int, heads: int, given: Any, geometry: tuple[Any, ...])
     if geometry != (1, 1, False, "shift"):
         raise ValueError("kernel_size of Neighborhoods says all: leave stride, dilation, is_causal and boundary out")
     return tuple(given)
-
-
-def _middle(rpb: Tensor, window: Sequence[int | None]) -> Tensor:
-    """Of a table of relative positions those of a smaller window."""
-    for axis, k in enumerate(window, 1):
-        if k is not None and 2 * k - 1 < rpb.shape[axis]:
-            rpb = rpb.narrow(axis, rpb.shape[axis] // 2 + 1 - k, 2 * k - 1)
-    return rpb
 
 
 def _padded(x: Tensor, least: Sequence[int]) -> Tensor:

@@ -142,8 +142,10 @@ def test_found_in_a_set_of_another_process():
     ("axis", "length", "expected"),
     [
         (Axis(7, dilation=8), 56, Axis(7, dilation=8)),
-        (Axis(7, dilation=8), 55, Axis(7, dilation=7)),
-        (Axis(7, stride=6, dilation=8), 5, Axis(5, stride=5)),
+        (Axis(7, dilation=8), 55, Axis(6, dilation=8)),
+        (Axis(7, stride=6, dilation=2), 5, Axis(2, stride=2, dilation=2)),
+        (Axis(7, dilation=8), 5, Axis(1, dilation=5)),
+        (Axis(None, stride=4, dilation=3), 11, Axis(3, stride=3, dilation=3)),
         (Axis(7, causal=True), 3, Axis(7, causal=True)),
         (Axis(7, boundary="clip"), 3, Axis(7, boundary="clip")),
         (Axis(None), 3, Axis(None)),

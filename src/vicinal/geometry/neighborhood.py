@@ -88,11 +88,19 @@ class Axis:
         return 1 if self.window is None or self.causal or self.boundary != "shift" else self.window * self.dilation
 
     def clamp(self, length: int) -> Axis:
-        """The largest window, and with it the largest dilation, that fit tokens of `length`, up to its own."""
-        if self.window is None or not 0 < length < self.least:
+        """With the largest window that fits tokens of `length`: `min(window, length // dilation)`, at least one key.
+
+        The dilation is kept, unless it exceeds the length; a stride is cut with its window. What always fits (causal,
+        clipped) stays as it is.
+        """
+        if self.causal or self.boundary == "clip" or length < 1:
             return self
-        window = min(self.window, length)
-        return replace(self, window=window, stride=min(self.stride, window), dilation=length // window)
+        window = length if self.window is None else self.window
+        if window * self.dilation <= length and self.stride <= window:
+            return self
+        dilation = min(self.dilation, length)
+        window = min(window, length // dilation)
+        return replace(self, window=window, stride=min(self.stride, window), dilation=dilation)
 
 
 @dataclass(frozen=True, init=False)
@@ -187,10 +195,9 @@ class Neighborhood:
         return tuple(axis.least for axis in self.axes)
 
     def clamp(self, lengths: Sequence[int]) -> Neighborhood:
-        """This neighborhood, along axes that are too short for it with the largest window and dilation that fit."""
-        if all(n >= axis.least for axis, n in zip(self.axes, lengths)):
-            return self
-        return Neighborhood(tuple(axis.clamp(n) for axis, n in zip(self.axes, lengths)))
+        """This neighborhood, along axes that are too short for it with the largest window that fits (`Axis.clamp`)."""
+        axes = tuple(axis.clamp(n) for axis, n in zip(self.axes, lengths))
+        return self if axes == self.axes else Neighborhood(axes)
 
     def is_whole(self, lengths: Sequence[int]) -> bool:
         """Whether every query sees every key: self attention."""
