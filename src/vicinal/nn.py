@@ -72,8 +72,8 @@ class NeighborhoodAttention(nn.Module):
         rpb: whether a relative positional bias `[num_heads, 2*K0-1, ...]` is learned, the parameter `rpb`.
         fit: what becomes of tokens that are fewer than `kernel_size * dilation` along an axis where windows shift.
             "exact" raises. "clamp" takes the largest window that fits, `min(kernel_size, length // dilation)`; of the
-            bias it takes the middle. "pad" appends zeros to the input and crops the output, as NATTEN's module did until 0.15:
-            the zeros are attended.
+            bias it takes the middle. "pad" appends zeros to the input and crops the output, as NATTEN's module did
+            until 0.15: the zeros are attended.
         boundary: "shift" or "clip", per axis.
         device, dtype: of the parameters, as in torch's modules.
 
