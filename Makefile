@@ -11,8 +11,8 @@ CLEAN  := build/clean
 JOBS   ?= 2
 GPU_JOBS ?= 12
 SANITIZED := 1d-small or 2d-causal-row or 3d-gqa or 2d-dilated-ragged or (float16 and mixed)
-RACED := 'hopper_gpu.py::test_forward[1d-small]' 'hopper_gpu.py::test_backward[1d-small]' \
-	'hopper_gpu.py::test_backward[1d-one]' 'triton_gpu.py::test_another_stream'
+RACED := $(addprefix tests/gpu/test_,hopper_gpu.py::test_forward[1d-small] hopper_gpu.py::test_backward[1d-small] \
+	hopper_gpu.py::test_backward[1d-one] triton_gpu.py::test_another_stream)
 RACE_TIMEOUT ?= 120   # seconds, of each: one that is slow costs only itself
 TEST_TIMEOUT ?= 300
 
@@ -52,16 +52,14 @@ test: $(READY)
 gpu-test:
 	PYTHONPATH=src python3 -m pytest -m gpu -n $(GPU_JOBS) --dist worksteal tests/gpu
 
-# The same machine, small problems of every kind of kernel under CUDA's own checkers.
+# The same machine, small problems of every kind of kernel under CUDA's own checkers. Not under initcheck: tests fill
+# memory with NaN, which shows what is read unwritten, and what the copy engine writes counts for it as unwritten.
 gpu-sanitize:
-	for tool in memcheck initcheck synccheck; do \
+	for tool in memcheck synccheck; do \
 		PYTHONPATH=src PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
 			python3 -m pytest -q -m gpu -k "$(SANITIZED)" tests/gpu || exit 1; \
 	done
-	status=0; for test in $(RACED); do \
-		PYTHONPATH=src timeout $(RACE_TIMEOUT) compute-sanitizer --tool racecheck --error-exitcode 9 \
-			python3 -m pytest -q -m gpu "tests/gpu/test_$$test" || { echo "racecheck of $$test: exit $$?"; status=1; }; \
-	done; exit $$status
+	PYTHONPATH=src python3 tests/gpu/racecheck.py $(RACE_TIMEOUT) $(RACED)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -227,14 +227,20 @@ def test_scores_of_minus_infinity():
 @pytest.mark.parametrize("mapped", ["not", "by vmap", "by autograd's"])
 def test_what_torchs_attention_reads_on_gpus_is_aligned_and_not_expanded(kind, mapped, monkeypatch):
     """Its kernels fault on other memory there: here only what reaches it is looked at."""
-    seen = []
+    seen, above_seen = [], []
+    attention, laid_out = torch.nn.functional.scaled_dot_product_attention, dense._laid_out
 
-    def aligned(tensor):
-        seen.append(found := original(tensor))
+    def attend(*tensors, **options):
+        seen.extend(tensors)
+        return attention(*tensors, **options)
+
+    def hook(grad, strides):
+        above_seen.append((found := laid_out(grad, strides), strides))
         return found
 
-    original = dense._aligned
-    monkeypatch.setattr(dense, "_readable", aligned)
+    monkeypatch.setattr(dense, "_is_read_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(dense, "_laid_out", hook)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
     layout = Layout(kind, 2)
     inputs = [layout(t.detach()).requires_grad_() for t in qkv(6, 4, head_dim=8, value_dim=8)]
     expected = truth(*inputs)[0]
@@ -248,6 +254,9 @@ def test_what_torchs_attention_reads_on_gpus_is_aligned_and_not_expanded(kind, m
     found = torch.autograd.grad(ours, inputs, above[None] if batched else above, is_grads_batched=batched)
     found = tuple(g[0] for g in found) if batched else found
     torch.testing.assert_close(found, torch.autograd.grad(expected, inputs, above))
-    assert len(seen) == (3 if mapped == "by vmap" else 4)  # below vmap a gradient cannot be met
+    assert len(seen) == 3
+    assert len(above_seen) == (mapped != "by vmap")  # below vmap a gradient cannot be met
     if mapped == "not":
-        assert all(t.data_ptr() % 16 == 0 and 0 not in t.stride() for t in seen)
+        (grad, strides), *_ = above_seen
+        assert all(t.data_ptr() % 16 == 0 and 0 not in t.stride() for t in (*seen, grad))
+        assert grad.stride() == strides

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def attend(
         q, k, v, is_causal=is_causal, scale=scale, enable_gqa=grouped
     )
     if output.requires_grad and not torch.compiler.is_compiling():
-        output.register_hook(_readable)  # the gradient from above
+        output.register_hook(partial(_laid_out, strides=output.stride()))
     return output.transpose(1, 2), None
 
 
@@ -83,7 +84,21 @@ def _readable(tensor: Tensor) -> Tensor:
     They fault where a tensor starts at no multiple of 16 bytes (pytorch issue 183484, torch 2.11), as a slice may, and
     are wrong on some expanded ones (191937). Compiled code aligns its own inputs.
     """
-    return _aligned(tensor) if tensor.is_cuda and not torch.compiler.is_compiling() else tensor
+    return _aligned(tensor) if _is_read_on_gpu(tensor) else tensor
+
+
+def _laid_out(grad: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """The gradient from above, readable and in the output's own strides: cuDNN's backward takes it to have them."""
+    if not _is_read_on_gpu(grad) or (grad.stride() == strides and _aligned(grad) is grad):
+        return grad
+    try:
+        return grad.new_empty_strided(grad.shape, strides).copy_(grad)
+    except RuntimeError:  # mapped by a transform
+        return _aligned(grad)
+
+
+def _is_read_on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda and not torch.compiler.is_compiling()
 
 
 def _aligned(tensor: Tensor) -> Tensor:
