@@ -88,7 +88,7 @@ def plot_roofline(limits: Limits, points: Sequence[Point], path: Path, title: st
     """Draw achieved FLOP/s over intensity, under the device's roof, into an image file."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
     axes = figure.subplots()
     knee = limits.flops / limits.bandwidth
     xs = [p.flops / p.bytes for p in points]
@@ -101,13 +101,11 @@ def plot_roofline(limits: Limits, points: Sequence[Point], path: Path, title: st
         marker = "osD^v<>"[names.index(point.name) % 7] if len(groups) > 1 else "o"
         label = f"{point.group}: {point.name}" if point.group else point.name
         axes.loglog([x], [point.flops / point.seconds], marker, color=f"C{color}", label=label)
-    axes.text(left, left * limits.bandwidth, f"  copy {limits.bandwidth / 1e12:.3g} TB/s", va="top", fontsize=8)
-    axes.text(
-        right, limits.flops, f"matrix product {limits.flops / 1e12:.3g} TFLOP/s", ha="right", va="bottom", fontsize=8
-    )
+    axes.text(left, left * limits.bandwidth, f"  copy {limits.bandwidth / 1e12:.3g} TB/s", va="top")
+    axes.text(right, limits.flops, f"matrix product {limits.flops / 1e12:.3g} TFLOP/s", ha="right", va="bottom")
     axes.set_xlabel("useful FLOPs per byte")
     axes.set_ylabel("useful FLOP/s")
     axes.set_title(title)
     axes.grid(True, which="both", alpha=0.2)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=1 + (len(points) > 8))
     figure.savefig(path, dpi=150)

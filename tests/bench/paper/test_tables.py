@@ -114,9 +114,9 @@ def test_document(results):
     text = document(results)
     assert "vicinal bench paper --sample 3" in text
     assert "a device" in text
-    assert "| 1-D | fused | 100.0% (100%) | 100.0% (100%) of 2 |  | 50.0% (98.2%) of 2 |" in text
-    assert "| 1-D | float16 | fused | 300% | 1759% | 100% | 500% | 3 |" in text
-    assert "| 1-D | float16 | GEMM | 50% | 502% | 0% | 100% | 2 |" in text
+    assert "| 1-D fused | 100.0% (100%) | 100.0% (100%) of 2 |  | 50.0% (98.2%) of 2 |" in text
+    assert "| 1-D | float16 | fused over naive | 300% | 1759% | 100% to 500% | 60% to 11885% | 3 |" in text
+    assert "| 1-D | float16 | GEMM over naive | 50% | 502% | 0% to 100% | -48% to 3017% | 2 |" in text
     lost = f"| {LINES[0]['name']} | float16 | forward | triton 16 | even | 2000000.0 | flash 2.00 | 4.7% | 14% | 1.00 |"
     assert lost in text
     assert "| 1-D | float16 | forward | 1 of 3 |  | 0 of 1 | 1 of 2 |  |  |  | flash 1 | 2.00 |" in text

@@ -8,8 +8,9 @@ from math import ceil, prod
 from statistics import median
 
 from vicinal.bench.cases import Case, Pass
+from vicinal.bench.markdown import folded, table
 from vicinal.bench.paper.systems import FUSED
-from vicinal.bench.paper.tables import LABELS, MATCH, THIN, Line, is_thin, markdown, seconds_of
+from vicinal.bench.paper.tables import LABELS, MATCH, THIN, Line, is_thin, seconds_of
 from vicinal.bench.roofline import Limits, least_seconds
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import DTYPES
@@ -113,7 +114,7 @@ def _by_saving(timed: Mapping[tuple[int, str, Pass], Sequence[tuple[Line, Lost]]
         "larger of moving its tensors once, at the measured copy's rate, and of its products, at the measured matrix "
         "product's. Where it is 1 there is nothing to win."
     )
-    return f"{note}\n\n{markdown(header, [[str(cell) for cell in row] for row in body])}"
+    return f"{note}\n\n{table(header, [[str(cell) for cell in row] for row in body])}"
 
 
 def _by_kind(timed: Mapping[tuple[int, str, Pass], Sequence[tuple[Line, Lost]]], limits: Mapping[str, Limits]) -> str:
@@ -131,7 +132,7 @@ def _by_kind(timed: Mapping[tuple[int, str, Pass], Sequence[tuple[Line, Lost]]],
         body.append([f"{rank}-D", dtype, passed, f"{len(own)} of {len(every)}", *counts, names, middle])
     header = ["", "dtype", "pass", "slower than any", *KINDS, "slower than", "median of the worst ratios"]
     kinds_list = "\n".join(f"- {kind}: {words}" for kind, words in KINDS.items())
-    return f"Kinds, the first that fits:\n\n{kinds_list}\n\n{markdown(header, body)}"
+    return f"Kinds, the first that fits:\n\n{kinds_list}\n\n{table(header, body)}"
 
 
 def _each(timed: Mapping[tuple[int, str, Pass], Sequence[tuple[Line, Lost]]], limits: Mapping[str, Limits]) -> str:
@@ -157,7 +158,7 @@ def _each(timed: Mapping[tuple[int, str, Pass], Sequence[tuple[Line, Lost]]], li
         "Pairs are of self attention's. Computed: by the tiles that dispatch chose; of forward and backward together, "
         "by those of the query gradient."
     )
-    return f"{note}\n\n{markdown(titles, rows)}"
+    return folded(f"Every problem that is lost ({len(rows)})", f"{note}\n\n{table(titles, rows)}")
 
 
 def _sizes(line: Line) -> tuple[int, int, int, str]:

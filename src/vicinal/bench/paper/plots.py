@@ -14,10 +14,11 @@ from pathlib import Path
 from statistics import median
 
 from vicinal.bench.cases import Case
+from vicinal.bench.paper import published
 from vicinal.bench.paper.problems import problems
 from vicinal.bench.paper.sweep import headers, key_of, read
 from vicinal.bench.paper.systems import FUSED, GEMM, NAIVE
-from vicinal.bench.paper.tables import LABELS, PAPER_AVERAGE, Line, improvement, seconds_of
+from vicinal.bench.paper.tables import LABELS, Line, improvement, seconds_of
 from vicinal.bench.roofline import Limits, Point, plot_roofline
 from vicinal.problem import DTYPES, Problem
 
@@ -88,7 +89,7 @@ def points(lines: Sequence[Line]) -> list[Point]:
 def _improvements(lines: Sequence[Line], device: str, path: Path) -> Path:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     ranks = sorted({line["rank"] for line in lines})
     for axes, passed in zip(figure.subplots(1, 2), PASSES):
         for i, system in enumerate((GEMM, FUSED)):
@@ -99,8 +100,8 @@ def _improvements(lines: Sequence[Line], device: str, path: Path) -> Path:
             places = [r + 0.35 * i for r in ranks]
             heights = [0.0 if f is None else f.average for f in found]
             axes.bar(places, heights, 0.33, label=LABELS[system])
-            known = [(p, PAPER_AVERAGE.get(("float16", passed, r, system))) for p, r in zip(places, ranks)]
-            marks = [(p, v) for p, v in known if v is not None]
+            known = [(p, published.improvement("float16", passed, r, system)) for p, r in zip(places, ranks)]
+            marks = [(p, v.average) for p, v in known if v is not None]
             if marks:
                 label = "the paper, A100" if i else None
                 axes.plot(*zip(*marks), "k_", markersize=18, label=label)
@@ -108,7 +109,7 @@ def _improvements(lines: Sequence[Line], device: str, path: Path) -> Path:
         axes.set_title(f"float16 {passed}")
         axes.set_ylabel("average improvement over naive, %")
         axes.margins(y=0.2)  # room for the legend
-        axes.legend(fontsize=8)
+        axes.legend()
     figure.suptitle(device)
     figure.savefig(path, dpi=150)
     return path
@@ -119,7 +120,7 @@ def _speedups(lines: Sequence[Line], device: str, path: Path) -> Path:
 
     ranks = sorted({line["rank"] for line in lines})
     against = [name for name in LABELS if name != FUSED and any(name in line["systems"] for line in lines)]
-    figure = Figure(figsize=(4 * len(ranks), 8), layout="constrained")
+    figure = Figure(figsize=(4 * len(ranks), 9), layout="constrained")
     for row, passed in zip(figure.subplots(2, len(ranks), squeeze=False, sharey=True), PASSES):
         for axes, rank in zip(row, ranks):
             mine = [line for line in lines if line["rank"] == rank and line["dtype"] == "float16"]
@@ -131,10 +132,13 @@ def _speedups(lines: Sequence[Line], device: str, path: Path) -> Path:
                     names.append(f"{LABELS[name]} ({len(pairs)})")
             if boxes:
                 axes.boxplot(boxes, whis=(0, 100))
-                axes.set_xticks(range(1, len(names) + 1), names, rotation=60, ha="right", fontsize=8)
+                axes.set_xticks(
+                    range(1, len(names) + 1), names, rotation=50, ha="right", rotation_mode="anchor", fontsize=10
+                )
                 axes.set_yscale("log")
+                axes.yaxis.set_major_formatter("{x:g}")
             axes.axhline(1, color="grey", linewidth=0.8)
-            axes.set_title(f"{rank}-D, float16 {passed}", fontsize=10)
+            axes.set_title(f"{rank}-D, float16 {passed}", fontsize=11)
         row[0].set_ylabel("time over fused attention's")
     figure.suptitle(f"{device}: all, quartiles and median of the problems")
     figure.savefig(path, dpi=150)
@@ -145,7 +149,7 @@ def _memory(lines: Sequence[Line], device: str, path: Path) -> Path:
     """Of each system a bar from the least to the largest per n, side by side, and its median."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots()
     drawn = 0
     for name, label in LABELS.items():
@@ -170,7 +174,7 @@ def _memory(lines: Sequence[Line], device: str, path: Path) -> Path:
     axes.set_ylabel("peak memory over the query's bytes")
     axes.set_title(f"{device}: memory beyond the inputs, float16 forward+backward; medians, least to largest")
     axes.grid(True, which="both", alpha=0.2)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
     return path
 

@@ -1,7 +1,6 @@
 """The paper's tables 1 to 4 from the sweep's results, its A100 numbers beside ours, as Markdown.
 
-The paper: "Faster Neighborhood Attention", arXiv 2403.04690 (tables 1 to 4, figure 1, abstract). Its numbers are given
-where they are known here (tables are pictures in the sources that were at hand); "?" stands for the others.
+The paper's numbers are in `published`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,9 @@ from math import prod
 from statistics import mean, median
 from typing import Any
 
-from vicinal.bench.paper.systems import COMPILED, FUSED, GEMM, NAIVE, PLAIN
+from vicinal.bench.markdown import table
+from vicinal.bench.paper import published
+from vicinal.bench.paper.systems import COMPILED, COMPILING, FUSED, GEMM, NAIVE, PLAIN
 
 MATCH = 1.01  # "matched or outperformed": at most so much slower; timings repeat to about a percent
 LABELS = {  # system -> what tables call it
@@ -30,32 +31,6 @@ LABELS = {  # system -> what tables call it
 NEIGHBORS = (16, 64, 256, 1 << 31)  # classes of windows
 THIN = 64  # tokens: groups with fewer are a class of their own
 ROWS = (PLAIN, NAIVE, GEMM, FUSED)  # neighborhood attention; every system is a column
-
-# Table 1 and figure 1 as restated in this project's issue 5, and figure 1's caption; FP32's from the abstract.
-PAPER_MATCHED = {  # (rank, system, against): % of problems, FP16 forward
-    (1, FUSED, NAIVE): 100.0,
-    (1, FUSED, GEMM): 100.0,
-    (1, FUSED, "SDPA efficient (self attention)"): 100.0,
-    (1, FUSED, "SDPA flash (self attention)"): 98.2,
-    (2, FUSED, "SDPA efficient (self attention)"): 98.6,
-    (2, FUSED, "SDPA flash (self attention)"): 92.4,
-    (3, FUSED, "SDPA efficient (self attention)"): 97.3,
-    (3, FUSED, "SDPA flash (self attention)"): 87.0,
-}
-PAPER_AVERAGE = {  # (dtype, pass, rank, system): average improvement over naive, %
-    ("float16", "forward", 1, GEMM): 548,
-    ("float16", "forward", 2, GEMM): 193,
-    ("float16", "forward", 1, FUSED): 1759,
-    ("float16", "forward", 2, FUSED): 958,
-    ("float16", "forward", 3, FUSED): 1135,
-    ("float16", "forward+backward", 1, GEMM): 502,
-    ("float16", "forward+backward", 2, GEMM): 92,
-    ("float16", "forward+backward", 1, FUSED): 844,
-    ("float16", "forward+backward", 2, FUSED): 385,
-    ("float16", "forward+backward", 3, FUSED): 447,
-    ("float32", "forward", 1, GEMM): 895,
-    ("float32", "forward", 2, GEMM): 272,
-}
 
 Line = dict[str, Any]
 
@@ -104,58 +79,61 @@ def table_matched(number: int, dtype: str, lines: Sequence[Line]) -> str:
     """Tables 1 and 2: on how many problems a system is at least as fast as another."""
     present = [name for name in LABELS if any(name in line["systems"] for line in lines)]
     rows = [name for name in ROWS if name in present]
-    header = ["", "neighborhood attention", *(LABELS[name] for name in present)]
+    title = f"## Table {number}: {dtype} forward, problems matched or outperformed"
+    note = (
+        f"Share of problems on which the row is at most {100 * (MATCH - 1):.0f}% slower than the column; in brackets "
+        "the paper's, on an A100 (it has no GEMM kernels in 3-D, and no cuDNN). “Of n” where not both ran on all."
+    )
+    kernels = [name for name in present if name not in COMPILING]
+    parts = [title, note, _matched(dtype, lines, rows, kernels)]
+    compiling = [name for name in present if name in COMPILING]
+    if compiling:
+        parts += ["The same against what `torch.compile` makes, on a part of the problems:"]
+        parts += [_matched(dtype, lines, [row for row in rows if row not in COMPILING], compiling)]
+    return "\n\n".join(parts)
+
+
+def _matched(dtype: str, lines: Sequence[Line], rows: Sequence[str], columns: Sequence[str]) -> str:
     body = []
     for rank in sorted({line["rank"] for line in lines}):
         mine = [line for line in lines if line["rank"] == rank]
         for row in rows:
             cells = []
-            for column in present:
+            for column in columns:
                 found = None if column == row else matched(mine, row, column)
                 cell = "" if found is None else f"{found[0]:.1f}%"
-                paper = PAPER_MATCHED.get((rank, row, column)) if dtype == "float16" else None
+                paper = published.matched(dtype, rank, row, column)
                 if found is not None and paper is not None:
                     cell += f" ({paper:g}%)"
                 if found is not None and found[1] != len(mine):
                     cell += f" of {found[1]}"
                 cells.append(cell)
-            body.append([f"{rank}-D", LABELS[row], *cells])
-    title = f"## Table {number}: {dtype} forward, problems matched or outperformed"
-    note = (
-        f"Share of problems on which the row is at most {100 * (MATCH - 1):.0f}% slower than the column; in brackets "
-        "the paper's on an A100, where known; “of n” where not both ran on all problems of the rank."
-    )
-    return f"{title}\n\n{note}\n\n{markdown(header, body)}"
+            body.append([f"{rank}-D {LABELS[row]}", *cells])
+    return table(["", *(LABELS[name] for name in columns)], body)
 
 
 def table_improvement(number: int, passed: str, lines: Sequence[Line]) -> str:
-    """Tables 3 and 4: how much faster than naive; empty where nothing was measured."""
-    header = ["", "dtype", "system", "average", "paper's average", "min", "max", "problems"]
+    """Tables 3 and 4: how much faster than another kind of neighborhood attention; empty where nothing was measured."""
+    header = ["", "dtype", "improvement", "average", "paper", "least to largest", "paper", "problems"]
     body = []
     for rank in sorted({line["rank"] for line in lines}):
         for dtype in ("float16", "float32"):
             mine = [line for line in lines if line["rank"] == rank and line["dtype"] == dtype]
-            for system in (GEMM, FUSED):
-                found = improvement(mine, system, passed)
+            for system, over in ((GEMM, NAIVE), (FUSED, NAIVE), (FUSED, GEMM)):
+                found = improvement(mine, system, passed, over)
                 if found is None:
                     continue
-                paper = PAPER_AVERAGE.get((dtype, passed, rank, system))
-                body.append(
-                    [
-                        f"{rank}-D",
-                        dtype,
-                        LABELS[system],
-                        f"{found.average:.0f}%",
-                        "?" if paper is None else f"{paper}%",
-                        f"{found.least:.0f}%",
-                        f"{found.largest:.0f}%",
-                        str(found.problems),
-                    ]
-                )
+                paper = published.improvement(dtype, passed, rank, system, over)
+                row = [f"{rank}-D", dtype, f"{LABELS[system]} over {LABELS[over]}"]
+                row += [f"{found.average:.0f}%", "–" if paper is None else f"{paper.average}%"]
+                row += [f"{found.least:.0f}% to {found.largest:.0f}%"]
+                row += ["–" if paper is None else f"{paper.least}% to {paper.largest}%", str(found.problems)]
+                body.append(row)
     if not body:
         return ""
-    title = f"## Table {number}: {passed}, improvement over naive"
-    return f"{title}\n\n100% is twice as fast.\n\n{markdown(header, body)}"
+    title = f"## Table {number}: {passed}, improvement"
+    note = "100% is twice as fast. “–”: the paper has no such kernels or does not time them."
+    return f"{title}\n\n{note}\n\n{table(header, body)}"
 
 
 def is_thin(line: Line) -> bool:
@@ -193,10 +171,4 @@ def table_by_window(lines: Sequence[Line]) -> str:
         "Average (median), float16. The averages above are of this mix of problems; the paper's is not published. "
         f"Thin: dilation groups of fewer than {THIN} tokens."
     )
-    return f"## Improvement over naive by window\n\n{note}\n\n{markdown(header, body)}"
-
-
-def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    rows = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |" for row in rows)
+    return f"## Improvement over naive by window\n\n{note}\n\n{table(header, body)}"
