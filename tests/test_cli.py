@@ -1,9 +1,9 @@
 import json
+from dataclasses import replace
 
 import pytest
 
-from vicinal.bench import cases
-from vicinal.bench.report import BEGIN, END
+from vicinal.bench import cases, pages, scaling
 from vicinal.cli import main
 
 BENCH = ["bench", "--lengths", "8x8", "--window", "3"]
@@ -52,7 +52,8 @@ WRONG = {  # arguments, what the one line must say
     "plot in no folder": ([*BENCH, "--plot", "/no/a.png"], "--plot: cannot write"),
     "roofline of no known kind": ([*BENCH, "--roofline", "a.txt"], "--roofline: must end in"),
     "no results": (["bench", "report", "--results", "/no"], "--results: no folder /no"),
-    "no page": (["bench", "report", "--results", "/tmp", "--page", "/no/page.md"], "--page: no file"),
+    "no page": (["bench", "report", "--results", "/tmp", "--root", "/no"], "--root: no file"),
+    "tokens of no known kind": (["bench", "scaling", "--kind", "text"], "--kind: must be images or video, got 'text'"),
 }
 
 
@@ -134,22 +135,38 @@ def test_wrong_result_is_an_exit_status(monkeypatch):
     assert main([*BENCH, "--no-peers"]) == 1
 
 
-def test_report_writes_the_page(tmp_path, capsys):
-    page = tmp_path / "page.md"
-    page.write_text(f"# Title\n{BEGIN}\n{END}\n")
-    path = tmp_path / "run.json"
+@pytest.fixture
+def checkout(tmp_path):
+    """Pages with places for what is generated, and a folder for results."""
+    for folder in ("docs", "results"):
+        (tmp_path / folder).mkdir()
+    for page, names in pages.PARTS.items():
+        (tmp_path / page).write_text("".join("{}\n{}\n".format(*pages.comments(name)) for name in names))
+    return tmp_path
+
+
+def test_report_writes_the_pages(checkout, capsys):
+    path = checkout / "results" / "run.json"
     assert main([*BENCH, *QUICK, "--backend", "torch", "--forward", "--device", "cpu", "--json", str(path)]) == 0
-    arguments = ["bench", "report", "--results", str(tmp_path), "--page", str(page)]
-    assert main(arguments) == 0
-    assert "8x8 B1 H1 D8 float32 window 3x3" in page.read_text()
+    assert main(["bench", "report", "--results", str(path.parent), "--root", str(checkout)]) == 0
+    assert "8x8 B1 H1 D8 float32 window 3x3" in (checkout / pages.PAGE).read_text()
+    assert f"wrote {checkout / pages.PAGE}\n" in capsys.readouterr().out
 
 
-def test_unreadable_results_are_one_line(tmp_path, capsys):
-    (tmp_path / "a.json").write_text("{")
-    (tmp_path / "page.md").write_text(f"{BEGIN}\n{END}\n")
-    arguments = ["bench", "report", "--results", str(tmp_path), "--page", str(tmp_path / "page.md")]
-    assert main(arguments) == 2
+def test_unreadable_results_are_one_line(checkout, capsys):
+    (checkout / "results" / "a.json").write_text("{")
+    assert main(["bench", "report", "--results", str(checkout / "results"), "--root", str(checkout)]) == 2
     assert "a.json is not JSON" in capsys.readouterr().err
+
+
+def test_scaling_tells_measures_and_draws(tmp_path, monkeypatch, capsys):
+    small = replace(scaling.SETTINGS["cpu"], depth=1, windows={"images": ((3, 3),)}, shapes={"images": ((6, 6),)})
+    monkeypatch.setitem(scaling.SETTINGS, "cpu", small)
+    json, plot = tmp_path / "a.json", tmp_path / "a.png"
+    assert main(["bench", "scaling", "--device", "cpu", "--json", str(json), "--plot", str(plot)]) == 0
+    assert "images, window 3x3, 6x6 (36 tokens): " in capsys.readouterr().out
+    assert json.exists()
+    assert (tmp_path / "a-images.png").exists()
 
 
 def test_output_check_leaves_no_file(tmp_path):

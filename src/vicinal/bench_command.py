@@ -1,4 +1,4 @@
-"""`vicinal bench`, and its `report`, `paper` and `models`: what is typed; the work is in `vicinal.bench`."""
+"""`vicinal bench`, and its `report`, `scaling`, `paper` and `models`: what is typed; the work is in `vicinal.bench`."""
 
 from __future__ import annotations
 
@@ -110,26 +110,75 @@ def run_bench(
         raise typer.Exit(1)
 
 
-@bench.command("report", short_help="Write the tables of recorded runs.")
+@bench.command("report", short_help="Write the tables and charts of recorded runs.")
 def report_results(
     results: Annotated[Path, typer.Option(help="Folder of JSON files of earlier runs.")] = Path("benchmarks/results"),
-    page: Annotated[Path, typer.Option(help="The page to write into, between its markers.")] = Path(
-        "docs/benchmarks.md"
-    ),
+    root: Annotated[Path, typer.Option(help="The checkout whose README.md and docs are written.")] = Path("."),
 ) -> None:
-    """Generate the tables of docs/benchmarks.md from recorded runs."""
-    from vicinal.bench.report import update_document
+    """Generate tables and charts of README.md, docs/benchmarks.md and docs/possible.md from recorded runs."""
+    need("vicinal bench report", "matplotlib")
+    from vicinal.bench import pages
 
     if not results.is_dir():
         raise wrong(f"--results: no folder {results}")
-    if not page.is_file():
-        raise wrong(f"--page: no file {page}")
-    arguments.check_output("--page", page)
+    for page in (pages.README, pages.PAGE, pages.POSSIBLE):
+        if not (root / page).is_file():
+            raise wrong(f"--root: no file {root / page}")
+        arguments.check_output("--root", root / page)
     try:
-        changed = update_document(results, page)
+        changed = pages.update(results, root)
     except ValueError as error:
         raise wrong(str(error)) from error
-    typer.echo(f"{page} {'written' if changed else 'is up to date'}")
+    for path in changed:
+        typer.echo(f"wrote {path}")
+
+
+@bench.command("scaling", short_help="Training steps against the number of tokens.")
+def run_scaling(
+    kind: Annotated[list[str] | None, typer.Option(help="images or video; can be repeated; by default both.")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Time in all, split between the systems.")] = 600.0,
+    longest: Annotated[float, typer.Option(min=0.01, help="A step that would take more seconds is not run.")] = 5.0,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Compute blocks again in the backward pass, to save memory.")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    device: Device = None,
+    json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw time and memory into this file, one for each kind.")] = None,
+) -> None:
+    """Time and peak memory of a training step, self attention beside windows, on growing images and videos."""
+    arguments.check_output("--json", json)
+    arguments.check_drawing("--plot", plot)
+    from dataclasses import replace
+
+    import torch
+
+    from vicinal.bench import scaling, scaling_page
+
+    on = arguments.device_of(device)
+    setting = scaling.SETTINGS[on.type]
+    unknown = [name for name in kind or () if name not in setting.shapes]
+    if unknown:
+        raise wrong(f"--kind: must be {' or '.join(setting.shapes)}, got {', '.join(map(repr, unknown))}")
+    setting = scaling.of_kinds(setting, [k for k in setting.shapes if k in (kind or setting.shapes)])
+    if threads is not None:
+        torch.set_num_threads(threads)
+    console = terminal()
+    record = scaling.run(
+        replace(setting, longest=longest, checkpointing=checkpointing),
+        on,
+        shlex.join(["vicinal", *sys.argv[1:]]),
+        json,
+        seconds,
+        told=lambda point: console.print(scaling_page.in_words(point), soft_wrap=True),
+    )
+    if plot is not None:
+        for name in setting.shapes:
+            path = plot.with_stem(f"{plot.stem}-{name}")
+            scaling_page.draw(record, name, path)
+            console.print(f"wrote {path}", soft_wrap=True)
+    if any(point["status"] == "wrong" for point in record["points"]):
+        raise typer.Exit(1)
 
 
 @bench.command("paper", short_help="Run the paper's sweep.")

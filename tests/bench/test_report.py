@@ -69,15 +69,6 @@ def test_share_of_rate_counts_each_systems_own_flops():
     assert report.share_of_rate(ours, everything) == pytest.approx(5 / 10)
 
 
-def test_page_tells_our_share_of_cudnns_rate(small_case):
-    made = Record("vicinal bench", "gpu", torch.device("cpu"), Effort())
-    made.add(small_case, [measurement("vicinal torch", 0.002), measurement("SDPA cuDNN (self attention)", 0.001)])
-    made.finish()
-    head, _, row = report.markdown(made.document, "x.json").splitlines()[-3:]
-    assert "of SDPA cuDNN's FLOP/s" in head
-    assert "| 50% |" in row
-
-
 def test_our_result_is_the_first_of_ours_that_has_one():
     broken = Measurement("vicinal hopper", "neighborhood", "forward", "failed", "why")
     second = measurement("vicinal triton", 0.1)
@@ -143,45 +134,23 @@ def test_terminal_shows_times_ratios_and_reasons(record):
     assert "4.00" in text
 
 
-def test_page_gets_tables_between_its_markers(record, tmp_path):
-    results, page = tmp_path / "results", tmp_path / "page.md"
-    results.mkdir()
-    record.save(results / "a.json")
-    (results / "b.json").write_text('{"kind": "something else"}')
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    assert report.update_document(results, page)
-    text = page.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
-    assert "| forward | peer | 4.00 | 2.00 | small | 2 |" in text
-    assert "| small | 1 ms |" in text
-    assert "failed" in text
-    assert "`vicinal bench`" in text
-    assert not report.update_document(results, page)
-
-
-def test_interrupted_run_says_so(record):
-    record.document["complete"] = False
-    assert "interrupted" in report.markdown(record.document, "a.json")
-
-
-def test_page_without_markers_is_an_error(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("nothing here")
-    with pytest.raises(ValueError, match="between"):
-        report.update_document(tmp_path, page)
-
-
-def test_broken_result_is_an_error(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"{report.BEGIN}{report.END}")
-    (tmp_path / "a.json").write_text("{")
-    with pytest.raises(ValueError, match=r"a\.json is not JSON"):
-        report.update_document(tmp_path, page)
-
-
 def test_plot_is_an_image(record, tmp_path):
     path = tmp_path / "plot.png"
     report.plot(record.document, path)
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_terminal_marks_a_time_whose_quartiles_are_wide(record):
+    from dataclasses import replace
+
+    console = Console(width=120, file=io.StringIO(), markup=False, highlight=False)
+    for wide in (False, True):
+        case = dict(record.document["cases"][0])
+        if wide:
+            case["measurements"] = [
+                m | {"eager": m["eager"] and m["eager"] | {"upper": 1.0}} for m in case["measurements"]
+            ]
+        report.print_case(console, case)
+        assert ("the machine was disturbed" in console.file.getvalue()) == wide
+    assert not replace(timing(1.0), upper=1.3).steady
+    assert timing(1.0).steady

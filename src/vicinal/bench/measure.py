@@ -27,6 +27,7 @@ from vicinal.dispatch import plan
 from vicinal.problem import Inputs, Problem
 
 HOST_BOUND_SECONDS = 0.05  # calls that take longer hide their host time: eager time is kernel time
+WIDEST_QUARTILES = 0.3  # of the median: figures with wider ones are marked
 IDLE_SECONDS = 0.005  # before a CPU sample: idle threads of the last system's thread pool spin for some milliseconds
 
 Status = Literal["ok", "skipped", "failed", "wrong"]
@@ -59,6 +60,11 @@ class Timing:
     upper: float
     samples: int
     calls: int
+
+    @property
+    def steady(self) -> bool:
+        """Whether quartiles are close enough to compare: wider, something else ran on the machine."""
+        return self.upper - self.lower <= WIDEST_QUARTILES * self.median
 
 
 @dataclass(frozen=True)

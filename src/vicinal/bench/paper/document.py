@@ -28,7 +28,7 @@ WORDS = {
     "GEMM": "the same, with the products of whole tiles on tensor cores",
     "fused": "neighborhood attention in one launch, no weight in memory: what `na1d`, `na2d`, `na3d` run",
     "FMHA, flash, cuDNN": "self attention through torch's SDPA: xFormers' memory-efficient, FlashAttention 2, cuDNN",
-    "FlexAttention, compiled plain": "the same windows by `torch.compile`: FlexAttention, and a mask on plain attention",
+    "FlexAttention, compiled plain": "the same windows by `torch.compile`: FlexAttention; plain attention, masked",
     "matched or outperformed": "the share of problems on which one system is at most 1% slower than another",
     "improvement": "how much more work in the same time: 100% is twice as fast",
     "dilation groups": "the separate sets of tokens that a dilation splits an axis into; thin ones have few tokens",
