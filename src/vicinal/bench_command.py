@@ -249,42 +249,97 @@ def run_paper(
 
 @bench.command("models", short_help="Images per second of whole models.")
 def run_models(
-    model: Annotated[list[str], typer.Option(help="As nat_mini, or stylenat_ffhq_256; can be repeated.")],
+    table: Annotated[list[int] | None, typer.Option(min=5, max=8, help="Of the paper; can be repeated.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="As nat_mini, or stylenat_ffhq_256; can be repeated; with --table only those."),
+    ] = None,
     results: Annotated[Path, typer.Option(help="File of JSON lines; a rerun goes on where it ended.")] = Path(
         "models.jsonl"
     ),
-    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images at once; by default 1, or the table's.")] = None,
+    side: Annotated[int | None, typer.Option(min=32, help="Pixels of the images; by default the model's own.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="float32 (default), float16, bfloat16; repeatable.")] = None,
-    training: Annotated[bool, typer.Option("--training", help="Forward and backward pass, under autocast.")] = False,
+    training: Annotated[bool, typer.Option("--training", help="Whole training steps, under autocast.")] = False,
     system: Annotated[list[str] | None, typer.Option(help="What computes attention; by default all.")] = None,
     samples: Annotated[int, typer.Option(min=3, help="Timed samples per system.")] = 15,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for the samples of one system.")] = 10.0,
+    prepare_seconds: Annotated[
+        float, typer.Option(min=1, help="Give up a system that takes so long to prepare.")
+    ] = 300.0,
+    row_seconds: Annotated[
+        float | None, typer.Option(min=1, help="Measure in another process; give up a row that takes so long.")
+    ] = None,
+    stop_after: Annotated[float | None, typer.Option(min=1, help="Begin no row after so many seconds.")] = None,
+    compilers: Annotated[int, typer.Option(min=0, help="Processes that compile kernels ahead.")] = 0,
+    retry: Annotated[bool, typer.Option("--retry", help="Also run again what failed.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     device: Device = None,
 ) -> None:
-    """Whole models, their attention computed by each system in turn; outputs are checked before they are timed."""
+    """Whole models, their attention computed by each system in turn; results are checked before they are timed."""
     need("vicinal bench models", "timm")
     names = dtype or ["float32"]
     if not set(names) <= {"float32", "float16", "bfloat16"}:
         raise wrong(f"--dtype: must be float32, float16 or bfloat16, got {', '.join(map(repr, names))}")
+    if not table and not model:
+        raise wrong("give --table or --model")
+    if table and (dtype or training):
+        raise wrong("--table has its own --dtype and --training")
     arguments.check_output("--results", results)
     import torch
 
     from vicinal.bench.measure import Effort
-    from vicinal.bench.models import Setting, known, run
+    from vicinal.bench.models.rows import chosen, known
+    from vicinal.bench.models.run import Run, execute
     from vicinal.problem import DTYPES
 
-    unknown = [name for name in model if name not in known()]
+    unknown = [name for name in model or () if name not in known()]
     if unknown:
         raise wrong(f"--model: must be one of {', '.join(known())}, got {', '.join(map(repr, unknown))}")
-    on = arguments.device_of(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    settings = [Setting(name, DTYPES[d], batch, training) for name in model for d in dict.fromkeys(names)]
-    command = shlex.join(["vicinal", *sys.argv[1:]])
+    run = Run(
+        rows=chosen(table or (), model or (), [DTYPES[d] for d in dict.fromkeys(names)], batch, training, side),
+        device=arguments.device_of(device),
+        results=results,
+        effort=Effort(samples, seconds, prepare_seconds=prepare_seconds),
+        command=shlex.join(["vicinal", *sys.argv[1:]]),
+        systems=tuple(system or ()),
+        row_seconds=row_seconds,
+        compilers=compilers,
+        stop_after=stop_after,
+        retry=retry,
+    )
     try:
-        right = run(settings, on, results, Effort(samples, seconds), command, system or (), terminal())
+        right = execute(run, terminal())
     except ValueError as error:
         raise wrong(re.sub(r"^system\b", "--system", str(error))) from error
     if not right:
         raise typer.Exit(1)
+
+
+@bench.command("models-report", short_help="Write the page of the paper's tables of models.")
+def report_models(
+    results: Annotated[Path, typer.Option(help="Folder of JSON lines of earlier runs.")] = Path("benchmarks/results"),
+    page: Annotated[Path, typer.Option(help="The page to write.")] = Path("docs/model_tables.md"),
+    plots: Annotated[Path | None, typer.Option(help="Draw the figures into this folder.")] = None,
+) -> None:
+    """Generate the tables of whole models, and pictures of them, from recorded runs."""
+    need("vicinal bench models-report", "timm")
+    if plots is not None:
+        need("--plots", "matplotlib")
+    if not results.is_dir():
+        raise wrong(f"--results: no folder {results}")
+    arguments.check_output("--page", page)
+    from vicinal.bench.models.document import document, files
+    from vicinal.bench.models.plots import draw
+    from vicinal.files import write_text
+
+    try:
+        figures = [] if plots is None else draw(files(results), plots)
+        text = document(results, figures, page)
+    except ValueError as error:
+        raise wrong(f"--results: {error}") from error
+    write_text(page, text)
+    for path in (page, *figures):
+        typer.echo(f"wrote {path}")

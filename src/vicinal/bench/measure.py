@@ -213,7 +213,7 @@ class _Ready:
         leaves = [self.system.arranged(t) for t in inputs[:3]]
         upstream = self.system.arranged(grad)
         try:
-            with _time_limit(effort.prepare_seconds):
+            with time_limit(effort.prepare_seconds):
                 attend = self.system.prepare(problem)
                 forward = partial(without_grad, attend, leaves)
                 self._check({"output": forward()}, grad)
@@ -230,7 +230,7 @@ class _Ready:
             return
         try:
             leaves = [t.detach().requires_grad_() for t in leaves]
-            with _time_limit(effort.prepare_seconds):
+            with time_limit(effort.prepare_seconds):
                 output = attend(*leaves)
                 backward = partial(torch.autograd.grad, output, leaves, upstream, retain_graph=True)
                 self._check(dict(zip(("dq", "dk", "dv"), backward())), grad)
@@ -367,7 +367,7 @@ def _scaled(timing: Timing, calls: int) -> Timing:
 
 
 @contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """Raise TimeoutError after `seconds`, where signals work (the main thread)."""
     if threading.current_thread() is not threading.main_thread():
         yield

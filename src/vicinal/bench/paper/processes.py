@@ -24,7 +24,6 @@ import torch
 from vicinal import dispatch
 from vicinal.bench.cases import Case, random_inputs
 from vicinal.bench.graphs import give_back
-from vicinal.bench.measure import words
 from vicinal.bench.paper.measure import (
     EFFORT,
     Ready,
@@ -36,6 +35,7 @@ from vicinal.bench.paper.measure import (
     warm_up,
 )
 from vicinal.bench.paper.systems import systems
+from vicinal.bench.process import Server
 from vicinal.bench.roofline import measure_limits
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.machine import machine, versions
@@ -218,13 +218,11 @@ class Attempt:
                     self.worker.stop()
 
 
-class _Worker:
-    """One process; started when something is sent to it, also after it was stopped."""
+class _Worker(Server):
+    """One measuring process."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.process: multiprocessing.process.BaseProcess | None = None
-        self.connection: Connection | None = None
+        super().__init__(_serve, device)
 
     def attempt(self, line: dict[str, Any], *request: object) -> None:
         """Send, or say in `line` what went wrong."""
@@ -249,60 +247,6 @@ class _Worker:
             line: dict[str, Any] = {"error": None}
             self.attempt(line, "give back")
             self.answer(line, seconds)
-
-    def send(self, *request: object) -> None:
-        if self.process is None:
-            self.start()
-        assert self.connection is not None
-        self.connection.send(request)
-
-    def receive(self, seconds: float) -> Any:
-        """The answer.
-
-        Raises:
-            RuntimeError: the process died, or took longer than `seconds` and was stopped.
-        """
-        assert self.connection is not None
-        try:
-            if self.connection.poll(seconds):
-                return self.connection.recv()
-        except (EOFError, OSError) as error:
-            raise RuntimeError(self.died(error)) from error
-        self.stop()
-        raise RuntimeError(f"took longer than {seconds:.3g} s")
-
-    def died(self, error: Exception) -> str:
-        if self.process is not None:
-            self.process.join(5)
-        code = None if self.process is None else self.process.exitcode
-        self.stop()
-        return f"the measuring process died ({words(error)}, exit status {code})"
-
-    def start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.device), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def release(self) -> None:
-        """Let the process end by itself, so that it cleans up."""
-        if self.connection is not None:
-            self.connection.close()
-        self.connection = None
-
-    def stop(self, patience: float = 0.0) -> None:
-        """End the process, by force after so many seconds."""
-        self.release()
-        if self.process is not None:
-            self.process.join(patience)
-            if self.process.is_alive():
-                self.process.terminate()
-                self.process.join(5)
-            if self.process.is_alive():
-                self.process.kill()
-            self.process.join()
-        self.process = None
 
 
 def _serve(connection: Connection, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""The paper's own numbers, tables 1 to 4, of an A100, from `published.json` beside this file.
+"""The paper's own numbers, tables 1 to 8, of an A100, from `published.json` beside this file.
 
 The paper: "Faster Neighborhood Attention: Reducing the O(n^2) Cost of Self Attention at the Threadblock Level",
 arXiv 2403.04690. It has no GEMM kernels for three dimensions, and no cuDNN.
@@ -48,6 +48,18 @@ def improvement(dtype: str, passed: str, rank: int, system: str, over: str = NAI
         return None
     found = table[f"{rank}d"].get(f"{SYSTEMS[system]}_over_{SYSTEMS[over]}")
     return None if found is None else Published(*found)
+
+
+def models(number: int) -> list[dict[str, Any]]:
+    """The lines of table 5, 6 or 7 (images per second) or 8 (hours of training): a model, and what each system has.
+
+    Raises:
+        KeyError: there is no such table.
+    """
+    name = next((name for name in _tables() if name.startswith(f"table{number}_")), None)
+    if name is None or number < 5:
+        raise KeyError(f"no table of models {number}")
+    return list(_tables()[name])
 
 
 @cache

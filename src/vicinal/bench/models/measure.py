@@ -1,0 +1,237 @@
+"""One row: every system checked, then timed in turns; peak memory, and the share of attention in the model's time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vicinal.bench.measure import Calls, Effort, Timing, time_calls, time_limit, words
+from vicinal.bench.models.attends import Attend, System, attending, systems, unfused
+from vicinal.bench.models.rows import GENERATORS, Row
+from vicinal.models import Generator
+
+CHECKED = 2  # images
+SLACK = 3.0  # errors may be so many times those of plain torch in the same dtype,
+ROUNDING = 1e-5  # and so much
+SHARES = 3  # forward passes, of whose shares the median is taken
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the first images give in double precision by plain torch, and how exact plain torch is in the row's dtype.
+
+    Attributes:
+        values: outputs, and of a row of training all gradients, by name.
+        tolerances: relative root mean square errors that are right.
+    """
+
+    values: dict[str, list[Tensor]]
+    tolerances: dict[str, float]
+
+    def errors(self, found: dict[str, list[Tensor]]) -> dict[str, float]:
+        """Relative root mean square errors, of all gradients together."""
+        return {name: _distance(found[name], expected) for name, expected in self.values.items()}
+
+
+def measure(row: Row, names: Sequence[str], device: torch.device, effort: Effort) -> dict[str, Result]:
+    """Each system's result: `status`, `reason`, `errors`, `tolerances`, `peak_bytes`, `attention_share`, times."""
+    torch.manual_seed(0)
+    model, images = make(row, device)
+    truth = _truth(row, model, images)
+    model = model if row.training else model.to(row.dtype)
+    images = images if row.training else images.to(row.dtype)
+    found: dict[str, Result] = {}
+    calls: dict[str, Callable[[], object]] = {}
+    every = systems(device)
+    for name in names:
+        try:
+            with time_limit(effort.prepare_seconds):
+                found[name], call = _prepare(row, every[name], model, images, truth, device)
+            if call is not None:
+                calls[name] = call
+        except Exception as error:  # whatever one system cannot do is no reason to leave out the others
+            found[name] = {"status": "failed", "reason": words(error)}
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    for name, timing in _times(calls, device, effort).items():
+        if isinstance(timing, str):
+            found[name] |= {"status": "failed", "reason": timing}
+        else:
+            found[name] |= {"images_per_second": row.batch / timing.median, "seconds": asdict(timing)}
+    return found
+
+
+def _times(calls: Calls, device: torch.device, effort: Effort) -> dict[str, Timing | str]:
+    """Seconds per call in turns; where memory is too short for that, of each alone, or why there are none."""
+    with suppress(torch.OutOfMemoryError):
+        return dict(time_calls(calls, device, effort))
+    alone: dict[str, Timing | str] = {}
+    for name, call in calls.items():
+        torch.cuda.empty_cache()
+        try:
+            alone |= time_calls({name: call}, device, effort)
+        except torch.OutOfMemoryError as error:
+            alone[name] = words(error)
+    return alone
+
+
+def make(row: Row, device: torch.device) -> tuple[Any, Tensor]:
+    """A row's model with random weights, and images (or noise), both in float32."""
+    with device:
+        if row.model in GENERATORS:
+            config = GENERATORS[row.model]
+            model: Any = Generator(config)
+            shape: tuple[int, ...] = (row.batch, config.style_dim)
+        else:
+            from timm import create_model  # after vicinal.models, see its torchvision
+
+            model = create_model(row.model)
+            _, *sides = model.pretrained_cfg["input_size"]
+            shape = (row.batch, 3, *(sides if row.side is None else [row.side] * 2))
+        images = torch.randn(shape, dtype=torch.float32)
+    return model.to(device).eval(), images
+
+
+def _truth(row: Row, model: Any, images: Tensor) -> Truth:
+    plain, few = unfused("torch"), images[:CHECKED]
+    double = Row(row.model, torch.float64, row.batch, row.training, row.side)
+    values = _values(double, deepcopy(model).double(), few.double(), plain)
+    own = _values(row, model if row.training else deepcopy(model).to(row.dtype), few, plain)
+    return Truth(values, {k: SLACK * _distance(own[k], v) + ROUNDING for k, v in values.items()})
+
+
+def _values(row: Row, model: Any, few: Tensor, attend: Attend) -> dict[str, list[Tensor]]:
+    """Outputs for a few images, and gradients where a row wants them; nothing is dropped."""
+    model.eval()
+    with attending(attend), torch.set_grad_enabled(row.training):
+        output = _run(row, model, few if row.training else few.to(row.dtype))
+        found = {"outputs": [output.detach()]}
+        if row.training:
+            parameters = list(model.parameters())
+            grads = torch.autograd.grad(output.float().square().sum(), parameters, allow_unused=True)
+            found["gradients"] = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads)]
+    return found
+
+
+def _prepare(
+    row: Row, system: System, model: Any, images: Tensor, truth: Truth, device: torch.device
+) -> tuple[Result, Callable[[], object] | None]:
+    """What is known of a system before it is timed, and what to time, unless it is wrong."""
+    for p in model.parameters():
+        p.grad = None
+    free = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    if system.channels_last:
+        model = deepcopy(model).to(memory_format=torch.channels_last)
+        images = images.to(memory_format=torch.channels_last)
+    attend = system.make()
+    run = torch.compile(model) if system.compiled else model
+    result: Result = {"status": "ok"}
+    if system.checked:
+        errors = truth.errors(_values(row, run, images[:CHECKED], attend))
+        result |= {"errors": errors, "tolerances": truth.tolerances}
+        wrong = [f"{name} are off by {e:.2g}" for name, e in errors.items() if not e <= truth.tolerances[name]]
+        if wrong:
+            return result | {"status": "wrong", "reason": ", ".join(wrong)}, None
+    call = _call(row, run, images, attend)
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        torch.cuda.synchronize(device)
+        own = sum(t.nbytes for t in [*model.parameters(), images]) * (not system.channels_last)
+        result["peak_bytes"] = torch.cuda.max_memory_allocated(device) - free + own
+    if not row.training and not system.compiled:
+        result["attention_share"] = _share(row, run, images, attend, device)
+    return result, call
+
+
+def _call(row: Row, model: Any, images: Tensor, attend: Attend) -> Callable[[], object]:
+    """What is timed."""
+    model.train(row.training)
+    if not row.training:
+
+        def infer() -> None:
+            with attending(attend), torch.no_grad():
+                _run(row, model, images)
+
+        return infer
+    # A rate of 0: all the work of a step, and the same weights for the next system.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
+    scaler = torch.amp.GradScaler(images.device.type, enabled=row.dtype == torch.float16)
+
+    def step() -> None:
+        model.train()
+        optimizer.zero_grad()
+        with attending(attend):
+            loss = _run(row, model, images).float().square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def _run(row: Row, model: Any, images: Tensor) -> Tensor:
+    half = row.training and row.dtype in (torch.float16, torch.bfloat16)
+    with torch.autocast(images.device.type, row.dtype) if half else nullcontext():
+        return model(images)
+
+
+def _share(row: Row, model: Any, images: Tensor, attend: Attend, device: torch.device) -> float:
+    """How much of a forward pass attention takes: from before its calls to after them, on the device's clock."""
+    clock = _Clock(device)
+
+    def timed(*args: Any, **kwargs: Any) -> Tensor:
+        start = clock.now()
+        output = attend(*args, **kwargs)
+        spans.append((start, clock.now()))
+        return output
+
+    shares = []
+    for _ in range(SHARES):
+        spans: list[tuple[Any, Any]] = []
+        with torch.no_grad():
+            with attending(attend):
+                _run(row, model, images)  # keeps a GPU busy while the host launches what is timed
+            start = clock.now()
+            with attending(timed):
+                _run(row, model, images)
+            stop = clock.now()
+        shares.append(sum(clock.between(*span) for span in spans) / clock.between(start, stop))
+    return median(shares)
+
+
+class _Clock:
+    """Moments on a device: events on CUDA."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+
+    def now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, start: Any, stop: Any) -> float:
+        if not self.cuda:
+            return stop - start
+        stop.synchronize()
+        return start.elapsed_time(stop)
+
+
+def _distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    off = sum(float((a.double() - b).square().sum()) for a, b in zip(found, expected))
+    return (off / sum(float(b.square().sum()) for b in expected)) ** 0.5
