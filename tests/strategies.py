@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.span import Span
+from vicinal.geometry.tiles import reach
 from vicinal.problem import Inputs, Upstream
 
 
@@ -26,6 +28,23 @@ def axes(draw, max_length: int = 40) -> tuple[Axis, int]:
     window = draw(st.integers(1, fits))
     stride = draw(st.integers(1, window))
     return Axis(window, stride, dilation, causal, boundary), length
+
+
+def part_of(draw, axes: Iterable[Axis], length: int) -> Span:
+    """Some queries of an axis, and at least the keys that they need of any of `axes`."""
+    start = draw(st.integers(0, length - 1))
+    queries = start, draw(st.integers(start + 1, length))
+    needed = [reach(axis, length, queries) for axis in axes]
+    first, last = min(low for low, _ in needed), max(high for _, high in needed)
+    return Span(length, queries, (draw(st.integers(0, first)), draw(st.integers(last, length))))
+
+
+@st.composite
+def spans(draw, max_length: int = 40) -> tuple[Axis, int]:
+    """An axis with a span, and the length of its queries."""
+    axis, length = draw(axes(max_length))
+    span = part_of(draw, [axis], length)
+    return replace(axis, span=span), span.query_length
 
 
 @st.composite
@@ -69,10 +88,11 @@ class Call:
             self.value_dim,
         )
         table = (2 * k - 1 for k in self.neighborhoods[0].window)
+        y = self.neighborhoods[0].key_lengths(x)
         return Inputs(
             make(b, *x, h, d),
-            make(b, *x, hkv, d),
-            make(b, *x, hkv, dv),
+            make(b, *y, hkv, d),
+            make(b, *y, hkv, dv),
             make(b, self.additional, hkv, d) if self.additional else None,
             make(b, self.additional, hkv, dv) if self.additional else None,
             make(h, *table) if self.has_rpb else None,
@@ -83,8 +103,10 @@ MAX_LENGTH = {1: 40, 2: 11, 3: 6}  # keeps the dense oracle small
 
 
 @st.composite
-def calls(draw, ranks: tuple[int, ...] = (1, 2, 3), per_head: bool = True, max_head_dim: int = 12) -> Call:
-    """A call with every feature mixed in."""
+def calls(
+    draw, ranks: tuple[int, ...] = (1, 2, 3), per_head: bool = True, max_head_dim: int = 12, spans: bool = False
+) -> Call:
+    """A call with every feature mixed in; of `spans`: in half of the cases of parts of some axes."""
     rank = draw(st.sampled_from(ranks))
     neighborhood, lengths = draw(neighborhoods(rank, MAX_LENGTH[rank]))
     kv_heads = draw(st.integers(1, 2))
@@ -104,6 +126,13 @@ def calls(draw, ranks: tuple[int, ...] = (1, 2, 3), per_head: bool = True, max_h
             )
             for _ in range(heads)
         )
+    if spans and draw(st.booleans()):
+        parts = [
+            part_of(draw, [n.axes[i] for n in every], length) if draw(st.booleans()) else None
+            for i, length in enumerate(lengths)
+        ]
+        every = tuple(n.over(parts) for n in every)
+        lengths = tuple(n if part is None else part.query_length for n, part in zip(lengths, parts))
     return Call(
         neighborhoods=every,
         lengths=lengths,

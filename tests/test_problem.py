@@ -42,7 +42,7 @@ def test_sizes():
     assert (p.rank, p.group_size, p.per_head, p.neighborhood.window) == (1, 2, False, (3,))
 
 
-@given(calls())
+@given(calls(spans=True))
 def test_useful_scores_count_the_mask(call):
     p = Problem.of(call.inputs(), call.neighborhoods, call.scale)
     masks = [int(neighborhood_mask(n, call.lengths).sum()) for n in call.neighborhoods]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vicinal import unfused as unfused
     from vicinal.functional import attention, merge_attentions, na1d, na2d, na3d, neighborhood_attention
     from vicinal.geometry.neighborhood import Neighborhood
+    from vicinal.geometry.span import Span
     from vicinal.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
     from vicinal.plot import plot_attention
     from vicinal.tuning.precompile import precompile
@@ -29,6 +30,7 @@ __all__ = [
     "NeighborhoodAttention1D",
     "NeighborhoodAttention2D",
     "NeighborhoodAttention3D",
+    "Span",
     "__version__",
     "attention",
     "merge_attentions",
@@ -47,6 +49,7 @@ _HOMES = {
     "NeighborhoodAttention1D": "vicinal.nn",
     "NeighborhoodAttention2D": "vicinal.nn",
     "NeighborhoodAttention3D": "vicinal.nn",
+    "Span": "vicinal.geometry.span",
     "attention": "vicinal.functional",
     "merge_attentions": "vicinal.functional",
     "na1d": "vicinal.functional",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vicinal.dispatch import BACKENDS
 from vicinal.geometry.neighborhood import MAX_RANK, Neighborhood
+from vicinal.geometry.tiles import check_span
 from vicinal.problem import DTYPES, Inputs
 from vicinal.warning import warn
 
@@ -106,15 +107,15 @@ def check_call(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...], backend:
     rank = neighborhoods[0].rank
     if any(n.rank != rank for n in neighborhoods):
         raise ValueError(f"neighborhood must have one rank for all heads, got {[n.rank for n in neighborhoods]}")
-    check_inputs(inputs, rank)
+    check_inputs(inputs, rank, neighborhoods[0])
     _doubt_layout(inputs.query)
     check_neighborhoods(neighborhoods, inputs.rpb, inputs.query.shape[1:-2], inputs.query.shape[-2])
     if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
 
 
-def check_inputs(inputs: Inputs, rank: int) -> None:
-    """That the tensors of a call fit each other and have `rank` spatial axes.
+def check_inputs(inputs: Inputs, rank: int, neighborhood: Neighborhood | None = None) -> None:
+    """That the tensors of a call fit each other and have `rank` spatial axes; and `neighborhood`'s spans, if any.
 
     Raises:
         TypeError: not a dense tensor, or not of a supported float dtype, or dtypes that differ.
@@ -126,7 +127,7 @@ def check_inputs(inputs: Inputs, rank: int) -> None:
             check_tensor(name, t, None if name == "query" else query)
     for name, t in (("query", query), ("key", key), ("value", value)):
         check_spatial(name, t, rank)
-    check_key(query, key)
+    check_key(query, key, None if neighborhood is None else neighborhood.key_lengths(query.shape[1:-2]))
     _check_value(key, value)
     if (additional_keys is None) != (additional_values is None):
         missing = "additional_keys" if additional_keys is None else "additional_values"
@@ -209,13 +210,21 @@ _MANY_HEADS, _MANY_HEADS_OF_LINES = 48, 128  # more are no usual model's; few to
 _doubted = False
 
 
-def check_key(query: Tensor, key: Tensor) -> None:
+def check_key(query: Tensor, key: Tensor, lengths: Sequence[int] | None = None) -> None:
     """That key has query's batch, spatial lengths and head_dim, and heads that query's are a multiple of.
+
+    `lengths`: those of the keys, where they are not query's.
 
     Raises:
         ValueError: it has not.
     """
-    if key.shape[:-2] != query.shape[:-2]:
+    if lengths is not None and tuple(lengths) != tuple(query.shape[1:-2]):
+        if tuple(key.shape[:-2]) != (query.shape[0], *lengths):
+            raise ValueError(
+                f"key must have the batch of query, {_shape(query)}, and as many tokens as its spans have keys, "
+                f"{list(lengths)}, got {_shape(key)}"
+            )
+    elif key.shape[:-2] != query.shape[:-2]:
         raise ValueError(f"key must have the batch and spatial lengths of query, {_shape(query)}, got {_shape(key)}")
     if key.shape[-1] != query.shape[-1]:
         raise ValueError(f"key must have query's head_dim {query.shape[-1]}, got {_shape(key)}")
@@ -260,6 +269,11 @@ def check_neighborhoods(
             f"got {len(neighborhoods)}"
         )
     resolved = [n.resolve(lengths) for n in neighborhoods]
+    if len({n.spans for n in neighborhoods}) > 1:
+        raise ValueError("spans must be the same for all heads")
+    for n in set(resolved):
+        for index, axis in enumerate(n.axes):
+            check_span(axis, index)
     if rpb is None:
         return
     windows = {n.window for n in resolved}

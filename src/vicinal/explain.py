@@ -27,7 +27,7 @@ def print_explanation(problem: Problem) -> None:
 
 def explanation(problem: Problem, width: int) -> str:
     """What `print_explanation` prints, in lines of `width` columns."""
-    dense = problem.batch * problem.heads * prod(problem.lengths) ** 2
+    dense = problem.batch * problem.heads * prod(problem.lengths) * prod(problem.key_lengths)
     fewer = f"{dense / problem.useful_scores:.3g}x fewer than self attention"
     lines = wrapped(problem.in_words(), width)
     lines += [*wrapped(f"{problem.useful_scores:,} useful scores, {fewer}", width), ""]

@@ -16,6 +16,7 @@ from vicinal.autocast import autocast
 from vicinal.calls import Knobs, attend, neighborhood
 from vicinal.checks import check_attention_inputs, check_parts, check_rank, check_scale, check_switch, check_tensor
 from vicinal.geometry.neighborhood import MAX_RANK, Axis, Neighborhood, PerAxis
+from vicinal.geometry.span import Span
 from vicinal.na import na1d, na2d, na3d
 from vicinal.packing import Packing
 from vicinal.problem import Inputs
@@ -35,6 +36,7 @@ class _Options(TypedDict, total=False):
     rpb: Tensor | None
     backend: str | None
     clamp: bool
+    spans: Sequence[Span | None] | None
 
 
 class _AttentionOptions(TypedDict, total=False):
@@ -95,13 +97,15 @@ def neighborhood_attention(
     return_lse: bool = False,
     backend: str | None = None,
     clamp: bool = False,
+    spans: Sequence[Span | None] | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Neighborhood attention for any rank from 1 to 3, with one neighborhood for all heads or one per head.
 
     Args:
         query: `[B, *X, H, D]`, float32, float64, bfloat16 or float16; `X` are the spatial lengths.
-        key: `[B, *X, Hkv, D]`; `H` is a multiple of `Hkv` (grouped-query attention).
-        value: `[B, *X, Hkv, Dv]`.
+        key: `[B, *X, Hkv, D]`; `H` is a multiple of `Hkv` (grouped-query attention). With `spans`, its lengths are
+            those of the keys that are given.
+        value: `[B, *X, Hkv, Dv]`, of key's lengths.
         neighborhood: one `Neighborhood` of the tokens' rank; or a sequence of `H` of them, one per query head; or a
             window alone, one value or one per axis.
         scale: factor of the scores, a real number; None means `D ** -0.5`.
@@ -113,6 +117,8 @@ def neighborhood_attention(
         backend: a backend's name; None takes the first that can run the problem (see `vicinal explain`).
         clamp: take the largest window that fits where an axis is too short, `min(kernel_size, length // dilation)`, and
             of `rpb` the middle.
+        spans: where queries and keys are parts of a larger map, one `Span` for every axis, or None for a whole axis:
+            which of its tokens they are. Windows are those of the whole axis, and must lie within the keys given.
 
     Returns:
         output `[B, *X, H, Dv]` in the inputs' dtype; with `return_lse` also the log-sum-exp `[B, *X, H]` in float32
@@ -123,7 +129,10 @@ def neighborhood_attention(
         ValueError: shapes, devices or windows do not fit, or the backend cannot run the problem.
     """
     inputs = Inputs(query, key, value, additional_keys, additional_values, rpb)
-    return attend(inputs, _neighborhoods(inputs, neighborhood), scale, return_lse, backend, clamp)
+    neighborhoods = _neighborhoods(inputs, neighborhood)
+    if spans is not None:
+        neighborhoods = tuple(n.over(spans) if isinstance(n, Neighborhood) else n for n in neighborhoods)
+    return attend(inputs, neighborhoods, scale, return_lse, backend, clamp)
 
 
 @overload

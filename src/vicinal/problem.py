@@ -1,7 +1,7 @@
 """`Inputs`: the tensors of one call. `Problem`: everything else about it, frozen and hashable, so that plans cache.
 
-Shapes, everywhere: query `[B, *X, H, D]`, key `[B, *X, Hkv, D]`, value `[B, *X, Hkv, Dv]`, additional keys and
-values `[B, M, Hkv, D]` and `[B, M, Hkv, Dv]`, relative positional bias `[H, 2*K0-1, ...]`; output `[B, *X, H, Dv]`,
+Shapes, everywhere: query `[B, *X, H, D]`, key `[B, *X, Hkv, D]`, value `[B, *X, Hkv, Dv]` (where queries and keys are
+parts of axes, each `X` of its own: `vicinal.geometry.span`), additional keys and values `[B, M, Hkv, D]` and `[B, M, Hkv, Dv]`, relative positional bias `[H, 2*K0-1, ...]`; output `[B, *X, H, Dv]`,
 log-sum-exp `[B, *X, H]`.
 """
 
@@ -72,7 +72,9 @@ class Problem:
 
     Attributes:
         batch, lengths, heads, kv_heads, head_dim, value_dim: sizes of the tensors (see the module's docstring).
-        neighborhoods: resolved (no window is None); one for all heads, or one per query head.
+            `lengths` are the queries'.
+        neighborhoods: resolved (no window is None); one for all heads, or one per query head. Where queries and keys
+            are parts of the axes, these say which (`Axis.span`), the same for all heads.
         additional: number of additional keys, 0 for none.
         has_rpb: whether there is a relative positional bias.
         scale: factor of the scores.
@@ -124,6 +126,15 @@ class Problem:
     @property
     def rank(self) -> int:
         return len(self.lengths)
+
+    @property
+    def key_lengths(self) -> tuple[int, ...]:
+        return self.neighborhoods[0].key_lengths(self.lengths)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether queries or keys are parts of an axis."""
+        return any(span is not None for span in self.neighborhoods[0].spans)
 
     @property
     def per_head(self) -> bool:

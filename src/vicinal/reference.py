@@ -7,13 +7,13 @@ design, so that a mistake in the geometry cannot hide here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.span import Span
 from vicinal.problem import Inputs
 
 
@@ -35,36 +35,40 @@ def neighbors(axis: Axis, length: int, query: int) -> list[int]:
 
 
 def axis_mask(axis: Axis, length: int) -> Tensor:
-    """`[length, length]`, True where a query (row) attends to a key (column)."""
-    mask = torch.zeros(length, length, dtype=torch.bool, device="cpu")
-    for query in range(length):
-        mask[query, neighbors(axis, length, query)] = True
+    """`[length, keys]`, True where a query (row) attends to a key (column); of a span, its queries and keys."""
+    span = axis.span or Span.whole(length)
+    mask = torch.zeros(span.query_length, span.key_length, dtype=torch.bool, device="cpu")
+    for row, query in enumerate(range(*span.queries)):
+        mask[row, [key - span.keys[0] for key in neighbors(axis, span.length, query)]] = True
     return mask
 
 
 def neighborhood_mask(neighborhood: Neighborhood, lengths: Sequence[int]) -> Tensor:
-    """`[N, N]` over flattened tokens, True where a query (row) attends to a key (column)."""
+    """`[N, M]` over flattened tokens, True where a query (row) attends to a key (column)."""
     mask = torch.ones(1, 1, dtype=torch.bool, device="cpu")
     for axis, length in zip(neighborhood.axes, lengths):
         own = axis_mask(axis, length)
-        size = mask.shape[0] * length
-        mask = (mask[:, None, :, None] & own[None, :, None, :]).reshape(size, size)
+        sizes = mask.shape[0] * own.shape[0], mask.shape[1] * own.shape[1]
+        mask = (mask[:, None, :, None] & own[None, :, None, :]).reshape(sizes)
     return mask
 
 
 def bias_of(rpb: Tensor, neighborhood: Neighborhood, lengths: Sequence[int]) -> Tensor:
-    """`[H, N, N]`: the bias of every pair that the window allows (elsewhere its value has no meaning)."""
-    size = prod(lengths)
-    index: list[Any] = [slice(None)]  # then one [N, N] index per axis
-    positions = torch.cartesian_prod(*(torch.arange(n, dtype=torch.int64, device="cpu") for n in lengths)).reshape(
-        size, len(lengths)
-    )
+    """`[H, N, M]`: the bias of every pair that the window allows (elsewhere its value has no meaning)."""
+    index: list[Any] = [slice(None)]  # then one [N, M] index per axis
+    spans = [axis.span or Span.whole(n) for axis, n in zip(neighborhood.axes, lengths)]
+    queries, keys = _positions([span.queries for span in spans]), _positions([span.keys for span in spans])
     for a, axis in enumerate(neighborhood.axes):
         assert axis.window is not None
-        x = positions[:, a] // axis.dilation
-        offset = x[None, :] - x[:, None] + axis.window - 1
+        offset = keys[None, :, a] // axis.dilation - queries[:, None, a] // axis.dilation + axis.window - 1
         index.append(offset.clamp(0, 2 * axis.window - 2).to(rpb.device))
     return rpb[tuple(index)]
+
+
+def _positions(intervals: Sequence[tuple[int, int]]) -> Tensor:
+    """`[N, rank]`: where each token is along every axis."""
+    along = [torch.arange(start, stop, dtype=torch.int64, device="cpu") for start, stop in intervals]
+    return torch.cartesian_prod(*along).reshape(-1, len(intervals))
 
 
 def reference(inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: float) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ def can_run(name, inputs, call):
 
 @pytest.mark.parametrize("name", BACKENDS)
 @settings(max_examples=60)
-@given(call=calls(), layouts=any_layouts(), with_lse=st.booleans())
+@given(call=calls(spans=True), layouts=any_layouts(), with_lse=st.booleans())
 def test_any_layout(name, call, layouts: Layouts, with_lse):
     inputs = layouts.inputs(call.inputs())
     if not can_run(name, inputs, call):
@@ -54,7 +54,7 @@ def test_any_layout(name, call, layouts: Layouts, with_lse):
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @settings(max_examples=15)
-@given(call=calls(), layouts=any_layouts())
+@given(call=calls(spans=True), layouts=any_layouts())
 def test_any_layout_of_smaller_dtypes(name, dtype, call, layouts: Layouts):
     inputs = layouts.inputs(call.inputs(dtype))
     if not can_run(name, inputs, call):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies import axes, tiles
+from strategies import axes, spans, tiles
 from vicinal.geometry.count import (
     Count,
     PairCount,
@@ -19,7 +19,8 @@ from vicinal.geometry.count import (
     runs,
 )
 from vicinal.geometry.neighborhood import Axis
-from vicinal.geometry.tiles import groups
+from vicinal.geometry.span import Span
+from vicinal.geometry.tiles import alike
 from vicinal.geometry.window import (
     first_query_starting_at,
     first_query_stopping_after,
@@ -37,6 +38,22 @@ def intervals(axis: Axis, n: int, inverse: bool) -> list[tuple[int, int]]:
     return [(first_query_stopping_after(axis, n, i), first_query_starting_at(axis, n, i + 1)) for i in range(n)]
 
 
+def given_of(axis: Axis, length: int, inverse: bool) -> list[tuple[list[tuple[int, int]], int]]:
+    """Of every group the intervals of its tokens that are given, as far as they are, and how long those are at most."""
+    span, found = axis.span or Span.whole(length), []
+    own, other = (span.keys, span.queries) if inverse else (span.queries, span.keys)
+    for g in range(min(axis.dilation, span.length)):
+        tokens = range(g, span.length, axis.dilation)
+        every = intervals(axis, len(tokens), inverse)
+        walked = [i for i, token in enumerate(tokens) if other[0] <= token < other[1]]
+        low, high = (walked[0], walked[-1] + 1) if walked else (0, 0)
+        cut = [(min(max(start, low), high), min(max(stop, low), high)) for start, stop in every]
+        mine = [cut[i] for i, token in enumerate(tokens) if own[0] <= token < own[1]]
+        if mine:
+            found.append((mine, high - low))
+    return found
+
+
 def full_of(own: list[tuple[int, int]], laid: range, step: int) -> int:
     """How many of the steps laid at these places lie in every interval."""
     low, high = max(start for start, _ in own), min(stop for _, stop in own)
@@ -46,24 +63,22 @@ def full_of(own: list[tuple[int, int]], laid: range, step: int) -> int:
 def one_by_one(axis: Axis, length: int, tile: int, step: int, inverse: bool) -> tuple[Count, int]:
     """The count, and the steps that need no mask."""
     boxes, steps, full, passes_end = [], [], 0, False
-    for group in groups(axis, length):
-        every = intervals(axis, group.length, inverse)
-        for first, last in tiles(group.length, tile):
+    for every, most in given_of(axis, length, inverse):
+        for first, last in tiles(len(every), tile):
             box = range(every[first][0], every[last - 1][1])
             laid = box[::step]
             boxes.append(len(box))
             steps.append(len(laid))
             full += full_of(every[first:last], laid, step)
-            passes_end |= step * len(laid) > group.length
+            passes_end |= step * len(laid) > most
     return Count(len(boxes), sum(steps), max(steps), sum(boxes), max(boxes), passes_end), full
 
 
 def pairs_one_by_one(axis: Axis, length: int, tile: int, step: int, passes: int | None) -> PairCount:
     """A walk written out: every step from the pair's first key on, less those passed over."""
     pairs = steps = full = 0
-    for group in groups(axis, length):
-        every = intervals(axis, group.length, False)
-        for first, last in tiles(group.length, 2 * tile):
+    for every, _ in given_of(axis, length, False):
+        for first, last in tiles(len(every), 2 * tile):
             owns = every[first:last][:tile], every[first:last][tile:] or every[-1:]
             laid = range(every[first][0], every[last - 1][1])[::step]
             before = sum(at + step <= owns[1][0][0] for at in laid)  # that the second tile's queries do not reach
@@ -86,7 +101,7 @@ def small_axes(length: int, border: str) -> list[Axis]:
 def test_tiles_repeat_in_runs(length, border, inverse):
     for axis, tile in product(small_axes(length, border), (1, 2, 3)):
         every, turn = intervals(axis, length, inverse), period(axis, tile)
-        laid = runs(axis, length, tile, inverse)
+        laid = runs(axis, alike(axis, length)[0], tile, inverse)
         assert [first for first, _ in laid] == [0, *(beyond for _, beyond in laid[:-1])]
         assert laid[-1][1] == -(-length // tile)
         for first, beyond in laid:
@@ -126,6 +141,21 @@ def test_counts_of_long_axes(case, tile, step, inverse):
     assert (count(*each), full_steps(*each)) == one_by_one(*each)
 
 
+@settings(max_examples=400)
+@given(spans(120), SIZES, SIZES, st.booleans())
+def test_counts_of_spans(case, tile, step, inverse):
+    axis, length = case
+    each = axis, length, tile, step, inverse
+    assert (count(*each), full_steps(*each)) == one_by_one(*each)
+
+
+@settings(max_examples=200)
+@given(spans(120), SIZES, SIZES, st.sampled_from([1, 2, None]))
+def test_pairs_of_spans(case, tile, step, passes):
+    axis, length = case
+    assert count_pairs(axis, length, tile, step, passes) == pairs_one_by_one(axis, length, tile, step, passes)
+
+
 @settings(max_examples=200)
 @given(axes(600), SIZES, SIZES, st.sampled_from([1, 2, None]))
 def test_pairs_of_long_axes(case, tile, step, passes):
@@ -139,8 +169,9 @@ def test_pairs_of_long_axes(case, tile, step, passes):
 def test_the_length_does_not_matter(window, border, inverse):
     """Few tiles are looked at, of however many there are."""
     axis = Axis(window, **BORDERS[border])
-    assert len(list(_representatives(axis, 1_000_000, 16, 64, inverse))) <= 32
-    assert len(_extents(axis, 1_000_000, 16, inverse)) <= 8
+    (group,) = alike(axis, 1_000_000, inverse)
+    assert len(list(_representatives(axis, group, 16, 64, inverse))) <= 32
+    assert len(_extents(axis, group, 16, inverse)) <= 8
 
 
 def test_a_long_axis_by_hand():

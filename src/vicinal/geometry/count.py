@@ -11,7 +11,7 @@ steps later: the first and the last of those stand for the rest, which lie on th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -19,15 +19,14 @@ from math import lcm
 from typing import NamedTuple
 
 from vicinal.geometry.neighborhood import Axis
-from vicinal.geometry.tiles import Interval, alike
+from vicinal.geometry.span import Interval
+from vicinal.geometry.tiles import Alike, alike
 from vicinal.geometry.window import (
     first_query_starting_at,
     first_query_stopping_after,
     window_start,
     window_stop,
 )
-
-Rule = Callable[[Axis, int, int], int]
 
 
 @dataclass(frozen=True)
@@ -56,27 +55,26 @@ def count(axis: Axis, length: int, tile: int, step: int, inverse: bool = False) 
     """Counts tiles of `tile` queries that walk their keys `step` at a time; `inverse`: tiles of keys, their queries."""
     tiles = steps = covered = widest = 0
     passes_end = False
-    for group in alike(axis, length):
-        extents = _extents(axis, group.length, tile, inverse)
+    for group in alike(axis, length, inverse):
+        extents = _extents(axis, group, tile, inverse)
         longest = max(e.longest for e in extents)
-        tiles += group.count * -(-group.length // tile)
+        tiles += group.count * -(-_size(group.own) // tile)
         steps += group.count * sum(e.steps(step) for e in extents)
         covered += group.count * sum(e.total for e in extents)
         widest = max(widest, longest)
-        passes_end = passes_end or -(-longest // step) * step > group.length
+        passes_end = passes_end or -(-longest // step) * step > _size(group.other)
     return Count(tiles, steps, -(-widest // step), covered, widest, passes_end)
 
 
 @lru_cache(maxsize=16384)
 def full_steps(axis: Axis, length: int, tile: int, step: int, inverse: bool = False) -> int:
     """Of the steps that `count` counts, laid from the first token of each box, those that need no mask."""
-    start, stop = _INVERSE if inverse else _FORWARD
     full = 0
-    for group in alike(axis, length):
-        n, halves_full = group.length, 0
-        for first, halves in _representatives(axis, n, tile, step, inverse):
-            begin = start(axis, n, first)
-            low, high = start(axis, n, min(first + tile, n) - 1) - begin, stop(axis, n, first) - begin
+    for group in alike(axis, length, inverse):
+        halves_full = 0
+        for first, halves in _representatives(axis, group, tile, step, inverse):
+            begin, last = _start(axis, group, first, inverse), min(first + tile, group.own[1]) - 1
+            low, high = _start(axis, group, last, inverse) - begin, _stop(axis, group, first, inverse) - begin
             halves_full += halves * max(high // step - -(-low // step), 0)
         full += group.count * halves_full // 2
     return full
@@ -109,11 +107,11 @@ def count_pairs(axis: Axis, length: int, tile: int, step: int, passes: int | Non
     """
     pairs = steps = full = 0
     for group in alike(axis, length):
-        n, group_steps, group_full = group.length, 0, 0
-        for first, halves in _representatives(axis, n, 2 * tile, step, False):
-            begin, end = window_start(axis, n, first), window_stop(axis, n, min(first + 2 * tile, n) - 1)
-            ends = min(first + tile, n) - 1, min(first + 2 * tile, n) - 1
-            starts = first, min(first + tile, n - 1)  # past the end there may be no second tile: the last query's
+        n, beyond, group_steps, group_full = group.length, group.own[1], 0, 0
+        for first, halves in _representatives(axis, group, 2 * tile, step, False):
+            begin, end = window_start(axis, n, first), window_stop(axis, n, min(first + 2 * tile, beyond) - 1)
+            ends = min(first + tile, beyond) - 1, min(first + 2 * tile, beyond) - 1
+            starts = first, min(first + tile, beyond - 1)  # past the end there may be no second tile: the last query's
             walked = -(-(end - begin) // step)
             passed = walked - -(-(window_stop(axis, n, ends[0]) - begin) // step)
             ahead = (window_start(axis, n, starts[1]) - begin) // step
@@ -122,19 +120,32 @@ def count_pairs(axis: Axis, length: int, tile: int, step: int, passes: int | Non
             for one, other in zip(starts, ends):
                 low, high = window_start(axis, n, other) - begin, window_stop(axis, n, one) - begin
                 group_full += halves * max(high // step - -(-low // step), 0)
-        pairs += group.count * -(-n // (2 * tile))
+        pairs += group.count * -(-_size(group.own) // (2 * tile))
         steps += group.count * group_steps // 2
         full += group.count * group_full // 2
     return PairCount(pairs, steps, full)
 
 
-def _past_queries(axis: Axis, n: int, key: int) -> int:
-    return first_query_starting_at(axis, n, key + 1)
+def _start(axis: Axis, group: Alike, token: int, inverse: bool) -> int:
+    """Where the interval of a token starts: of a query its keys, of a key those of its queries that are given."""
+    if not inverse:
+        return window_start(axis, group.length, token)
+    return _within(first_query_stopping_after(axis, group.length, token), group.other)
 
 
-# The interval of each token: a query's keys, a key's queries.
-_FORWARD: tuple[Rule, Rule] = window_start, window_stop
-_INVERSE: tuple[Rule, Rule] = first_query_stopping_after, _past_queries
+def _stop(axis: Axis, group: Alike, token: int, inverse: bool) -> int:
+    """Where it stops."""
+    if not inverse:
+        return window_stop(axis, group.length, token)
+    return _within(first_query_starting_at(axis, group.length, token + 1), group.other)
+
+
+def _within(position: int, interval: Interval) -> int:
+    return min(max(position, interval[0]), interval[1])
+
+
+def _size(interval: Interval) -> int:
+    return interval[1] - interval[0]
 
 
 def period(axis: Axis, tile: int) -> int:
@@ -142,15 +153,17 @@ def period(axis: Axis, tile: int) -> int:
     return lcm(tile, axis.stride) // tile
 
 
-def runs(axis: Axis, n: int, tile: int, inverse: bool = False) -> list[Interval]:
-    """Intervals of the tiles of a group of `n` tokens, in each of which tiles repeat.
+def runs(axis: Axis, group: Alike, tile: int, inverse: bool = False) -> list[Interval]:
+    """Intervals of the tiles of a dilation group, in each of which tiles repeat.
 
     A tile is as the one a `period` before it, but that its keys start, and stop, further on: each by as much all
     along the interval.
     """
-    cuts = {0, n // tile, -(-n // tile)}  # a last tile that is shorter is by itself
-    for token in _turns(axis, n, inverse):
-        cuts |= {token // tile, -(-token // tile)}  # so is one within which an end of the intervals starts or rests
+    size = _size(group.own)
+    cuts = {0, size // tile, -(-size // tile)}  # a last tile that is shorter is by itself
+    for token in _turns(axis, group, inverse):
+        place = _within(token, group.own) - group.own[0]
+        cuts |= {place // tile, -(-place // tile)}  # so is one within which an end of the intervals starts or rests
     return list(pairwise(sorted(cuts)))
 
 
@@ -178,18 +191,19 @@ class _Extents(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _extents(axis: Axis, n: int, tile: int, inverse: bool) -> tuple[_Extents, ...]:
-    """The lengths of the boxes of all tiles of a group of `n` tokens."""
-    start, stop = _INVERSE if inverse else _FORWARD
+def _extents(axis: Axis, group: Alike, tile: int, inverse: bool) -> tuple[_Extents, ...]:
+    """The lengths of the boxes of all tiles of a group."""
+
+    def extent_of(first: int) -> int:
+        last = min(first + tile, group.own[1]) - 1
+        return _stop(axis, group, last, inverse) - _start(axis, group, first, inverse)
+
     every, found = period(axis, tile), []
-    for first, beyond in runs(axis, n, tile, inverse):
+    for first, beyond in runs(axis, group, tile, inverse):
         for place in range(first, min(first + every, beyond)):
-            one, many = place * tile, (beyond - 1 - place) // every + 1
-            extent = stop(axis, n, min(one + tile, n) - 1) - start(axis, n, one)
-            growth = 0
-            if many > 1:
-                other = one + every * tile
-                growth = stop(axis, n, other + tile - 1) - start(axis, n, other) - extent
+            one, many = group.own[0] + place * tile, (beyond - 1 - place) // every + 1
+            extent = extent_of(one)
+            growth = extent_of(one + every * tile) - extent if many > 1 else 0
             found.append(_Extents(extent, growth, many))
     return tuple(found)
 
@@ -207,44 +221,46 @@ def _floor_sum(count: int, slope: int, offset: int, divisor: int) -> int:
         count, offset, slope, divisor = top // divisor, top % divisor, divisor, slope
 
 
-def _representatives(axis: Axis, n: int, tile: int, step: int, inverse: bool) -> Iterator[tuple[int, int]]:
-    """The first tokens of tiles that stand for all tiles of a group of `n` tokens, and for how many halves of tiles.
+def _representatives(axis: Axis, group: Alike, tile: int, step: int, inverse: bool) -> Iterator[tuple[int, int]]:
+    """The first tokens of tiles that stand for all tiles of a group, and for how many halves of tiles.
 
     Halves, since the first and the last of an arithmetic series stand for half of it each.
     """
-    start, stop = _INVERSE if inverse else _FORWARD
-    alone = period(axis, tile)
-    for first, beyond in runs(axis, n, tile, inverse):
+    begin, alone = group.own[0], period(axis, tile)
+    for first, beyond in runs(axis, group, tile, inverse):
         every, grows = alone, False
         if beyond - first > alone:
-            one, other = first * tile, (first + alone) * tile
-            grows = start(axis, n, other) - start(axis, n, one) != stop(axis, n, other) - stop(axis, n, one)
+            one, other = ((axis, group, begin + (first + n) * tile, inverse) for n in (0, alone))
+            grows = _start(*other) - _start(*one) != _stop(*other) - _stop(*one)
             every = lcm(alone * tile, step) // tile if grows else alone
         for place in range(first, min(first + every, beyond)):
             more = (beyond - 1 - place) // every
             if grows and more:
-                yield place * tile, more
-                yield (place + (more - 1) * every) * tile, more
-                yield (place + more * every) * tile, 2  # beside a border there may be no room for a full step
+                yield begin + place * tile, more
+                yield begin + (place + (more - 1) * every) * tile, more
+                yield begin + (place + more * every) * tile, 2  # beside a border there may be no room for a full step
             else:
-                yield place * tile, 2 * (more + 1)
+                yield begin + place * tile, 2 * (more + 1)
 
 
 @lru_cache(maxsize=16384)
-def _turns(axis: Axis, n: int, inverse: bool) -> tuple[int, ...]:
+def _turns(axis: Axis, group: Alike, inverse: bool) -> tuple[int, ...]:
     """The first tokens whose interval starts, or stops, beyond the first token's, and where the last token's does."""
+    n, (first, beyond) = group.length, group.own
     if not inverse:
         return (
-            first_query_starting_at(axis, n, 1),
-            first_query_starting_at(axis, n, window_start(axis, n, n - 1)),
-            first_query_stopping_after(axis, n, window_stop(axis, n, 0)),
-            first_query_stopping_after(axis, n, window_stop(axis, n, n - 1) - 1),
+            first_query_starting_at(axis, n, window_start(axis, n, first) + 1),
+            first_query_starting_at(axis, n, window_start(axis, n, beyond - 1)),
+            first_query_stopping_after(axis, n, window_stop(axis, n, first)),
+            first_query_stopping_after(axis, n, window_stop(axis, n, beyond - 1) - 1),
         )
     # A key's queries start beyond query i where i's window stops, and stop beyond it where it starts.
     each = (
-        (window_stop, 0),
-        (window_stop, first_query_stopping_after(axis, n, n - 1) - 1),
-        (window_start, first_query_starting_at(axis, n, 1)),
-        (window_start, first_query_starting_at(axis, n, n) - 1),
+        (window_stop, _start(axis, group, first, True)),
+        (window_stop, _start(axis, group, beyond - 1, True) - 1),
+        (window_start, _stop(axis, group, first, True)),
+        (window_start, _stop(axis, group, beyond - 1, True) - 1),
     )
-    return tuple(rule(axis, n, query) if 0 <= query < n else n for rule, query in each)
+    return tuple(
+        rule(axis, n, query) if group.other[0] <= query < group.other[1] else beyond for rule, query in each
+    )

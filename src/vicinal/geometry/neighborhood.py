@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, Literal, NoReturn, TypeAlias, TypeVar, cast
 
+from vicinal.geometry.span import WHOLE, Span
 from vicinal.words import by
 
 Boundary = Literal["shift", "clip"]
@@ -33,6 +34,7 @@ class Axis:
         causal: whether a query sees only keys at or before its own position.
         boundary: at a border, "shift" moves the window inward (it never shrinks), "clip" cuts it.
             A causal axis is always cut at its start.
+        span: the part of the axis that queries and keys are; None where they are all of it.
     """
 
     window: int | None
@@ -40,6 +42,7 @@ class Axis:
     dilation: int = 1
     causal: bool = False
     boundary: Boundary = "shift"
+    span: Span | None = None
 
     def __post_init__(self) -> None:
         if self.window is not None:
@@ -58,14 +61,23 @@ class Axis:
             raise TypeError(f"is_causal must be a bool on every axis, got {self.causal!r}")
         if self.boundary not in BOUNDARIES:
             raise ValueError(f"boundary must be one of {BOUNDARIES}, got {self.boundary!r}")
+        if self.span is not None:
+            _check_span(self.span)
 
     def resolve(self, length: int, index: int = 0) -> Axis:
-        """This axis for tokens of `length`: a window of None becomes `length`.
+        """This axis for queries of `length`: a window of None becomes the axis' length.
 
         Raises:
-            ValueError: `window * dilation > length` where the window shifts at borders (a causal or clipped one
-                always fits), or `stride > window`.
+            ValueError: `window * dilation` exceeds the axis where the window shifts at borders (a causal or clipped one
+                always fits), `stride > window`, or `length` is not the span's.
         """
+        if self.span is not None:
+            if length != self.span.query_length:
+                start, stop = self.span.queries
+                raise ValueError(
+                    f"spans: queries of axis {index} are [{start}, {stop}), {stop - start} tokens, got {length}"
+                )
+            length = self.span.length
         axis = self if self.window is not None else replace(self, window=length)
         assert axis.window is not None
         if length == 0:
@@ -81,6 +93,10 @@ class Axis:
                 f"kernel_size {axis.window} * dilation {axis.dilation} = {axis.window * axis.dilation}"
             )
         return axis
+
+    def whole_length(self, length: int) -> int:
+        """The length of the whole axis, of that of its queries."""
+        return length if self.span is None else self.span.length
 
     @property
     def least(self) -> int:
@@ -183,8 +199,26 @@ class Neighborhood:
     def causal(self) -> tuple[bool, ...]:
         return tuple(axis.causal for axis in self.axes)
 
+    def over(self, spans: Sequence[Span | None]) -> Neighborhood:
+        """This neighborhood where queries and keys are parts of the axes; None for a whole axis.
+
+        Raises:
+            TypeError, ValueError: there is not one for every axis.
+        """
+        if not isinstance(spans, (tuple, list)) or len(spans) != self.rank:
+            raise ValueError(f"spans must be {self.rank}, one Span or None for every axis, got {spans!r}")
+        return Neighborhood(tuple(replace(axis, span=span) for axis, span in zip(self.axes, spans)))
+
+    @property
+    def spans(self) -> tuple[Span | None, ...]:
+        return tuple(axis.span for axis in self.axes)
+
+    def key_lengths(self, lengths: Sequence[int]) -> tuple[int, ...]:
+        """The lengths of the keys, of those of the queries."""
+        return tuple(n if a.span is None else a.span.key_length for a, n in zip(self.axes, lengths))
+
     def resolve(self, lengths: Sequence[int]) -> Neighborhood:
-        """This neighborhood for tokens of `lengths`: no window is None, and every window fits (else ValueError)."""
+        """This neighborhood for queries of `lengths`: no window is None, and every window fits (else ValueError)."""
         if len(lengths) != self.rank:
             raise ValueError(f"the neighborhood has {self.rank} axes, the tokens have {len(lengths)}")
         return Neighborhood(tuple(a.resolve(n, i) for i, (a, n) in enumerate(zip(self.axes, lengths))))
@@ -202,7 +236,10 @@ class Neighborhood:
     def is_whole(self, lengths: Sequence[int]) -> bool:
         """Whether every query sees every key: self attention."""
         return all(
-            a.dilation == 1 and not a.causal and (a.window is None or (a.window == n and a.boundary == "shift"))
+            a.dilation == 1
+            and not a.causal
+            and a.span is None
+            and (a.window is None or (a.window == n and a.boundary == "shift"))
             for a, n in zip(self.axes, lengths)
         )
 
@@ -217,14 +254,18 @@ class Neighborhood:
             words.append("causal on axis " + ", ".join(str(i) for i, c in enumerate(self.causal) if c))
         if any(axis.boundary != "shift" for axis in self.axes):
             words.append("boundary " + ",".join(axis.boundary for axis in self.axes))
+        words += [f"axis {i}: {axis.span.in_words()}" for i, axis in enumerate(self.axes) if axis.span is not None]
         return words
 
     def encode(self) -> list[int]:
-        """Five integers per axis, for operator schemas; 0 stands for a window of None. See `decode`."""
+        """Ten integers per axis, for operator schemas; 0 stands for a window of None. See `decode`."""
         return [
             n
             for a in self.axes
-            for n in (a.window or 0, a.stride, a.dilation, int(a.causal), BOUNDARIES.index(a.boundary))
+            for n in (
+                *(a.window or 0, a.stride, a.dilation, int(a.causal), BOUNDARIES.index(a.boundary)),
+                *(WHOLE if a.span is None else a.span.encode()),
+            )
         ]
 
 
@@ -247,6 +288,14 @@ def per_axis(name: str, value: PerAxis[T], rank: int) -> tuple[T, ...]:
     return (value,) * rank  # type: ignore[return-value]
 
 
+def _check_span(span: object) -> None:
+    if not isinstance(span, Span):
+        raise TypeError(f"spans must be a Span or None for every axis, got {span!r} of type {type(span).__name__}")
+    start, stop = span.keys
+    if not 0 <= start < stop <= span.length:
+        raise ValueError(f"spans: keys must be some of the axis, [0, {span.length}), got [{start}, {stop})")
+
+
 def _require_int(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer on every axis, got {value!r} of type {type(value).__name__}")
@@ -255,7 +304,7 @@ def _require_int(name: str, value: object) -> None:
 @lru_cache(maxsize=4096)
 def _decode(code: tuple[int, ...], rank: int) -> tuple[Neighborhood, ...]:
     axes = [
-        Axis(k or None, s, d, bool(c), BOUNDARIES[b])
-        for k, s, d, c, b in zip(code[0::5], code[1::5], code[2::5], code[3::5], code[4::5])
+        Axis(k or None, s, d, bool(c), BOUNDARIES[b], Span.decode(span))
+        for k, s, d, c, b, *span in zip(*(code[i::10] for i in range(10)))
     ]
     return tuple(Neighborhood(tuple(axes[i : i + rank])) for i in range(0, len(axes), rank))

@@ -7,9 +7,11 @@ several axes is the product of its intervals.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from vicinal.geometry.neighborhood import Axis
+from vicinal.geometry.span import Interval, Span
 from vicinal.geometry.window import (
     first_query_starting_at,
     first_query_stopping_after,
@@ -17,8 +19,6 @@ from vicinal.geometry.window import (
     window_start,
     window_stop,
 )
-
-Interval = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,63 @@ def groups(axis: Axis, length: int) -> list[Group]:
 
 @dataclass(frozen=True)
 class Alike:
-    """The dilation groups of an axis that have one length: `count` of them from group `first` on."""
+    """Dilation groups of an axis that are alike: `count` of them from group `first` on.
+
+    Attributes:
+        length: of each group, whole.
+        own: where the tokens are that tiles are of; all of the group, but for a span.
+        other: where the tokens are that tiles walk.
+    """
 
     length: int
     first: int
     count: int
+    own: Interval
+    other: Interval
 
 
-def alike(axis: Axis, length: int) -> list[Alike]:
-    """The groups of an axis by their length, at most two kinds; the longer ones, which come first, first."""
-    longest = group_length(length, axis.dilation, 0)
-    longer = (length - 1) % axis.dilation + 1
-    shorter = min(axis.dilation, length) - longer
-    kinds = [Alike(longest, 0, longer)]
-    return [*kinds, Alike(longest - 1, longer, shorter)] if shorter else kinds
+def alike(axis: Axis, length: int, inverse: bool = False) -> list[Alike]:
+    """The groups of an axis of which tiles are, by what differs: their lengths, and what of them is given.
+
+    Of a whole axis there are at most two kinds, the longer groups first. `inverse`: tiles are of keys, else of queries.
+    """
+    span, dilation = axis.span or Span.whole(length), axis.dilation
+    own, other = (span.keys, span.queries) if inverse else (span.queries, span.keys)
+    groups = min(dilation, own[1] - own[0])
+    # Tokens side by side are of groups side by side; at these ones some position within the group changes.
+    cuts = {(end - own[0]) % dilation for end in (0, own[1], *other, span.length)}
+    kinds = []
+    for first, beyond in pairwise(sorted({0, groups, *(cut for cut in cuts if cut < groups)})):
+        group = (own[0] + first) % dilation
+        intervals = [tuple((end - group + dilation - 1) // dilation for end in ends) for ends in (own, other)]
+        kinds.append(Alike(group_length(span.length, dilation, group), group, beyond - first, *intervals))
+    return kinds
+
+
+def reach(axis: Axis, length: int, queries: Interval) -> Interval:
+    """Of a whole axis, the least interval of tokens that holds the windows of all `queries`, tokens of it too."""
+    parts = alike(replace(axis, span=Span(length, queries, queries)), length)
+    starts = [window_start(axis, p.length, p.own[0]) * axis.dilation + p.first for p in parts]
+    stops = [
+        (window_stop(axis, p.length, p.own[1] - 1) - 1) * axis.dilation + p.first + p.count - 1 for p in parts
+    ]
+    return min(starts), max(stops) + 1
+
+
+def check_span(axis: Axis, index: int) -> None:
+    """That every query of a resolved axis' span has its window among the keys.
+
+    Raises:
+        ValueError: some have not.
+    """
+    if axis.span is None:
+        return
+    needed, keys = reach(axis, axis.span.length, axis.span.queries), axis.span.keys
+    if needed[0] < keys[0] or needed[1] > keys[1]:
+        raise ValueError(
+            f"spans: keys of axis {index} must hold every query's window, [{needed[0]}, {needed[1]}), "
+            f"got [{keys[0]}, {keys[1]})"
+        )
 
 
 def key_interval(axis: Axis, length: int, queries: Interval) -> Interval:

@@ -42,8 +42,8 @@ def parts(neighborhood: Neighborhood, lengths: tuple[int, ...], unfolded: int | 
 
 
 def can_unfold(neighborhood: Neighborhood, axis: int) -> bool:
-    """Whether `axis` has dilation groups, and there is room for another axis."""
-    return neighborhood.rank < MAX_RANK and neighborhood.axes[axis].dilation > 1
+    """Whether `axis` has dilation groups, there is room for another axis, and no axis is given in part."""
+    return neighborhood.rank < MAX_RANK and neighborhood.axes[axis].dilation > 1 and not any(neighborhood.spans)
 
 
 def unfold(neighborhood: Neighborhood, lengths: tuple[int, ...], axis: int) -> list[Part]:

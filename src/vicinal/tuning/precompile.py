@@ -112,13 +112,14 @@ def stand_ins(problem: Problem) -> Inputs:
     def tensor(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=problem.dtype, device="meta")
 
-    tokens, kv_heads, dims = (problem.batch, *problem.lengths), problem.kv_heads, (problem.head_dim, problem.value_dim)
+    queries, keys = (problem.batch, *problem.lengths), (problem.batch, *problem.key_lengths)
+    kv_heads, dims = problem.kv_heads, (problem.head_dim, problem.value_dim)
     extra: list[torch.Tensor | None] = [None, None, None]
     if problem.additional:
         extra[:2] = (tensor(problem.batch, problem.additional, kv_heads, dim) for dim in dims)
     if problem.has_rpb:
         extra[2] = tensor(problem.heads, *(2 * k - 1 for k in problem.neighborhoods[0].window if k is not None))
-    return Inputs(tensor(*tokens, problem.heads, dims[0]), *(tensor(*tokens, kv_heads, dim) for dim in dims), *extra)
+    return Inputs(tensor(*queries, problem.heads, dims[0]), *(tensor(*keys, kv_heads, dim) for dim in dims), *extra)
 
 
 # For a GPU that is not here ---------------------------------------------------------------------------------------

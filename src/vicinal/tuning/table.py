@@ -55,8 +55,9 @@ class ProblemClass:
             "strided": any(a.stride > 1 for a in axes),
             "dilated": any(a.dilation > 1 for a in axes),
             "causal or clipped": any(mode(a) != SHIFT for a in axes),
+            "parts of axes": problem.is_part,
         }
-        own = list(zip(problem.neighborhoods[0].axes, problem.lengths))
+        own = [(a, a.whole_length(n)) for a, n in zip(problem.neighborhoods[0].axes, problem.lengths)]
         queries = max(1, problem.batch * problem.heads * prod(problem.lengths))
         return cls(
             head_dim=problem.head_dim,

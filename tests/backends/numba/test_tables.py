@@ -5,7 +5,10 @@ from itertools import product
 import pytest
 import torch
 
-from strategies import tiles
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strategies import spans, tiles
 from vicinal.backends.numba import tables
 from vicinal.backends.numba.kernels import call as c
 from vicinal.geometry.neighborhood import Axis
@@ -18,14 +21,13 @@ BORDERS = {"shift": {}, "clip": {"boundary": "clip"}, "causal": {"causal": True}
 def tile(own, index):
     """As a kernel reads it: first query, first key, number of keys, the windows from there, the first offset."""
     fields, table = own.fields, own.table.tolist()
-    short = index - fields[c.FIRST_SHORT]
-    if short < 0:
-        group, number = divmod(index, fields[c.LONG_TILES])
-        run = fields[c.LONG_RUNS]
-    else:
-        group, number = divmod(short, fields[c.SHORT_TILES])
-        group += fields[c.FIRST_SHORT_GROUP]
-        run = fields[c.SHORT_RUNS]
+    kind = fields[c.KINDS]
+    while table[kind + c.KIND_FIELDS + c.KIND_FIRST] <= index:
+        kind += c.KIND_FIELDS
+    first_tile, of_group, group, run, begin = table[kind : kind + c.KIND_FIELDS]
+    place, number = divmod(index - first_tile, of_group)
+    group += place
+    run += fields[c.RUNS]
     while table[run + c.RUN_FIELDS + c.RUN_FIRST] <= number:
         run += c.RUN_FIELDS
     first, pattern, period, low_step, high_step = table[run : run + c.RUN_FIELDS]
@@ -36,7 +38,8 @@ def tile(own, index):
     low, high = low + turn * low_step, high + turn * high_step
     ends = table[at + c.PATTERN_FIELDS : at + c.PATTERN_FIELDS + 2 * count]
     windows = [(start, high - low - stop) for start, stop in zip(ends[::2], ends[1::2])]
-    return group + number * size * dilation, group + low * dilation, high - low, windows, low - number * size
+    query = begin + number * size
+    return group + query * dilation, group + low * dilation, high - low, windows, low - query
 
 
 def small_axes(length, border, dilation):
@@ -60,6 +63,21 @@ def test_tables_hold_every_window_of_every_small_axis(length, dilation, border):
             assert offset + own.fields[c.REACH] >= 0
             assert offset + own.fields[c.REACH] + keys <= own.fields[c.OFFSETS]
         assert torch.equal(mask, axis_mask(axis, length)), (axis, size)
+
+
+@given(spans(40), st.integers(1, 16))
+def test_tables_of_spans_hold_every_window(case, size):
+    axis, length = case
+    own, dilation, span = tables.axis_table(axis, length, size), axis.dilation, axis.span
+    mask = torch.zeros(span.length, span.length, dtype=torch.bool)
+    for index in range(own.fields[c.TILE_COUNT]):
+        first_query, first_key, keys, windows, offset = tile(own, index)
+        assert 0 <= offset + own.fields[c.REACH] <= own.fields[c.OFFSETS] - keys
+        for i, (start, stop) in enumerate(windows):
+            query, low, high = (first + n * dilation for first, n in zip((first_query, first_key, first_key), (i, start, stop)))
+            mask[query, low:high:dilation] = True
+    assert not mask[: span.queries[0]].any() and not mask[span.queries[1] :].any()
+    assert torch.equal(mask[slice(*span.queries), slice(*span.keys)], axis_mask(axis, length))
 
 
 @pytest.mark.parametrize("axis", [Axis(255), Axis(64, 48), Axis(300, causal=True), Axis(9, 4, 5, boundary="clip")])

@@ -19,6 +19,8 @@ from vicinal.backends.gpu import launch as launch_module
 from vicinal.backends.gpu.launch import Launch
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.span import Span
+from vicinal.geometry.tiles import reach
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 of = Neighborhood.of
@@ -54,8 +56,19 @@ def call(
     has_rpb=False,
     batch=1,
     seed=0,
+    queries=None,
+    spare=1,
 ):
+    """`queries`: intervals of them along the axes, with their keys and up to `spare` more at each end."""
     neighborhoods = neighborhoods if isinstance(neighborhoods, tuple) else (neighborhoods,)
+    if queries is not None:
+        spans = []
+        for i, (n, own) in enumerate(zip(lengths, queries)):
+            needed = [reach(each.resolve(lengths).axes[i], n, own) for each in neighborhoods]
+            keys = max(min(low for low, _ in needed) - spare, 0), min(max(high for _, high in needed) + spare, n)
+            spans.append(Span(n, own, keys))
+        neighborhoods = tuple(each.over(spans) for each in neighborhoods)
+        lengths = tuple(span.query_length for span in spans)
     resolved = tuple(n.resolve(lengths) for n in neighborhoods)
     return strategies.Call(resolved, lengths, batch, heads, kv_heads, head_dim, value_dim, additional, has_rpb, seed)
 
@@ -123,6 +136,18 @@ def check(
         pytest.param(call((5, 7), of(2, (9, 3), stride=(2, 1), is_causal=(True, False))), id="causal-beyond-the-axis"),
         pytest.param(call((5, 7), of(2, (3, 9), boundary="clip")), id="clip"),
         pytest.param(call((17,), of(1, 4, stride=3, dilation=2, boundary="clip")), id="clip-stride-dilation"),
+        pytest.param(call((41,), of(1, 5), queries=[(9, 30)]), id="span"),
+        pytest.param(call((50,), of(1, 20), queries=[(0, 21)], spare=0), id="span-full-tiles"),
+        pytest.param(call((11, 9), of(2, (3, 5)), queries=[(4, 9), (0, 6)]), id="span-2d"),
+        pytest.param(call((5, 4, 6), of(3, (3, 2, 4)), queries=[(1, 4), (0, 4), (3, 6)]), id="span-3d"),
+        pytest.param(call((40,), of(1, 5, dilation=3), queries=[(10, 29)], spare=2), id="span-dilation"),
+        pytest.param(
+            call((14, 12), of(2, 3, dilation=(1, 3), stride=(2, 1)), queries=[(5, 9), (4, 6)]), id="span-few-of-a-group"
+        ),
+        pytest.param(
+            call((50,), of(1, 7, stride=3, dilation=2, is_causal=True), queries=[(21, 40)]), id="span-causal-all"
+        ),
+        pytest.param(call((50,), of(1, 6, stride=4, boundary="clip"), queries=[(30, 50)]), id="span-clip"),
     ],
 )
 def test_neighborhoods(drawn):
@@ -143,6 +168,10 @@ def test_neighborhoods(drawn):
         pytest.param(call((3, 4, 5), of(3, (2, 3, 4)), has_rpb=True), id="rpb-3d"),
         pytest.param(call((6, 9), of(2, 3, dilation=(2, 3), stride=2), has_rpb=True, additional=3), id="rpb-all"),
         pytest.param(call((18,), of(1, 5, is_causal=True), has_rpb=True, heads=2), id="rpb-causal-gqa"),
+        pytest.param(
+            call((12, 9), of(2, 3, dilation=(2, 1)), heads=2, has_rpb=True, additional=3, queries=[(5, 9), (0, 6)]),
+            id="span-all",
+        ),
         pytest.param(call((16,), of(1, 3), head_dim=4, value_dim=24), id="dims-4-24"),
         pytest.param(call((16,), of(1, 3), head_dim=96, value_dim=12), id="dims-96-12"),
         pytest.param(call((16,), of(1, 3), head_dim=256, value_dim=256), id="dims-256"),
@@ -298,7 +327,7 @@ def run_in_layouts(drawn, layouts, dtype=torch.float32):
 
 
 @settings(max_examples=4)
-@given(strategies.calls(ranks=(1, 2), max_head_dim=9), strategies.any_layouts())
+@given(strategies.calls(ranks=(1, 2), max_head_dim=9, spans=True), strategies.any_layouts())
 def test_random_calls_in_any_layout(drawn, layouts):
     run_in_layouts(drawn, layouts)
 

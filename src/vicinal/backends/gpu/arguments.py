@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from vicinal.backends.gpu.kernels.memory import Strides
-from vicinal.backends.gpu.kernels.window import Axes
+from vicinal.backends.gpu.kernels.window import Axes, Parts
 from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.span import Span
 from vicinal.geometry.unfold import beside
 from vicinal.geometry.window import SHIFT, mode
 
@@ -16,8 +17,17 @@ MAX_WINDOW = 2**31 - 1  # that covers any axis
 
 
 def axes_of(neighborhood: Neighborhood, lengths: tuple[int, ...], unfolded: int | None = None) -> Axes:
-    """A neighborhood as kernels take it: in 32 bits, as are lengths."""
+    """A neighborhood as kernels take it, for queries of `lengths`: in 32 bits, as are lengths."""
     axes = neighborhood.axes
+    parts = None
+    if any(a.span is not None for a in axes):
+        assert unfolded is None, "parts of axes are not seen as two"
+        spans = [a.span or Span.whole(n) for a, n in zip(axes, lengths)]
+        lengths = tuple(s.length for s in spans)
+        starts, key_starts = tuple(s.queries[0] for s in spans), tuple(s.keys[0] for s in spans)
+        parts = Parts(
+            starts, tuple(s.query_length for s in spans), key_starts, tuple(s.key_length for s in spans)
+        )
     dilations = tuple(min(a.dilation, n) for a, n in zip(axes, lengths))  # beyond, each token is a group all the same
     return Axes(
         seen(lengths, unfolded, 1),
@@ -25,6 +35,7 @@ def axes_of(neighborhood: Neighborhood, lengths: tuple[int, ...], unfolded: int 
         seen(tuple(a.stride for a in axes), unfolded, 1),
         seen(dilations, unfolded, 1),
         seen(tuple(mode(a) for a in axes), unfolded, SHIFT),
+        parts,
     )
 
 

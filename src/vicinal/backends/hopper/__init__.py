@@ -117,6 +117,8 @@ def unsupported_anywhere(problem: Problem) -> str | None:
         return f"it needs a positive scale, got {problem.scale}"
     if len({n.dilation for n in problem.neighborhoods}) > 1:
         return "it needs the same dilation for every head"
+    if problem.is_part:
+        return "it takes whole axes, no spans"
     if problem.batch == 0:
         return "the batch is empty"
     if prod(problem.lengths) * max(problem.heads, 4) > LARGEST:  # numbers of log-sum-exps, which come in fours

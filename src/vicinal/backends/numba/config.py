@@ -10,7 +10,7 @@ from vicinal.backends.protocol import DERIVED
 from vicinal.caching import Cache
 from vicinal.geometry.count import count
 from vicinal.geometry.neighborhood import Axis, Neighborhood
-from vicinal.geometry.tiles import alike
+from vicinal.geometry.window import group_length
 from vicinal.problem import Problem
 from vicinal.words import by
 
@@ -73,7 +73,7 @@ SHAPES: Cache[tuple[Shape, ...]] = Cache(entries=1024)
 @SHAPES.memoize
 def shapes(axes: tuple[Axis, ...], lengths: tuple[int, ...]) -> tuple[Shape, ...]:
     """Tiles of at most 16 queries that could not be longer along any axis, with their boxes; cheapest first."""
-    longest = [min(LANES, alike(axis, length)[0].length) for axis, length in zip(axes, lengths)]
+    longest = [min(LANES, group_length(length, axis.dilation, 0)) for axis, length in zip(axes, lengths)]
     found = []
     for tile in _full_tiles(tuple(longest)):
         counts = [count(*own, 1) for own in zip(axes, lengths, tile)]

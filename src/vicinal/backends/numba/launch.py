@@ -96,7 +96,7 @@ class _Running:
     def __init__(self, call: KernelCall, dtype: torch.dtype, tensors: Given) -> None:
         self.call, self.dtype = call, dtype
         self.numbers = call.numbers.copy()
-        self.numbers[c.ADDRESS : c.ADDRESS + len(tensors)] = [0 if t is None else t.data_ptr() for t in tensors]
+        self.numbers[c.ADDRESS : c.ADDRESS + len(tensors)] += [0 if t is None else t.data_ptr() for t in tensors]
         self.numbers[c.SCRATCH] = SCRATCH.take(call.threads * call.scratch)
         self.kept: list[Tensor] = []
 

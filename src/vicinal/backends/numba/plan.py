@@ -39,7 +39,7 @@ class KernelCall:
     """All of a call but its tensors' addresses and scratch memory.
 
     Attributes:
-        numbers: the call's integers, with 0 for these.
+        numbers: the call's integers, of tensors' addresses only how far from a first token that is given to the axis'.
         kept: tables that `numbers` hold addresses of.
         threads: as many as are worth their start.
         scratch: bytes per thread.
@@ -224,16 +224,26 @@ def _place_tensors(
 ) -> None:
     """Sets strides, and lengths."""
     size = lse_dtype(problem.dtype).itemsize
-    results = _results(problem, direction)
+    results, starts = _results(problem, direction), _starts(problem)
     strides = {place: layout[:-1] for place, layout in enumerate(layouts) if layout is not None}
     for place, shape in results.items():
         strides[place] = tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
     for place, own in strides.items():
         at = c.STRIDE + c.STRIDES * place
-        numbers[at : at + c.STRIDES] = [size * s for s in _five(own, problem.rank, place in c.OF_ADDITIONAL)]
+        numbers[at : at + c.STRIDES] = five = [size * s for s in _five(own, problem.rank, place in c.OF_ADDITIONAL)]
+        if place not in c.OF_ADDITIONAL:
+            before = starts[place in (c.KEY, c.VALUE, c.GRAD_KEY, c.GRAD_VALUE)]
+            numbers[c.ADDRESS + place] = -sum(start * stride for start, stride in zip(before, five[1:]))
     for i, place in enumerate((c.GRAD_KEY, c.GRAD_VALUE, c.GRAD_ADDITIONAL_KEY, c.GRAD_ADDITIONAL_VALUE)):
         numbers[c.PART_BYTES + i] = size * prod(results.get(place, (0,)))
-    numbers[c.LENGTHS : c.LENGTHS + AXES] = (1,) * (AXES - problem.rank) + problem.lengths
+    numbers[c.LENGTHS : c.LENGTHS + AXES] = (1,) * (AXES - problem.rank) + problem.key_lengths
+    numbers[c.KEY_STARTS : c.KEY_STARTS + AXES] = starts[1]
+
+
+def _starts(problem: Problem) -> tuple[Numbers, Numbers]:
+    """The first query and the first key along each of three axes."""
+    spans = [None] * (AXES - problem.rank) + list(problem.neighborhoods[0].spans)
+    return [0 if s is None else s.queries[0] for s in spans], [0 if s is None else s.keys[0] for s in spans]
 
 
 def _results(problem: Problem, direction: Direction) -> dict[int, tuple[int, ...]]:
@@ -242,7 +252,7 @@ def _results(problem: Problem, direction: Direction) -> dict[int, tuple[int, ...
     queries = problem.batch, *problem.lengths, problem.heads
     if direction == "forward":
         return {c.OUTPUT: (*queries, value_width), c.LSE: (*queries, 1)}
-    keys = problem.batch, *problem.lengths, problem.kv_heads
+    keys = problem.batch, *problem.key_lengths, problem.kv_heads
     additional = problem.batch, problem.additional, problem.kv_heads
     return {
         c.GRAD_QUERY: (*queries, width),

@@ -18,7 +18,7 @@ from vicinal.backends.numba.kernels.vectors import LANES
 from vicinal.caching import Cache
 from vicinal.geometry.count import period, runs
 from vicinal.geometry.neighborhood import Axis
-from vicinal.geometry.tiles import alike
+from vicinal.geometry.tiles import Alike, alike
 from vicinal.geometry.window import window_start, window_stop
 
 AXES = 3
@@ -31,7 +31,7 @@ class AxisTable:
 
     Attributes:
         fields: see `vicinal.backends.numba.kernels.call`, with places in `table` where addresses belong.
-        table: runs of tiles, then patterns.
+        table: kinds of groups, runs of tiles, then patterns.
     """
 
     fields: tuple[int, ...]
@@ -44,7 +44,7 @@ class AxisTable:
     def addressed(self) -> list[int]:
         """The fields with addresses; they are valid while this is kept."""
         fields, start = list(self.fields), self.table.ctypes.data
-        for place in (c.LONG_RUNS, c.SHORT_RUNS, c.PATTERNS):
+        for place in (c.KINDS, c.RUNS, c.PATTERNS):
             fields[place] = start + 8 * fields[place]
         return fields
 
@@ -56,60 +56,57 @@ AXIS_TABLES: Cache[AxisTable] = Cache(size=16 << 20, size_of=lambda table: table
 def axis_table(axis: Axis, length: int, size: int) -> AxisTable:
     """Tiles of `size` queries, of all dilation groups."""
     assert axis.window is not None
-    kinds, turn = alike(axis, length), period(axis, size)
-    table: list[int] = []
-    tiles: list[int] = []  # of every pattern, and the length of its group
-    lengths: list[int] = []
-    starts = []
-    for kind in kinds:
-        starts.append(len(table))
-        for first, beyond in runs(axis, kind.length, size):
-            table += (first, len(tiles), turn, *_steps(axis, kind.length, size, (first, beyond)))
-            own = range(first, min(first + turn, beyond))
-            tiles += own
-            lengths += [kind.length] * len(own)
-        table += (length, 0, 0, 0, 0)  # beyond all tiles
-    patterns = _patterns(axis, size, np.array(tiles, np.int64), np.array(lengths, np.int64))
-    per_group = [-(-kind.length // size) for kind in kinds]
-    reach = min(axis.window, kinds[0].length) - 1
+    turn = period(axis, size)
+    kinds: list[int] = []
+    runs_of: list[int] = []
+    tiles: list[tuple[int, int, int]] = []  # of every pattern its first query, where its group's stop, how long that is
+    first_tile = longest = 0
+    for kind in alike(axis, length):
+        begin, end = kind.own
+        count = -(-(end - begin) // size)
+        kinds += (first_tile, count, kind.first, len(runs_of), begin)
+        first_tile += kind.count * count
+        longest = max(longest, kind.length)
+        for first, beyond in runs(axis, kind, size):
+            runs_of += (first, len(tiles), turn, *_steps(axis, kind, size, (first, beyond)))
+            tiles += [(begin + i * size, end, kind.length) for i in range(first, min(first + turn, beyond))]
+        runs_of += (count, 0, 0, 0, 0)  # beyond all tiles
+    kinds += (first_tile, 0, 0, 0, 0)  # beyond all kinds
+    reach = min(axis.window, longest) - 1
     fields = {
-        c.TILE_COUNT: sum(kind.count * tiles for kind, tiles in zip(kinds, per_group)),
+        c.TILE_COUNT: first_tile,
         c.TILE_SIZE: size,
         c.DILATION: axis.dilation,
-        c.LONG_TILES: per_group[0],
-        c.LONG_RUNS: starts[0],
-        c.FIRST_SHORT: kinds[0].count * per_group[0],
-        c.FIRST_SHORT_GROUP: kinds[-1].first,
-        c.SHORT_TILES: per_group[-1],
-        c.SHORT_RUNS: starts[-1],
-        c.PATTERNS: len(table),
+        c.KINDS: 0,
+        c.RUNS: len(kinds),
+        c.PATTERNS: len(kinds) + len(runs_of),
         c.WINDOW: axis.window,
         c.REACH: reach,
         c.OFFSETS: 2 * reach + size,
     }
-    whole = np.concatenate([np.array(table, np.int64), patterns])
+    patterns = _patterns(axis, size, *np.array(tiles, np.int64).T[..., None])
+    whole = np.concatenate([np.array(kinds + runs_of, np.int64), patterns])
     return AxisTable(tuple(fields[i] for i in range(c.AXIS_FIELDS)), whole)
 
 
-def _steps(axis: Axis, length: int, size: int, tiles: tuple[int, int]) -> tuple[int, int]:
+def _steps(axis: Axis, kind: Alike, size: int, tiles: tuple[int, int]) -> tuple[int, int]:
     """How much further on keys start, and stop, a period of tiles later in a run of them."""
-    first, later = tiles[0] * size, (tiles[0] + period(axis, size)) * size
-    if later >= tiles[1] * size:
+    begin, end = kind.own
+    first, later = (begin + place * size for place in (tiles[0], tiles[0] + period(axis, size)))
+    if later >= begin + tiles[1] * size:
         return 0, 0
-    ends = min(first + size, length) - 1, min(later + size, length) - 1
-    low = window_start(axis, length, later) - window_start(axis, length, first)
-    return low, window_stop(axis, length, ends[1]) - window_stop(axis, length, ends[0])
+    ends = min(first + size, end) - 1, min(later + size, end) - 1
+    low = window_start(axis, kind.length, later) - window_start(axis, kind.length, first)
+    return low, window_stop(axis, kind.length, ends[1]) - window_stop(axis, kind.length, ends[0])
 
 
-def _patterns(axis: Axis, size: int, tiles: Any, lengths: Any) -> Ints:
-    """Those of tiles, each in a group of its length, one after the other."""
-    lengths = lengths[:, None]
-    first = tiles[:, None] * size
-    last = np.minimum(first + size, lengths) - 1
+def _patterns(axis: Axis, size: int, first: Any, ends: Any, lengths: Any) -> Ints:
+    """Those of tiles that begin at query `first` of groups of these lengths, one after the other."""
+    last = np.minimum(first + size, ends) - 1
     queries: Any = np.minimum(first + np.arange(size), last)
     starts, stops = (np.asarray(rule(axis, lengths, queries)) for rule in (window_start, window_stop))
     low, high = starts[:, :1], stops[:, -1:]
-    windows = np.stack([starts - low, high - stops], -1).reshape(len(tiles), -1)
+    windows = np.stack([starts - low, high - stops], -1).reshape(len(first), -1)
     return np.concatenate([last + 1 - first, low, high, windows], 1).ravel()
 
 

@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 from vicinal.geometry import window as rule
 from vicinal.geometry.count import count
 from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.span import Span
 from vicinal.problem import Inputs, lse_dtype
 
 SCORES_PER_CHUNK = {"cpu": 1 << 18}  # what the nearest caches hold
@@ -54,26 +55,33 @@ class AxisTiles:
     """The tiles of one axis, of all its dilation groups one after the other.
 
     Every group has as many tiles as the longest, and every tile `size` queries and `box` keys. Queries beyond a
-    group's end repeat its last one; keys beyond it are outside every window. Positions are those within a group.
+    group's end repeat its last one; keys beyond it are outside every window. Positions are those within a group, tokens
+    are counted from the first that is given.
     """
 
     def __init__(self, axis: Axis, length: int, size: int, device: torch.device) -> None:
-        longest = rule.group_length(length, axis.dilation, 0)
         self.axis, self.device = axis, device
+        self.span = span = axis.span or Span.whole(length)
+        longest = rule.group_length(length, axis.dilation, 0)
         self.size = min(size, longest)
         self.box = count(axis, length, self.size, 1).widest
         self.per_group = ceil(longest / self.size)
         self.count = min(axis.dilation, length) * self.per_group
 
         tile = self._arange(self.count)[:, None]
-        self.group = tile // self.per_group
-        self.length = cast(Any, rule.group_length)(length, axis.dilation, self.group)  # of the tile's group
-        places = tile % self.per_group * self.size + self._arange(self.size)
-        self.is_padding = places >= self.length
-        self.queries = places.minimum(self.length - 1)
-        self.start: Tensor = cast(Any, rule.window_start)(axis, self.length, self.queries)
-        self.stop: Tensor = cast(Any, rule.window_stop)(axis, self.length, self.queries)
-        self.first_key = self.start[:, :1].minimum(self.length - self.box).clamp(min=0)
+        token = span.queries[0] + tile // self.per_group  # the first of the tile's group
+        self.group, first = token % axis.dilation, token // axis.dilation
+        of_group = cast(Any, rule.group_length)
+        total = of_group(span.length, axis.dilation, self.group)
+        beyond = of_group(span.queries[1], axis.dilation, self.group)
+        places = first + tile % self.per_group * self.size + self._arange(self.size)
+        self.is_padding = places >= beyond
+        self.queries = places.minimum(beyond - 1)
+        self.start: Tensor = cast(Any, rule.window_start)(axis, total, self.queries)
+        self.stop: Tensor = cast(Any, rule.window_stop)(axis, total, self.queries)
+        low, self.last_key = (of_group(end, axis.dilation, self.group) for end in span.keys)
+        self.last_key -= 1
+        self.first_key = self.start[:, :1].minimum(self.last_key + 1 - self.box).maximum(low)
 
         token = self._arange(length)
         within = token // axis.dilation
@@ -85,12 +93,12 @@ class AxisTiles:
 
     def query_tokens(self, tile: Tensor) -> Tensor:
         """`[tiles, size]`, along this axis."""
-        return self.queries[tile] * self.axis.dilation + self.group[tile]
+        return self.queries[tile] * self.axis.dilation + self.group[tile] - self.span.queries[0]
 
     def key_tokens(self, tile: Tensor) -> Tensor:
         """`[tiles, box]`, along this axis; the group's last where a box goes beyond it."""
-        keys = (self.first_key[tile] + self._arange(self.box)).minimum(self.length[tile] - 1)
-        return keys * self.axis.dilation + self.group[tile]
+        keys = (self.first_key[tile] + self._arange(self.box)).minimum(self.last_key[tile])
+        return keys * self.axis.dilation + self.group[tile] - self.span.keys[0]
 
     def mask(self, tile: Tensor, dtype: torch.dtype) -> Tensor:
         """`[tiles, size, box]`: inf where the pair is attended, -inf elsewhere."""
@@ -150,7 +158,7 @@ class Walk:
         query = inputs.query
         # Tiles are planned from numbers, also when shapes are traced.
         self.batch, *self.lengths, self.all_heads = (int(n) for n in query.shape[:-1])
-        self.kv_heads = int(inputs.key.shape[-2])
+        *self.key_lengths, self.kv_heads = (int(n) for n in inputs.key.shape[1:-1])
         self.additional = 0 if inputs.additional_keys is None else int(inputs.additional_keys.shape[1])
         self.has_bias = inputs.rpb is not None
         self.heads, self.device, self.dtype = heads, query.device, lse_dtype(query.dtype)
@@ -173,8 +181,8 @@ class Walk:
         for first in range(0, self.tiles, self.tile_step):
             tile = self._arange(first, min(first + self.tile_step, self.tiles))
             tiles = _unravel(tile, [axis.count for axis in self.axes])
-            queries = self._flat([axis.query_tokens(t) for axis, t in zip(self.axes, tiles)])
-            keys = self._flat([axis.key_tokens(t) for axis, t in zip(self.axes, tiles)])
+            queries = _flat([axis.query_tokens(t) for axis, t in zip(self.axes, tiles)], self.lengths)
+            keys = _flat([axis.key_tokens(t) for axis, t in zip(self.axes, tiles)], self.key_lengths)
             mask, is_padding = self._mask(tiles), self._is_padding(tiles)
             bias_index = self._bias_index(tiles) if self.has_bias else None
             for pair in range(0, max(1, len(self.own)), self.pair_step):
@@ -198,23 +206,16 @@ class Walk:
     def _arange(self, start: int, stop: int) -> Tensor:
         return torch.arange(start, stop, dtype=torch.int64, device=self.device)
 
-    def _flat(self, tokens: list[Tensor]) -> Tensor:
-        """`[tiles, box]` flat tokens, from those along each axis."""
-        flat = tokens[0]
-        for more, length in zip(tokens[1:], self.lengths[1:]):
-            flat = (flat[:, :, None] * length + more[:, None, :]).flatten(1)
-        return flat
-
     def _query_rows(self, tokens: Tensor, some: slice) -> Tensor:
         first = self.element[some] * (prod(self.lengths) * self.all_heads) + self.head[self.own[some]]
         return first[:, None, None] + tokens * self.all_heads
 
     def _key_rows(self, tokens: Tensor, some: slice) -> Tensor:
         element, head = self.element[some], self.head[self.own[some]] // (self.all_heads // self.kv_heads)
-        rows = (element * (prod(self.lengths) * self.kv_heads) + head)[:, None, None] + tokens * self.kv_heads
+        rows = (element * (prod(self.key_lengths) * self.kv_heads) + head)[:, None, None] + tokens * self.kv_heads
         if not self.additional:
             return rows
-        behind = self.batch * prod(self.lengths) * self.kv_heads
+        behind = self.batch * prod(self.key_lengths) * self.kv_heads
         more = (element * (self.additional * self.kv_heads) + head)[:, None] + behind
         more = more + self._arange(0, self.additional) * self.kv_heads
         return torch.cat([rows, more[:, None].expand(-1, len(tokens), -1)], -1)
@@ -247,6 +248,14 @@ def indices(numbers: Sequence[int], device: torch.device) -> Tensor:
     if list(numbers) == list(range(len(numbers))):
         return torch.arange(len(numbers), dtype=torch.int64, device=device)
     return torch.cat([torch.arange(n, n + 1, dtype=torch.int64, device=device) for n in numbers])
+
+
+def _flat(tokens: list[Tensor], lengths: Sequence[int]) -> Tensor:
+    """`[tiles, box]` flat tokens, from those along each axis."""
+    flat = tokens[0]
+    for more, length in zip(tokens[1:], lengths[1:]):
+        flat = (flat[:, :, None] * length + more[:, None, :]).flatten(1)
+    return flat
 
 
 def _unravel(flat: Tensor, sizes: Sequence[int]) -> list[Tensor]:

@@ -125,20 +125,23 @@ class TritonBackend:
 
 def _too_large(problem: Problem) -> str | None:
     """What kernels would not count in 32 bits."""
-    tokens = prod(problem.lengths)
+    tokens = max(prod(problem.lengths), prod(problem.key_lengths))
     if tokens > MAX_TOKENS:
         return f"a batch element has {tokens} tokens, more than 2**30"
+    if any(span is not None and span.length > MAX_TOKENS for span in problem.neighborhoods[0].spans):
+        return "an axis has more than 2**30 tokens"
     if any(stride > MAX_TOKENS for n in problem.neighborhoods for stride in n.stride):
         return "a stride exceeds 2**30"
     if problem.has_rpb and (problem.heads > MAX_GRID[1] or _table_size(problem) > MAX_GRID[0]):
         return f"a relative positional bias of {problem.heads} heads is too large"
     rows = problem.batch * problem.heads
-    most = max(prod(map(max, problem.lengths, n.dilation)) for n in set(problem.neighborhoods))
+    longest = tuple(map(max, problem.lengths, problem.key_lengths))
+    most = max(prod(map(max, longest, n.dilation)) for n in set(problem.neighborhoods))
     if rows * most <= MAX_GRID[0]:  # even if every tile were a token: nearly always so, and no tiling is chosen
         return None
     backward = tilings(problem, "backward")[0]
-    every = (tilings(problem, "forward")[0], backward.query, backward.key_value)
-    if rows * max(tiles_of(problem, tiling) for tiling in every) > MAX_GRID[0]:
+    own = max(tiles_of(problem, tiling) for tiling in (tilings(problem, "forward")[0], backward.query))
+    if rows * max(own, tiles_of(problem, backward.key_value, inverse=True)) > MAX_GRID[0]:
         return "more tiles than a GPU's grid can hold"
     return None
 

@@ -125,7 +125,7 @@ class Backward:
         if not self._per_query_head:
             grad_key = contiguous_like(key) if self._wanted.key else None
             return grad_key, contiguous_like(value) if self._wanted.value else None
-        rows = query.shape[:-1]
+        rows = (*key.shape[:-2], query.shape[-2])
         grad_key = query.new_empty((*rows, key.shape[-1]), dtype=torch.float32) if self._wanted.key else None
         grad_value = query.new_empty((*rows, value.shape[-1]), dtype=torch.float32) if self._wanted.value else None
         return grad_key, grad_value
@@ -233,7 +233,7 @@ def _query_programs(prepared: Prepared, config: Tiling) -> tuple[int, int]:
 def _key_programs(prepared: Prepared, config: Tiling, per_query_head: bool) -> tuple[int, int]:
     """Likewise."""
     problem = prepared.problem
-    programs = tiles_of(problem, config)
+    programs = tiles_of(problem, config, inverse=True)
     return programs, problem.batch * (problem.heads if per_query_head else problem.kv_heads) * programs
 
 
@@ -245,6 +245,7 @@ def _additional_launch(prepared: Prepared) -> Launch:
     steps = -(-tokens // QUERIES_PER_STEP)
     slices = min(steps, -(-ENOUGH_PROGRAMS // programs), 65535)
     slice_size = -(-steps // slices) * QUERIES_PER_STEP
+    axes, *rest = prepared.arguments()
     arguments = (
         prepared.scale,
         problem.heads,
@@ -252,7 +253,8 @@ def _additional_launch(prepared: Prepared) -> Launch:
         problem.additional,
         tiles,
         slice_size,
-        *prepared.arguments(),
+        axes._replace(lengths=problem.lengths, parts=None),  # the queries', of which every one attends
+        *rest,
         ADDITIONAL_TILE,
         QUERIES_PER_STEP,
         prepared.vector,

@@ -231,7 +231,8 @@ def estimate(problem: Problem, kernel: Kernel, tiling: Tiling) -> Estimate:
     one = program(gpu, kernel, ProgramShape(rows, columns, tiling.warps, tiling.stages, *sizes))
     programs = steps = most = 0
     for neighborhood, heads in sampled(problem):
-        programs += heads * tile_count(neighborhood, problem.lengths, tiling.tile)
+        own = problem.key_lengths if kernel == "key_value" else problem.lengths
+        programs += heads * tile_count(neighborhood, own, tiling.tile)
         lengths = zip(neighborhood.axes, problem.lengths, tiling.tile, tiling.step)
         walked = [count(*along, kernel == "key_value") for along in lengths]
         steps += heads * prod(axis.steps for axis in walked)
@@ -311,7 +312,7 @@ def partial(problem: Problem, tile: tuple[int, ...], step: tuple[int, ...]) -> f
     fraction = 1.0
     for axis, length, size, taken in zip(neighborhood.axes, problem.lengths, tile, step):
         assert axis.window is not None
-        group = max(1, length // axis.dilation)
+        group = max(1, axis.whole_length(length) // axis.dilation)
         if axis.window >= group and not axis.causal:
             continue  # every query sees the whole axis
         window = min(axis.window, group)

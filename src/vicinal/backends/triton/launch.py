@@ -98,10 +98,10 @@ def like(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | No
     return None if tensor is None else torch.empty(1, dtype=dtype or tensor.dtype, device="meta")
 
 
-def tiles_of(problem: Problem, config: Tiling) -> int:
-    """How many tiles one head has, the most of any head's neighborhood."""
-    each = set(problem.neighborhoods)
-    return max(tile_count(n, problem.lengths, config.query_tile, config.unfolded) for n in each)
+def tiles_of(problem: Problem, config: Tiling, inverse: bool = False) -> int:
+    """How many tiles one head has, the most of any head's neighborhood: of queries, or of keys if `inverse`."""
+    each, lengths = set(problem.neighborhoods), problem.key_lengths if inverse else problem.lengths
+    return max(tile_count(n, lengths, config.query_tile, config.unfolded) for n in each)
 
 
 def may_pass_end(problem: Problem, config: Tiling, inverse: bool = False) -> bool:
@@ -202,4 +202,4 @@ class Prepared:
 
 
 def _table_row(neighborhood: Neighborhood, lengths: tuple[int, ...]) -> list[int]:
-    return [number for each in axes_of(neighborhood, lengths)[1:] for number in each]
+    return [number for each in axes_of(neighborhood, lengths)[1:5] for number in each]

@@ -31,6 +31,8 @@ class UnfusedBackend:
         """Only one neighborhood for all heads."""
         if problem.per_head:
             return "unfused kernels take one neighborhood for all heads"
+        if problem.is_part:
+            return "unfused kernels take whole axes, no spans"
         return None
 
     def seconds(self, problem: Problem, direction: Direction, config: UnfusedConfig) -> None:

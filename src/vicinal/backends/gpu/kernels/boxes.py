@@ -59,6 +59,7 @@ def axes_of_head(axes, table, head):
         _load_axes(row + RANK, RANK),
         _load_axes(row + 2 * RANK, RANK),
         _load_axes(row + 3 * RANK, RANK),
+        axes.parts,
     )
 
 
@@ -72,8 +73,9 @@ def box_of(tile, axes, TILE: tl.constexpr, BOX_TILE: tl.constexpr, FLAGS: tl.con
     highs = ()
     for axis in tl.static_range(len(TILE) - 1, -1, -1):
         begin, end, low, high = _axis_box(
-            tile.first[axis], tile.lengths[axis], axes.windows[axis], axes.strides[axis], axes.modes[axis],
-            TILE[axis], BOX_TILE[axis], FLAGS.strided, FLAGS.moded, INVERSE,
+            tile.first[axis], tile.lengths[axis], tile.ends[axis], tile.box_starts[axis], tile.box_ends[axis],
+            axes.windows[axis], axes.strides[axis], axes.modes[axis],
+            TILE[axis], BOX_TILE[axis], FLAGS.strided, FLAGS.moded, INVERSE, axes.parts is not None,
         )  # fmt: skip
         count = count * ((end - begin) // BOX_TILE[axis])
         begins = (begin,) + begins
@@ -89,9 +91,9 @@ def rows_of(tile, axes, TILE: tl.constexpr, FLAGS: tl.constexpr, INVERSE: tl.con
     LAST: tl.constexpr = len(TILE) - 1
     offsets = positions_in(TILE)
     positions = shifted(offsets, tile.first)
-    inside = positions[LAST] < tile.lengths[LAST]
+    inside = positions[LAST] < tile.ends[LAST]
     for axis in tl.static_range(LAST - 1, -1, -1):
-        inside = inside & (positions[axis] < tile.lengths[axis])
+        inside = inside & (positions[axis] < tile.ends[axis])
     starts, sizes = intervals_of(positions, tile.lengths, axes, FLAGS, INVERSE)
     return Rows(inside, offsets, positions, starts, sizes)
 
@@ -115,10 +117,10 @@ def intervals_of(positions, lengths, axes, FLAGS: tl.constexpr, INVERSE: tl.cons
 def coverage(columns, at, tile, box, BOX_TILE: tl.constexpr):
     """Of the box's tile at `at`: which of its tokens, at `columns` within it, exist, and whether it needs no mask."""
     LAST: tl.constexpr = len(BOX_TILE) - 1
-    there = columns[LAST] + at[LAST] < tile.lengths[LAST]
+    there = columns[LAST] + at[LAST] < tile.box_ends[LAST]
     full = (at[LAST] >= box.low[LAST]) & (at[LAST] + BOX_TILE[LAST] <= box.high[LAST])
     for axis in tl.static_range(LAST - 1, -1, -1):
-        there = there & (columns[axis] + at[axis] < tile.lengths[axis])
+        there = there & (columns[axis] + at[axis] < tile.box_ends[axis])
         full = full & (at[axis] >= box.low[axis]) & (at[axis] + BOX_TILE[axis] <= box.high[axis])
     return there, full
 
@@ -151,13 +153,15 @@ def _axis_within(column, start, size):
 
 @triton.jit
 def _axis_box(
-    first, length, window, stride, mode, TILE: tl.constexpr, BOX_TILE: tl.constexpr,
-    STRIDED: tl.constexpr, MODED: tl.constexpr, INVERSE: tl.constexpr,
+    first, length, end, box_first, box_end, window, stride, mode, TILE: tl.constexpr, BOX_TILE: tl.constexpr,
+    STRIDED: tl.constexpr, MODED: tl.constexpr, INVERSE: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     if INVERSE:
-        return query_box(first, length, window, stride, mode, TILE, BOX_TILE, STRIDED, MODED)
+        return query_box(
+            first, length, end, box_first, box_end, window, stride, mode, TILE, BOX_TILE, STRIDED, MODED, PART
+        )
     else:
-        return key_box(first, length, window, stride, mode, TILE, BOX_TILE, STRIDED, MODED)
+        return key_box(first, length, end, box_first, box_end, window, stride, mode, TILE, BOX_TILE, STRIDED, MODED)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from vicinal.backends.gpu.kernels.window import tokens_at
+from vicinal.backends.gpu.kernels.window import part_of, tokens_at
 
 
 class Strides(NamedTuple):
@@ -79,6 +79,15 @@ def head_at(batch, head, strides, VECTOR: tl.constexpr):
 
 
 @triton.jit
+def tokens_of(pointer, batch, head, axes, strides, KEYS: tl.constexpr, VECTOR: tl.constexpr):
+    """Where the axes' first token is, of a head of a batch entry; or would be, where only a part of them is given."""
+    pointer += head_at(batch, head, strides, VECTOR)
+    if axes.parts is not None:
+        pointer -= tile_at(part_of(axes, KEYS)[0], strides.tokens, VECTOR)
+    return pointer
+
+
+@triton.jit
 def load_tile(pointer, tile, rows, dilations, strides, SIZE: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr):
     """A program's own tile of the head at `pointer`, zeros for tokens that do not exist."""
     pointer += tile_at(tokens_at(tile.first, tile.group, dilations), strides, VECTOR)
@@ -133,9 +142,22 @@ def token_rows(batch, tokens, lengths, heads, head):
 
 
 @triton.jit
-def own_rows(batch, tile, rows, axes, heads, head):
-    """`token_rows` of a program's own tile."""
-    return token_rows(batch, tokens_at(rows.positions, tile.group, axes.dilations), axes.lengths, heads, head)
+def rows_at(batch, tokens, axes, heads, head, KEYS: tl.constexpr):
+    """`token_rows` of a tensor of queries (or keys), of tokens along the whole axes."""
+    if axes.parts is not None:
+        starts, lengths = part_of(axes, KEYS)
+        given = ()
+        for axis in tl.static_range(len(lengths)):
+            given = given + (tokens[axis] - starts[axis],)
+        return token_rows(batch, given, lengths, heads, head)
+    else:
+        return token_rows(batch, tokens, axes.lengths, heads, head)
+
+
+@triton.jit
+def own_rows(batch, tile, rows, axes, heads, head, KEYS: tl.constexpr = False):
+    """`rows_at` of a program's own tile."""
+    return rows_at(batch, tokens_at(rows.positions, tile.group, axes.dilations), axes, heads, head, KEYS)
 
 
 @triton.jit

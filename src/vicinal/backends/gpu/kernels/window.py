@@ -20,8 +20,17 @@ CLIP = tl.constexpr(definition.CLIP)  # at a border the window is cut
 CAUSAL = tl.constexpr(definition.CAUSAL)  # the window ends at the query
 
 
+class Parts(NamedTuple):
+    """What of the axes is given (`vicinal.geometry.span`): one integer per axis."""
+
+    query_starts: Any
+    query_lengths: Any
+    key_starts: Any
+    key_lengths: Any
+
+
 class Axes(NamedTuple):
-    """A problem's axes, at run time: each field has one integer per axis.
+    """A problem's axes, at run time: each field has one integer per axis, but the last, which is None for whole axes.
 
     An axis that is of the dilation groups of the one before it has 1 for length, window, stride and dilation: its
     tokens are counted by the length of that one.
@@ -32,6 +41,7 @@ class Axes(NamedTuple):
     strides: Any
     dilations: Any
     modes: Any
+    parts: Parts | None = None
 
 
 class Flags(NamedTuple):
@@ -53,6 +63,9 @@ class Tile(NamedTuple):
     first: Any  # position within the group
     lengths: Any  # of the group
     beyond: Any  # past the end of the group: there is nothing to do
+    ends: Any  # of the group, or of its tokens that are given, that tiles are of
+    box_starts: Any  # where the tokens that tiles walk start and end within the group
+    box_ends: Any
 
 
 # --- the rule: one axis ------------------------------------------------------------------------------------
@@ -154,49 +167,56 @@ def tiles_along(length, dilation, TILE: tl.constexpr, DILATED: tl.constexpr):
 
 
 @triton.jit
-def box_start(start, stop, length, TILE: tl.constexpr):
+def box_start(start, stop, first, end, TILE: tl.constexpr):
     """Where tiles that cover `[start, stop)` begin: at `start`, or before it where they would pass the end.
 
-    So every tile lies within the axis, and needs no bounds check, unless the axis is shorter than them all.
+    So every tile lies within the tokens there are, `[first, end)`, and needs no bounds check, unless they are fewer
+    than its own.
     """
     covered = (stop - start + TILE - 1) // TILE * TILE
-    return tl.maximum(tl.minimum(start, length - covered), 0)
+    return tl.maximum(tl.minimum(start, end - covered), first)
 
 
 @triton.jit
 def key_box(
-    first, length, window, stride, mode,
+    first, length, end, box_first, box_end, window, stride, mode,
     QUERY_TILE: tl.constexpr, KEY_TILE: tl.constexpr, STRIDED: tl.constexpr, MODED: tl.constexpr,
 ):  # fmt: skip
-    """The key tiles of the query tile at `first`, along one axis.
+    """The key tiles of the query tile at `first`, along one axis: queries to `end`, keys from `box_first` to `box_end`.
 
     Returns (begin, end) of the tiles laid, and (low, high), the keys that every query of the tile attends to.
     """
-    last = tl.minimum(first + QUERY_TILE, length) - 1
+    last = tl.minimum(first + QUERY_TILE, end) - 1
     start = window_start(first, length, window, stride, mode, STRIDED, MODED)
     stop = window_stop(last, length, window, stride, mode, STRIDED, MODED)
     low = window_start(last, length, window, stride, mode, STRIDED, MODED)
     high = window_stop(first, length, window, stride, mode, STRIDED, MODED)
-    begin = box_start(start, stop, length, KEY_TILE)
+    begin = box_start(start, stop, box_first, box_end, KEY_TILE)
     return begin, begin + (stop - start + KEY_TILE - 1) // KEY_TILE * KEY_TILE, low, high
 
 
 @triton.jit
 def query_box(
-    first, length, window, stride, mode,
-    KEY_TILE: tl.constexpr, QUERY_TILE: tl.constexpr, STRIDED: tl.constexpr, MODED: tl.constexpr,
+    first, length, end, box_first, box_end, window, stride, mode,
+    KEY_TILE: tl.constexpr, QUERY_TILE: tl.constexpr, STRIDED: tl.constexpr, MODED: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """The query tiles that reach the key tile at `first`, along one axis; `begin == end` where none does.
 
+    Keys to `end`, queries from `box_first` to `box_end`, which are all there may be unless `PART`.
+
     Returns (begin, end) of the tiles laid, and (low, high), the queries that attend to every key of the tile.
     """
-    last = tl.minimum(first + KEY_TILE, length) - 1
+    last = tl.minimum(first + KEY_TILE, end) - 1
     start = first_query_stopping_after(first, length, window, stride, mode, STRIDED, MODED)
     stop = first_query_starting_at(last + 1, length, window, stride, mode, STRIDED, MODED)
     low = first_query_stopping_after(last, length, window, stride, mode, STRIDED, MODED)
     high = first_query_starting_at(first + 1, length, window, stride, mode, STRIDED, MODED)
+    if PART:
+        start = tl.minimum(tl.maximum(start, box_first), box_end)
+        stop = tl.minimum(stop, box_end)
+        high = tl.minimum(high, box_end)
     stop = tl.maximum(start, stop)
-    begin = box_start(start, stop, length, QUERY_TILE)
+    begin = box_start(start, stop, box_first, box_end, QUERY_TILE)
     return begin, begin + (stop - start + QUERY_TILE - 1) // QUERY_TILE * QUERY_TILE, low, high
 
 
@@ -204,14 +224,23 @@ def query_box(
 
 
 @triton.jit
-def tile_of(index, axes, TILE: tl.constexpr, FLAGS: tl.constexpr):
-    """A program's number -> its `Tile`.
+def tile_of(index, axes, TILE: tl.constexpr, FLAGS: tl.constexpr, INVERSE: tl.constexpr = False):
+    """A program's number -> its `Tile`, of queries, or of keys if `INVERSE`.
 
     Groups vary slowest, so that programs that run together share keys. A number past the last tile is `beyond`.
     """
+    if axes.parts is not None:
+        return _tile_of_part(index, axes, TILE, FLAGS, INVERSE)
+    else:
+        return _tile_of_whole(index, axes, TILE, FLAGS)
+
+
+@triton.jit
+def _tile_of_whole(index, axes, TILE: tl.constexpr, FLAGS: tl.constexpr):
     group, first, left = _group_and_first(index, axes.lengths, axes.dilations, TILE, FLAGS)
     beyond = left > 0
     lengths = ()
+    starts = ()
     for axis in tl.static_range(len(TILE)):
         if axis == FLAGS.unfolded:
             longer, shorter = _groups_beside(axes.lengths[axis - 1], axes.dilations[axis - 1])
@@ -222,7 +251,66 @@ def tile_of(index, axes, TILE: tl.constexpr, FLAGS: tl.constexpr):
             length = group_length(axes.lengths[axis], axes.dilations[axis], group[axis], FLAGS.dilated)
         beyond = beyond | (first[axis] >= length)
         lengths = lengths + (length,)
-    return Tile(group, first, lengths, beyond)
+        starts = starts + (0,)
+    return Tile(group, first, lengths, beyond, lengths, starts, lengths)
+
+
+@triton.jit
+def _tile_of_part(index, axes, TILE: tl.constexpr, FLAGS: tl.constexpr, INVERSE: tl.constexpr):
+    """Tokens that are given are of dilation groups by their place along the whole axis, and so are positions."""
+    own_starts, own_lengths = part_of(axes, INVERSE)
+    other_starts, other_lengths = part_of(axes, not INVERSE)
+    places = ()
+    for axis in tl.static_range(len(TILE) - 1, -1, -1):
+        count = tiles_along(own_lengths[axis], axes.dilations[axis], TILE[axis], FLAGS.dilated)
+        places = (index % count,) + places
+        index = index // count
+    group = ()
+    first = ()
+    lengths = ()
+    ends = ()
+    box_starts = ()
+    box_ends = ()
+    beyond = index < 0
+    for axis in tl.static_range(len(TILE) - 1, -1, -1):
+        dilation = axes.dilations[axis]
+        token = own_starts[axis]
+        g = token * 0
+        if FLAGS.dilated:
+            abreast = tl.minimum(dilation, own_lengths[axis])
+            token += index % abreast
+            index = index // abreast
+            g = token % dilation
+            token = token // dilation
+        position = token + places[axis] * TILE[axis]
+        end = group_length(own_starts[axis] + own_lengths[axis], dilation, g, FLAGS.dilated)
+        beyond = beyond | (position >= end)
+        group = (g,) + group
+        first = (position,) + first
+        lengths = (group_length(axes.lengths[axis], dilation, g, FLAGS.dilated),) + lengths
+        ends = (end,) + ends
+        box_starts = (group_length(other_starts[axis], dilation, g, FLAGS.dilated),) + box_starts
+        other_end = other_starts[axis] + other_lengths[axis]
+        box_ends = (group_length(other_end, dilation, g, FLAGS.dilated),) + box_ends
+    return Tile(group, first, lengths, beyond | (index > 0), ends, box_starts, box_ends)
+
+
+@triton.jit
+def part_of(axes, KEYS: tl.constexpr):
+    """Where the queries (or keys) that are given start along each axis, and how many they are."""
+    if KEYS:
+        return axes.parts.key_starts, axes.parts.key_lengths
+    else:
+        return axes.parts.query_starts, axes.parts.query_lengths
+
+
+@triton.jit
+def lengths_of(axes, KEYS: tl.constexpr):
+    """The lengths of the tensors of queries (or keys)."""
+    if axes.parts is None:
+        return axes.lengths
+    else:
+        return part_of(axes, KEYS)[1]
 
 
 @triton.jit

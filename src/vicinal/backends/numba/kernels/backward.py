@@ -98,6 +98,9 @@ def _clear(call, scratch, which, zero):
     lengths = c.LENGTHS if which < 2 else c.ADDITIONAL
     first = row_of(call, tensor, get(scratch, c.NOW_BATCH), get(scratch, c.NOW_KEY_HEAD))
     first += get(scratch, c.NOW_PART) * get(call, c.PART_BYTES + which)
+    if which < 2:
+        for axis in range(3):
+            first += get(call, c.KEY_STARTS + axis) * stride_of(call, tensor, axis)
     count1, count2 = (get(call, c.LENGTHS + 1), get(call, c.LENGTHS + 2)) if which < 2 else (1, 1)
     for x0 in range(get(call, lengths)):
         for x1 in range(count1):

@@ -1,7 +1,8 @@
 """What a kernel is told: 64-bit integers at one address, by place. `vicinal.backends.numba.plan` fills them in.
 
 All lengths of memory are in bytes. A tensor has five strides: batch, three spatial axes, head. Problems of one or two
-axes have leading axes of length 1. After the call's own integers come those of its head sets: heads that share a
+axes have leading axes of length 1. Tokens are numbered from the axis' first, also where queries or keys are a part of it
+and have no memory there: addresses are those that the first token would have. After the call's own integers come those of its head sets: heads that share a
 neighborhood, with their tiles.
 """
 
@@ -37,7 +38,7 @@ HEADS = BIAS + 5
 GROUP = HEADS + 1  # query heads per key head
 CHANNELS = HEADS + 2  # of queries and keys, in 16ths
 VALUE_CHANNELS = HEADS + 3
-LENGTHS = HEADS + 4  # of three axes, then the number of additional keys
+LENGTHS = HEADS + 4  # of the keys along three axes, then the number of additional keys
 ADDITIONAL = LENGTHS + 3
 CHUNK = HEADS + 8  # most keys whose scores are held at a time
 SPAN = HEADS + 9  # tiles of the last axis per task
@@ -52,9 +53,10 @@ PART_BYTES = HEADS + 16  # from one part to the next, of the gradients of keys, 
 HAS_GRAD_LSE = HEADS + 20
 WANTED = HEADS + 21  # whose gradients, of additional keys and values with the others
 WANT_QUERY, WANT_KEY, WANT_VALUE, WANT_BIAS = 1, 2, 4, 8
+KEY_STARTS = HEADS + 22  # the first key along three axes
 
 # Scratch memory: address, bytes per thread, and where in a thread's is what, after its `STATE_LENGTH` integers.
-SCRATCH = HEADS + 22
+SCRATCH = HEADS + 25
 SCRATCH_BYTES = SCRATCH + 1
 (
     QUERY_COLUMNS,  # [channels, 16], scaled
@@ -94,23 +96,23 @@ BIAS_HEAD = 9  # from a head to the next
 BIAS_STEP = 10  # along each axis
 AXIS = 13
 # For each of three axes: its tiles (`vicinal.backends.numba.tables`).
-AXIS_FIELDS = 13
+AXIS_FIELDS = 9
 (
     TILE_COUNT,
     TILE_SIZE,
     DILATION,
-    LONG_TILES,  # of each of the longer dilation groups, which come first; address of their runs
-    LONG_RUNS,
-    FIRST_SHORT,  # the first tile of the shorter groups, the first of these groups, their tiles, their runs
-    FIRST_SHORT_GROUP,
-    SHORT_TILES,
-    SHORT_RUNS,
+    KINDS,  # address
+    RUNS,  # address
     PATTERNS,  # address
     WINDOW,
     REACH,  # a key may be so far before the first query of a tile
     OFFSETS,  # distances from the first query of a tile to a key, how many
 ) = range(AXIS_FIELDS)
 SET_FIELDS = AXIS + 3 * AXIS_FIELDS
+# A kind of dilation groups that are alike: its first tile, tiles of each group, the first group, where in the tables
+# their runs begin (in integers), the position of each group's first query.
+KIND_FIELDS = 5
+KIND_FIRST, KIND_TILES, KIND_GROUP, KIND_RUNS, KIND_QUERY = range(KIND_FIELDS)
 # A run of tiles of a group, that repeat a period of patterns: from which tile on, the number of its first pattern, how
 # many there are in a period, how far from a period to the next the tile's keys start, and stop, later.
 RUN_FIELDS = 5

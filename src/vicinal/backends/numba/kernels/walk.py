@@ -19,13 +19,12 @@ from vicinal.backends.numba.kernels.vectors import LANES, load_bits, store_bits
 def find_tile(call, scratch, axis, index):
     """Set the tile along one axis: what it is, and which queries attend to each key of its box."""
     own = axis_of(get(scratch, c.OWN), axis)
-    short = index - get(own, c.FIRST_SHORT)
-    if short < 0:
-        tiles, run = get(own, c.LONG_TILES), get(own, c.LONG_RUNS)
-        group, number = index // tiles, index % tiles
-    else:
-        tiles, run = get(own, c.SHORT_TILES), get(own, c.SHORT_RUNS)
-        group, number = get(own, c.FIRST_SHORT_GROUP) + short // tiles, short % tiles
+    kind = get(own, c.KINDS)
+    while get(kind, c.KIND_FIELDS + c.KIND_FIRST) <= index:  # a last kind without tiles ends them
+        kind += 8 * c.KIND_FIELDS
+    place, tiles = index - get(kind, c.KIND_FIRST), get(kind, c.KIND_TILES)
+    group, number = get(kind, c.KIND_GROUP) + place // tiles, place % tiles
+    run = get(own, c.RUNS) + 8 * get(kind, c.KIND_RUNS)
     while get(run, c.RUN_FIELDS + c.RUN_FIRST) <= number:  # a last run without tiles ends them
         run += 8 * c.RUN_FIELDS
     size, dilation = get(own, c.TILE_SIZE), get(own, c.DILATION)
@@ -36,12 +35,13 @@ def find_tile(call, scratch, axis, index):
     low = get(pattern, c.PATTERN_LOW) + turn * get(run, c.LOW_STEP)
     high = get(pattern, c.PATTERN_HIGH) + turn * get(run, c.HIGH_STEP)
     tile = tile_of(scratch, axis)
-    put(tile, c.FIRST_QUERY, group + number * size * dilation)
+    query = get(kind, c.KIND_QUERY) + number * size
+    put(tile, c.FIRST_QUERY, group + query * dilation)
     put(tile, c.QUERY_COUNT, get(pattern, c.PATTERN_QUERIES))
     put(tile, c.FIRST_KEY, group + low * dilation)
     put(tile, c.KEY_COUNT, high - low)
     put(tile, c.WINDOWS, pattern + 8 * c.PATTERN_FIELDS)
-    put(tile, c.FIRST_OFFSET, low - number * size + get(own, c.REACH))
+    put(tile, c.FIRST_OFFSET, low - query + get(own, c.REACH))
     _find_bits(call, scratch, axis)
 
 

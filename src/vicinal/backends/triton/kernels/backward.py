@@ -22,15 +22,17 @@ from vicinal.backends.gpu.kernels.memory import (
     load_tile,
     own_rows,
     padded,
+    rows_at,
     rows_within,
     store_rows,
     tile_at,
-    token_rows,
     token_strides,
+    tokens_of,
 )
 from vicinal.backends.gpu.kernels.window import (
     bias_strides,
     chosen,
+    lengths_of,
     linear,
     next_tile,
     positions_in,
@@ -158,7 +160,7 @@ def _query_gradient(
     box = box_of(tile, axes, TILE, KEY_TILE, FLAGS, False)
     rows = rows_of(tile, axes, TILE, FLAGS, False)
     written = own_rows(b, tile, rows, axes, heads, h)
-    query += head_at(b, h, strides.query, VECTOR)
+    query = tokens_of(query, b, h, axes, strides.query, False, VECTOR)
     await_previous(FLAGS.chained)
     do = load_rows(grad_output, written * DV, rows.inside, DV, True)
     o = load_rows(output, written * DV, rows.inside, DV, True)
@@ -173,8 +175,8 @@ def _query_gradient(
     columns = positions_in(KEY_TILE)
     k_rows = rows_within(columns, axes.dilations, strides.key.tokens, VECTOR, FLAGS.wide)
     v_rows = rows_within(columns, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
-    key += head_at(b, kv_head, strides.key, VECTOR)
-    value += head_at(b, kv_head, strides.value, VECTOR)
+    key = tokens_of(key, b, kv_head, axes, strides.key, True, VECTOR)
+    value = tokens_of(value, b, kv_head, axes, strides.value, True, VECTOR)
     if rpb is not None:
         bias_steps, middle, size = bias_strides(axes.windows)
         rpb += h.to(tl.int64) * size
@@ -240,14 +242,14 @@ def _key_value_gradient(
     if table is not None:
         await_previous(FLAGS.chained)
         axes = axes_of_head(axes, table, first_head)
-    tile = tile_of(index, axes, TILE, FLAGS)
+    tile = tile_of(index, axes, TILE, FLAGS, True)
     if tile.beyond:
         return
 
     box = box_of(tile, axes, TILE, QUERY_TILE, FLAGS, True)
     rows = rows_of(tile, axes, TILE, FLAGS, True)
-    key += head_at(b, kv_head, strides.key, VECTOR)
-    value += head_at(b, kv_head, strides.value, VECTOR)
+    key = tokens_of(key, b, kv_head, axes, strides.key, True, VECTOR)
+    value = tokens_of(value, b, kv_head, axes, strides.value, True, VECTOR)
     await_previous(FLAGS.chained)
     k = load_tile(key, tile, rows, axes.dilations, strides.key.tokens, D, VECTOR, FLAGS.wide)
     if grad_key is not None:
@@ -255,8 +257,8 @@ def _key_value_gradient(
 
     columns = positions_in(QUERY_TILE)
     q_rows = rows_within(columns, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
-    o_rows = rows_within(columns, axes.dilations, token_strides(axes.lengths), 1, FLAGS.wide) * heads
-    query += head_at(b, first_head, strides.query, VECTOR)
+    o_rows = rows_within(columns, axes.dilations, token_strides(lengths_of(axes, False)), 1, FLAGS.wide) * heads
+    query = tokens_of(query, b, first_head, axes, strides.query, False, VECTOR)
     if rpb is not None:
         bias_steps, middle, size = bias_strides(axes.windows)
         key_part = linear(rows.positions, bias_steps) + middle
@@ -271,7 +273,7 @@ def _key_value_gradient(
     for _ in range(box.count * turns):
         token = tokens_at(at, tile.group, axes.dilations)
         there, full = coverage(columns, at, tile, box, QUERY_TILE)
-        row = token_rows(b, token, axes.lengths, heads, h)
+        row = rows_at(b, token, axes, heads, h, False)
         q = load_rows(query + tile_at(token, strides.query.tokens, VECTOR), q_rows, there, D, FLAGS.checked)
         do = load_rows(grad_output + row * DV, o_rows * DV, there, DV, FLAGS.checked)
         log2_total = in_base_2(_load_each(lse + row + o_rows, there, FLAGS.checked))
@@ -309,7 +311,7 @@ def _key_value_gradient(
             query += tl.where(walked, strides.query.head, 0).to(tl.int64) * VECTOR
 
     let_next_start(FLAGS.chained)
-    written = own_rows(b, tile, rows, axes, out_heads, out_head)
+    written = own_rows(b, tile, rows, axes, out_heads, out_head, True)
     if grad_key is not None:
         store_rows(grad_key, written * D, rows.inside, dk * (scale * LN2), D)
     if grad_value is not None:

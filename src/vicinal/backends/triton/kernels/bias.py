@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from vicinal.backends.gpu.kernels.boxes import axes_of_head, box_of, coverage, rows_of, within
-from vicinal.backends.gpu.kernels.memory import head_at, load_rows, load_tile, own_rows, rows_within, tile_at
+from vicinal.backends.gpu.kernels.memory import load_rows, load_tile, own_rows, rows_within, tile_at, tokens_of
 from vicinal.backends.gpu.kernels.window import (
     bias_strides,
     linear,
@@ -59,10 +59,10 @@ def bias_gradient_kernel(
         do = load_rows(grad_output, read * DV, rows.inside, DV, True)
         difference = tl.load(delta + read, mask=rows.inside, other=0.0)
         log2_total = in_base_2(tl.load(lse + read, mask=rows.inside, other=0.0))
-        q_head = query + head_at(b, h, strides.query, VECTOR)
+        q_head = tokens_of(query, b, h, axes, strides.query, False, VECTOR)
         q = load_tile(q_head, tile, rows, axes.dilations, strides.query.tokens, D, VECTOR, FLAGS.wide)
-        k_head = key + head_at(b, kv_head, strides.key, VECTOR)
-        v_head = value + head_at(b, kv_head, strides.value, VECTOR)
+        k_head = tokens_of(key, b, kv_head, axes, strides.key, True, VECTOR)
+        v_head = tokens_of(value, b, kv_head, axes, strides.value, True, VECTOR)
         query_part = linear(rows.positions, bias_steps) - middle
         at = box.begin
         for _ in range(count):

@@ -20,6 +20,7 @@ from vicinal.backends.gpu.kernels.memory import (
     rows_within,
     store_rows,
     tile_at,
+    tokens_of,
 )
 from vicinal.backends.gpu.kernels.window import (
     bias_strides,
@@ -66,15 +67,15 @@ def forward_kernel(
 
     box = box_of(tile, axes, TILE, KEY_TILE, FLAGS, False)
     rows = rows_of(tile, axes, TILE, FLAGS, False)
-    query += head_at(b, h, strides.query, VECTOR)
+    query = tokens_of(query, b, h, axes, strides.query, False, VECTOR)
     await_previous(FLAGS.chained)
     q = load_tile(query, tile, rows, axes.dilations, strides.query.tokens, D, VECTOR, FLAGS.wide)
 
     columns = positions_in(KEY_TILE)
     k_rows = rows_within(columns, axes.dilations, strides.key.tokens, VECTOR, FLAGS.wide)
     v_rows = rows_within(columns, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
-    key += head_at(b, kv_head, strides.key, VECTOR)
-    value += head_at(b, kv_head, strides.value, VECTOR)
+    key = tokens_of(key, b, kv_head, axes, strides.key, True, VECTOR)
+    value = tokens_of(value, b, kv_head, axes, strides.value, True, VECTOR)
     if HAS_RPB:
         bias_steps, middle, size = bias_strides(axes.windows)
         rpb += h.to(tl.int64) * size
