@@ -62,7 +62,8 @@ def by_parts(call, inputs, above, cuts, backend):
 def cut_calls(draw):
     call = draw(calls())
     return call, [
-        sorted({0, n, *draw(st.lists(st.integers(0, n), max_size=2 if len(call.lengths) == 1 else 1))}) for n in call.lengths
+        sorted({0, n, *draw(st.lists(st.integers(0, n), max_size=2 if len(call.lengths) == 1 else 1))})
+        for n in call.lengths
     ]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import vicinal
-from vicinal import Neighborhood, unfused
+from vicinal import Neighborhood, Span, unfused
 from vicinal.compat import install_as_natten, uninstall_natten
 from vicinal.geometry.neighborhood import Axis
 
@@ -229,6 +229,13 @@ NA3D = [
     ("is_causal of two", ValueError, "is_causal | 3 (one per axis) | 2", {"is_causal": (True, False)}),
     ("third axis too short", ValueError, "axis 2 has length 1 | kernel_size 3", {}),
 ]
+
+
+def spanned(queries: tuple[int, int], keys: tuple[int, int]) -> dict[str, Any]:
+    """Queries and keys of a first axis of 9 tokens."""
+    return {"spans": [Span(9, queries, keys), None]}
+
+
 ANY_RANK = [
     ("neighborhood empty", ValueError, "neighborhood | empty", {"neighborhood": []}),
     ("neighborhoods too few", ValueError, "neighborhood | 4 query heads | got 3", {"neighborhood": [N2] * 3}),
@@ -244,6 +251,16 @@ ANY_RANK = [
     ("a window where query is a list", TypeError, "query | torch.Tensor | list", {"query": [1.0], "neighborhood": 3}),
     ("a window that does not fit", ValueError, "kernel_size | 7", {"neighborhood": 7}),
     ("rpb of two windows", ValueError, "rpb | one kernel_size", {"neighborhood": [N2, N2_OF_5] * 2, "rpb": RPB}),
+    ("spans of one axis", ValueError, "spans | 2, one Span or None for every axis", {"spans": [None]}),
+    ("spans a Span", ValueError, "spans | 2, one Span or None", {"spans": Span(9, (0, 6), (0, 6))}),
+    ("spans of intervals", TypeError, "spans | Span or None | (0, 6)", {"spans": [(0, 6), None]}),
+    ("a span of other queries", ValueError, "spans | axis 0 | [1, 6) | got 6", spanned((1, 6), (0, 6))),
+    ("a span of other keys", ValueError, "key | spans | [7, 8] | [2, 6, 8, 2, 5]", spanned((0, 6), (0, 7))),
+    ("a span without keys that are needed", ValueError, "of axis 0 | [1, 9) | [2, 8)", spanned((2, 8), (2, 8))),
+    ("a span of keys beyond the axis", ValueError, "spans: keys | [0, 9) | [6, 12)", spanned((3, 9), (6, 12))),
+    ("spans that differ by head", ValueError, "spans | the same for all heads", {
+        "neighborhood": [N2.over([Span(6, (0, 6), (0, 6)), None]), N2] * 2
+    }),
     *bad_scales(), *SWITCH, *BACKENDS,
 ]  # fmt: skip
 

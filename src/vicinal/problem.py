@@ -1,8 +1,8 @@
 """`Inputs`: the tensors of one call. `Problem`: everything else about it, frozen and hashable, so that plans cache.
 
-Shapes, everywhere: query `[B, *X, H, D]`, key `[B, *X, Hkv, D]`, value `[B, *X, Hkv, Dv]` (where queries and keys are
-parts of axes, each `X` of its own: `vicinal.geometry.span`), additional keys and values `[B, M, Hkv, D]` and `[B, M, Hkv, Dv]`, relative positional bias `[H, 2*K0-1, ...]`; output `[B, *X, H, Dv]`,
-log-sum-exp `[B, *X, H]`.
+Shapes, everywhere: query `[B, *X, H, D]`, key `[B, *X, Hkv, D]`, value `[B, *X, Hkv, Dv]` (as parts of axes
+each with its own `X`: `vicinal.geometry.span`), additional keys and values `[B, M, Hkv, D]` and `[B, M, Hkv, Dv]`,
+relative positional bias `[H, 2*K0-1, ...]`; output `[B, *X, H, Dv]`, log-sum-exp `[B, *X, H]`.
 """
 
 from __future__ import annotations

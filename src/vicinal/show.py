@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from vicinal.geometry.neighborhood import Axis, Neighborhood
-from vicinal.geometry.tiles import Interval, key_interval
+from vicinal.geometry.span import Interval
+from vicinal.geometry.tiles import key_interval
 from vicinal.geometry.window import group_length, window_start, window_stop
 
 if TYPE_CHECKING:

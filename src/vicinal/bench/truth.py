@@ -20,7 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from vicinal.geometry.neighborhood import Axis
-from vicinal.geometry.tiles import Interval, key_interval, query_interval
+from vicinal.geometry.span import Interval
+from vicinal.geometry.tiles import key_interval, query_interval
 from vicinal.geometry.window import group_length, window_start, window_stop
 from vicinal.problem import Inputs, Problem
 from vicinal.reference import neighbors

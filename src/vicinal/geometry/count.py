@@ -261,6 +261,4 @@ def _turns(axis: Axis, group: Alike, inverse: bool) -> tuple[int, ...]:
         (window_start, _stop(axis, group, first, True)),
         (window_start, _stop(axis, group, beyond - 1, True) - 1),
     )
-    return tuple(
-        rule(axis, n, query) if group.other[0] <= query < group.other[1] else beyond for rule, query in each
-    )
+    return tuple(rule(axis, n, query) if group.other[0] <= query < group.other[1] else beyond for rule, query in each)

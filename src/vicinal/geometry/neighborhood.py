@@ -109,6 +109,7 @@ class Axis:
         The dilation is kept, unless it exceeds the length; a stride is cut with its window. What always fits (causal,
         clipped) stays as it is.
         """
+        length = self.whole_length(length)
         if self.causal or self.boundary == "clip" or length < 1:
             return self
         window = length if self.window is None else self.window

@@ -64,8 +64,8 @@ def alike(axis: Axis, length: int, inverse: bool = False) -> list[Alike]:
     kinds = []
     for first, beyond in pairwise(sorted({0, groups, *(cut for cut in cuts if cut < groups)})):
         group = (own[0] + first) % dilation
-        intervals = [tuple((end - group + dilation - 1) // dilation for end in ends) for ends in (own, other)]
-        kinds.append(Alike(group_length(span.length, dilation, group), group, beyond - first, *intervals))
+        ends = [group_length(end, dilation, group) for end in (span.length, *own, *other)]
+        kinds.append(Alike(ends[0], group, beyond - first, (ends[1], ends[2]), (ends[3], ends[4])))
     return kinds
 
 
@@ -73,9 +73,7 @@ def reach(axis: Axis, length: int, queries: Interval) -> Interval:
     """Of a whole axis, the least interval of tokens that holds the windows of all `queries`, tokens of it too."""
     parts = alike(replace(axis, span=Span(length, queries, queries)), length)
     starts = [window_start(axis, p.length, p.own[0]) * axis.dilation + p.first for p in parts]
-    stops = [
-        (window_stop(axis, p.length, p.own[1] - 1) - 1) * axis.dilation + p.first + p.count - 1 for p in parts
-    ]
+    stops = [(window_stop(axis, p.length, p.own[1] - 1) - 1) * axis.dilation + p.first + p.count - 1 for p in parts]
     return min(starts), max(stops) + 1
 
 

@@ -4,7 +4,6 @@ from itertools import product
 
 import pytest
 import torch
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,9 +73,12 @@ def test_tables_of_spans_hold_every_window(case, size):
         first_query, first_key, keys, windows, offset = tile(own, index)
         assert 0 <= offset + own.fields[c.REACH] <= own.fields[c.OFFSETS] - keys
         for i, (start, stop) in enumerate(windows):
-            query, low, high = (first + n * dilation for first, n in zip((first_query, first_key, first_key), (i, start, stop)))
+            query, low, high = (
+                first + n * dilation for first, n in zip((first_query, first_key, first_key), (i, start, stop))
+            )
             mask[query, low:high:dilation] = True
-    assert not mask[: span.queries[0]].any() and not mask[span.queries[1] :].any()
+    assert not mask[: span.queries[0]].any()
+    assert not mask[span.queries[1] :].any()
     assert torch.equal(mask[slice(*span.queries), slice(*span.keys)], axis_mask(axis, length))
 
 

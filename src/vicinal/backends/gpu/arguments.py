@@ -25,9 +25,7 @@ def axes_of(neighborhood: Neighborhood, lengths: tuple[int, ...], unfolded: int 
         spans = [a.span or Span.whole(n) for a, n in zip(axes, lengths)]
         lengths = tuple(s.length for s in spans)
         starts, key_starts = tuple(s.queries[0] for s in spans), tuple(s.keys[0] for s in spans)
-        parts = Parts(
-            starts, tuple(s.query_length for s in spans), key_starts, tuple(s.key_length for s in spans)
-        )
+        parts = Parts(starts, tuple(s.query_length for s in spans), key_starts, tuple(s.key_length for s in spans))
     dilations = tuple(min(a.dilation, n) for a, n in zip(axes, lengths))  # beyond, each token is a group all the same
     return Axes(
         seen(lengths, unfolded, 1),

@@ -36,6 +36,7 @@ from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.launch import Forward, Prepared
 from vicinal.backends.triton.tilings import tilings
 from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.span import Span
 from vicinal.problem import Inputs, Problem, Wanted
 
 
@@ -71,8 +72,8 @@ class Variant:
         resolved = tuple(n.resolve(x) for n in self.neighborhoods)
         inputs = Inputs(
             make(4, *x, h, d),
-            make(4, *x, hkv, d),
-            make(4, *x, hkv, d),
+            make(4, *resolved[0].key_lengths(x), hkv, d),
+            make(4, *resolved[0].key_lengths(x), hkv, d),
             make(4, self.additional, hkv, d) if self.additional else None,
             make(4, self.additional, hkv, d) if self.additional else None,
             make(h, *(2 * k - 1 for k in resolved[0].window)) if self.has_rpb else None,
@@ -84,6 +85,7 @@ class Variant:
 of = Neighborhood.of
 VARIANTS = [
     Variant("2d", (128, 128), (of(2, 33),), torch.bfloat16, 64),
+    Variant("part", (40, 128), (of(2, 33).over((Span(128, (30, 70), (14, 86)), None)),), torch.bfloat16, 64),
     Variant("2d-d128", (256, 256), (of(2, 80),), torch.float16, 128),
     Variant("small", (8, 8), (of(2, 3),), torch.float16, 64),  # all gradients in one launch
     Variant("thin", (130,), (of(1, 7, dilation=18),), torch.float16, 64),  # tiles of several dilation groups
@@ -118,6 +120,16 @@ ONCE = [  # of each list one kernel serves all: among their numbers are 0, 1 and
         Variant("general", (21, 8, 48), (of(3, (4, 4, 1), (4, 1, 1), (1, 1, 16), (False, True, False)),), HALF, 32),
     ],
 ]
+ONCE.append(  # nor does another span compile
+    [
+        replace(
+            ONCE[1][0], neighborhoods=(ONCE[1][0].neighborhoods[0].over((None, Span(60, (0, 33), (0, 60)), None)),)
+        ),
+        replace(
+            ONCE[1][1], neighborhoods=(ONCE[1][1].neighborhoods[0].over((Span(37, (16, 37), (1, 37)), None, None)),)
+        ),
+    ]
+)
 ONCE_TILES = {2: Tiling((8, 8), (4, 4), 4, 1), 3: Tiling((4, 4, 4), (4, 4, 4), 4, 1)}
 
 

@@ -1,9 +1,9 @@
 """What a kernel is told: 64-bit integers at one address, by place. `vicinal.backends.numba.plan` fills them in.
 
 All lengths of memory are in bytes. A tensor has five strides: batch, three spatial axes, head. Problems of one or two
-axes have leading axes of length 1. Tokens are numbered from the axis' first, also where queries or keys are a part of it
-and have no memory there: addresses are those that the first token would have. After the call's own integers come those of its head sets: heads that share a
-neighborhood, with their tiles.
+axes have leading axes of length 1. Tokens are numbered from the axis' first, also where queries or keys are a part of
+the axis that begins later: addresses are those that the first token would have. After the call's own integers come
+those of its head sets: heads that share a neighborhood, with their tiles.
 """
 
 from __future__ import annotations
