@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import vicinal.nn
 from vicinal.bench.masks import flex_block_mask
+from vicinal.calls import clamped
 from vicinal.functional import neighborhood_attention
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
@@ -163,11 +164,27 @@ def _none(query: Tensor, key: Tensor, value: Tensor, neighborhoods: object, **_:
 
 @contextmanager
 def attending(attend: Attend) -> Iterator[None]:
-    """Modules' attention computed by `attend`."""
+    """Modules' attention computed by `attend`, which is given windows that fit."""
     module: Any = vicinal.nn
     own = module.neighborhood_attention
-    module.neighborhood_attention = attend
+    module.neighborhood_attention = attend if attend is neighborhood_attention else partial(_fitting, attend)
     try:
         yield
     finally:
         module.neighborhood_attention = own
+
+
+def _fitting(
+    attend: Attend,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    neighborhoods: tuple[Neighborhood, ...],
+    *,
+    scale: float,
+    rpb: Tensor | None,
+    clamp: bool = False,
+) -> Tensor:
+    if clamp:
+        (query, key, value, *_, rpb), neighborhoods = clamped(Inputs(query, key, value, rpb=rpb), neighborhoods)
+    return attend(query, key, value, neighborhoods, scale=scale, rpb=rpb)
