@@ -24,6 +24,11 @@ FEATURES = {
     "other values": {"head_dim": 192, "value_dim": 128},
     "dilated": {"neighborhoods": (OF(2, 3, dilation=(2, 3)).resolve((9, 12)),)},
 }
+HOPPER = FEATURES | {
+    "additional": {"additional": 3},
+    "a dilation per head": {"neighborhoods": (OF(2, 3), OF(2, 3, dilation=2)), "additional": 3},
+    "padded heads": {"head_dim": 40, "value_dim": 56, "additional": 128},
+}
 MORE = {"bias": {"has_rpb": True}, "additional": {"additional": 3}, "both": {"has_rpb": True, "additional": 3}}
 GRADIENTS = {"all": "query key value", "query": "query", "keys": "key", "values": "value", "none": ""}
 
@@ -84,7 +89,7 @@ def test_triton(fields, names, launched):
 
 
 @pytest.mark.parametrize("names", GRADIENTS.values(), ids=GRADIENTS)
-@pytest.mark.parametrize("fields", FEATURES.values(), ids=FEATURES)
+@pytest.mark.parametrize("fields", HOPPER.values(), ids=HOPPER)
 def test_hopper_in_two_passes(fields, names, launched):
     problem = problem_of(fields)
     check(hopper.BACKEND, problem, names, launched, hopper.two_passes(problem))
@@ -92,10 +97,10 @@ def test_hopper_in_two_passes(fields, names, launched):
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("names", GRADIENTS.values(), ids=GRADIENTS)
-@pytest.mark.parametrize("feature", [name for name in FEATURES if name != "other values"])
+@pytest.mark.parametrize("feature", [name for name in HOPPER if name != "other values"])
 def test_hopper_in_one_pass(feature, names, launched, deterministic):
     """Or in two, where one is not allowed."""
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    problem = problem_of({"head_dim": 64, "value_dim": 64} | FEATURES[feature])
+    problem = problem_of({"head_dim": 64, "value_dim": 64} | HOPPER[feature])
     one = next(c for c in hopper.BACKEND.configs(problem, "backward") if c.one_pass)
     check(hopper.BACKEND, problem, names, launched, one)

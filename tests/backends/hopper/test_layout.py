@@ -17,6 +17,7 @@ from vicinal.backends.hopper.layout import (
     RANK,
     Reach,
     Strided,
+    by_units,
     describable,
     describe,
     packed,
@@ -89,6 +90,27 @@ def test_subproblems_reach_every_token_once(case, largest):
                     expected[1 + a - missing] = three(dilation, 1)[a]
                 assert (steps == expected[:, None, None, None]).all()
     assert torch.equal(torch.cat(seen).sort().values, token.flatten().repeat_interleave(HEADS))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_units(case, largest):
+    """The same elements as by columns, at the coordinates that the kernel computes, and no columns of another head."""
+    problem, x = problem_of(*case)
+    tensor = strided(x)
+    for part in subproblems(problem, Reach.of([tensor], with_batch=[tensor])):
+        plain = describe(problem, part, tensor)
+        d = by_units(plain, tensor)
+        assert d.shape[0] <= layout.LARGEST
+        assert d.shape[1:] == (*plain.shape[1:4], COLUMNS)
+        without = x.as_strided(plain.shape, plain.strides, plain.offset)
+        last = 0
+        for outer, *group, head in product(range(part.batch), *(range(n) for n in part.groups), range(HEADS)):
+            first = part.tokens(group) * plain.token_columns + head * COLUMNS
+            unit = outer * d.steps.batch + part.tokens(group) * d.steps.token + head * d.steps.head
+            view = x.as_strided(d.shape[1:], d.strides[1:], d.offset + unit * d.strides[0])
+            assert torch.equal(without[outer, ..., first : first + COLUMNS], view)
+            last = max(last, unit)
+        assert d.shape[0] == last + 1
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import pytest
@@ -102,8 +103,9 @@ def test_backward_query_tiles_are_wide_enough_for_tma():
     ("arguments", "reason"),
     [
         ({"dtype": torch.float32}, "float16"),
-        ({"head_dim": 48}, "head_dim"),
-        ({"head_dim": 128, "value_dim": 64}, "head_dim"),
+        ({"head_dim": 44}, "head_dim"),
+        ({"head_dim": 264}, "head_dim"),
+        ({"head_dim": 64, "value_dim": 4}, "value_dim"),
     ],
 )
 def test_unsupported_says_why(arguments, reason):
@@ -116,7 +118,41 @@ def test_unsupported_says_why(arguments, reason):
 def test_one_pass_for_the_head_dims_of_its_kernel():
     dims = [(32, 32), (64, 64), (96, 96), (128, 128), (192, 128), (256, 256)]
     able = [pair for pair in dims if one_pass_configs(problem_of((40, 50), *pair, kernel_size=7))]
-    assert able == [(64, 64), (128, 128)]
+    assert able == [(64, 64), (96, 96), (128, 128)]
+
+
+@pytest.mark.parametrize(
+    ("dims", "apart", "together"),
+    [
+        ((8, 8), (32, 32), None),
+        ((40, 40), (64, 64), (64, 64)),
+        ((72, 48), (96, 64), (128, 128)),
+        ((96, 96), (96, 96), (128, 128)),
+        ((136, 256), (192, 256), None),
+    ],
+)
+def test_kernels_have_the_next_head_dim_that_there_is(dims, apart, together):
+    problem = problem_of((40, 50), *dims, kernel_size=7)
+    assert tilings.kernel_dims(problem) == apart
+    assert bool(one_pass_configs(problem)) == (together is not None)
+    assert together is None or tilings.kernel_dims(problem, one_pass=True) == together
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.1, 1e-38])
+def test_one_pass_divides_by_no_scale_that_is_nothing(scale):
+    assert not one_pass_configs(replace(problem_of((40, 50), kernel_size=7), scale=scale))
+
+
+@pytest.mark.parametrize("head_dim", range(8, 257, 24))
+@pytest.mark.parametrize("value_dim", range(8, 257, 31 * 8))
+def test_any_head_dim_fits(head_dim, value_dim):
+    problem = problem_of((40, 50), head_dim, value_dim, kernel_size=7)
+    dims = tilings.kernel_dims(problem)
+    for config in forward_configs(problem):
+        keys = prod(config.key_tile) * (2 if config.paired else 1)
+        assert forward_shared(keys, *dims, config.stages, dims[0] != dims[1]) <= SHARED_MEMORY
+        assert config.heads == 1 or dims == (head_dim, value_dim)
+    assert all(backward_shared(*dims, config.stages) <= SHARED_MEMORY for config in backward_configs(problem))
 
 
 @pytest.mark.parametrize("arguments", [{"kernel_size": (9, 12)}, {"kernel_size": 8, "stride": 4, "is_causal": True}])

@@ -15,18 +15,18 @@ from torch import Tensor
 from vicinal.backends.gpu import hardware
 from vicinal.backends.gpu.devices import capability, current
 from vicinal.backends.gpu.hardware import gpu_of
-from vicinal.backends.hopper import ahead, backward, estimate, forward, onepass
+from vicinal.backends.hopper import ahead, backward, estimate, forward, onepass, runs
+from vicinal.backends.hopper.additional import readable
 from vicinal.backends.hopper.arguments import head_table
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
 from vicinal.backends.hopper.launch import Launcher
 from vicinal.backends.hopper.layout import LARGEST, described
-from vicinal.backends.hopper.tilings import backward_configs, forward_configs, one_pass_configs
+from vicinal.backends.hopper.tilings import HEAD_DIMS, backward_configs, forward_configs, one_pass_configs
 from vicinal.backends.protocol import Direction
 from vicinal.caching import Cache
 from vicinal.compiling import Job
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
-HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 CAPABILITY = (9, 0)
 
 
@@ -56,14 +56,17 @@ class HopperBackend:
         return _configs(problem, direction)
 
     def forward(self, problem: Problem, config: ForwardConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        if problem.per_head and len(runs.runs_of(problem)) > 1:
+            return runs.forward(problem, inputs, lambda part, own: self.forward(part, config, own))
         query, key, value = described(inputs)
+        more = readable(problem, inputs)
         output = query.new_empty((*query.shape[:-1], problem.value_dim))
         lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        strides = (query.stride(), key.stride(), value.stride())
+        strides = tuple(t.stride() for t in (query, key, value, *more))
         with current(problem.device):
             table = head_table(problem)
             for launcher in _forward_launchers(problem, config, strides):
-                launcher(query, key, value, output, lse, lse if table is None else table)
+                launcher(query, key, value, output, lse, lse if table is None else table, *more)
         return output, lse
 
     def backward(
@@ -75,26 +78,37 @@ class HopperBackend:
         wanted: Wanted,
     ) -> Inputs:
         config = _possible(problem, config, wanted)
+        if problem.per_head and len(runs.runs_of(problem)) > 1:
+            return runs.backward(
+                problem, inputs, upstream, lambda part, own, above: self.backward(part, config, own, above, wanted)
+            )
         with current(problem.device):
             if config.one_pass:
                 return onepass.backward(problem, config, inputs, upstream)
             return backward.backward(problem, config, inputs, upstream, wanted)
 
     def forward_kernels(self, problem: Problem, config: ForwardConfig, inputs: Inputs) -> Sequence[Job]:
-        return ahead.forward_kernels(problem, config, inputs)
+        every = runs.runs_of(problem)
+        return [job for run in every for job in ahead.forward_kernels(run.problem, config, run.inputs(inputs))]
 
     def backward_kernels(
         self, problem: Problem, config: BackwardConfig, inputs: Inputs, wanted: Wanted
     ) -> Sequence[Job]:
         config = _possible(problem, config, wanted)
-        if config.one_pass:
-            return ahead.one_pass_kernels(problem, config, inputs)
-        return ahead.two_pass_kernels(problem, config, inputs, wanted)
+        jobs: list[Job] = []
+        for run in runs.runs_of(problem):
+            own = run.inputs(inputs)
+            if config.one_pass:
+                jobs += ahead.one_pass_kernels(run.problem, config, own)
+            else:
+                jobs += ahead.two_pass_kernels(run.problem, config, own, wanted)
+        return jobs
 
 
 def _possible(problem: Problem, config: BackwardConfig, wanted: Wanted) -> BackwardConfig:
     """The configuration, or one in two passes: one makes all gradients, and adds in any order."""
-    if config.one_pass and not (all(wanted[:3]) and not torch.are_deterministic_algorithms_enabled()):
+    every = all(wanted[: 5 if problem.additional else 3])
+    if config.one_pass and not (every and not torch.are_deterministic_algorithms_enabled()):
         return two_passes(problem)
     return config
 
@@ -107,16 +121,10 @@ def unsupported_anywhere(problem: Problem) -> str | None:
     if problem.dtype not in (torch.float16, torch.bfloat16):
         return f"it computes in float16 and bfloat16, not {problem.dtype}"
     dims = (problem.head_dim, problem.value_dim)
-    if problem.head_dim not in HEAD_DIMS or (dims[0] != dims[1] and dims != (192, 128)):
-        return f"head_dim must be one of {HEAD_DIMS} and value_dim the same (or 192 and 128), got {dims}"
+    if any(d % 8 or not 8 <= d <= max(HEAD_DIMS) for d in dims):
+        return f"head_dim and value_dim must be multiples of 8 from 8 to {max(HEAD_DIMS)}, got {dims}"
     if problem.has_rpb:
         return "it has no relative positional bias"
-    if problem.additional:
-        return "it has no additional keys"
-    if problem.scale <= 0.0:
-        return f"it needs a positive scale, got {problem.scale}"
-    if len({n.dilation for n in problem.neighborhoods}) > 1:
-        return "it needs the same dilation for every head"
     if problem.is_part:
         return "it takes whole axes, no spans"
     if problem.batch == 0:
@@ -139,6 +147,8 @@ def _forward_launchers(
 
 @Cache[Sequence[HopperConfig]](4096).memoize
 def _configs(problem: Problem, direction: Direction) -> Sequence[HopperConfig]:
+    if len(runs.runs_of(problem)) > 1:
+        return _configs(runs.likeness(problem), direction)
     if direction == "forward":
         return forward_configs(problem)
     apart, together = backward_configs(problem), one_pass_configs(problem)

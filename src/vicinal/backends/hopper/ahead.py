@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vicinal.backends.hopper import backward, forward, onepass
+from vicinal.backends.hopper.additional import readable
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig
 from vicinal.backends.hopper.layout import described
 from vicinal.compiling import Job
@@ -24,34 +25,43 @@ class _StandIns(NamedTuple):
     output: Tensor
     lse: Tensor
     table: Tensor
+    more: tuple[Tensor, ...]  # additional keys and values
 
     @classmethod
     def of(cls, problem: Problem, inputs: Inputs) -> _StandIns:
-        metas = (torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in inputs[:3])
-        query, key, value = described(Inputs(*metas))
+        metas = (_meta(t) for t in inputs[:5])
+        stand_ins = Inputs(*metas)  # type: ignore[arg-type]
+        query, key, value = described(stand_ins)
         output = query.new_empty((*query.shape[:-1], problem.value_dim))
         lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
         table = lse.new_empty((problem.heads, 9), dtype=torch.int32) if problem.per_head else lse
-        return cls(query, key, value, output, lse, table)
+        return cls(query, key, value, output, lse, table, readable(problem, stand_ins))
 
     @property
     def strides(self) -> backward.TensorStrides:
-        return self.query.stride(), self.key.stride(), self.value.stride()
+        return tuple(t.stride() for t in (self.query, self.key, self.value, *self.more))
+
+
+def _meta(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None:
+        return None
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def forward_kernels(problem: Problem, config: ForwardConfig, inputs: Inputs) -> list[Job]:
     """See `vicinal.backends.protocol.Backend`."""
     tensors = _StandIns.of(problem, inputs)
-    return [partial(each.compile, *tensors) for each in forward.launchers(problem, config, tensors.strides)]
+    given = (*tensors[:6], *tensors.more)
+    return [partial(each.compile, *given) for each in forward.launchers(problem, config, tensors.strides)]
 
 
 def two_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs, wanted: Wanted) -> list[Job]:
     """Of `backward.backward`."""
-    if not any(wanted[:3]):
+    if not any(wanted[:5]):
         return []
     tensors = _StandIns.of(problem, inputs)
-    query, key, value, output, lse, table = tensors
-    passes = backward.Passes(*wanted[:3], has_grad_lse=False)
+    query, key, value, output, lse, table, more = tensors
+    passes = backward.Passes(*wanted[:5])
     jobs: list[Job] = []
     for part in backward.launchers(problem, config, tensors.strides, passes):
         rows = lse.new_empty(part.rows)
@@ -60,19 +70,25 @@ def two_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs, w
         if part.keys is not None:
             jobs.append(partial(part.keys.compile, *read, key, value, table))
         if part.queries is not None:
-            jobs.append(partial(part.queries.compile, *read, query, table))
+            jobs.append(partial(part.queries.compile, *read, query, table, *more))
+        if part.more is not None:
+            sums = rows.new_empty(1)
+            jobs.append(partial(part.more.launch.compile, *read[:4], *more, sums, sums, table))
     return jobs
 
 
 def one_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs) -> list[Job]:
     """Of `onepass.backward`."""
     tensors = _StandIns.of(problem, inputs)
-    query, key, value, output, lse, table = tensors
+    query, key, value, output, lse, table, more = tensors
     jobs: list[Job] = []
     for part in onepass.launchers(problem, config, tensors.strides, has_grad_lse=False):
         rows, addends = lse.new_empty(part.rows), lse.new_empty(part.addends)
         jobs.append(partial(part.prepare.compile, output, output, lse, lse, rows, rows))
         read = (query, output, rows, rows, key, value)
         jobs.append(partial(part.gradients.compile, *read, key, value, addends, table))
+        if part.more is not None:
+            sums = rows.new_empty(1)
+            jobs.append(partial(part.more.launch.compile, *read[:4], *more, sums, sums, addends, table))
         jobs.append(partial(part.finish.compile, addends, query))
     return jobs

@@ -9,15 +9,33 @@ from torch import Tensor
 
 from vicinal.backends.gpu.devices import chains
 from vicinal.backends.gpu.tables import in_use, table_of
-from vicinal.backends.hopper.config import HopperConfig
+from vicinal.backends.hopper.config import BackwardConfig, HopperConfig
 from vicinal.backends.hopper.kernels.arguments import Constants, Grid, GroupAxes, Groups, TokenStrides
-from vicinal.backends.hopper.layout import RANK, Descriptor, Strided, Subproblem, Triple, three
-from vicinal.backends.hopper.tilings import WARPGROUPS
+from vicinal.backends.hopper.layout import (
+    RANK,
+    Descriptor,
+    Reach,
+    Strided,
+    Subproblem,
+    Triple,
+    by_units,
+    describe,
+    three,
+)
+from vicinal.backends.hopper.tilings import LEAST_SCALE, WARPGROUPS, is_padded, kernel_dims
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Problem
 
 LOG2E = log2(e)  # kernels take exponentials in base 2
+
+
+TILE = 128  # kernels are given additional keys in multiples of so many: of every tile of theirs
+
+
+def more_keys(problem: Problem) -> int:
+    """Additional keys, and what they are filled up with."""
+    return -(-problem.additional // TILE) * TILE
 
 
 class Tensors(NamedTuple):
@@ -28,19 +46,36 @@ class Tensors(NamedTuple):
     value: Strided
     output: Strided
     lse: Strided
+    additional: tuple[Strided, ...] = ()  # keys and values, where there are any
 
     @classmethod
     def of(cls, problem: Problem, strides: tuple[tuple[int, ...], ...]) -> Tensors:
-        """`strides`: of query, key and value."""
+        """`strides`: of query, key and value, and of additional keys and values as `additional.readable` makes them."""
         x = (problem.batch, *problem.lengths)
-        query, key, value = strides
+        query, key, value, *more = strides
+        shape = (problem.batch, more_keys(problem), problem.kv_heads)
+        dims = (problem.head_dim, problem.value_dim)
         return cls(
             Strided((*x, problem.heads, problem.head_dim), query),
             Strided((*x, problem.kv_heads, problem.head_dim), key),
             Strided((*x, problem.kv_heads, problem.value_dim), value),
             Strided.contiguous(*x, problem.heads, problem.value_dim),
             Strided.contiguous(*x, problem.heads, 1),
+            tuple(Strided((*shape, d), own) for d, own in zip(dims, more)),
         )
+
+
+def moved(problem: Problem, config: HopperConfig, part: Subproblem, tensor: Strided) -> Descriptor:
+    """The descriptor by which kernels move tiles of a tensor's part."""
+    description = describe(problem, part, tensor)
+    return by_units(description, tensor) if is_padded(problem, is_one_pass(config)) else description
+
+
+def reach_of(
+    problem: Problem, config: HopperConfig, tensors: tuple[Strided, ...], packed: tuple[Strided, ...] = ()
+) -> Reach:
+    """How far their descriptors reach; `packed`: those of them that are described `with_heads`."""
+    return Reach.of(tensors, tensors if is_padded(problem, is_one_pass(config)) else packed)
 
 
 def axes_of(problem: Problem, part: Subproblem) -> GroupAxes:
@@ -67,12 +102,18 @@ def token_strides(description: Descriptor) -> TokenStrides:
     return TokenStrides(description.strides[0], description.token_columns, description.strides[1:4])
 
 
+def is_one_pass(config: HopperConfig) -> bool:
+    """Whether it is a tiling of the backward in one pass, whose kernels have head dims of their own."""
+    return isinstance(config, BackwardConfig) and config.one_pass
+
+
 def constants_of(problem: Problem, config: HopperConfig, tile: Triple, step: Triple) -> Constants:
     """What every kernel is compiled for, that has own tiles `tile` and walks tiles `step`."""
     axes = [a for n in problem.neighborhoods for a in n.axes]
+    head_dim, value_dim = kernel_dims(problem, is_one_pass(config))
     return Constants(
-        head_dim=problem.head_dim,
-        value_dim=problem.value_dim,
+        head_dim=head_dim,
+        value_dim=value_dim,
         tile=tile,
         step=step,
         split=config.split + RANK - problem.rank,
@@ -83,6 +124,8 @@ def constants_of(problem: Problem, config: HopperConfig, tile: Triple, step: Tri
         per_head=problem.per_head,
         grouped=dilated(problem),
         chained=chains(problem.device),
+        padded=is_padded(problem, is_one_pass(config)),
+        scaled=problem.scale < LEAST_SCALE,
     )
 
 

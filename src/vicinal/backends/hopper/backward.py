@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from vicinal.backends.gpu.devices import chains
 from vicinal.backends.gpu.strides import contiguous_like
+from vicinal.backends.hopper.additional import Following, Sums, Walks, readable
 from vicinal.backends.hopper.arguments import (
     LOG2E,
     Tensors,
@@ -18,7 +20,9 @@ from vicinal.backends.hopper.arguments import (
     grid_of,
     groups_of,
     head_table,
+    moved,
     options_of,
+    reach_of,
     token_strides,
 )
 from vicinal.backends.hopper.config import BackwardConfig
@@ -33,7 +37,6 @@ from vicinal.backends.hopper.kernels.arguments import (
 from vicinal.backends.hopper.launch import Block, Launcher
 from vicinal.backends.hopper.layout import (
     Descriptor,
-    Reach,
     Strided,
     Subproblem,
     Triple,
@@ -43,7 +46,7 @@ from vicinal.backends.hopper.layout import (
     subproblems,
     three,
 )
-from vicinal.backends.hopper.tilings import fewer_keys, piece, shares_keys
+from vicinal.backends.hopper.tilings import fewer_keys, kernel_dims, piece, shares_keys
 from vicinal.caching import Cache
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
@@ -53,27 +56,56 @@ TensorStrides = tuple[tuple[int, ...], ...]
 
 
 def backward(problem: Problem, config: BackwardConfig, inputs: Inputs, upstream: Upstream, wanted: Wanted) -> Inputs:
-    """The gradients of query, key and value; see `vicinal.backends.protocol.Backend`."""
-    if not (wanted.query or wanted.key or wanted.value):
+    """The gradients that are wanted; see `vicinal.backends.protocol.Backend`."""
+    if not any(wanted[:5]):
         return Inputs(None, None, None)  # type: ignore[arg-type]
-    query, key, value = described(inputs)
-    output, lse, grad_output = packed(upstream.output), packed(upstream.lse), packed(upstream.grad_output)
-    grad_lse = None if upstream.grad_lse is None else packed(upstream.grad_lse)
+    given = Given.of(problem, inputs, upstream)
+    query, key, value = given.query, given.key, given.value
     d_query, d_key, d_value = (contiguous_like(t) if needed else None for t, needed in zip((query, key, value), wanted))
-    table = head_table(problem)
-    table = lse if table is None else table
-    strides = (query.stride(), key.stride(), value.stride())
-    passes = Passes(d_query is not None, d_key is not None, d_value is not None, grad_lse is not None)
-    parts = _kept_launchers(problem, config, strides, passes)
+    passes = Passes(*wanted[:5], has_grad_lse=upstream.grad_lse is not None)
+    parts = _kept_launchers(problem, config, given.strides, passes)
     lse2, delta = query.new_empty((2, max(part.rows for part in parts)), dtype=torch.float32).unbind()
+    sums = Sums(problem, inputs)
     for part in parts:  # one after the other: they share the scratch
-        part.prepare(output, grad_output, lse, lse if grad_lse is None else grad_lse, lse2, delta)
+        part.prepare(given.output, given.grad_output, given.lse, given.grad_lse, lse2, delta)
+        read = (query, given.grad_output, lse2, delta)
         if part.keys is not None:  # a gradient that nobody needs is not written
             dk, dv = key if d_key is None else d_key, value if d_value is None else d_value
-            part.keys(query, grad_output, lse2, delta, key, value, dk, dv, table)
+            part.keys(*read, key, value, dk, dv, given.table)
         if part.queries is not None and d_query is not None:
-            part.queries(query, grad_output, lse2, delta, key, value, d_query, table)
-    return Inputs(d_query, d_key, d_value)  # type: ignore[arg-type]
+            part.queries(*read, key, value, d_query, given.table, *given.more)
+        if part.more is not None:
+            own = part.more.walks.new(query)
+            part.more.launch(*read, *given.more, *own, given.table)
+            sums.add(part.more.part, own)
+    return Inputs(d_query, d_key, d_value, *sums.gradients(wanted))  # type: ignore[arg-type]
+
+
+class Given(NamedTuple):
+    """The tensors of a backward as kernels take them."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    more: tuple[Tensor, ...]  # additional keys and values, where there are any
+    output: Tensor
+    lse: Tensor
+    grad_output: Tensor
+    grad_lse: Tensor  # any, where nothing depends on the log-sum-exp
+    table: Tensor  # any, where heads are alike
+
+    @classmethod
+    def of(cls, problem: Problem, inputs: Inputs, upstream: Upstream) -> Given:
+        output, lse, grad_output = packed(upstream.output), packed(upstream.lse), packed(upstream.grad_output)
+        grad_lse = lse if upstream.grad_lse is None else packed(upstream.grad_lse)
+        table = head_table(problem)
+        more = readable(problem, inputs)
+        return cls(*described(inputs), more, output, lse, grad_output, grad_lse, lse if table is None else table)
+
+    @property
+    def strides(self) -> TensorStrides:
+        """Of those that may have any."""
+        return tuple(t.stride() for t in (self.query, self.key, self.value, *self.more))
 
 
 class Passes(NamedTuple):
@@ -82,7 +114,9 @@ class Passes(NamedTuple):
     query: bool
     key: bool
     value: bool
-    has_grad_lse: bool
+    additional_keys: bool = False
+    additional_values: bool = False
+    has_grad_lse: bool = False
 
 
 class Launchers(NamedTuple):
@@ -92,15 +126,24 @@ class Launchers(NamedTuple):
     prepare: Launcher
     keys: Launcher | None
     queries: Launcher | None
+    more: More | None
+
+
+class More(NamedTuple):
+    """The launch for the gradients of additional keys and values of one subproblem."""
+
+    part: Subproblem
+    walks: Walks
+    launch: Launcher
 
 
 def launchers(
     problem: Problem, config: BackwardConfig, strides: TensorStrides, passes: Passes
 ) -> tuple[Launchers, ...]:
-    """The backward's launchers, one set per subproblem; `strides`: of query, key and value."""
+    """The backward's launchers, one set per subproblem; `strides`: `Given.strides`."""
     tensors = Tensors.of(problem, strides)
     gradients = [Strided.contiguous(*t.shape) for t in tensors[:3]]
-    reach = Reach.of((*tensors[:4], *gradients))
+    reach = reach_of(problem, config, (*tensors[:4], *tensors.additional, *gradients))
     return tuple(_launchers(problem, config, tensors, gradients, part, passes) for part in subproblems(problem, reach))
 
 
@@ -114,12 +157,13 @@ def _launchers(
 ) -> Launchers:
     shared = Shared.of(problem, config, part, tensors)
     rows, size = shared.prepared.shape[0], shared.prepared.shape[0] * shared.prepared.strides[0]
-    dq, dk, dv = (describe(problem, part, t) for t in gradients)
+    dq, dk, dv = (moved(problem, config, part, t) for t in gradients)
     return Launchers(
         size,
         prepare_launcher(shared, rows, LOG2E, passes.has_grad_lse),
         _keys(shared, dk, dv, passes) if passes.key or passes.value else None,
-        _queries(shared, dq) if passes.query else None,
+        _queries(shared, dq, tensors) if passes.query else None,
+        _more(shared, tensors, passes) if passes.additional_keys or passes.additional_values else None,
     )
 
 
@@ -130,11 +174,12 @@ class Shared(NamedTuple):
     config: BackwardConfig
     part: Subproblem
     prepared: Descriptor  # of `prepare`'s results
-    query: Descriptor
+    output: Descriptor  # and of its gradient, read by tokens
+    lse: Descriptor  # and of its gradient
+    query: Descriptor  # this and the others: moved in tiles
     key: Descriptor
     value: Descriptor
-    output: Descriptor  # and of its gradient
-    lse: Descriptor  # and of its gradient
+    grad_output: Descriptor
 
     @classmethod
     def of(cls, problem: Problem, config: BackwardConfig, part: Subproblem, tensors: Tensors) -> Shared:
@@ -142,7 +187,9 @@ class Shared(NamedTuple):
         n0, n1, n2 = part.lengths
         padded = -(-n2 // 4) * 4  # a stride in a descriptor is a multiple of 16 bytes
         prepared = Descriptor((rows, n0, n1, n2), (n0 * n1 * padded, n1 * padded, padded, 1), 0, 0)
-        return cls(problem, config, part, prepared, *(describe(problem, part, t) for t in tensors))
+        read = (describe(problem, part, t) for t in (tensors.output, tensors.lse))
+        tiles = (moved(problem, config, part, t) for t in tensors[:4])
+        return cls(problem, config, part, prepared, *read, *tiles)
 
     @property
     def result(self) -> RowStrides:
@@ -151,10 +198,10 @@ class Shared(NamedTuple):
 
     def blocks(self, queries: Triple, keys: Triple) -> tuple[Block, Block, Block, Block]:
         """Tiles of query, the output's gradient, key and value."""
-        qd, vd = piece(self.problem.head_dim), piece(self.problem.value_dim)
+        qd, vd = map(piece, kernel_dims(self.problem, self.config.one_pass))
         return (
             Block(self.query, (1, *queries, qd)),
-            Block(self.output, (1, *queries, vd)),
+            Block(self.grad_output, (1, *queries, vd)),
             Block(self.key, (1, *keys, qd)),
             Block(self.value, (1, *keys, vd)),
         )
@@ -192,36 +239,61 @@ def _keys(shared: Shared, dk: Descriptor, dv: Descriptor, passes: Passes) -> Lau
     problem, config, part = shared[:3]
     queries, keys = three(config.query_tile, 1), three(config.key_tile, 1)
     constants = constants_of(problem, config, keys, queries)._replace(
-        inverse=True, shared=shares_keys(problem.head_dim), makes_dk=passes.key, makes_dv=passes.value
+        inverse=True, shared=shares_keys(*kernel_dims(problem)), makes_dk=passes.key, makes_dv=passes.value
     )
     q, do, k, v = shared.blocks(queries, keys)
     row = Block(shared.prepared, (1, *queries))
-    columns = (d.token_columns for d in (shared.query, shared.output, shared.key, shared.value, dk, dv))
+    columns = (d.steps for d in (shared.query, shared.grad_output, shared.key, shared.value, dk, dv))
     grid = grid_of(problem, part, constants, problem.kv_heads)
     scalars = Scalars(axes_of(problem, part), grid._replace(heads=problem.heads), KeysStrides(*columns), problem.scale)
     return Launcher(
         backward_keys,
         (q, do, row, row, k, v, Block(dk, k.block), Block(dv, v.block), 0),
-        (scalars, groups_of(part), constants),
+        (scalars, groups_of(part), None, constants),
         (grid.items,),
         options_of(constants.chained, num_warps=4, maxnreg=168),
     )
 
 
-def _queries(shared: Shared, dq: Descriptor) -> Launcher:
+def _more(shared: Shared, tensors: Tensors, passes: Passes) -> More:
+    from vicinal.backends.hopper.kernels.backward import backward_keys
+
+    walks = Walks.of(shared.problem, shared.config, shared.part, tensors)
+    constants = walks.constants._replace(makes_dk=passes.additional_keys, makes_dv=passes.additional_values)
+    return more_launch(backward_keys, shared, walks._replace(constants=constants), ())
+
+
+def more_launch(kernel: Any, shared: Shared, walks: Walks, addends: tuple[Block, ...]) -> More:
+    """Of a kernel that makes dK and dV; `addends`: of dQ, where it adds to that."""
+    q, do, _, _ = shared.blocks(walks.queries, walks.queries)
+    row = Block(shared.prepared, (1, *walks.queries))
+    read = (shared.query.steps, shared.grad_output.steps, walks.more.key, walks.more.value)
+    scalars = Scalars(walks.axes, walks.grid, KeysStrides(*read, 0, 0), shared.problem.scale)
+    launch = Launcher(
+        kernel,
+        (q, do, row, row, walks.key, walks.value, 0, 0, *addends, 0),
+        (scalars, groups_of(shared.part), walks.more, walks.constants),
+        (walks.grid.items,),
+        options_of(walks.constants.chained, num_warps=4, maxnreg=168),
+    )
+    return More(shared.part, walks, launch)
+
+
+def _queries(shared: Shared, dq: Descriptor, tensors: Tensors) -> Launcher:
     from vicinal.backends.hopper.kernels.backward import backward_queries
 
     problem, config, part = shared[:3]
-    queries, few = three(config.query_tile, 1), fewer_keys(three(config.key_tile, 1), problem.head_dim)
-    constants = constants_of(problem, config, queries, few)
+    queries, few = three(config.query_tile, 1), fewer_keys(three(config.key_tile, 1), *kernel_dims(problem))
+    constants = constants_of(problem, config, queries, few)._replace(additional=problem.additional > 0)
     q, do, k, v = shared.blocks(queries, few)
-    columns = (d.token_columns for d in (shared.query, shared.output, shared.key, shared.value, dq))
+    following = Following.of(problem, config, part, tensors, k, v)
+    columns = (d.steps for d in (shared.query, shared.grad_output, shared.key, shared.value, dq))
     grid = grid_of(problem, part, constants, problem.heads)
     scalars = Scalars(axes_of(problem, part), grid, QueriesStrides._make((*columns, shared.result)), problem.scale)
     return Launcher(
         backward_queries,
-        (q, do, 0, 0, k, v, Block(dq, q.block), 0),
-        (scalars, groups_of(part), constants),
+        (q, do, 0, 0, k, v, Block(dq, q.block), 0, *following.blocks),
+        (*following.absent, scalars, groups_of(part), following.more, constants),
         (grid.items,),
         options_of(constants.chained, num_warps=4, maxnreg=168),
     )

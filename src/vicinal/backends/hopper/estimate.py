@@ -17,7 +17,8 @@ from operator import mul
 from vicinal.backends.gpu.hardware import gpu_of
 from vicinal.backends.hopper.config import BackwardConfig, HopperConfig
 from vicinal.backends.hopper.layout import subproblems
-from vicinal.backends.hopper.tilings import WARPGROUPS, one_pass_steps, steps
+from vicinal.backends.hopper.runs import runs_of
+from vicinal.backends.hopper.tilings import ROWS, WARPGROUPS, kernel_dims, one_pass_steps, steps
 from vicinal.backends.protocol import Direction
 from vicinal.geometry.count import count
 from vicinal.geometry.unfold import tile_count
@@ -46,13 +47,21 @@ RATES: Mapping[Direction, Rates] = {
 PRODUCTS = (3, 4)  # of a step, in the backward's passes: the query gradient's, and those of key and value
 
 
+COPIED = 2 * 4 / 3.0e12  # seconds per element of 16 bits of what is read and written again
+
+
 def seconds(problem: Problem, direction: Direction, config: HopperConfig) -> float:
     """The estimate for one tiling of a pass."""
+    every = runs_of(problem) if problem.per_head else ()
+    if len(every) > 1:  # and what copies their results together
+        width = problem.heads * problem.value_dim + (problem.kv_heads * problem.head_dim) * (direction == "backward")
+        copied = COPIED * problem.batch * prod(problem.lengths) * width
+        return copied + sum(seconds(run.problem, direction, config) for run in every)
     if isinstance(config, BackwardConfig) and config.one_pass:
         return _one_pass(problem, config)
     rates = RATES[direction]
     each, tiles = steps(problem, config)
-    d = (problem.head_dim + problem.value_dim) / 2
+    d = sum(kernel_dims(problem)) / 2
     walk = each * max(rates.step[0] + rates.step[1] * d, rates.step[2])
     ends = rates.tile[0] + rates.tile[1] * d
     launches = len(subproblems(problem))
@@ -71,7 +80,7 @@ BESIDE = 10 / 4.0e12  # seconds per element of float32 dQ: cleared, read, writte
 
 def _one_pass(problem: Problem, config: BackwardConfig) -> float:
     """The estimate of the backward in one pass: a program has a multiprocessor for itself."""
-    d = problem.head_dim
+    d, _ = kernel_dims(problem, one_pass=True)
     steps, longest = one_pass_steps(problem, config)
     pair = tuple(n * WARPGROUPS if a == config.split else n for a, n in enumerate(config.key_tile))
     programs = problem.batch * problem.kv_heads * tile_count(problem.neighborhoods[0], problem.lengths, pair)
@@ -80,7 +89,11 @@ def _one_pass(problem: Problem, config: BackwardConfig) -> float:
     step = (STEP[0] + STEP[1] * d) * (SPREAD if problem.rank == 3 else 1.0)
     walks = max(turns * mean, longest * problem.group_size) * step
     ends = turns * (PROGRAM[0] + PROGRAM[1] * d)
-    elements = problem.batch * prod(problem.lengths) * problem.heads * d
+    if problem.additional:  # programs of its own, which share the queries
+        pairs = ceil(problem.additional / (WARPGROUPS * ROWS)) * ceil(prod(problem.lengths) / ROWS)
+        walks += pairs * problem.batch * problem.heads / gpu_of(problem.device).processors * step
+        ends += PROGRAM[0] + PROGRAM[1] * d
+    elements = problem.batch * prod(problem.lengths) * problem.heads * problem.head_dim
     return 1e-9 * (walks + ends + LAUNCHES * len(subproblems(problem))) + BESIDE * elements
 
 

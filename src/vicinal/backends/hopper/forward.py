@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
+from vicinal.backends.hopper.additional import Following
 from vicinal.backends.hopper.arguments import (
     LOG2E,
     Tensors,
@@ -11,14 +12,16 @@ from vicinal.backends.hopper.arguments import (
     constants_of,
     grid_of,
     groups_of,
+    moved,
     options_of,
+    reach_of,
     token_strides,
 )
 from vicinal.backends.hopper.config import ForwardConfig
 from vicinal.backends.hopper.kernels.arguments import Constants, ForwardStrides, Scalars
 from vicinal.backends.hopper.launch import Block, Launcher
-from vicinal.backends.hopper.layout import Reach, Subproblem, describe, subproblems, three, with_heads
-from vicinal.backends.hopper.tilings import SHARED_MEMORY, forward_shared, piece
+from vicinal.backends.hopper.layout import Subproblem, describe, subproblems, three, with_heads
+from vicinal.backends.hopper.tilings import SHARED_MEMORY, forward_shared, kernel_dims, piece
 from vicinal.problem import Problem
 
 
@@ -30,12 +33,12 @@ def launchers(
     Args:
         problem: a supported problem.
         config: one of `tilings.forward_configs`.
-        strides: of query, key and value.
+        strides: of query, key and value, and of additional keys and values.
         programs: limits the grid (persistent programs).
     """
     tensors = Tensors.of(problem, strides)
     packed = (tensors.query, tensors.output) if config.heads > 1 else ()
-    reach = Reach.of((tensors.query, tensors.key, tensors.value, tensors.output), packed)
+    reach = reach_of(problem, config, (*tensors[:4], *tensors.additional), packed)
     return tuple(_launcher(problem, config, tensors, part, programs) for part in subproblems(problem, reach))
 
 
@@ -45,40 +48,41 @@ def _launcher(
     from vicinal.backends.hopper.kernels.forward import forward
 
     constants = _constants(problem, config)
-    q, k, v, o = _blocks(problem, part, tensors, constants)
+    q, k, v, o = _blocks(problem, config, part, tensors, constants)
     lse = describe(problem, part, tensors.lse)
-    columns = [each.description.token_columns for each in (q, k, v, o)]
+    columns = [each.description.steps for each in (q, k, v, o)]
     batches = (q.description.batch_columns, o.description.batch_columns)
     steps = ForwardStrides._make((*columns, *batches, token_strides(lse)))
     grid = grid_of(problem, part, constants, problem.heads // constants.heads)
+    scalars = Scalars(axes_of(problem, part), grid, steps, problem.scale * LOG2E)
+    following = Following.of(problem, config, part, tensors, k, v)
     return Launcher(
         forward,
-        (q, k, v, o, lse.offset, 0),
-        (
-            Scalars(axes_of(problem, part), grid, steps, problem.scale * LOG2E),
-            groups_of(part),
-            constants,
-        ),
+        (q, k, v, o, lse.offset, 0, *following.blocks),
+        (*following.absent, scalars, groups_of(part), following.more, constants),
         (grid.items if programs is None else min(grid.items, programs),),
         options_of(constants.chained, num_warps=4, maxnreg=168),
     )
 
 
 def _constants(problem: Problem, config: ForwardConfig) -> Constants:
-    d, dv = problem.head_dim, problem.value_dim
+    d, dv = kernel_dims(problem)
     step = three(config.key_tile, 1)
     keys = prod(step) * (2 if config.paired else 1)
     return constants_of(problem, config, three(config.query_tile, 1), step)._replace(
         own_output=forward_shared(keys, d, dv, config.stages, True) <= SHARED_MEMORY,
+        additional=problem.additional > 0,
         paired=config.paired,
         heads=config.heads,
     )
 
 
-def _blocks(problem: Problem, part: Subproblem, tensors: Tensors, constants: Constants) -> list[Block]:
+def _blocks(
+    problem: Problem, config: ForwardConfig, part: Subproblem, tensors: Tensors, constants: Constants
+) -> list[Block]:
     """Of query, key, value and output."""
-    d, dv = problem.head_dim, problem.value_dim
-    q, k, v, o = (describe(problem, part, t) for t in tensors[:4])
+    d, dv = constants.head_dim, constants.value_dim
+    q, k, v, o = (moved(problem, config, part, t) for t in tensors[:4])
     qd, vd = piece(d), piece(dv)
     kd = min(d, 64) if constants.paired else qd  # a chunk is loaded in columns of 128 bytes
     own: tuple[int, ...] = (1, *constants.tile)

@@ -3,6 +3,9 @@
 Every tensor `[B, *X, heads, columns]` is described as `[B, X0, X1, X2, columns]`, with leading axes of length 1 for
 fewer than three. A dilation group of an axis is every `d`-th token: lengths divided by `d`, strides times `d`. Groups
 need no dimension of their own: the first token of a group is so many tokens, and so many columns, after the first.
+Where kernels are compiled for more columns than a head has, a descriptor is `[units, X0, X1, X2, columns of one head]`:
+what lies outside of a head is read as zero, and not written. Batch element, group and head are so many units (of 8
+elements) after the first.
 A descriptor has one length per axis, so where the dilation does not divide an axis, its longer groups and its shorter
 ones are subproblems of their own: at most two per dilated axis. Nothing is ever copied for dilation.
 
@@ -21,6 +24,7 @@ from math import prod
 from torch import Tensor
 
 from vicinal.backends.gpu.strides import contiguous_strides, dense
+from vicinal.backends.hopper.kernels.arguments import UnitStrides
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.tiles import alike
 from vicinal.problem import Inputs, Problem
@@ -134,6 +138,8 @@ class Reach:
         token: columns from a token to the next.
         width: columns of all heads of a token.
         batch: columns from a batch element to the next; 0 where the batch is a dimension of its own.
+
+    Units of 8 elements are fewer than columns.
     """
 
     token: int = 0
@@ -142,7 +148,7 @@ class Reach:
 
     @classmethod
     def of(cls, tensors: Iterable[Strided], with_batch: Iterable[Strided] = ()) -> Reach:
-        """Of these tensors; `with_batch`: those of them that are described `with_heads`."""
+        """Of these tensors; `with_batch`: those of them that are described `with_heads` or `by_units`."""
         tensors = tuple(tensors)
         batch = max((t.batch for t in with_batch), default=0)
         return cls(max(t.token for t in tensors), max(t.width for t in tensors), batch)
@@ -208,7 +214,7 @@ class Descriptor:
     """Shape and strides of one tensor of one subproblem, in elements; `offset` of its first element.
 
     `token_columns` is the distance in columns between neighboring tokens of the whole problem; `batch_columns` that
-    between batch elements, 0 where they are not in the columns.
+    between batch elements, 0 where they are not in the columns. `units` is for what is described `by_units`.
     """
 
     shape: tuple[int, ...]
@@ -216,6 +222,12 @@ class Descriptor:
     offset: int
     token_columns: int
     batch_columns: int = 0
+    units: UnitStrides | None = None
+
+    @property
+    def steps(self) -> int | UnitStrides:
+        """What kernels need to find a head: `units`, or columns between tokens."""
+        return self.token_columns if self.units is None else self.units
 
 
 def describe(problem: Problem, part: Subproblem, tensor: Strided) -> Descriptor:
@@ -229,6 +241,19 @@ def describe(problem: Problem, part: Subproblem, tensor: Strided) -> Descriptor:
         strides=(tensor.batch, *steps, 1),
         offset=part.first_batch * tensor.batch + sum(f * s for f, s in zip(part.first, x)),
         token_columns=token,
+    )
+
+
+def by_units(description: Descriptor, tensor: Strided) -> Descriptor:
+    """The same part of the same tensor as `[units, X0, X1, X2, columns of one head]`."""
+    batch, *lengths, columns = description.shape
+    own = tensor.shape[-1]
+    farthest = (batch - 1) * tensor.batch + columns - own
+    return replace(
+        description,
+        shape=(farthest // ALIGNMENT + 1, *lengths, own),
+        strides=(ALIGNMENT, *description.strides[1:]),
+        units=UnitStrides(tensor.batch // ALIGNMENT, description.token_columns // ALIGNMENT, own // ALIGNMENT),
     )
 
 

@@ -12,51 +12,60 @@ from typing import NamedTuple
 import torch
 
 from vicinal.backends.gpu.strides import contiguous_like
+from vicinal.backends.hopper.additional import Sums, Walks
 from vicinal.backends.hopper.arguments import (
     Tensors,
     axes_of,
     constants_of,
     grid_of,
     groups_of,
-    head_table,
+    moved,
     options_of,
+    reach_of,
     token_strides,
 )
-from vicinal.backends.hopper.backward import Shared, TensorStrides, prepare_launcher, row_constants
+from vicinal.backends.hopper.backward import (
+    Given,
+    More,
+    Shared,
+    TensorStrides,
+    more_launch,
+    prepare_launcher,
+    row_constants,
+)
 from vicinal.backends.hopper.config import BackwardConfig
 from vicinal.backends.hopper.kernels.arguments import KeysStrides, Scalars
 from vicinal.backends.hopper.launch import Block, Launcher
 from vicinal.backends.hopper.layout import (
     Descriptor,
-    Reach,
     Strided,
     Subproblem,
     describe,
-    described,
-    packed,
     subproblems,
     three,
 )
 from vicinal.caching import Cache
-from vicinal.problem import Inputs, Problem, Upstream
+from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 
 def backward(problem: Problem, config: BackwardConfig, inputs: Inputs, upstream: Upstream) -> Inputs:
-    """The gradients of query, key and value, all three; see `vicinal.backends.protocol.Backend`."""
-    query, key, value = described(inputs)
-    output, lse, grad_output = packed(upstream.output), packed(upstream.lse), packed(upstream.grad_output)
-    grad_lse = lse if upstream.grad_lse is None else packed(upstream.grad_lse)
+    """The gradients of all inputs; see `vicinal.backends.protocol.Backend`."""
+    given = Given.of(problem, inputs, upstream)
+    query, key, value = given.query, given.key, given.value
     d_query, d_key, d_value = contiguous_like(query), contiguous_like(key), contiguous_like(value)
-    table = head_table(problem)
-    table = lse if table is None else table
-    strides = (query.stride(), key.stride(), value.stride())
-    for part in _kept_launchers(problem, config, strides, upstream.grad_lse is not None):
+    sums = Sums(problem, inputs)
+    for part in _kept_launchers(problem, config, given.strides, upstream.grad_lse is not None):
         lse2, delta = query.new_empty((2, part.rows), dtype=torch.float32).unbind()
         addends = query.new_zeros(part.addends, dtype=torch.float32)
-        part.prepare(output, grad_output, lse, grad_lse, lse2, delta)
-        part.gradients(query, grad_output, lse2, delta, key, value, d_key, d_value, addends, table)
+        part.prepare(given.output, given.grad_output, given.lse, given.grad_lse, lse2, delta)
+        read = (query, given.grad_output, lse2, delta)
+        part.gradients(*read, key, value, d_key, d_value, addends, given.table)
+        if part.more is not None:
+            own = part.more.walks.new(query)
+            part.more.launch(*read, *given.more, *own, addends, given.table)
+            sums.add(part.more.part, own)
         part.finish(addends, d_query)
-    return Inputs(d_query, d_key, d_value)
+    return Inputs(d_query, d_key, d_value, *sums.gradients(Wanted.of(inputs)))
 
 
 class Launchers(NamedTuple):
@@ -66,16 +75,17 @@ class Launchers(NamedTuple):
     addends: int  # elements of dQ
     prepare: Launcher
     gradients: Launcher
+    more: More | None  # what additional keys give
     finish: Launcher
 
 
 def launchers(
     problem: Problem, config: BackwardConfig, strides: TensorStrides, has_grad_lse: bool
 ) -> tuple[Launchers, ...]:
-    """The launchers, one set per subproblem; `strides`: of query, key and value."""
+    """The launchers, one set per subproblem; `strides`: `Given.strides`."""
     tensors = Tensors.of(problem, strides)
     gradients = [Strided.contiguous(*t.shape) for t in tensors[:3]]
-    reach = Reach.of((*tensors[:4], *gradients))
+    reach = reach_of(problem, config, (*tensors[:4], *tensors.additional, *gradients))
     made = partial(_launchers, problem, config, tensors, gradients, has_grad_lse)
     return tuple(made(part) for part in subproblems(problem, reach))
 
@@ -89,7 +99,7 @@ def _launchers(
     part: Subproblem,
 ) -> Launchers:
     shared = Shared.of(problem, config, part, tensors)
-    dq, dk, dv = (describe(problem, part, t) for t in gradients)
+    dq, (dk, dv) = describe(problem, part, gradients[0]), (moved(problem, config, part, t) for t in gradients[1:])
     rows, (n0, n1, n2), d = shared.prepared.shape[0], part.lengths, problem.head_dim
     addends = Descriptor((rows, n0, n1, n2, d), (n0 * n1 * n2 * d, n1 * n2 * d, n2 * d, d, 1), 0, 0)
     return Launchers(
@@ -97,6 +107,7 @@ def _launchers(
         rows * addends.strides[0],
         prepare_launcher(shared, rows, 1 / problem.scale, has_grad_lse, negated=True),
         _gradients(shared, dk, dv, addends),
+        _more(shared, tensors, addends) if problem.additional else None,
         _finish(shared, rows, dq),
     )
 
@@ -109,17 +120,25 @@ def _gradients(shared: Shared, dk: Descriptor, dv: Descriptor, addends: Descript
     constants = constants_of(problem, config, keys, queries)._replace(inverse=True)
     q, do, k, v = shared.blocks(queries, keys)
     row = Block(shared.prepared, (1, *queries))
-    columns = (t.token_columns for t in (shared.query, shared.output, shared.key, shared.value, dk, dv))
+    columns = (t.steps for t in (shared.query, shared.grad_output, shared.key, shared.value, dk, dv))
     grid = grid_of(problem, part, constants, problem.kv_heads)
     scalars = Scalars(axes_of(problem, part), grid._replace(heads=problem.heads), KeysStrides(*columns), problem.scale)
-    half = Block(addends, (1, *queries, problem.head_dim // 2))
+    half = Block(addends, (1, *queries, constants.head_dim // 2))
     return Launcher(
         kernel,
         (q, do, row, row, k, v, Block(dk, k.block), Block(dv, v.block), half, 0),
-        (scalars, groups_of(part), constants),
+        (scalars, groups_of(part), None, constants),
         (grid.items,),
         options_of(constants.chained, num_warps=4, maxnreg=168),
     )
+
+
+def _more(shared: Shared, tensors: Tensors, addends: Descriptor) -> More:
+    from vicinal.backends.hopper.kernels.onepass import backward as kernel
+
+    walks = Walks.of(shared.problem, shared.config, shared.part, tensors)
+    half = Block(addends, (1, *walks.queries, walks.constants.head_dim // 2))
+    return more_launch(kernel, shared, walks, (half,))
 
 
 def _finish(shared: Shared, rows: int, dq: Descriptor) -> Launcher:

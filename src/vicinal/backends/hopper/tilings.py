@@ -31,13 +31,31 @@ FAR_STEPS_COST = 1.25  # of walks that go fastest along the first of three axes:
 PERSISTENT_TILES = 32  # key tiles per query tile, up to which persistent programs were seen to win
 PACKED_COST = 1.03  # so that heads are only packed where that saves more than noise
 BACKWARD_STAGES = 3
-ONE_PASS_DIMS = {64: 4, 128: 2}  # head dims, and slots of its rings: powers of two take fewer registers
+HEAD_DIMS = (32, 64, 96, 128, 192, 256)  # that kernels are compiled for
+ONE_PASS_DIMS = {64: 4, 128: 2}  # likewise, and slots of its rings: powers of two take fewer registers
+ONE_PASS_FROM = 33  # head dims: below, what fills 64 columns would be for nothing
+LEAST_SCALE = 1e-30  # below, scores are scaled before they are masked: infinity times it may be no infinity
 KEPT = 8  # configs listed
 COMPACT = 5  # shapes of a warpgroup's own tiles that are tried
 LIKELY = 28  # tilings whose steps are counted
 
 
 # --- what fits ---------------------------------------------------------------------------------------------
+
+
+def kernel_dims(problem: Problem, one_pass: bool = False) -> tuple[int, int]:
+    """Head dim and value dim of the kernels that run a problem: its own, or the next that there are."""
+    dims = problem.head_dim, problem.value_dim
+    if one_pass:
+        both = next(d for d in ONE_PASS_DIMS if d >= max(dims))
+        return both, both
+    d, dv = (next(n for n in HEAD_DIMS if n >= dim) for dim in dims)
+    return d, dv
+
+
+def is_padded(problem: Problem, one_pass: bool = False) -> bool:
+    """Whether kernels have more columns than heads."""
+    return kernel_dims(problem, one_pass) != (problem.head_dim, problem.value_dim)
 
 
 def piece(columns: int) -> int:
@@ -52,14 +70,14 @@ def forward_shared(keys: int, head_dim: int, value_dim: int, stages: int, own_ou
     return 2 * elements + BARRIERS
 
 
-def shares_keys(head_dim: int) -> bool:
+def shares_keys(head_dim: int, value_dim: int) -> bool:
     """Whether dK and dV of 64 keys are too many registers for one warpgroup: two make one each then."""
-    return head_dim > 128
+    return head_dim + value_dim > 256
 
 
-def fewer_keys(key_tile: tuple[int, int, int], head_dim: int) -> tuple[int, int, int]:
+def fewer_keys(key_tile: tuple[int, int, int], head_dim: int, value_dim: int) -> tuple[int, int, int]:
     """The key tile of the query gradient: half of it, where two stages would not fit in shared memory."""
-    if head_dim <= 192:
+    if head_dim + value_dim <= 448:
         return key_tile
     axis = max(range(3), key=lambda a: key_tile[a])
     halved = [n // 2 if a == axis else n for a, n in enumerate(key_tile)]
@@ -70,8 +88,8 @@ def backward_shared(head_dim: int, value_dim: int, stages: int) -> int:
     """Bytes of shared memory of the backward, of the pass that takes more."""
     pair = head_dim + value_dim
     rows = 2 * ROWS * 4  # log-sum-exp and delta of a tile of queries
-    keys = 2 * pair * ROWS * ((1 if shares_keys(head_dim) else WARPGROUPS) + stages) + stages * rows
-    queries = 2 * pair * (WARPGROUPS * ROWS + stages * prod(fewer_keys((1, 1, ROWS), head_dim)))
+    keys = 2 * pair * ROWS * ((1 if shares_keys(head_dim, value_dim) else WARPGROUPS) + stages) + stages * rows
+    queries = 2 * pair * (WARPGROUPS * ROWS + stages * prod(fewer_keys((1, 1, ROWS), head_dim, value_dim)))
     return max(keys, queries) + BARRIERS
 
 
@@ -92,10 +110,12 @@ def backward_configs(problem: Problem) -> list[BackwardConfig]:
 
 
 def one_pass_configs(problem: Problem) -> list[BackwardConfig]:
-    """Tilings of the one-pass backward, best guess first; none where its kernel does not take the head dims."""
-    if problem.head_dim != problem.value_dim or problem.head_dim not in ONE_PASS_DIMS:
+    """Tilings of the one-pass backward, best guess first; none where its kernel does not take the problem."""
+    if not ONE_PASS_FROM <= max(problem.head_dim, problem.value_dim) <= max(ONE_PASS_DIMS):
         return []
-    stages = ONE_PASS_DIMS[problem.head_dim]
+    if problem.scale < LEAST_SCALE:  # sums begin with log-sum-exps divided by it
+        return []
+    stages = ONE_PASS_DIMS[kernel_dims(problem, one_pass=True)[0]]
     candidates = _likely(problem, _backward_candidates(problem, stages, one_pass=True))
     costs = {config: _one_pass_cost(problem, config) for config in candidates}
     return sorted(costs, key=lambda c: (costs[c], c.query_tile, c.key_tile, c.split))[:KEPT]
@@ -113,7 +133,7 @@ def boxes_of(tokens: int, rank: int) -> Iterator[tuple[int, ...]]:
 
 
 def _forward_candidates(problem: Problem) -> Iterator[ForwardConfig]:
-    d, dv = problem.head_dim, problem.value_dim
+    d, dv = kernel_dims(problem)
     keys = 128 if max(d, dv) <= 128 else 64
     stages = max(n for n in STAGES if n == 2 or forward_shared(keys, d, dv, n, True) <= SHARED_MEMORY)
     for paired in (False, True) if d == dv == piece(d) and keys == 2 * CHUNK else (False,):
@@ -126,7 +146,7 @@ def _forward_candidates(problem: Problem) -> Iterator[ForwardConfig]:
 def _backward_candidates(
     problem: Problem, stages: int | None = None, one_pass: bool = False
 ) -> Iterator[BackwardConfig]:
-    d, dv = problem.head_dim, problem.value_dim
+    d, dv = kernel_dims(problem)
     if stages is None:
         stages = max(n for n in (2, BACKWARD_STAGES) if n == 2 or backward_shared(d, dv, n) <= SHARED_MEMORY)
     # TMA moves at least 16 bytes of the log-sum-exp along the last axis.
@@ -199,7 +219,7 @@ def _group(axis: Axis, length: int) -> int:
 
 def _packings(problem: Problem) -> list[int]:
     """Numbers of query heads that a tile can hold of each token: of one key head, all with one window."""
-    if problem.per_head:
+    if problem.per_head or is_padded(problem):  # a descriptor has no dimension left for them then
         return [1]
     return [h for h in (1, 2, 4, 8, 16) if problem.group_size % h == 0]
 
@@ -266,7 +286,12 @@ def _scores(problem: Problem, config: HopperConfig) -> float:
     total /= len(neighborhoods)
     if paired:  # each of a warpgroup's two lists of chunks is rounded up to pairs
         total = CHUNK_COST * (total + CHUNKS_LOST * _query_tiles(problem, config))
-    return total * ROWS * prod(config.key_tile)
+    keys = prod(config.key_tile)
+    total *= ROWS * keys
+    if problem.additional:
+        step = keys * (2 if paired else 1)
+        total += _query_tiles(problem, config) * ROWS * -(-problem.additional // step) * step
+    return total
 
 
 def _tiles_each(problem: Problem, config: ForwardConfig, cost: float) -> float:

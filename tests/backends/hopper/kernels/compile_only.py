@@ -28,10 +28,10 @@ from ptx import before_waits
 
 from vicinal.backends import hopper
 from vicinal.backends.gpu.absent import AbsentDriver
+from vicinal.backends.hopper import additional, onepass
 from vicinal.backends.hopper import arguments as hopper_arguments
 from vicinal.backends.hopper import backward as hopper_backward
 from vicinal.backends.hopper import forward as hopper_forward
-from vicinal.backends.hopper import onepass
 from vicinal.backends.hopper.config import ForwardConfig
 from vicinal.backends.hopper.tilings import one_pass_configs
 from vicinal.geometry.neighborhood import Neighborhood
@@ -55,6 +55,22 @@ CASES = {
     "d192": ((64, 64), 2, 2, 192, 192, BF16, {"kernel_size": 13}),
     "d192-128": ((64, 64), 2, 2, 192, 128, BF16, {"kernel_size": 13}),
     "d256": ((64, 64), 2, 2, 256, 256, BF16, {"kernel_size": 13}),
+    "d8": ((64, 64), 2, 2, 8, 8, BF16, {"kernel_size": 13}),
+    "d48": ((64, 64), 2, 2, 48, 48, BF16, {"kernel_size": 13}),
+    "d72": ((64, 64), 2, 2, 72, 72, BF16, {"kernel_size": 13}),
+    "d160": ((64, 64), 2, 2, 160, 160, BF16, {"kernel_size": 13}),
+    "d200": ((64, 64), 2, 2, 200, 200, BF16, {"kernel_size": 13}),
+    "d64-128": ((64, 64), 2, 2, 64, 128, BF16, {"kernel_size": 13}),
+    "d96-192": ((64, 64), 2, 2, 96, 192, BF16, {"kernel_size": 13}),
+    "d256-40": ((64, 64), 2, 2, 256, 40, BF16, {"kernel_size": 13}),
+    "d24-256": ((64, 64), 2, 2, 24, 256, BF16, {"kernel_size": 13}),
+    "2d-more": ((64, 64), 2, 2, 128, 128, BF16, {"kernel_size": 13}),
+    "2d-gqa-more": ((64, 64), 8, 2, 128, 128, BF16, {"kernel_size": 7}),
+    "d64-more": ((64, 64), 2, 2, 64, 64, BF16, {"kernel_size": 13}),
+    "d48-more": ((64, 64), 2, 2, 48, 48, BF16, {"kernel_size": 13}),
+    "d256-more": ((64, 64), 2, 2, 256, 256, BF16, {"kernel_size": 13}),
+    "3d-more": ((8, 16, 16), 4, 2, 128, 128, BF16, {"kernel_size": (5, 9, 9)}),
+    "negative": ((64, 64), 2, 2, 64, 64, BF16, {"kernel_size": 13}),
 }
 
 
@@ -65,47 +81,53 @@ def problem_of(case: str) -> Problem:
     query = torch.zeros(1, *lengths, heads, head_dim, dtype=dtype)
     key = torch.zeros(1, *lengths, kv_heads, head_dim, dtype=dtype)
     value = torch.zeros(1, *lengths, kv_heads, value_dim, dtype=dtype)
-    return Problem.of(Inputs(query, key, value), neighborhoods, head_dim**-0.5)
+    more = [torch.zeros(1, 77, kv_heads, d, dtype=dtype) for d in (head_dim, value_dim)] if "more" in case else []
+    scale = -1.0 if case == "negative" else head_dim**-0.5
+    return Problem.of(Inputs(query, key, value, *more), neighborhoods, scale)
 
 
 def compile_forward(case: str, config: ForwardConfig | None = None):
     problem = problem_of(case)
-    query, key, value, output, lse, table = tensors_of(problem)
+    query, key, value, output, lse, table, *more = tensors_of(problem)
     config = config or hopper.forward_configs(problem)[0]
-    (launcher,) = hopper_forward.launchers(problem, config, (query.stride(), key.stride(), value.stride()))
-    return launcher.compile(query, key, value, output, lse, table)
+    (launcher,) = hopper_forward.launchers(problem, config, strides_of(query, key, value, *more))
+    return launcher.compile(query, key, value, output, lse, table, *more)
 
 
 def compile_backward(case: str, kernel: str):
-    """`kernel`: "prepare", "keys", "queries", or one of the gradients that "keys" makes: "dk", "dv"."""
+    """`kernel`: "prepare", "keys", "queries", "more", or one of the gradients that "keys" makes: "dk", "dv"."""
     problem = problem_of(case)
-    query, key, value, output, lse, table = tensors_of(problem)
+    query, key, value, output, lse, table, *more = tensors_of(problem)
     config = hopper.backward_configs(problem)[0]
-    strides = (query.stride(), key.stride(), value.stride())
-    passes = hopper_backward.Passes(True, kernel != "dv", kernel != "dk", has_grad_lse=True)
-    (part,) = hopper_backward.launchers(problem, config, strides, passes)
+    has_more = problem.additional > 0
+    passes = hopper_backward.Passes(True, kernel != "dv", kernel != "dk", has_more, has_more, has_grad_lse=True)
+    (part,) = hopper_backward.launchers(problem, config, strides_of(query, key, value, *more), passes)
     rows = torch.zeros(part.rows)
+    if kernel == "more":
+        return part.more.launch.compile(query, output, rows, rows, *more, rows, rows, table)
     if kernel == "prepare":
         return part.prepare.compile(output, output, lse, lse, rows, rows)
     if kernel == "queries":
-        return part.queries.compile(query, output, rows, rows, key, value, query, table)
+        return part.queries.compile(query, output, rows, rows, key, value, query, table, *more)
     return part.keys.compile(query, output, rows, rows, key, value, key, value, table)
 
 
 def compile_one_pass(case: str, kernel: str):
-    """`kernel`: "onepass" or "finish"."""
+    """`kernel`: "onepass", "onepass_more" or "finish"."""
     problem = problem_of(case)
-    query, key, value, output, _, table = tensors_of(problem)
+    query, key, value, output, _, table, *more = tensors_of(problem)
     config = one_pass_configs(problem)[0]
-    (part,) = onepass.launchers(problem, config, (query.stride(), key.stride(), value.stride()), has_grad_lse=True)
+    (part,) = onepass.launchers(problem, config, strides_of(query, key, value, *more), has_grad_lse=True)
     rows, addends = torch.zeros(part.rows), torch.zeros(part.addends)
     if kernel == "finish":
         return part.finish.compile(addends, query)
+    if kernel == "onepass_more":
+        return part.more.launch.compile(query, output, rows, rows, *more, rows, rows, addends, table)
     return part.gradients.compile(query, output, rows, rows, key, value, key, value, addends, table)
 
 
 def tensors_of(problem: Problem) -> tuple[torch.Tensor, ...]:
-    """Query, key, value, output, log-sum-exp and the table of heads."""
+    """Query, key, value, output, log-sum-exp and the table of heads; additional keys and values."""
     x = (problem.batch, *problem.lengths)
     query = torch.zeros(*x, problem.heads, problem.head_dim, dtype=problem.dtype)
     key = torch.zeros(*x, problem.kv_heads, problem.head_dim, dtype=problem.dtype)
@@ -113,7 +135,16 @@ def tensors_of(problem: Problem) -> tuple[torch.Tensor, ...]:
     output = torch.zeros(*x, problem.heads, problem.value_dim, dtype=problem.dtype)
     lse = torch.zeros(*x, problem.heads)
     table = hopper_arguments.head_table(problem)
-    return query, key, value, output, lse, lse if table is None else table
+    inputs = Inputs(query, key, value)
+    if problem.additional:
+        shape = (problem.batch, problem.additional, problem.kv_heads)
+        more = (torch.zeros(*shape, d, dtype=problem.dtype) for d in (problem.head_dim, problem.value_dim))
+        inputs = Inputs(query, key, value, *more)
+    return query, key, value, output, lse, lse if table is None else table, *additional.readable(problem, inputs)
+
+
+def strides_of(*tensors: torch.Tensor) -> tuple[tuple[int, ...], ...]:
+    return tuple(t.stride() for t in tensors)
 
 
 def report(case: str, kernel) -> dict:
@@ -164,7 +195,7 @@ if __name__ == "__main__":
             kernel = compile_forward(case, ForwardConfig((8, 8), (8, 8), 0, 2, paired=True))
         elif direction == "fixed":
             kernel = compile_forward(case, ForwardConfig((8, 8), (8, 16), 0, 2))
-        elif direction in ("onepass", "finish"):
+        elif direction in ("onepass", "onepass_more", "finish"):
             kernel = compile_one_pass(case, direction)
         else:
             kernel = compile_forward(case) if direction == "forward" else compile_backward(case, direction)

@@ -46,6 +46,14 @@ EXPECTED = {
     "dv:2d": 2 * (8 + 4),
     "dk:d256": 16 + 16 + 4,  # the warpgroup that makes dV has nothing to do
     "dv:d256": 16 + 4,
+    "forward:d48": 2 * (2 * 4 + 2 * 8),  # as d64
+    "keys:d200": (16 + 4) + (16 + 16 + 4),
+    "onepass:d72": 2 * (8 + 8 + 4 + 4 + 2 * 8),
+    "forward:negative": 2 * (2 * 4 + 2 * 8),
+    "paired:2d-more": 2 * (2 * 8 + 2 * 8),
+    "queries:2d-more": 2 * (8 + 8 + 4),
+    "more:d48-more": 2 * (4 + 4 + 4 + 4),
+    "onepass_more:2d-more": 2 * (8 + 8 + 4 + 4 + 2 * 8),
 }
 ONE_STORES = ("dk:d256", "dv:d256")
 PREPARE = ["finish:2d", "finish:3d", "prepare:1d", "prepare:2d", "prepare:3d", "prepare:2d-gqa", "prepare:d96"]
@@ -77,7 +85,8 @@ def compile_all(names: list[str], first_on_path: str | None = None) -> dict[str,
 def check(name: str, row: dict) -> None:
     assert row["wgmma"] == EXPECTED[name]
     assert row["tma_loads"] >= 3  # queries, keys, values
-    assert row["tma_stores"] >= (1 if name in ONE_STORES else 2)  # one per consumer
+    if not name.startswith(("more", "onepass_more")):  # they write float32
+        assert row["tma_stores"] >= (1 if name in ONE_STORES else 2)  # one per consumer
     assert row["setmaxnreg"] > 0  # registers move from the producer to the consumers
     assert row["shared"] <= 227 * 1024
     assert row["stack"] <= STACK

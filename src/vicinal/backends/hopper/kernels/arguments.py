@@ -30,6 +30,10 @@ class Constants(NamedTuple):
     shared: bool = False  # dK and dV: both warpgroups have the same keys, one makes dK, the other dV
     makes_dk: bool = True  # dK and dV: which of them somebody needs
     makes_dv: bool = True
+    padded: bool = False  # heads have fewer columns than `head_dim` or `value_dim`: strides of tiles are `UnitStrides`
+    additional: bool = False  # forward and dQ: tiles of additional keys follow the walk
+    cut: int = -1  # dK and dV of additional keys: see `vicinal.backends.hopper.kernels.additional`
+    scaled: bool = False  # scores are scaled before they are masked: the scale is not positive, or next to nothing
 
 
 class RowConstants(NamedTuple):
@@ -79,12 +83,29 @@ class Scalars(NamedTuple):
     scale: Any  # of scores; of the forward times log2(e)
 
 
+class More(NamedTuple):
+    """What kernels need of additional keys. Strides as of a tensor with one token."""
+
+    count: Any
+    key: Any
+    value: Any
+    chunk: Any  # with `Constants.cut`: queries along that axis that a program walks
+
+
 class TokenStrides(NamedTuple):
     """Of a `[B, *X, H, ...]` tensor."""
 
     batch: Any
     token: Any  # between neighboring tokens of the whole problem, which start dilation groups
     axes: Any  # between neighboring tokens of a dilation group, along each axis
+
+
+class UnitStrides(NamedTuple):
+    """Of a tensor that a descriptor moves with `Constants.padded`: its first dimension counts units of 8 elements."""
+
+    batch: Any
+    token: Any  # between neighboring tokens of the whole problem
+    head: Any
 
 
 class RowStrides(NamedTuple):
@@ -95,7 +116,10 @@ class RowStrides(NamedTuple):
 
 
 class ForwardStrides(NamedTuple):
-    """Of `forward`: of a tensor that a descriptor moves, columns between neighboring tokens of the whole problem."""
+    """Of `forward`: of a tensor that a descriptor moves, columns between neighboring tokens of the whole problem.
+
+    Here and below, with `Constants.padded`: `UnitStrides`.
+    """
 
     query: Any
     key: Any

@@ -19,6 +19,16 @@ Source: FlashAttention-2 (arXiv 2307.08691, algorithm 2) for the mathematics; th
 
 from typing import Any, NamedTuple
 
+from vicinal.backends.hopper.kernels.additional import (
+    cut_off,
+    first_group,
+    own_place,
+    own_rows,
+    queries_of,
+    share_of_queries,
+    tiles_of,
+    write_sums,
+)
 from vicinal.backends.hopper.kernels.chain import await_previous, let_next_start
 from vicinal.backends.hopper.kernels.compat import (
     fence_async_shared,
@@ -34,14 +44,14 @@ from vicinal.backends.hopper.kernels.pieces import (
     add_product,
     finished,
     left_operand,
-    load_pieces,
+    load_head,
     scores_of,
-    store_pieces,
+    store_head,
     write_pieces,
     zeros,
 )
 from vicinal.backends.hopper.kernels.ring import Ring, await_ready, barriers, claim, free, pass_over_tiles, start_slot
-from vicinal.backends.hopper.kernels.softmax import masked
+from vicinal.backends.hopper.kernels.softmax import LOG2E, masked_exponents
 from vicinal.backends.hopper.kernels.walk import (
     beside,
     fill,
@@ -58,8 +68,6 @@ from vicinal.backends.hopper.kernels.walk import (
     walk_order,
     work_of,
 )
-
-LOG2E = gl.constexpr(1.4426950408889634)
 
 
 @gluon.jit(do_not_specialize=["groups"])
@@ -124,14 +132,14 @@ class KeysRings(NamedTuple):
     walked: Ring  # of queries, output gradients, log-sum-exps and deltas
 
 
-@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["scalars"])
+@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["scalars", "more"])
 def backward_keys(
     q_desc, do_desc,  # over `[batch, X0, X1, X2, columns]`, as are those of keys and values
     lse_desc, delta_desc,  # over `[rows, X0, X1, X2]`
     k_desc, v_desc,
-    dk_desc, dv_desc,  # written
+    dk_desc, dv_desc,  # written; with `C.cut` pointers to float32
     table,
-    scalars, groups,  # `Scalars` with `KeysStrides`; `Groups`
+    scalars, groups, more,  # `Scalars` with `KeysStrides`; `Groups`; with `C.cut` `More`, else None
     C: gl.constexpr,  # `Constants`
 ):  # fmt: skip
     """dK and dV of the own tiles of one work item."""
@@ -155,7 +163,7 @@ def backward_keys(
         start_slot(walked, i, 2)
     fence_async_shared()
     rings = KeysRings((k_s, v_s), own_ready, own_read, walked)
-    work = work_of(scalars, groups, table)
+    work = work_of(scalars, groups, table, more)
     gl.warp_specialize([
         (_keys_consumer, (dk_desc, dv_desc, rings, work, C, gl.constexpr(0))),
         (_keys_consumer, (dk_desc, dv_desc, rings, work, C, gl.constexpr(1))),
@@ -175,16 +183,15 @@ def keys_producer(q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings, 
     for member in range(work.grid.group):
         head = item.head * work.grid.group + member
         axes = head_axes(work, head, C)
-        walk = union(item.tile, axes, C)
+        walk = queries_of(item.tile, axes, work, C)
         if member == 0:
             await_previous(C.chained)
             for i in gl.static_range(sides(C)):
                 bar = own_ready.index(i)
                 mbarrier.expect(bar, OWN_BYTES)
-                x = beside(walk.first, i, C)
-                at = (item.batch, x[0], x[1], x[2])
-                load_pieces(k_desc, at, strides.key * item.token + item.head * C.head_dim, bar, own[0], i, QP)
-                load_pieces(v_desc, at, strides.value * item.token + item.head * C.value_dim, bar, own[1], i, VP)
+                x = own_place(beside(walk.first, i, C), C)
+                load_head(k_desc, item, item.head, strides.key, x, bar, own[0], i, C.head_dim, C)
+                load_head(v_desc, item, item.head, strides.value, x, bar, own[1], i, C.value_dim, C)
         descs = (q_desc, do_desc, lse_desc, delta_desc)
         t = fill(_load_queries, (descs, walked, strides, item, head, item.place * work.grid.heads + head), walk, t, C)
     let_next_start(C.chained)
@@ -200,12 +207,11 @@ def _load_queries(arguments, c, t, C: gl.constexpr):
     VP: gl.constexpr = C.value_dim // do_desc.block_shape[4]
     TILES: gl.constexpr = q_desc.block_type.nbytes * QP + do_desc.block_type.nbytes * VP
     BYTES: gl.constexpr = TILES + lse_desc.block_type.nbytes + delta_desc.block_type.nbytes
-    at = (item.batch, c[0], c[1], c[2])
     slot = t % C.stages
     bar = claim(walked, t, BYTES, C)
-    load_pieces(q_desc, at, strides.query * item.token + head * C.head_dim, bar, q_s, slot, QP)
+    load_head(q_desc, item, head, strides.query, c, bar, q_s, slot, C.head_dim, C)
     tma_load(lse_desc, [row, c[0], c[1], c[2]], bar, lse_s.index(slot))
-    load_pieces(do_desc, at, strides.grad_output * item.token + head * C.value_dim, bar, do_s, slot, VP)
+    load_head(do_desc, item, head, strides.grad_output, c, bar, do_s, slot, C.value_dim, C)
     tma_load(delta_desc, [row, c[0], c[1], c[2]], bar, delta_s.index(slot))
 
 
@@ -233,9 +239,9 @@ def _keys_consumer(dk_desc, dv_desc, rings, work, C: gl.constexpr, W: gl.constex
     t = 0
     for member in range(work.grid.group):
         axes = head_axes(work, item.head * work.grid.group + member, C)
-        walk = union(item.tile, axes, C)
-        rows = rows_of(x, axes, row_layout, C)
-        share = share_of(x[C.split], walk, axes, W, C)
+        walk = queries_of(item.tile, axes, work, C)
+        rows = own_rows(x, axes, work, row_layout, C)
+        share = share_of_queries(x, walk, axes, W, C)
         a = walk.outer[0]
         b = walk.inner[0]
         w = share.first
@@ -250,22 +256,25 @@ def _keys_consumer(dk_desc, dv_desc, rings, work, C: gl.constexpr, W: gl.constex
             t += 1
             w += STEP[2]
         t = pass_over_tiles((walked,), t, share.skip - share.before, C)
-    if C.shared:  # the sums go where keys and values are: not before both have read them
-        mbarrier.arrive(own_read.index(0), count=1)
-        mbarrier.wait(own_read.index(0), 0)
-    if MAKES_DK:
-        write_pieces(dk, scale, k_s, SIDE, dk_desc.dtype, QP)
-    if MAKES_DV:
-        write_pieces(dv, 1.0, v_s, SIDE, dv_desc.dtype, VP)
-    fence_async_shared()
-    at = (item.batch, x[0], x[1], x[2])
-    if MAKES_DK:
-        first = work.strides.grad_key * item.token + item.head * C.head_dim
-        store_pieces(dk_desc, at, first, k_s, SIDE, QP)
-    if MAKES_DV:
-        first = work.strides.grad_value * item.token + item.head * C.value_dim
-        store_pieces(dv_desc, at, first, v_s, SIDE, VP)
-    tma_store_wait(0)
+    if C.cut >= 0:
+        if MAKES_DK:
+            write_sums(dk_desc, dk, scale, item, x, work, QP, C)
+        if MAKES_DV:
+            write_sums(dv_desc, dv, 1.0, item, x, work, VP, C)
+    else:
+        if C.shared:  # the sums go where keys and values are: not before both have read them
+            mbarrier.arrive(own_read.index(0), count=1)
+            mbarrier.wait(own_read.index(0), 0)
+        if MAKES_DK:
+            write_pieces(dk, scale, k_s, SIDE, dk_desc.dtype, QP)
+        if MAKES_DV:
+            write_pieces(dv, 1.0, v_s, SIDE, dv_desc.dtype, VP)
+        fence_async_shared()
+        if MAKES_DK:
+            store_head(dk_desc, item, item.head, work.strides.grad_key, x, k_s, SIDE, C.head_dim, C)
+        if MAKES_DV:
+            store_head(dv_desc, item, item.head, work.strides.grad_value, x, v_s, SIDE, C.value_dim, C)
+        tma_store_wait(0)
 
 
 @gluon.jit
@@ -294,8 +303,7 @@ def _add_queries(dk, dv, own, walked, t, c, rows, scale, C: gl.constexpr, W: gl.
         s = warpgroup_mma_wait(VP, deps=[scoring])
     else:
         s = warpgroup_mma_wait(0, deps=[scoring])
-    s = masked(s, c, rows, -1, s_layout, C)
-    p = gl.exp2(s * (scale * LOG2E) - lse[None, :])
+    p = gl.exp2(masked_exponents(s, c, rows, scale, s_layout, C) - lse[None, :])
     if MAKES_DV:
         pb = gl.convert_layout(p.to(v_s.dtype), left_operand(VD))
         dv = add_product(pb, do_s, slot, dv, VP)
@@ -334,14 +342,15 @@ class QueriesRings(NamedTuple):
     walked: Ring  # of keys and values
 
 
-@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["scalars"])
+@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["scalars", "more"])
 def backward_queries(
     q_desc, do_desc,  # over `[batch, X0, X1, X2, columns]`, as are those of keys and values
     lse_ptr, delta_ptr,
     k_desc, v_desc,
     dq_desc,  # written
     table,
-    scalars, groups,  # `Scalars` with `QueriesStrides`; `Groups`
+    more_k_desc, more_v_desc,  # over `[batch, tiles, *step, columns]`; None without additional keys
+    scalars, groups, more,  # `Scalars` with `QueriesStrides`; `Groups`; `More` or None
     C: gl.constexpr,  # `Constants`
 ):  # fmt: skip
     """dQ of the own tiles of one work item."""
@@ -360,20 +369,21 @@ def backward_queries(
         start_slot(walked, i, 2)
     fence_async_shared()
     rings = QueriesRings((q_s, do_s), own_ready, walked)
-    work = work_of(scalars, groups, table)
+    work = work_of(scalars, groups, table, more)
+    descs = (k_desc, v_desc, more_k_desc, more_v_desc) if C.additional else (k_desc, v_desc)
     gl.warp_specialize([
         (_queries_consumer, (dq_desc, lse_ptr, delta_ptr, rings, work, C, gl.constexpr(0))),
         (_queries_consumer, (dq_desc, lse_ptr, delta_ptr, rings, work, C, gl.constexpr(1))),
-        (_queries_producer, (q_desc, do_desc, k_desc, v_desc, rings, work, C)),
+        (_queries_producer, (q_desc, do_desc, descs, rings, work, C)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 
 @gluon.jit
-def _queries_producer(q_desc, do_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
+def _queries_producer(q_desc, do_desc, descs, rings, work, C: gl.constexpr):
     own, own_ready, walked = rings
     strides = work.strides
-    QP: gl.constexpr = C.head_dim // k_desc.block_shape[4]
-    VP: gl.constexpr = C.value_dim // v_desc.block_shape[4]
+    QP: gl.constexpr = C.head_dim // q_desc.block_shape[4]
+    VP: gl.constexpr = C.value_dim // do_desc.block_shape[4]
     OWN_BYTES: gl.constexpr = q_desc.block_type.nbytes * QP + do_desc.block_type.nbytes * VP
     item = locate(gl.program_id(0), work.grid.tiles, work.grid.heads, work.groups, C)
     head = item.head
@@ -383,11 +393,16 @@ def _queries_producer(q_desc, do_desc, k_desc, v_desc, rings, work, C: gl.conste
         bar = own_ready.index(i)
         mbarrier.expect(bar, OWN_BYTES)
         x = beside(walk.first, i, C)
-        at = (item.batch, x[0], x[1], x[2])
-        load_pieces(q_desc, at, strides.query * item.token + head * C.head_dim, bar, own[0], i, QP)
-        load_pieces(do_desc, at, strides.grad_output * item.token + head * C.value_dim, bar, own[1], i, VP)
+        load_head(q_desc, item, head, strides.query, x, bar, own[0], i, C.head_dim, C)
+        load_head(do_desc, item, head, strides.grad_output, x, bar, own[1], i, C.value_dim, C)
     kv = head // work.grid.group
-    fill(_load_keys, ((k_desc, v_desc), walked, strides, item, kv), walk, gl.to_tensor(0), C)
+    arguments = ((descs[0], descs[1]), walked, (strides.key, strides.value), item, kv)
+    t = fill(_load_keys, arguments, walk, gl.to_tensor(0), C)
+    if C.additional:
+        arguments = ((descs[2], descs[3]), walked, (work.more.key, work.more.value), first_group(item), kv)
+        for i in range(tiles_of(work, C.step[0] * C.step[1] * C.step[2], C)):
+            _load_keys(arguments, (i * C.step[0], 0, 0), t, C)
+            t += 1
     let_next_start(C.chained)
 
 
@@ -400,11 +415,10 @@ def _load_keys(arguments, c, t, C: gl.constexpr):
     QP: gl.constexpr = C.head_dim // k_desc.block_shape[4]
     VP: gl.constexpr = C.value_dim // v_desc.block_shape[4]
     BYTES: gl.constexpr = k_desc.block_type.nbytes * QP + v_desc.block_type.nbytes * VP
-    at = (item.batch, c[0], c[1], c[2])
     slot = t % C.stages
     bar = claim(walked, t, BYTES, C)
-    load_pieces(k_desc, at, strides.key * item.token + head * C.head_dim, bar, k_s, slot, QP)
-    load_pieces(v_desc, at, strides.value * item.token + head * C.value_dim, bar, v_s, slot, VP)
+    load_head(k_desc, item, head, strides[0], c, bar, k_s, slot, C.head_dim, C)
+    load_head(v_desc, item, head, strides[1], c, bar, v_s, slot, C.value_dim, C)
 
 
 @gluon.jit
@@ -439,15 +453,27 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
     b = walk.inner[0]
     w = share.first
     t = pass_over_tiles((walked,), gl.to_tensor(0), share.before, C)
-    for step in range(share.count):
-        a, b, w, t = on_line((a, b, w), t, (walked,), walk, share, C)
+    for step in range(share.count + tiles_of(work, BN, C)):
+        if C.additional:
+            if step < share.count:
+                a, b, w, t = on_line((a, b, w), t, (walked,), walk, share, C)
+            elif step == share.count:
+                t = pass_over_tiles((walked,), t, share.skip - share.before, C)
+        else:
+            a, b, w, t = on_line((a, b, w), t, (walked,), walk, share, C)
         slot = t % C.stages
         await_ready(walked, t, C)
         scoring = scores_of(q_s, W, k_s, slot, zero, QP)
         rising = scores_of(do_s, W, v_s, slot, zero, VP)
         s = warpgroup_mma_wait(VP, deps=[scoring])
-        s = masked(s, in_order(a, b, w, C), rows, -1, s_layout, C)
-        p = gl.exp2(s * (scale * LOG2E) - lse[:, None])
+        if C.additional:
+            if step < share.count:
+                s = masked_exponents(s, in_order(a, b, w, C), rows, scale, s_layout, C)
+            else:
+                s = cut_off(s * (scale * LOG2E), work.more.count - (step - share.count) * BN, s_layout)
+        else:
+            s = masked_exponents(s, in_order(a, b, w, C), rows, scale, s_layout, C)
+        p = gl.exp2(s - lse[:, None])
         dp = warpgroup_mma_wait(0, deps=[rising])
         ds = p * (dp - delta[:, None])
         dsb = gl.convert_layout(ds.to(dq_desc.dtype), left_operand(WIDE))
@@ -457,8 +483,7 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
         w += STEP[2]
     write_pieces(dq, scale, q_s, W, dq_desc.dtype, QP)
     fence_async_shared()
-    first = work.strides.grad_query * item.token + item.head * C.head_dim
-    store_pieces(dq_desc, (item.batch, x[0], x[1], x[2]), first, q_s, W, QP)
+    store_head(dq_desc, item, item.head, work.strides.grad_query, x, q_s, W, C.head_dim, C)
     tma_store_wait(0)
 
 

@@ -18,11 +18,14 @@ those that both need.
 With `heads` above 1, rows are that many query heads of one key head for each token of a smaller tile: small windows
 waste less then. Queries and outputs are described as `[X0, X1, X2, heads, columns]`, and the batch is in the columns.
 
+Additional keys are tiles that follow the walk (`vicinal.backends.hopper.kernels.additional`).
+
 Head dims that are no power of two are moved and multiplied in pieces (`vicinal.backends.hopper.kernels.pieces`).
 """
 
 from typing import Any, NamedTuple
 
+from vicinal.backends.hopper.kernels.additional import cut_off, first_group, tiles_of
 from vicinal.backends.hopper.kernels.chain import await_previous, let_next_start
 from vicinal.backends.hopper.kernels.compat import (
     fence_async_shared,
@@ -58,6 +61,7 @@ from vicinal.backends.hopper.kernels.walk import (
     next_chunk,
     on_line,
     paired_counts,
+    place,
     rows_inside,
     rows_of,
     share_of,
@@ -78,12 +82,13 @@ class Rings(NamedTuple):
     output: Any  # a buffer, or the queries' own
 
 
-@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["scalars"])
+@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["scalars", "more"])
 def forward(
     q_desc, k_desc, v_desc, o_desc,  # over `[batch, X0, X1, X2, columns]`
     lse_ptr,
     table,
-    scalars, groups,  # `Scalars` with `ForwardStrides`; `Groups`
+    more_k_desc, more_v_desc,  # over `[batch, tiles, *step, columns]`; None without additional keys
+    scalars, groups, more,  # `Scalars` with `ForwardStrides`; `Groups`; `More` or None
     C: gl.constexpr,  # `Constants`
 ):  # fmt: skip
     """Output and log-sum-exp of work items `program, program + programs, ...`."""
@@ -113,16 +118,17 @@ def forward(
         start_slot(values, i, 2)
     fence_async_shared()
     rings = Rings(queries, keys, values, o_s)
-    work = work_of(scalars, groups, table)
+    work = work_of(scalars, groups, table, more)
+    descs = (k_desc, v_desc, more_k_desc, more_v_desc) if C.additional else (k_desc, v_desc)
     gl.warp_specialize([
         (_consumer, (o_desc, lse_ptr, rings, work, C, gl.constexpr(0))),
         (_consumer, (o_desc, lse_ptr, rings, work, C, gl.constexpr(1))),
-        (_producer, (q_desc, k_desc, v_desc, rings, work, C)),
+        (_producer, (q_desc, descs, rings, work, C)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 
 @gluon.jit
-def _producer(q_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
+def _producer(q_desc, descs, rings, work, C: gl.constexpr):
     queries, keys, values, _ = rings
     strides = work.strides
     QP: gl.constexpr = C.head_dim // q_desc.block_shape[4]
@@ -140,37 +146,66 @@ def _producer(q_desc, k_desc, v_desc, rings, work, C: gl.constexpr):
             x = beside(walk.first, i, C)
             at, column = _rows_at(item, x, head, strides.query, strides.query_batch, C.head_dim, C)
             load_pieces(q_desc, at, column, queries.ready.index(i), queries.tiles, i, QP)
-        k_first = strides.key * item.token + (head // work.grid.group) * C.head_dim
-        v_first = strides.value * item.token + (head // work.grid.group) * C.value_dim
-        arguments = ((k_desc, v_desc), (keys, values), item.batch, (k_first, v_first))
+        k_place = place(item, head // work.grid.group, strides.key, C.head_dim, C)
+        v_place = place(item, head // work.grid.group, strides.value, C.value_dim, C)
+        arguments = ((descs[0], descs[1]), (keys, values), (k_place, v_place))
         if C.paired:
             t = _fill_pairs(arguments, walk, axes, t, C)
         else:
             t = fill(_load, arguments, walk, t, C)
+        if C.additional:
+            t = _fill_more(descs, (keys, values), item, work, t, C)
         done += 1
     let_next_start(C.chained)
 
 
 @gluon.jit
+def _fill_more(descs, rings, item, work, t, C: gl.constexpr):
+    """Tiles of additional keys and values, from number `t` on."""
+    KEYS: gl.constexpr = keys_of_step(C)
+    item = first_group(item)
+    head = item.head * C.heads // work.grid.group
+    k_place = place(item, head, work.more.key, C.head_dim, C)
+    v_place = place(item, head, work.more.value, C.value_dim, C)
+    places = (k_place, v_place)
+    for i in range(tiles_of(work, KEYS, C)):
+        if C.paired:
+            pair = ((2 * i * C.step[0], 0, 0), ((2 * i + 1) * C.step[0], 0, 0))
+            for side in gl.static_range(2):
+                _load_pair(descs[2 + side], places[side], pair, rings[side], t, C)
+        else:
+            _load(((descs[2], descs[3]), rings, places), (i * C.step[0], 0, 0), t, C)
+        t += 1
+    return t
+
+
+@gluon.constexpr_function
+def keys_of_step(C):
+    """Keys of a tile: a step, or two."""
+    return C.step[0] * C.step[1] * C.step[2] * (2 if C.paired else 1)
+
+
+@gluon.jit
 def _load(arguments, c, t, C: gl.constexpr):
     """Tile `t`: of keys and values at `c`."""
-    descs, rings, batch, columns = arguments
+    descs, rings, places = arguments
     k_desc, v_desc = descs
     keys, values = rings
+    k_first, k_column = places[0]
+    v_first, v_column = places[1]
     QP: gl.constexpr = C.head_dim // k_desc.block_shape[4]
     VP: gl.constexpr = C.value_dim // v_desc.block_shape[4]
-    at = (batch, c[0], c[1], c[2])
     slot = t % C.stages
     bar = claim(keys, t, k_desc.block_type.nbytes * QP, C)
-    load_pieces(k_desc, at, columns[0], bar, keys.tiles, slot, QP)
+    load_pieces(k_desc, (k_first, c[0], c[1], c[2]), k_column, bar, keys.tiles, slot, QP)
     bar = claim(values, t, v_desc.block_type.nbytes * VP, C)
-    load_pieces(v_desc, at, columns[1], bar, values.tiles, slot, VP)
+    load_pieces(v_desc, (v_first, c[0], c[1], c[2]), v_column, bar, values.tiles, slot, VP)
 
 
 @gluon.jit
 def _fill_pairs(arguments, walk, axes, t, C: gl.constexpr):
     """The walk in pairs of chunks: those of the one warpgroup and of the other in turn, then those of both."""
-    descs, rings, batch, columns = arguments
+    descs, rings, places = arguments
     STEP: gl.constexpr = walk_order(C.step, C)
     line, alone, turns, common = paired_counts(walk, axes, C)
     a = walk.outer[0]
@@ -190,7 +225,7 @@ def _fill_pairs(arguments, walk, axes, t, C: gl.constexpr):
         a1, b1, w1 = next_chunk((a, b, w), walk, first, stop, C)
         pair = (in_order(a, b, w + shift, C), in_order(a1, b1, w1 + shift, C))
         for side in gl.static_range(2):
-            _load_pair(descs[side], batch, pair, columns[side], rings[side], t, C)
+            _load_pair(descs[side], places[side], pair, rings[side], t, C)
         t += 1
         a2, b2, w2 = next_chunk((a1, b1, w1), walk, first, stop, C)
         a = gl.where(its_end, a2, a)
@@ -215,10 +250,10 @@ class Course(NamedTuple):
 @gluon.jit
 def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
     queries, keys, values, o_s = rings
-    scale = work.scale
+    scale = 1.0 if C.scaled else work.scale
     STEP: gl.constexpr = walk_order(C.step, C)
     BM: gl.constexpr = C.tile[0] * C.tile[1] * C.tile[2] * C.heads
-    BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2] * (2 if C.paired else 1)
+    BN: gl.constexpr = keys_of_step(C)
     VD: gl.constexpr = o_desc.block_shape[4]
     VP: gl.constexpr = C.value_dim // VD
     QP: gl.constexpr = C.head_dim // queries.tiles.shape[5]
@@ -252,13 +287,13 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
         w1 = w
         if C.paired:
             a1, b1, w1 = next_chunk((a, b, w), walk, first, stop, C)
-        s = _mask(s, in_order(a, b, w, C), in_order(a1, b1, w1, C), rows, s_layout, C)
+        s = _mask(s, in_order(a, b, w, C), in_order(a1, b1, w1, C), rows, -1, work, s_layout, C)
         m = gl.max(s, 1) * scale
         p = gl.exp2(s * scale - _finite(m)[:, None])
         l = _in_thread_sums(p)
         pb = gl.convert_layout(p.to(o_desc.dtype), p_layout)
         out = zeros(BM, VD, VP, o_layout)
-        for step in range(1, course.count):
+        for step in range(1, course.count + tiles_of(work, BN, C)):
             last = t
             t += 1
             if C.paired:
@@ -274,6 +309,11 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
                         t = pass_over_tiles((keys, values), t, 1, C)
                     a, b, w = next_chunk((a1, b1, w1), walk, first, stop, C)
                 a1, b1, w1 = next_chunk((a, b, w), walk, first, stop, C)
+            elif C.additional:
+                if step < course.count:
+                    a, b, w, t = on_line((a, b, w + STEP[2]), t, (keys, values), walk, course, C)
+                elif step == course.count:
+                    t = pass_over_tiles((keys, values), t, course.after, C)
             else:
                 a, b, w, t = on_line((a, b, w + STEP[2]), t, (keys, values), walk, course, C)
             await_ready(keys, t, C)
@@ -282,7 +322,8 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
             out = add_product(pb, values.tiles, last % C.stages, out, VP)
             s = warpgroup_mma_wait(VP, deps=[scoring])
             free(keys, t, C)
-            s = _mask(s, in_order(a, b, w, C), in_order(a1, b1, w1, C), rows, s_layout, C)
+            n = step - course.count if C.additional else -1
+            s = _mask(s, in_order(a, b, w, C), in_order(a1, b1, w1, C), rows, n, work, s_layout, C)
             p, m, l, alpha = _exponentials(s, m, l, scale, LAZY)
             factor = gl.convert_layout(alpha, gl.SliceLayout(1, o_layout))
             if LAZY and not C.paired:
@@ -297,7 +338,7 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
         await_ready(values, t, C)
         out, pb = finished(add_product(pb, values.tiles, t % C.stages, out, VP), pb, VP)
         free(values, t, C)
-        t = pass_over_tiles((keys, values), t + 1, course.after, C)
+        t = pass_over_tiles((keys, values), t + 1, 0 if C.additional else course.after, C)
         _write(o_desc, lse_ptr, o_s, out, m, l, item, x, rows, work, C, W)
         if not C.own_output:
             tma_store_wait(0)
@@ -362,11 +403,11 @@ def _write(o_desc, lse_ptr, o_s, out, m, l, item, x, rows, work, C: gl.constexpr
 @gluon.jit
 def _rows_at(item, x, head, token_stride, batch_stride, COLUMNS: gl.constexpr, C: gl.constexpr):
     """Where a tile of queries or outputs at `x` is in its descriptor: four coordinates, and the first column."""
-    first = token_stride * item.token
     if C.heads == 1:
-        return (item.batch, x[0], x[1], x[2]), first + head * COLUMNS
+        first, column = place(item, head, token_stride, COLUMNS, C)
+        return (first, x[0], x[1], x[2]), column
     else:
-        return (x[0], x[1], x[2], head), first + item.batch * batch_stride
+        return (x[0], x[1], x[2], head), token_stride * item.token + item.batch * batch_stride
 
 
 @gluon.jit
@@ -383,8 +424,9 @@ def _store_rows(lse_ptr, lse, item, head, rows, work, C: gl.constexpr):
 
 
 @gluon.jit
-def _load_pair(desc, batch, pair, column, ring, t, C: gl.constexpr):
+def _load_pair(desc, place, pair, ring, t, C: gl.constexpr):
     """Load two chunks as the halves of tile `t`: rows of at most 128 bytes lie densely in it."""
+    first, column = place
     WIDE: gl.constexpr = desc.block_shape[4]
     PIECES: gl.constexpr = C.head_dim // WIDE
     c, d = pair
@@ -392,12 +434,27 @@ def _load_pair(desc, batch, pair, column, ring, t, C: gl.constexpr):
     view = reinterpret(ring.tiles, [C.stages * PIECES * 2] + desc.block_shape, desc.layout)
     for j in gl.static_range(PIECES):
         at = (t % C.stages * PIECES + j) * 2
-        tma_load(desc, [batch, c[0], c[1], c[2], column + j * WIDE], bar, view.index(at))
-        tma_load(desc, [batch, d[0], d[1], d[2], column + j * WIDE], bar, view.index(at + 1))
+        tma_load(desc, [first, c[0], c[1], c[2], column + j * WIDE], bar, view.index(at))
+        tma_load(desc, [first, d[0], d[1], d[2], column + j * WIDE], bar, view.index(at + 1))
 
 
 @gluon.jit
-def _mask(s, c, d, rows, layout: gl.constexpr, C: gl.constexpr):
+def _mask(s, c, d, rows, n, work, layout: gl.constexpr, C: gl.constexpr):
+    """Masked scores of a tile, its chunks at `c` and `d`; or of tile `n` of additional keys, if that is at least 0."""
+    if C.scaled:
+        s = s * work.scale
+    if C.additional:
+        if n >= 0:
+            s = cut_off(s, work.more.count - n * s.shape[1], layout)
+        else:
+            s = _mask_window(s, c, d, rows, layout, C)
+    else:
+        s = _mask_window(s, c, d, rows, layout, C)
+    return s
+
+
+@gluon.jit
+def _mask_window(s, c, d, rows, layout: gl.constexpr, C: gl.constexpr):
     if C.paired:
         s = masked(s, c, rows, 0, layout, C)
         s = masked(s, d, rows, 1, layout, C)

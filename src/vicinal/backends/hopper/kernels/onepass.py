@@ -18,7 +18,8 @@ Source: FlashAttention-2 (arXiv 2307.08691, algorithm 2) for the mathematics; th
 
 from typing import Any, NamedTuple
 
-from vicinal.backends.hopper.kernels.backward import LOG2E, KeysRings, keys_producer, tokens_at
+from vicinal.backends.hopper.kernels.additional import own_rows, queries_of, write_sums
+from vicinal.backends.hopper.kernels.backward import KeysRings, keys_producer, tokens_at
 from vicinal.backends.hopper.kernels.chain import await_previous, let_next_start
 from vicinal.backends.hopper.kernels.compat import (
     fence_async_shared,
@@ -34,21 +35,20 @@ from vicinal.backends.hopper.kernels.pieces import (
     accumulator,
     add_product,
     left_operand,
-    store_pieces,
+    store_head,
     write_pieces,
     zeros,
 )
 from vicinal.backends.hopper.kernels.ring import Ring, await_ready, barriers, free, start_slot
-from vicinal.backends.hopper.kernels.softmax import masked
+from vicinal.backends.hopper.kernels.softmax import LOG2E, masked
 from vicinal.backends.hopper.kernels.walk import (
     beside,
+    beyond_masked,
     first_of,
     head_axes,
     in_order,
     locate,
     on_line,
-    rows_of,
-    union,
     whole,
     work_of,
 )
@@ -65,15 +65,15 @@ class Exchange(NamedTuple):
     addends: Any  # of dQ, float32, on their way to global memory; numbered as `tiles`
 
 
-@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["scalars"])
+@gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["scalars", "more"])
 def backward(
     q_desc, do_desc,  # over `[batch, X0, X1, X2, columns]`, as are those of keys and values
     lse_desc, delta_desc,  # over `[rows, X0, X1, X2]`
     k_desc, v_desc,
-    dk_desc, dv_desc,  # written
+    dk_desc, dv_desc,  # written; with `C.cut` pointers to float32
     dq_desc,  # over `[rows, X0, X1, X2, columns]`, added to
     table,
-    scalars, groups,  # `Scalars` with `KeysStrides`; `Groups`
+    scalars, groups, more,  # `Scalars` with `KeysStrides`; `Groups`; with `C.cut` `More`, else None
     C: gl.constexpr,  # `Constants`
 ):  # fmt: skip
     """dK and dV of the own tiles of one work item, and what they give to dQ."""
@@ -101,7 +101,7 @@ def backward(
         mbarrier.init(exchange.empty.index(i), count=2)
     fence_async_shared()
     rings = KeysRings((k_s, v_s), own_ready, own_ready, walked)
-    work = work_of(scalars, groups, table)
+    work = work_of(scalars, groups, table, more)
     gl.warp_specialize([
         (_consumer, (dk_desc, dv_desc, dq_desc, rings, exchange, work, C, gl.constexpr(0))),
         (_consumer, (dk_desc, dv_desc, dq_desc, rings, exchange, work, C, gl.constexpr(1))),
@@ -124,8 +124,10 @@ def _consumer(dk_desc, dv_desc, dq_desc, rings, exchange, work, C: gl.constexpr,
     before = (first_row, x[0], x[1], x[2])  # where the addend of the step before goes
     for member in range(work.grid.group):
         axes = head_axes(work, item.head * work.grid.group + member, C)
-        walk = union(item.tile, axes, C)
-        rows = rows_of(x, axes, gl.SliceLayout(1, accumulator(BN)), C)
+        walk = queries_of(item.tile, axes, work, C)
+        rows = own_rows(x, axes, work, gl.SliceLayout(1, accumulator(BN)), C)
+        if C.cut < 0:  # what keys that are not there make of a small log-sum-exp is infinite, and times 0 no number
+            rows = beyond_masked(rows, x, axes, C)
         share = whole(walk, C)
         a = walk.outer[0]
         b = walk.inner[0]
@@ -155,13 +157,16 @@ def _consumer(dk_desc, dv_desc, dq_desc, rings, exchange, work, C: gl.constexpr,
         last = exchange.empty.index((t - 1) % EXCHANGED)
         mbarrier.arrive(last, count=1)
         mbarrier.wait(last, ((t - 1) // EXCHANGED) & 1)
-    k_s, v_s = own
-    write_pieces(dk, work.scale, k_s, W, dk_desc.dtype, 1)
-    write_pieces(dv, 1.0, v_s, W, dv_desc.dtype, 1)
-    fence_async_shared()
-    at = (item.batch, x[0], x[1], x[2])
-    store_pieces(dk_desc, at, work.strides.grad_key * item.token + item.head * C.head_dim, k_s, W, 1)
-    store_pieces(dv_desc, at, work.strides.grad_value * item.token + item.head * C.value_dim, v_s, W, 1)
+    if C.cut >= 0:
+        write_sums(dk_desc, dk, work.scale, item, x, work, 1, C)
+        write_sums(dv_desc, dv, 1.0, item, x, work, 1, C)
+    else:
+        k_s, v_s = own
+        write_pieces(dk, work.scale, k_s, W, dk_desc.dtype, 1)
+        write_pieces(dv, 1.0, v_s, W, dv_desc.dtype, 1)
+        fence_async_shared()
+        store_head(dk_desc, item, item.head, work.strides.grad_key, x, k_s, W, C.head_dim, C)
+        store_head(dv_desc, item, item.head, work.strides.grad_value, x, v_s, W, C.value_dim, C)
     tma_store_wait(0)
 
 

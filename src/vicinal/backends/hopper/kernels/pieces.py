@@ -6,6 +6,7 @@ piece]`; what is accumulated is a tuple of `PIECES` tensors. `warpgroup_mma_wait
 """
 
 from vicinal.backends.hopper.kernels.compat import gl, gluon, tma_load, tma_store, warpgroup_mma, warpgroup_mma_wait
+from vicinal.backends.hopper.kernels.walk import place
 
 
 @gluon.constexpr_function
@@ -26,6 +27,13 @@ def load_pieces(desc, at, column, bar, buffer, slot, PIECES: gl.constexpr):
     WIDE: gl.constexpr = desc.block_shape[4]
     for j in gl.static_range(PIECES):
         tma_load(desc, [at[0], at[1], at[2], at[3], column + j * WIDE], bar, buffer.index(slot * PIECES + j))
+
+
+@gluon.jit
+def load_head(desc, item, head, strides, x, bar, buffer, slot, COLUMNS: gl.constexpr, C: gl.constexpr):
+    """Load a head's tile at `x` into `slot` of a buffer."""
+    first, column = place(item, head, strides, COLUMNS, C)
+    load_pieces(desc, (first, x[0], x[1], x[2]), column, bar, buffer, slot, COLUMNS // desc.block_shape[4])
 
 
 @gluon.jit
@@ -100,3 +108,21 @@ def store_pieces(desc, at, column, buffer, slot, PIECES: gl.constexpr):
     WIDE: gl.constexpr = desc.block_shape[4]
     for j in gl.static_range(PIECES):
         tma_store(desc, [at[0], at[1], at[2], at[3], column + j * WIDE], buffer.index(slot * PIECES + j))
+
+
+@gluon.jit
+def store_head(desc, item, head, strides, x, buffer, slot, COLUMNS: gl.constexpr, C: gl.constexpr):
+    """Store the tile in a slot of a buffer as a head's, at `x`."""
+    first, column = place(item, head, strides, COLUMNS, C)
+    store_pieces(desc, (first, x[0], x[1], x[2]), column, buffer, slot, COLUMNS // desc.block_shape[4])
+
+
+@gluon.jit
+def store_sums(ptr, sums, factor, stride, PIECES: gl.constexpr):
+    """Write `sums * factor` to memory, rows `stride` elements apart."""
+    layout: gl.constexpr = sums[0].type.layout
+    WIDE: gl.constexpr = sums[0].shape[1]
+    row = gl.arange(0, sums[0].shape[0], layout=gl.SliceLayout(1, layout))
+    column = gl.arange(0, WIDE, layout=gl.SliceLayout(0, layout))
+    for j in gl.static_range(PIECES):
+        gl.store(ptr + (row * stride)[:, None] + (j * WIDE + column)[None, :], sums[j] * factor)

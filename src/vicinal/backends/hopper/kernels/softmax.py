@@ -3,6 +3,8 @@
 from vicinal.backends.hopper.kernels.compat import gl, gluon
 from vicinal.backends.hopper.kernels.walk import row_position
 
+LOG2E = gl.constexpr(1.4426950408889634)
+
 
 @gluon.jit
 def masked(s, c, rows, HALF: gl.constexpr, layout: gl.constexpr, C: gl.constexpr):
@@ -21,6 +23,15 @@ def masked(s, c, rows, HALF: gl.constexpr, layout: gl.constexpr, C: gl.constexpr
         if not ((c[0] >= rows.low[0]) & (c[0] + C.step[0] <= rows.high[0])):
             s = _masked_along(s, c, rows, 0, HALF, layout, C)
     return s
+
+
+@gluon.jit
+def masked_exponents(s, c, rows, scale, layout: gl.constexpr, C: gl.constexpr):
+    """`masked` scores, scaled, for exponentials in base 2."""
+    if C.scaled:
+        return masked(s * (scale * LOG2E), c, rows, -1, layout, C)
+    else:
+        return masked(s, c, rows, -1, layout, C) * (scale * LOG2E)
 
 
 @gluon.jit

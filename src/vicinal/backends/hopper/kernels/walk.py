@@ -30,12 +30,15 @@ class Work(NamedTuple):
     scale: Any
     groups: Groups
     table: Any  # pointer to `[H, 9]`, with `Constants.per_head`
+    more: Any  # `More`, where there are additional keys
 
 
 @gluon.jit
-def work_of(scalars, groups, table):
+def work_of(scalars, groups, table, more):
     """A launch's `Work`."""
-    return Work(scalars.axes, scalars.grid, scalars.strides, scalars.scale, groups, table)
+    if more is None:
+        more = ()
+    return Work(scalars.axes, scalars.grid, scalars.strides, scalars.scale, groups, table, more)
 
 
 class Item(NamedTuple):
@@ -155,6 +158,15 @@ def locate(item, tiles, heads, groups, C: gl.constexpr):
         return Item(rest, rest, 0, head, (t0, t1, t2))
 
 
+@gluon.jit
+def place(item, head, strides, COLUMNS: gl.constexpr, C: gl.constexpr):
+    """Where a head is in the descriptor of a tensor with `COLUMNS` per head: first coordinate, and first column."""
+    if C.padded:
+        return item.batch * strides.batch + item.token * strides.token + head * strides.head, 0
+    else:
+        return item.batch, strides * item.token + head * COLUMNS
+
+
 @gluon.constexpr_function
 def sides(C):
     """How many own tiles a program has."""
@@ -224,6 +236,15 @@ def rows_of(x, axes, layout: gl.constexpr, C: gl.constexpr):
     _, _, lo1, hi1 = box(x[1], TILE[1], axes, 1, C)
     _, _, lo2, hi2 = box(x[2], TILE[2], axes, 2, C)
     return OwnRows((y0, y1, y2), (s0, s1, s2), (e0 - s0, e1 - s1, e2 - s2), (lo0, lo1, lo2), (hi0, hi1, hi2))
+
+
+@gluon.jit
+def beyond_masked(rows, x, axes, C: gl.constexpr):
+    """The `OwnRows` of a tile at `x`; where some are beyond an axis' end, no step is in the interval of all."""
+    h0 = gl.where(x[0] + C.tile[0] <= axes.lengths[0], rows.high[0], rows.low[0])
+    h1 = gl.where(x[1] + C.tile[1] <= axes.lengths[1], rows.high[1], rows.low[1])
+    h2 = gl.where(x[2] + C.tile[2] <= axes.lengths[2], rows.high[2], rows.low[2])
+    return OwnRows(rows.positions, rows.starts, rows.widths, rows.low, (h0, h1, h2))
 
 
 @gluon.jit
