@@ -188,7 +188,7 @@ def test_forward_coordinates_of_large_problems(name):
     for config in forward_configs(problem):
         covered = 0
         for launcher in forward.launchers(problem, config, strides):
-            scalars, groups, constants = launcher.arguments
+            scalars, groups, _, constants = launcher.arguments[-4:]
             q, k, v, o = (block.description for block in launcher.tensors[:4])
             batch, token, steps = k.shape[0], last_token(groups), scalars.strides
             own = d if constants.heads > 1 else problem.heads * d
@@ -208,12 +208,12 @@ def test_backward_coordinates_of_large_problems(name):
     problem, strides = large(name)
     config = backward_configs(problem)[0]
     covered = 0
-    for part in backward.launchers(problem, config, strides, backward.Passes(True, True, True, True)):
+    for part in backward.launchers(problem, config, strides, backward.Passes(True, True, True, has_grad_lse=True)):
         _, tokens, _, groups, steps, *_ = part.prepare.arguments
         token = last_token(groups)
         assert fits(tokens, token * steps.output.token, token * steps.lse.token, steps.result.row)
         for launcher in (part.keys, part.queries):
-            scalars = launcher.arguments[0]
+            scalars = launcher.arguments[-4]
             blocks = [of.description for of in launcher.tensors if not isinstance(of, int)]
             described = [d for d in blocks if d.token_columns]  # not `prepare`'s results
             for d, step in zip(described, (s for s in scalars.strides if isinstance(s, int))):
@@ -231,7 +231,7 @@ def test_one_pass_coordinates_of_large_problems(name):
     for config in one_pass_configs(problem)[:1]:
         covered = 0
         for part in onepass.launchers(problem, config, strides, has_grad_lse=True):
-            scalars, groups, _ = part.gradients.arguments
+            scalars, groups, *_ = part.gradients.arguments
             token = last_token(groups)
             blocks = [of.description for of in part.gradients.tensors if not isinstance(of, int)]
             described = [d for d in blocks if d.token_columns]
