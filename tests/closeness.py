@@ -19,7 +19,7 @@ FLOOR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.f
 
 def torch_attention(inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: float) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp by torch's attention under a dense mask, in the inputs' dtype. Differentiable."""
-    query, key, value, extra_keys, extra_values, rpb = inputs
+    query, key, value, extra_keys, extra_values, rpb, key_mask = inputs
     batch, *lengths, heads, _ = query.shape
     repeat = heads // key.shape[-2]
     q = query.flatten(1, -3).transpose(1, 2)
@@ -30,14 +30,21 @@ def torch_attention(inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale
     bias = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
     if rpb is not None:
         bias = torch.stack([bias_of(rpb[h : h + 1], n, lengths)[0] for h, n in enumerate(per_head)])
-    bias = bias.masked_fill(~mask, float("-inf"))
+    bias = bias.masked_fill(~mask, float("-inf"))[None].expand(batch, -1, -1, -1)
+    if key_mask is not None:
+        bias = bias.masked_fill(~key_mask.flatten(1)[:, None, None], float("-inf"))
     if extra_keys is not None and extra_values is not None:
         k = torch.cat([extra_keys.transpose(1, 2).repeat_interleave(repeat, 1), k], 2)
         v = torch.cat([extra_values.transpose(1, 2).repeat_interleave(repeat, 1), v], 2)
         bias = torch.nn.functional.pad(bias, (extra_keys.shape[1], 0))
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, bias[None].expand(batch, -1, -1, -1), scale=scale)
+    nothing = (bias == float("-inf")).all(-1, keepdim=True)
+    if key_mask is not None:
+        bias = bias.masked_fill(nothing, 0.0)
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, bias, scale=scale)
     lse = (scale * (q.float() @ k.float().transpose(-1, -2)) + bias.float()).logsumexp(-1)
     shape = query.shape[:-1]
+    if key_mask is not None:  # it makes NaN of queries that have no keys
+        out, lse = out.masked_fill(nothing, 0.0), lse.masked_fill(nothing[..., 0], float("-inf"))
     return out.transpose(1, 2).reshape(*shape, value.shape[-1]), lse.transpose(1, 2).reshape(shape)
 
 
@@ -57,12 +64,12 @@ def plain_attention(
 
 def gradients(run: Run, inputs: Inputs, grad_output: Tensor, grad_lse: Tensor | None) -> list[Tensor]:
     """Output, log-sum-exp and the gradients of all inputs, by autograd through `run`."""
-    leaves = Inputs(*(None if t is None else t.detach().requires_grad_() for t in inputs))
+    leaves = Inputs(*(None if t is None else t.detach().requires_grad_() for t in inputs.numbers), inputs.key_mask)
     out, lse = run(leaves)
     outs, grads = [out], [grad_output.to(out.dtype)]
     if grad_lse is not None:
         outs, grads = [out, lse], [*grads, grad_lse.to(lse.dtype)]
-    found = torch.autograd.grad(outs, [t for t in leaves if t is not None], grads)
+    found = torch.autograd.grad(outs, [t for t in leaves.numbers if t is not None], grads)
     return [out.detach(), lse.detach(), *found]
 
 
@@ -98,6 +105,11 @@ def error(result: Tensor, truth: Tensor) -> float:
     return float(difference) if not difference.isnan() else float("inf")
 
 
+def in_double(inputs: Inputs) -> Inputs:
+    """The inputs in float64."""
+    return Inputs(*(None if t is None else t.double() for t in inputs.numbers), inputs.key_mask)
+
+
 def _plain(tensor: Tensor | None) -> Tensor | None:
     """A copy in memory of its own, in order and aligned: torch's attention on GPUs faults on some others."""
     return None if tensor is None else tensor.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
@@ -113,7 +125,7 @@ def assert_as_close_as_torch(
 ) -> None:
     """`results`: output and log-sum-exp; if `grad_output` is given, the gradients of all inputs that are not None."""
     dtype = inputs.query.dtype
-    double = Inputs(*(None if t is None else t.double() for t in inputs))
+    double = in_double(inputs)
     plain = Inputs(*map(_plain, inputs))
     if grad_output is None:
         truth: Sequence[Tensor] = reference(double, neighborhoods, scale)
@@ -122,7 +134,7 @@ def assert_as_close_as_torch(
         above = _plain(grad_output), _plain(grad_lse)
         truth = gradients(lambda i: reference(i, neighborhoods, scale), double, grad_output, grad_lse)
         torchs = gradients(lambda i: torch_attention(i, neighborhoods, scale), plain, *above)
-    given = [name for name, t in zip(Inputs._fields, inputs, strict=True) if t is not None]
+    given = [name for name, t in zip(Inputs._fields, inputs.numbers) if t is not None]
     names = ["output", "log-sum-exp", *(f"gradient of {n}" for n in given)][: len(truth)]
     assert len(results) == len(truth)
     for name, ours, theirs, true in zip(names, results, torchs, truth, strict=True):
@@ -135,7 +147,7 @@ def assert_at_most_a_fifth_above_torch(
     results: Sequence[Tensor], inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: float, grad_output: Tensor
 ) -> None:
     """`results`: output, log-sum-exp and the gradients of all inputs that are not None; by root mean squares."""
-    double = Inputs(*(None if t is None else t.double() for t in inputs))
+    double = in_double(inputs)
     truth = gradients(lambda i: reference(i, neighborhoods, scale), double, grad_output, None)
     theirs = gradients(lambda i: torch_attention(i, neighborhoods, scale), inputs, grad_output, None)
     names = ["output", "log-sum-exp", "query", "key", "value", "additional keys", "additional values"]

@@ -12,24 +12,25 @@ from torch.distributed.tensor.debug import CommDebugMode
 from vicinal import na1d, neighborhood_attention
 from vicinal.geometry.neighborhood import Neighborhood
 
-NAMES = ("query", "key", "value", "additional_keys", "additional_values", "rpb")
-SHAPES = ((2, 9, 4, 8), (2, 9, 2, 8), (2, 9, 2, 5), (2, 3, 2, 8), (2, 3, 2, 5), (4, 7))
-BATCH = (Shard(0),) * 5 + (Replicate(),)
-HEADS = (Shard(2),) * 5 + (Shard(0),)
-EVERYWHERE = (Replicate(),) * 6
+NAMES = ("query", "key", "value", "additional_keys", "additional_values", "rpb", "key_mask")
+SHAPES = ((2, 9, 4, 8), (2, 9, 2, 8), (2, 9, 2, 5), (2, 3, 2, 8), (2, 3, 2, 5), (4, 7), (2, 9))
+BATCH = (*(Shard(0),) * 5, Replicate(), Shard(0))
+HEADS = (*(Shard(2),) * 5, Shard(0), Replicate())
+EVERYWHERE = (Replicate(),) * 7
+ALL = NAMES[:6]
 
 # name -> shape of the mesh, placements along each of its dimensions, how many inputs of NAMES, which need gradients
 CASES = {
-    "batch": ((2,), [BATCH], 6, NAMES),
-    "heads": ((2,), [HEADS], 6, NAMES),
-    "replicated": ((2,), [EVERYWHERE], 6, NAMES),
-    "batch, three tensors": ((2,), [BATCH], 3, NAMES),
-    "heads, three tensors": ((2,), [HEADS], 3, NAMES),
+    "batch": ((2,), [BATCH], 7, ALL),
+    "heads": ((2,), [HEADS], 7, ALL),
+    "replicated": ((2,), [EVERYWHERE], 6, ALL),
+    "batch, three tensors": ((2,), [BATCH], 3, ALL),
+    "heads, three tensors": ((2,), [HEADS], 3, ALL),
     "only the query's gradient": ((2,), [HEADS], 6, ("query",)),
     "only the bias's gradient, by batch": ((2,), [BATCH], 6, ("rpb",)),
-    "batch and heads": ((2, 1), [BATCH, HEADS], 6, NAMES),
-    "heads and batch": ((1, 2), [BATCH, HEADS], 6, NAMES),
-    "keys everywhere": ((2,), [(Shard(0), Replicate(), Replicate())], 3, NAMES),
+    "batch and heads": ((2, 1), [BATCH, HEADS], 6, ALL),
+    "heads and batch": ((1, 2), [BATCH, HEADS], 6, ALL),
+    "keys everywhere": ((2,), [(Shard(0), Replicate(), Replicate())], 3, ALL),
 }
 
 
@@ -38,6 +39,7 @@ def check(name):
     mesh = init_device_mesh("cpu", shape)
     torch.manual_seed(0)
     values = [torch.randn(s, dtype=torch.float64) for s in SHAPES[:count]]
+    values[6:] = [t > -0.5 for t in values[6:]]  # the key mask
     plain = [t.clone().requires_grad_(n in needed) for t, n in zip(values, NAMES)]
     split = [
         distribute_tensor(t, mesh, [along[i] for along in placements]).requires_grad_(n in needed)

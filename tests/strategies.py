@@ -68,6 +68,7 @@ class Call:
     additional: int
     has_rpb: bool
     seed: int
+    masked: float = 0.0  # about how many of the keys are; 0 for no mask
 
     @property
     def scale(self) -> float:
@@ -96,6 +97,7 @@ class Call:
             make(b, self.additional, hkv, d) if self.additional else None,
             make(b, self.additional, hkv, dv) if self.additional else None,
             make(h, *table) if self.has_rpb else None,
+            torch.rand(b, *y, generator=generator).to(device) >= self.masked if self.masked else None,
         )
 
 
@@ -224,6 +226,8 @@ def _misaligned(tensor: Tensor, rng: random.Random) -> Tensor:
 
 def _negated(tensor: Tensor, rng: random.Random) -> Tensor:
     """A view that negates what is in memory: as such, or as the imaginary part of a conjugate."""
+    if tensor.dtype == torch.bool:
+        return _permuted(tensor, rng)
     if tensor.dtype in (torch.float32, torch.float64) and rng.random() < 0.5:
         return torch.complex(torch.full_like(tensor, float("nan")), -tensor).conj().imag
     return torch._neg_view(_permuted(-tensor, rng))

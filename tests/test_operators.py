@@ -13,7 +13,7 @@ import vicinal
 from vicinal.backends.torch import TorchBackend
 from vicinal.geometry.neighborhood import Neighborhood, encode
 from vicinal.operators import attend, attend_backward
-from vicinal.problem import Inputs
+from vicinal.problem import Inputs, Wanted
 
 PLAIN = Neighborhood.of(1, 3)
 CAUSAL = Neighborhood.of(1, 4, stride=2, is_causal=True)
@@ -26,7 +26,8 @@ def tensors(*shapes, dtype=torch.float32, requires_grad=True, seed=0):
 
 def operator_arguments(neighborhoods, extras):
     q, k, v, ek, ev, rpb = tensors((2, 6, 2, 4), (2, 6, 1, 4), (2, 6, 1, 3), (2, 5, 1, 4), (2, 5, 1, 3), (2, 5))
-    return (q, k, v, *((ek, ev, rpb) if extras else (None,) * 3), encode(neighborhoods), 0.5, None)
+    mask = torch.tensor([True, False, True, True, False, True]).expand(2, 6)
+    return (q, k, v, *((ek, ev, rpb, mask) if extras else (None,) * 4), encode(neighborhoods), 0.5, None)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,28 @@ def operator_arguments(neighborhoods, extras):
 )
 def test_opcheck(neighborhoods, extras):
     torch.library.opcheck(attend, operator_arguments(neighborhoods, extras))
+
+
+def test_a_key_mask_goes_wherever_the_keys_go():
+    """Eager, compiled, under vmap, twice differentiated: the same."""
+    torch._dynamo.reset()
+    q, k, v = tensors((3, 2, 6, 2, 4), (3, 2, 6, 1, 4), (3, 2, 6, 1, 3), dtype=torch.float64)
+    mask = torch.rand(3, 2, 6) > 0.4
+
+    def loss(q, k, v, mask):
+        return vicinal.na1d(q, k, v, 3, key_mask=mask).sin().sum()
+
+    def found(call):
+        grads = torch.autograd.grad(call(), (q, k, v), create_graph=True)
+        return grads, torch.autograd.grad(sum(g.sin().sum() for g in grads), (q, k, v))
+
+    expected = found(lambda: sum(loss(*each) for each in zip(q, k, v, mask)))
+    torch.testing.assert_close(found(lambda: torch.vmap(loss)(q, k, v, mask).sum()), expected)
+    flat = [t.flatten(0, 1) for t in (q, k, v, mask)]
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(torch.autograd.grad(compiled(*flat), (q, k, v)), expected[0])
+    grad = torch.func.grad(lambda q: vicinal.na1d(q, *flat[1:3], 3, key_mask=flat[3]).sin().sum())(flat[0])
+    torch.testing.assert_close(grad.view_as(q), expected[0][0])
 
 
 @pytest.mark.parametrize("has_grad_lse", [False, True])
@@ -236,7 +259,7 @@ def leaves_of(needed):
 
 
 def call(inputs):
-    q, k, v, ek, ev, rpb = inputs
+    q, k, v, ek, ev, rpb = inputs.numbers
     return vicinal.na1d(q, k, v, 3, additional_keys=ek, additional_values=ev, rpb=rpb, backend="torch")
 
 
@@ -250,7 +273,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
-    "needed", [("query",), ("key", "rpb"), ("value", "additional_values"), Inputs._fields], ids=",".join
+    "needed", [("query",), ("key", "rpb"), ("value", "additional_values"), Wanted._fields], ids=",".join
 )
 def test_a_backend_is_asked_for_the_gradients_that_somebody_needs(asked, way, needed):
     torch._dynamo.reset()
@@ -270,7 +293,7 @@ def test_second_derivatives_skip_what_nobody_needs(asked, needed):
             torch.autograd.grad(sum(g.sin().sum() for g in grads), [getattr(inputs, n) for n in sorted(of)])
         return calls.count["aten::bmm"]
 
-    assert products(needed, needed) < products(set(Inputs._fields), set(Inputs._fields))
+    assert products(needed, needed) < products(set(Wanted._fields), set(Wanted._fields))
     assert all(names == set(needed) for names in asked[:2])
 
 
@@ -286,10 +309,10 @@ def test_a_frozen_bias_costs_no_second_derivative():
 
 
 def test_what_comes_from_above_may_be_missing():
-    inputs = leaves_of(Inputs._fields)
-    q, k, v, ek, ev, rpb = inputs
+    inputs = leaves_of(Wanted._fields)
+    q, k, v, ek, ev, rpb = inputs.numbers
     output, lse = vicinal.na1d(q, k, v, 3, additional_keys=ek, additional_values=ev, rpb=rpb, return_lse=True)
-    grads = torch.autograd.grad([output, lse], list(inputs), [torch.zeros_like(output), torch.zeros_like(lse)])
+    grads = torch.autograd.grad([output, lse], list(inputs.numbers), [torch.zeros_like(output), torch.zeros_like(lse)])
     assert not any(g.any() for g in grads)
 
 

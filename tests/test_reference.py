@@ -38,7 +38,7 @@ def test_mask_of_two_axes_is_the_product():
 
 @given(calls())
 def test_output_is_torchs_attention_under_the_mask(call):
-    q, k, v, ek, ev, rpb = call.inputs()
+    q, k, v, ek, ev, rpb = call.inputs().numbers
     output, lse = reference(call.inputs(), call.neighborhoods, call.scale)
     assert output.dtype == lse.dtype == torch.float64
     if rpb is not None:

@@ -203,11 +203,26 @@ EXTRA = [
     ("rpb a number", TypeError, "rpb | torch.Tensor | float", {"rpb": 0.5}),
     *unlike("rpb", RPB),
 ]
+MASK = torch.ones(2, 6, 8, dtype=torch.bool)
+MASKS = [
+    ("key_mask a list", TypeError, "key_mask | torch.Tensor | list", {"key_mask": [True]}),
+    ("key_mask of integers", TypeError, "key_mask | torch.bool | int64", {"key_mask": MASK.long()}),
+    ("key_mask elsewhere", ValueError, "key_mask | device cpu | meta", {"key_mask": MASK.to("meta")}),
+    ("key_mask sparse", TypeError, "key_mask | dense | sparse_coo", {"key_mask": MASK.to_sparse()}),
+    ("key_mask of other lengths", ValueError, "key_mask | [6, 8] or [2, 6, 8] | [2, 8, 6]", {"key_mask": MASK.mT}),
+    (
+        "key_mask per head",
+        ValueError,
+        "key_mask | [6, 8] or [2, 6, 8] | 4]",
+        {"key_mask": MASK[..., None].expand(-1, -1, -1, 4)},
+    ),
+    ("key_mask where it cannot be", ValueError, "'unfused' | key mask", {"key_mask": MASK, "backend": "unfused"}),
+]
 NA2D = [
     *bad_tensors("query", Q), *bad_tensors("key", K), *bad_tensors("value", V), *unlike("key", K), *unlike("value", V),
     ("query None", TypeError, "query | torch.Tensor | NoneType", {"query": None}),
     ("key None", TypeError, "key | torch.Tensor | NoneType", {"key": None}),
-    *SHAPES, *VALUES, EMPTY, *EXTRA, *GEOMETRY, *bad_scales(), *SWITCH, *CLAMP, *BACKENDS,
+    *SHAPES, *VALUES, EMPTY, *EXTRA, *GEOMETRY, *bad_scales(), *SWITCH, *CLAMP, *MASKS, *BACKENDS,
 ]  # fmt: skip
 NA1D = [
     (

@@ -40,6 +40,9 @@ def attend(
     if clamp is not False:
         check_switch("clamp", clamp)
         inputs, neighborhoods = clamped(inputs, neighborhoods)
+    mask, key = inputs.key_mask, inputs.key
+    if isinstance(mask, Tensor) and isinstance(key, Tensor) and mask.shape == key.shape[1:-2]:
+        inputs = inputs._replace(key_mask=mask.expand(key.shape[0], *mask.shape))
     cast = autocast(inputs)
     output, lse = route(inputs if cast is inputs else Inputs(*cast), neighborhoods, scale, backend)
     return (output, lse) if return_lse else output

@@ -121,8 +121,8 @@ def check_inputs(inputs: Inputs, rank: int, neighborhood: Neighborhood | None = 
         TypeError: not a dense tensor, or not of a supported float dtype, or dtypes that differ.
         ValueError: ranks, shapes or devices that do not fit.
     """
-    query, key, value, additional_keys, additional_values, _ = inputs
-    for name, t in zip(inputs._fields, inputs):
+    query, key, value, additional_keys, additional_values, _, key_mask = inputs
+    for name, t in zip(inputs._fields, inputs.numbers):
         if t is not None or name in ("query", "key", "value"):
             check_tensor(name, t, None if name == "query" else query)
     for name, t in (("query", query), ("key", key), ("value", value)):
@@ -140,6 +140,23 @@ def check_inputs(inputs: Inputs, rank: int, neighborhood: Neighborhood | None = 
                 f"additional_keys and additional_values must have the same number of tokens, got "
                 f"{additional_keys.shape[1]} and {additional_values.shape[1]}"
             )
+    if key_mask is not None:
+        check_key_mask(key_mask, key)
+
+
+def check_key_mask(mask: object, key: Tensor) -> None:
+    """That a mask is `[batch, *lengths]` of the keys, of booleans, on their device.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    check_tensor("key_mask", mask, allowed=(torch.bool,))
+    assert isinstance(mask, Tensor)
+    if mask.device != key.device:
+        raise ValueError(f"key_mask must be on key's device {key.device}, got {mask.device}")
+    if mask.shape != key.shape[:-2]:
+        lengths = list(key.shape[1:-2])
+        raise ValueError(f"key_mask must have shape {lengths} or {[key.shape[0], *lengths]}, got {_shape(mask)}")
 
 
 def check_tensor(

@@ -37,6 +37,7 @@ class _Options(TypedDict, total=False):
     backend: str | None
     clamp: bool
     spans: Sequence[Span | None] | None
+    key_mask: Tensor | None
 
 
 class _AttentionOptions(TypedDict, total=False):
@@ -98,6 +99,7 @@ def neighborhood_attention(
     backend: str | None = None,
     clamp: bool = False,
     spans: Sequence[Span | None] | None = None,
+    key_mask: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Neighborhood attention for any rank from 1 to 3, with one neighborhood for all heads or one per head.
 
@@ -119,6 +121,10 @@ def neighborhood_attention(
             of `rpb` the middle.
         spans: where queries and keys are parts of a larger map, one `Span` for every axis, or None for a whole axis:
             which of its tokens they are. Windows are those of the whole axis, and must lie within the keys given.
+        key_mask: `[B, *X]` or `[*X]` of booleans, False for tokens that are not there.
+            No query attends to them, and what their key and value hold, NaN too, is never read as a number. A query
+            left without keys gets output 0 and log-sum-exp minus infinity; so does the query of a masked token where
+            it is not finite.
 
     Returns:
         output `[B, *X, H, Dv]` in the inputs' dtype; with `return_lse` also the log-sum-exp `[B, *X, H]` in float32
@@ -128,7 +134,7 @@ def neighborhood_attention(
         TypeError: an argument is of the wrong type or dtype.
         ValueError: shapes, devices or windows do not fit, or the backend cannot run the problem.
     """
-    inputs = Inputs(query, key, value, additional_keys, additional_values, rpb)
+    inputs = Inputs(query, key, value, additional_keys, additional_values, rpb, key_mask)
     neighborhoods = _neighborhoods(inputs, neighborhood)
     if spans is not None:
         neighborhoods = tuple(n.over(spans) if isinstance(n, Neighborhood) else n for n in neighborhoods)

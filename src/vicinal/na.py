@@ -49,6 +49,7 @@ class Rest(TypedDict, total=False):
     rpb: Tensor | None
     boundary: PerAxis[Boundary]
     clamp: bool
+    key_mask: Tensor | None
 
 
 @overload
@@ -105,6 +106,7 @@ def na1d(
     rpb: Tensor | None = None,
     boundary: PerAxis[Boundary] = "shift",
     clamp: bool = False,
+    key_mask: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """1-D neighborhood attention: each query attends to the window of keys nearest to it.
 
@@ -128,6 +130,10 @@ def na1d(
         boundary: "shift" (at a border the window moves inward) or "clip" (it is cut), per axis.
         clamp: take the largest window that fits where an axis is too short, `min(kernel_size, length // dilation)`, and
             of `rpb` the middle.
+        key_mask: `[B, X0]` or `[X0]` of booleans, False for tokens that are not there.
+            No query attends to them, and what their key and value hold, NaN too, is never read as a number. A query
+            left without keys gets output 0 and log-sum-exp minus infinity; so does the query of a masked token where
+            it is not finite.
 
     Returns:
         output `[B, X0, H, Dv]` in the inputs' dtype; with `return_lse` also the log-sum-exp `[B, X0, H]` in
@@ -144,7 +150,7 @@ def na1d(
         backward_kv_splits, backward_use_pt_reduction, run_persistent_kernel, kernel_schedule, torch_compile,
     )  # fmt: skip
     window = neighborhood(1, kernel_size, stride, dilation, is_causal, boundary)
-    inputs = Inputs(query, key, value, additional_keys, additional_values, rpb)
+    inputs = Inputs(query, key, value, additional_keys, additional_values, rpb, key_mask)
     return attend(inputs, (window,), scale, return_lse, backend, clamp)
 
 
@@ -202,6 +208,7 @@ def na2d(
     rpb: Tensor | None = None,
     boundary: PerAxis[Boundary] = "shift",
     clamp: bool = False,
+    key_mask: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """2-D neighborhood attention: each query attends to the window of keys nearest to it.
 
@@ -225,6 +232,10 @@ def na2d(
         boundary: "shift" (at a border the window moves inward) or "clip" (it is cut), per axis.
         clamp: take the largest window that fits where an axis is too short, `min(kernel_size, length // dilation)`, and
             of `rpb` the middle.
+        key_mask: `[B, X0, X1]` or `[X0, X1]` of booleans, False for tokens that are not there.
+            No query attends to them, and what their key and value hold, NaN too, is never read as a number. A query
+            left without keys gets output 0 and log-sum-exp minus infinity; so does the query of a masked token where
+            it is not finite.
 
     Returns:
         output `[B, X0, X1, H, Dv]` in the inputs' dtype; with `return_lse` also the log-sum-exp `[B, X0, X1, H]` in
@@ -241,7 +252,7 @@ def na2d(
         backward_kv_splits, backward_use_pt_reduction, run_persistent_kernel, kernel_schedule, torch_compile,
     )  # fmt: skip
     window = neighborhood(2, kernel_size, stride, dilation, is_causal, boundary)
-    inputs = Inputs(query, key, value, additional_keys, additional_values, rpb)
+    inputs = Inputs(query, key, value, additional_keys, additional_values, rpb, key_mask)
     return attend(inputs, (window,), scale, return_lse, backend, clamp)
 
 
@@ -299,6 +310,7 @@ def na3d(
     rpb: Tensor | None = None,
     boundary: PerAxis[Boundary] = "shift",
     clamp: bool = False,
+    key_mask: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """3-D neighborhood attention: each query attends to the window of keys nearest to it.
 
@@ -322,6 +334,10 @@ def na3d(
         boundary: "shift" (at a border the window moves inward) or "clip" (it is cut), per axis.
         clamp: take the largest window that fits where an axis is too short, `min(kernel_size, length // dilation)`, and
             of `rpb` the middle.
+        key_mask: `[B, X0, X1, X2]` or `[X0, X1, X2]` of booleans, False for tokens that are not there.
+            No query attends to them, and what their key and value hold, NaN too, is never read as a number. A query
+            left without keys gets output 0 and log-sum-exp minus infinity; so does the query of a masked token where
+            it is not finite.
 
     Returns:
         output `[B, X0, X1, X2, H, Dv]` in the inputs' dtype; with `return_lse` also the log-sum-exp
@@ -338,5 +354,5 @@ def na3d(
         backward_kv_splits, backward_use_pt_reduction, run_persistent_kernel, kernel_schedule, torch_compile,
     )  # fmt: skip
     window = neighborhood(3, kernel_size, stride, dilation, is_causal, boundary)
-    inputs = Inputs(query, key, value, additional_keys, additional_values, rpb)
+    inputs = Inputs(query, key, value, additional_keys, additional_values, rpb, key_mask)
     return attend(inputs, (window,), scale, return_lse, backend, clamp)

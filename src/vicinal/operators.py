@@ -26,8 +26,9 @@ from vicinal.tuning.cache import kept_plans
 
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? additional_keys, Tensor? additional_values, Tensor? rpb, "
-    "int[] neighborhoods, float scale, str? backend"
+    "Tensor? key_mask, int[] neighborhoods, float scale, str? backend"
 )
+_COUNT, _NUMBERS = len(Inputs._fields), len(Wanted._fields)  # tensors, and those of them that have gradients
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 
 torch.library.define("vicinal::attend", f"({_INPUTS}) -> (Tensor, Tensor)", tags=_TAGS)
@@ -46,8 +47,8 @@ attend_backward = torch.ops.vicinal.attend_backward.default
 
 @torch.library.impl("vicinal::attend", "default")
 def _attend(*args: Any) -> tuple[Tensor, Tensor]:
-    inputs = Inputs(*args[:6])
-    return run(inputs, plan_of(inputs, *args[6:]))
+    inputs = Inputs(*args[:_COUNT])
+    return run(inputs, plan_of(inputs, *args[_COUNT:]))
 
 
 def run(inputs: Inputs, chosen: Plan) -> tuple[Tensor, Tensor]:
@@ -61,9 +62,9 @@ def run(inputs: Inputs, chosen: Plan) -> tuple[Tensor, Tensor]:
 def _attend_backward(
     grad_output: Tensor, grad_lse: Tensor | None, output: Tensor, lse: Tensor, *args: Any
 ) -> tuple[Tensor, ...]:
-    inputs, wanted = Inputs(*args[:6]), Wanted(*args[9])
-    grads = run_backward(inputs, plan_of(inputs, *args[6:9]), Upstream(output, lse, grad_output, grad_lse), wanted)
-    return tuple(inputs.query.new_empty(0) if grad is None else grad for grad in grads)
+    inputs, settings, wanted = Inputs(*args[:_COUNT]), args[_COUNT:-1], Wanted(*args[-1])
+    grads = run_backward(inputs, plan_of(inputs, *settings), Upstream(output, lse, grad_output, grad_lse), wanted)
+    return tuple(inputs.query.new_empty(0) if grad is None else grad for grad in grads.numbers)
 
 
 def run_backward(inputs: Inputs, chosen: Plan, upstream: Upstream, wanted: Wanted) -> Inputs:
@@ -81,9 +82,9 @@ def _is_void(inputs: Inputs) -> bool:
 
 def plan_of(inputs: Inputs, code: Sequence[int], scale: float, backend: str | None) -> Plan:
     """The plan of a call of the operator: one look-up where the call has been seen before."""
-    query, key, value, additional_keys, _, rpb = inputs
+    query, key, value, additional_keys, _, rpb, key_mask = inputs
     signature = (query.shape, query.dtype, query.device, key.shape[-2], value.shape[-1], rpb is None, *code, scale)
-    full = (signature, None if additional_keys is None else additional_keys.shape[1], backend)
+    full = (signature, None if additional_keys is None else additional_keys.shape[1], key_mask is None, backend)
     return _plans.get(full, lambda: plan(Problem.of(inputs, decode(code, query.ndim - 3), scale), backend))
 
 
@@ -102,7 +103,7 @@ def _attend_fake(*args: Any) -> tuple[Tensor, Tensor]:
 def _attend_backward_fake(
     grad_output: Tensor, grad_lse: Tensor | None, output: Tensor, lse: Tensor, *args: Any
 ) -> tuple[Tensor, ...]:
-    inputs, wanted = args[:6], args[9]
+    inputs, wanted = args[:_NUMBERS], args[-1]
     return tuple(
         t.new_empty(t.shape) if is_wanted else grad_output.new_empty(0) for t, is_wanted in zip(inputs, wanted)
     )
@@ -113,8 +114,8 @@ def _attend_backward_fake(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:6], *output)
-    ctx.settings = inputs[6:]
+    ctx.save_for_backward(*inputs[:_COUNT], *output)
+    ctx.settings = inputs[_COUNT:]
 
 
 def _first(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -123,15 +124,16 @@ def _first(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tup
         return (None,) * len(ctx.needs_input_grad)
     if grad_output is None:
         grad_output = torch.zeros_like(output)
-    wanted = list(ctx.needs_input_grad[:6])
+    wanted = list(ctx.needs_input_grad[:_NUMBERS])
     grads = attend_backward(grad_output, grad_lse, output, lse, *inputs, *ctx.settings, wanted)
-    return (*(grad if is_wanted else None for is_wanted, grad in zip(wanted, grads)), None, None, None)
+    rest = (None,) * (len(ctx.needs_input_grad) - _NUMBERS)
+    return (*(grad if is_wanted else None for is_wanted, grad in zip(wanted, grads)), *rest)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:10])
-    ctx.settings = inputs[10:]
+    ctx.save_for_backward(*inputs[: 4 + _COUNT])
+    ctx.settings = inputs[4 + _COUNT :]
 
 
 def _second(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -155,7 +157,7 @@ def _second(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
             every[i] = tensor
         grad_output, grad_lse, output, lse, *inputs = every
         upstream = Upstream(output, lse, grad_output, grad_lse)
-        asked = Wanted(*(i in seeds for i in range(len(inputs))))
+        asked = Wanted(*(i in seeds for i in range(_NUMBERS)))
         grads = formulas.attend_backward(Inputs(*inputs), neighborhoods, scale, upstream, asked)
         return tuple(grads[i] for i in seeds)  # type: ignore[misc]
 
@@ -237,7 +239,7 @@ def _attend_backward_flops(
     return backward_flops(_scores(query, *args), query[-1], value[-1])
 
 
-def _scores(query: Any, extra_keys: Any, extra_values: Any, rpb: Any, code: list[int], *_: Any) -> int:
+def _scores(query: Any, extra_keys: Any, extra_values: Any, rpb: Any, mask: Any, code: list[int], *_: Any) -> int:
     """Useful scores from shapes (the flop counter passes shapes for tensors)."""
     batch, *lengths, heads, _head_dim = query
     neighborhoods = [n.resolve(lengths) for n in decode(code, len(lengths))]

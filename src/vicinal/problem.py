@@ -2,7 +2,8 @@
 
 Shapes, everywhere: query `[B, *X, H, D]`, key `[B, *X, Hkv, D]`, value `[B, *X, Hkv, Dv]` (as parts of axes
 each with its own `X`: `vicinal.geometry.span`), additional keys and values `[B, M, Hkv, D]` and `[B, M, Hkv, Dv]`,
-relative positional bias `[H, 2*K0-1, ...]`; output `[B, *X, H, Dv]`, log-sum-exp `[B, *X, H]`.
+relative positional bias `[H, 2*K0-1, ...]`; key mask `[B, *X]`, True where there is a key; output `[B, *X, H, Dv]`,
+log-sum-exp `[B, *X, H]`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ DTYPES = {
 
 
 class Inputs(NamedTuple):
-    """The tensors of one call; also the shape of their gradients, with None where there is none."""
+    """The tensors of one call; also the shape of their gradients, with None where there is none.
+
+    The first ones, as many as `Wanted` has, are numbers that have gradients; the rest says which scores count.
+    """
 
     query: Tensor
     key: Tensor
@@ -36,6 +40,12 @@ class Inputs(NamedTuple):
     additional_keys: Tensor | None = None
     additional_values: Tensor | None = None
     rpb: Tensor | None = None
+    key_mask: Tensor | None = None
+
+    @property
+    def numbers(self) -> tuple[Tensor | None, ...]:
+        """Those that have gradients."""
+        return self[: len(Wanted._fields)]
 
 
 class Upstream(NamedTuple):
@@ -63,7 +73,7 @@ class Wanted(NamedTuple):
     @classmethod
     def of(cls, inputs: Inputs) -> Wanted:
         """Of every tensor that is there."""
-        return cls(*(t is not None for t in inputs))
+        return cls(*(t is not None for t in inputs.numbers))
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ class Problem:
             are parts of the axes, these say which (`Axis.span`), the same for all heads.
         additional: number of additional keys, 0 for none.
         has_rpb: whether there is a relative positional bias.
+        has_key_mask: whether some keys may be masked.
         scale: factor of the scores.
     """
 
@@ -92,6 +103,7 @@ class Problem:
     scale: float
     additional: int = 0
     has_rpb: bool = False
+    has_key_mask: bool = False
 
     @classmethod
     def of(cls, inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: float) -> Problem:
@@ -111,6 +123,7 @@ class Problem:
             scale=scale,
             additional=0 if inputs.additional_keys is None else inputs.additional_keys.shape[1],
             has_rpb=inputs.rpb is not None,
+            has_key_mask=inputs.key_mask is not None,
         )
 
     def __hash__(self) -> int:  # plans are looked up on every call: hash the fields once
@@ -134,7 +147,7 @@ class Problem:
     @property
     def is_part(self) -> bool:
         """Whether queries or keys are parts of an axis."""
-        return any(span is not None for span in self.neighborhoods[0].spans)
+        return self.neighborhoods[0].is_part
 
     @property
     def per_head(self) -> bool:
@@ -173,7 +186,9 @@ class Problem:
             f"D{self.head_dim}" + (f"/{self.value_dim}" if self.value_dim != self.head_dim else ""),
             dtype_name(self.dtype),
         ]
-        return " ".join(words if self.per_head else [*words, *self.neighborhood.in_words()])
+        if not self.per_head:
+            words += self.neighborhood.in_words()
+        return " ".join([*words, "masked"] if self.has_key_mask else words)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

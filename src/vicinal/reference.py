@@ -82,10 +82,18 @@ def reference(inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: floa
     Returns:
         output `[B, *X, H, Dv]` and log-sum-exp `[B, *X, H]`, both float64.
     """
-    query, key, value, extra_keys, extra_values, rpb = (None if t is None else t.to(torch.float64) for t in inputs)
+    query, key, value, extra_keys, extra_values, rpb = (
+        None if t is None else t.to(torch.float64) for t in inputs.numbers
+    )
     assert query is not None
     assert key is not None
     assert value is not None
+    masked = inputs.key_mask
+    if masked is not None:
+        there = masked[..., None, None]  # where it is not, what a token asks may be no number either
+        key, value = key.masked_fill(~there, 0.0), value.masked_fill(~there, 0.0)
+        silent = ~(query.isfinite().all(-1, keepdim=True) | (True if neighborhoods[0].is_part else there))
+        query = query.masked_fill(silent, 0.0)
     batch, *lengths, heads, _ = query.shape
     repeat = heads // key.shape[-2]
     q = query.flatten(1, -3).transpose(1, 2)
@@ -104,6 +112,10 @@ def reference(inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: floa
         ev = extra_values.transpose(1, 2).repeat_interleave(repeat, 1)
         scores = torch.cat([scores, scale * (q @ ek.transpose(-1, -2))], -1)
         v = torch.cat([v, ev], 2)
+    if masked is not None:
+        gone = ~masked.flatten(1)[:, None, None] | silent.flatten(1, -3).transpose(1, 2)
+        more = silent.flatten(1, -3).transpose(1, 2).expand(-1, -1, -1, scores.shape[-1] - gone.shape[-1])
+        scores = scores.masked_fill(torch.cat([gone, more], -1), float("-inf"))
     nothing = (scores == float("-inf")).all(-1, keepdim=True)  # then output and gradients are 0
     scores = scores.masked_fill(nothing, 0.0)
     lse = scores.logsumexp(-1).masked_fill(nothing[..., 0], float("-inf"))

@@ -89,7 +89,7 @@ class Checked:
         """On a GPU, begin to compile what the backward of this call will need, while the forward compiles and runs."""
         self.ahead = True
         if inputs.query.device.type in COMPILED_AHEAD and inputs.query.shape[0] > 0:
-            wanted = Wanted(*(t is not None and t.requires_grad for t in inputs))
+            wanted = Wanted(*(t is not None and t.requires_grad for t in inputs.numbers))
             without_memory = Inputs(*(None if t is None else _without_memory(t) for t in inputs))  # type: ignore[arg-type]
             ahead(lambda: compilations(chosen, without_memory, wanted))
 
@@ -116,19 +116,20 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         *saved, output, lse = ctx.saved_tensors
-        inputs, wanted = Inputs(*saved), Wanted(*ctx.needs_input_grad[2:])
+        inputs, wanted = Inputs(*saved), Wanted(*ctx.needs_input_grad[2 : 2 + len(Wanted._fields)])
         if grad_output is None and grad_lse is None:
             return (None,) * len(ctx.needs_input_grad)
         if grad_output is None:
             grad_output = torch.zeros_like(output)
-        upstream = (grad_output, grad_lse)
+        above = (grad_output, grad_lse)
         grads: Sequence[Tensor | None]
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or _batched(*upstream) or _watched(upstream):
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or _batched(*above) or _watched(above):
             grads = attend_backward(grad_output, grad_lse, output, lse, *inputs, *ctx.settings, list(wanted))
             grads = [grad if is_wanted else None for is_wanted, grad in zip(wanted, grads)]
         else:
-            grads = run_backward(inputs, ctx.chosen, Upstream(output, lse, grad_output, grad_lse), wanted)
-        return (None, None, *grads)
+            upstream = Upstream(output, lse, grad_output, grad_lse)
+            grads = run_backward(inputs, ctx.chosen, upstream, wanted).numbers
+        return (None, None, *grads, *(None,) * (len(inputs) - len(wanted)))
 
 
 _calls: Cache[Checked] = Cache(entries=4096)

@@ -12,7 +12,10 @@ from typing import Any
 
 from vicinal.geometry.neighborhood import decode
 from vicinal.operators import attend, attend_backward
+from vicinal.problem import Inputs
 from vicinal.torch_internals import run_when_traced
+
+COUNT = len(Inputs._fields)
 
 
 def prepare(inputs: Sequence[Any], per_head: bool) -> None:
@@ -75,16 +78,16 @@ def _register_once() -> None:
     register_sharding(attend_backward)(_backward)
     # What they say depends on neighborhoods and on what is wanted, which must be part of the cache's key.
     known = DTensor._op_dispatcher.sharding_propagator.op_to_schema_info
-    known[attend] = RuntimeSchemaInfo(static_argnum=6)
-    known[attend_backward] = RuntimeSchemaInfo(static_argnum=10)
+    known[attend] = RuntimeSchemaInfo(static_argnum=COUNT)
+    known[attend_backward] = RuntimeSchemaInfo(static_argnum=4 + COUNT)
 
 
 def _forward(*args: Any) -> list[Any]:
     """Acceptable placements of results and of arguments, along one dimension of the mesh."""
-    inputs, rest = args[:6], args[6:]
+    inputs, rest = args[:COUNT], args[COUNT:]
     found = []
-    for tokens, additional, table in _splits(inputs, rest[0]):
-        given = _of_present(inputs, (tokens, tokens, tokens, additional, additional, table))
+    for tokens, additional, table, mask in _splits(inputs, rest[0]):
+        given = _of_present(inputs, (tokens, tokens, tokens, additional, additional, table, mask))
         found.append(([tokens, tokens], [*given, *[None] * len(rest)]))
     return found
 
@@ -93,11 +96,11 @@ def _backward(*args: Any) -> list[Any]:
     """The same of the backward operator."""
     from torch.distributed.tensor import Partial, Replicate
 
-    upstream, inputs, rest = args[:4], args[4:10], args[10:]
+    upstream, inputs, rest = args[:4], args[4 : 4 + COUNT], args[4 + COUNT :]
     found = []
-    for tokens, additional, table in _splits(inputs, rest[0]):
+    for tokens, additional, table, mask in _splits(inputs, rest[0]):
         above = _of_present(upstream, (tokens,) * 4)
-        given = _of_present(inputs, (tokens, tokens, tokens, additional, additional, table))
+        given = _of_present(inputs, (tokens, tokens, tokens, additional, additional, table, mask))
         grads = (tokens, tokens, tokens, additional, additional, Partial() if tokens.is_shard(0) else table)
         # What is not wanted is an empty tensor, the same everywhere.
         results = [grad if is_wanted else Replicate() for grad, is_wanted in zip(grads, rest[-1])]
@@ -105,16 +108,17 @@ def _backward(*args: Any) -> list[Any]:
     return found
 
 
-def _splits(inputs: Sequence[Any], code: Sequence[int]) -> list[tuple[Any, Any, Any]]:
-    """Placements of tokens, of additional keys and values, and of the bias: everywhere, by batch, by heads."""
+def _splits(inputs: Sequence[Any], code: Sequence[int]) -> list[tuple[Any, Any, Any, Any]]:
+    """Placements of tokens, additional keys and values, the bias and the key mask: everywhere, by batch, by heads."""
     from torch.distributed.tensor import Replicate, Shard
 
     query, key = inputs[:2]
     heads = len(query.shape) - 2
-    splits: list[tuple[Any, Any, Any]] = [(Replicate(), Replicate(), Replicate()), (Shard(0), Shard(0), Replicate())]
+    all_of, batch = Replicate(), Shard(0)
+    splits: list[tuple[Any, Any, Any, Any]] = [(all_of,) * 4, (batch, batch, all_of, batch)]
     is_split = any(p.is_shard(heads) for p in query.placements)
     if is_split and _may_split_heads(query, key, len(decode(code, heads - 1)) > 1):
-        splits.append((Shard(heads), Shard(2), Shard(0)))
+        splits.append((Shard(heads), Shard(2), Shard(0), all_of))
     return splits
 
 

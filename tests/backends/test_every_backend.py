@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from closeness import assert_as_close_as_torch, gradients, random_gradients
+from closeness import assert_as_close_as_torch, gradients, in_double, random_gradients
 from strategies import Layouts, any_layouts, calls, whole
 from vicinal import dispatch, na1d, na2d, neighborhood_attention
 from vicinal.geometry.neighborhood import Neighborhood
@@ -23,11 +23,11 @@ def run(name, call):
     """The call by a backend, as a function of inputs."""
 
     def by_backend(inputs):
-        query, key, value, more_keys, more_values, rpb = inputs
+        query, key, value, more_keys, more_values, rpb, key_mask = inputs
         neighborhood = call.neighborhoods[0] if len(call.neighborhoods) == 1 else call.neighborhoods
         return neighborhood_attention(
             query, key, value, neighborhood, scale=call.scale, additional_keys=more_keys,
-            additional_values=more_values, rpb=rpb, return_lse=True, backend=name,
+            additional_values=more_values, rpb=rpb, key_mask=key_mask, return_lse=True, backend=name,
         )  # fmt: skip
 
     return by_backend
@@ -61,10 +61,49 @@ def test_any_layout_of_smaller_dtypes(name, dtype, call, layouts: Layouts):
         return
     found = run(name, call)(inputs)
     if name == "unfused" and dtype != torch.float32:  # its weights are rounded, as no fused attention's are
-        truth = reference(Inputs(*(None if t is None else t.double() for t in inputs)), call.neighborhoods, call.scale)
+        truth = reference(in_double(inputs), call.neighborhoods, call.scale)
         torch.testing.assert_close(found[0].double(), truth[0], rtol=0.05, atol=0.05)
     else:
         assert_as_close_as_torch(found, inputs, call.neighborhoods, call.scale)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@settings(max_examples=40)
+@given(call=calls(), layouts=any_layouts(), masked=st.sampled_from([0.1, 0.5, 0.95]), with_lse=st.booleans())
+def test_masked_keys(name, call, layouts: Layouts, masked, with_lse):
+    call = replace(call, masked=masked)
+    inputs = layouts.inputs(call.inputs())
+    if not can_run(name, inputs, call):
+        return
+    output, lse = run(name, call)(inputs)
+    above = layouts.gradients(*random_gradients(output, lse, call.seed, with_lse))
+    found = gradients(run(name, call), inputs, *above)
+    truth = gradients(lambda i: reference(i, call.neighborhoods, call.scale), inputs, *above)
+    torch.testing.assert_close(found, truth, **EXACT)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@settings(max_examples=30)
+@given(call=calls(), masked=st.sampled_from([0.3, 0.8]))
+def test_masked_tokens_are_never_numbers(name, call, masked):
+    """All of a masked token is NaN, its gradient from above too: nothing of it shows."""
+    call = replace(call, masked=masked)
+    inputs = call.inputs()
+    if not can_run(name, inputs, call):
+        return
+    gone = ~inputs.key_mask[..., None]
+    nan = float("nan")
+    query, key, value = (t.masked_fill(gone[..., None], nan) for t in inputs[:3])
+    holes = inputs._replace(query=query, key=key, value=value)
+    output, lse = run(name, call)(holes)
+    own = gone.expand_as(lse)
+    assert torch.equal(output[own], torch.zeros_like(output[own]))
+    assert torch.equal(lse[own], torch.full_like(lse[own], -float("inf")))
+    grad, grad_lse = random_gradients(output, lse, call.seed)
+    found = gradients(run(name, call), holes, grad.masked_fill(own[..., None], nan), grad_lse.masked_fill(own, nan))
+    above = grad.masked_fill(own[..., None], 0.0), grad_lse.masked_fill(own, 0.0)
+    truth = gradients(lambda i: reference(i, call.neighborhoods, call.scale), holes, *above)
+    torch.testing.assert_close(found, truth, **EXACT)
 
 
 @contextlib.contextmanager
@@ -147,9 +186,7 @@ def test_surroundings_change_nothing_now_or_later(name, surroundings, features):
     for one, other in zip(inside, outside):
         assert (one.device, one.dtype) == (other.device, other.dtype)
         assert torch.equal(one, other)
-    true_inputs = Inputs(
-        *(t.double() for t in (q, k, v)), *(extra[n].double() if n in extra else None for n in Inputs._fields[3:])
-    )
+    true_inputs = in_double(Inputs(q, k, v, **extra))
     truth = gradients(lambda i: reference(i, problem.neighborhoods, 0.25), true_inputs, above.double(), None)
     for one, true in zip(outside, truth, strict=True):
         torch.testing.assert_close(one.double(), true, rtol=1e-4, atol=1e-4)

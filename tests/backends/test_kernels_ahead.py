@@ -41,7 +41,7 @@ def problem_of(fields):
 def wanted_of(inputs, names):
     if names == "query key value":
         return Wanted.of(inputs)
-    return Wanted(*(name in names.split() for name in Inputs._fields))
+    return Wanted(*(name in names.split() for name in Wanted._fields))
 
 
 def dtypes(tensors):

@@ -322,7 +322,7 @@ def test_only_wanted_gradients(names, together):
     upstream = Upstream(output, lse, *random_gradients(output, lse, 3))
     config = GradientTilings(tiling, tiling, together)
     every = BACKEND.backward(problem, config, inputs, upstream, Wanted.of(inputs))
-    wanted = Wanted(*(field in names.split() for field in Inputs._fields))
+    wanted = Wanted(*(field in names.split() for field in Wanted._fields))
     grads = BACKEND.backward(problem, config, inputs, upstream, wanted)
     for grad, full, wants in zip(grads, every, wanted, strict=True):
         assert (grad is not None) == wants

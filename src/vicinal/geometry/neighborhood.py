@@ -214,6 +214,11 @@ class Neighborhood:
     def spans(self) -> tuple[Span | None, ...]:
         return tuple(axis.span for axis in self.axes)
 
+    @property
+    def is_part(self) -> bool:
+        """Whether queries or keys are parts of an axis."""
+        return any(axis.span is not None for axis in self.axes)
+
     def key_lengths(self, lengths: Sequence[int]) -> tuple[int, ...]:
         """The lengths of the keys, of those of the queries."""
         return tuple(n if a.span is None else a.span.key_length for a, n in zip(self.axes, lengths))

@@ -170,7 +170,7 @@ def present(tensors):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("place", [*Inputs._fields, "grad_output", "grad_lse"])
+@pytest.mark.parametrize("place", [*Wanted._fields, "grad_output", "grad_lse"])
 def test_what_is_negated_when_it_is_read_is_read_so(dtype, place):
     call = replace(whole(3), head_dim=16, value_dim=16, additional=4, has_rpb=True)
     inputs = call.inputs(dtype)
@@ -179,7 +179,7 @@ def test_what_is_negated_when_it_is_read_is_read_so(dtype, place):
     output, lse = BACKEND.forward(problem, config, inputs)
     upstream = Upstream(output, lse, *random_gradients(output, lse, 0))
     wanted = output, lse, *BACKEND.backward(problem, config, inputs, upstream, Wanted.of(inputs))
-    if place in Inputs._fields:
+    if place in Wanted._fields:
         inputs = inputs._replace(**{place: torch._neg_view(-getattr(inputs, place))})
     else:
         upstream = upstream._replace(**{place: torch._neg_view(-getattr(upstream, place))})

@@ -13,7 +13,7 @@ import triton.runtime.interpreter
 from hypothesis import given, settings
 
 import strategies
-from closeness import assert_as_close_as_torch, gradients_of, random_gradients
+from closeness import assert_as_close_as_torch, gradients, gradients_of, in_double, random_gradients
 from vicinal.backends import triton as backend
 from vicinal.backends.gpu import launch as launch_module
 from vicinal.backends.gpu.launch import Launch
@@ -22,6 +22,7 @@ from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.span import Span
 from vicinal.geometry.tiles import reach
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
+from vicinal.reference import reference
 
 of = Neighborhood.of
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -58,6 +59,7 @@ def call(
     seed=0,
     queries=None,
     spare=1,
+    masked=0.0,
 ):
     """`queries`: intervals of them along the axes, with their keys and up to `spare` more at each end."""
     neighborhoods = neighborhoods if isinstance(neighborhoods, tuple) else (neighborhoods,)
@@ -70,7 +72,19 @@ def call(
         neighborhoods = tuple(each.over(spans) for each in neighborhoods)
         lengths = tuple(span.query_length for span in spans)
     resolved = tuple(n.resolve(lengths) for n in neighborhoods)
-    return strategies.Call(resolved, lengths, batch, heads, kv_heads, head_dim, value_dim, additional, has_rpb, seed)
+    sizes = (batch, heads, kv_heads, head_dim, value_dim, additional)
+    return strategies.Call(resolved, lengths, *sizes, has_rpb, seed, masked)
+
+
+MASKED = [
+    pytest.param(call((6, 9), of(2, 3), heads=2, batch=2, masked=0.5), id="2d"),
+    pytest.param(call((7, 7), of(2, 5), heads=2, kv_heads=2, masked=0.97), id="few"),
+    pytest.param(call((36,), of(1, 5, dilation=7), masked=0.3), id="dilation"),
+    pytest.param(call((4, 5, 6), of(3, (2, 3, 4), is_causal=(True, False, False)), masked=0.4), id="3d-causal"),
+    pytest.param(call((6, 9), of(2, (3, 5)), has_rpb=True, additional=5, batch=2, masked=0.6), id="rpb-additional"),
+    pytest.param(call((20,), (of(1, 7), of(1, 3)), heads=2, masked=0.4), id="per-head"),
+    pytest.param(call((9, 11), of(2, 3), queries=((2, 7), (0, 6)), masked=0.4), id="span"),
+]
 
 
 def in_launches(config, together):
@@ -109,7 +123,7 @@ def check(
     if together is not None:
         config = in_launches(config, together)
     grads = gradients_of(backend.BACKEND, problem, config, inputs, output, lse, grad_output, grad_lse)
-    for grad, given_ in zip(grads, inputs, strict=True):
+    for grad, given_ in zip(grads.numbers, inputs.numbers, strict=True):
         assert (grad is None) == (given_ is None)
         assert grad is None or (grad.dtype == given_.dtype and grad.is_contiguous())
     results = [output, lse, *(g for g in grads if g is not None)]
@@ -153,6 +167,35 @@ def check(
 def test_neighborhoods(drawn):
     tiles = {1: ((16,), (16,)), 2: ((4, 4), (4, 4)), 3: ((2, 2, 4), (2, 2, 4))}[len(drawn.lengths)]
     check(drawn, tiles=tiles)
+
+
+@pytest.mark.parametrize("drawn", MASKED)
+@pytest.mark.parametrize("together", [False, True])
+def test_key_masks(drawn, together):
+    check(drawn, together=together)
+
+
+@pytest.mark.parametrize("drawn", MASKED[:-1])
+def test_masked_tokens_are_never_numbers(drawn):
+    """All of a masked token is NaN, what comes from above to it too: nothing of it shows."""
+    inputs = drawn.inputs(torch.float32, device)
+    problem = Problem.of(inputs, drawn.neighborhoods, drawn.scale)
+    gone = ~inputs.key_mask[..., None]
+    holes = inputs._replace(
+        **{n: getattr(inputs, n).masked_fill(gone[..., None], torch.nan) for n in Inputs._fields[:3]}
+    )
+    output, lse = backend.BACKEND.forward(problem, backend.BACKEND.configs(problem, "forward")[0], holes)
+    gone = gone.expand(lse.shape)
+    assert torch.equal(output[gone], torch.zeros_like(output[gone]))
+    assert torch.equal(lse[gone], torch.full_like(lse[gone], -torch.inf))
+    above = random_gradients(output, lse, drawn.seed)
+    config = backend.BACKEND.configs(problem, "backward")[0]
+    holes_above = above[0].masked_fill(gone[..., None], torch.nan), above[1].masked_fill(gone, torch.nan)
+    grads = gradients_of(backend.BACKEND, problem, config, holes, output, lse, *holes_above)
+    none = above[0].masked_fill(gone[..., None], 0), above[1].masked_fill(gone, 0)
+    truth = gradients(lambda i: reference(i, drawn.neighborhoods, drawn.scale), in_double(holes), *none)
+    found = [output, lse, *(g for g in grads.numbers if g is not None)]
+    torch.testing.assert_close([t.double() for t in found], truth, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +396,7 @@ def test_the_same_strides_negated_and_not():
 
 
 WANTED = [
-    Wanted(*(name in names.split() for name in Inputs._fields))
+    Wanted(*(name in names.split() for name in Wanted._fields))
     for names in (
         "query",
         "key",

@@ -119,13 +119,13 @@ def test_only_what_is_wanted(name, monkeypatch):
     problem = Problem.of(inputs, (neighborhood,), 0.4)
     config = next(c for c in BACKEND.configs(problem, "forward") if c.variant == "torch")
     output, lse, every, upstream = both_passes(inputs, neighborhood, "torch")
-    wanted = Wanted(*(field == name for field in Inputs._fields))
+    wanted = Wanted(*(field == name for field in Wanted._fields))
     called = []
     products = launch.pn
     monkeypatch.setattr(launch, "pn", lambda *a: (called.append("pn"), products(*a))[1])
     grads = BACKEND.backward(problem, config, inputs, Upstream(output, lse, *upstream), wanted)
     assert len(called) == (1 if name == "value" else 2)  # scores; their gradients
-    for grad, full, field in zip(grads, every, Inputs._fields):
+    for grad, full, field in zip(grads, every, Wanted._fields):
         assert grad is None if field != name else torch.equal(grad, full)
 
 

@@ -125,6 +125,8 @@ def unsupported_anywhere(problem: Problem) -> str | None:
         return f"head_dim and value_dim must be multiples of 8 from 8 to {max(HEAD_DIMS)}, got {dims}"
     if problem.has_rpb:
         return "it has no relative positional bias"
+    if problem.has_key_mask:
+        return "it has no key mask"
     if problem.is_part:
         return "it takes whole axes, no spans"
     if problem.batch == 0:

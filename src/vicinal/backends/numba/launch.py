@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from threading import local
 
 import numpy as np
@@ -19,6 +20,7 @@ from vicinal.backends.protocol import Direction
 from vicinal.problem import Inputs, Problem, Upstream, Wanted, lse_dtype
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+ALL_KEYS = np.full(1, -1, np.int16)  # a mask of one key, that stands for every one
 NOBODY = Wanted(*[False] * len(Wanted._fields))
 NOTHING = Inputs(*[None] * len(Inputs._fields))  # type: ignore[arg-type]
 
@@ -29,17 +31,23 @@ Given = tuple[Tensor | None, ...]
 def forward(problem: Problem, config: NumbaConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp, contiguous."""
     dtype = lse_dtype(problem.dtype)
+    silent = None if problem.is_part else _silent(inputs)
+    if silent is not None:
+        inputs = inputs._replace(query=inputs.query.masked_fill(silent[..., None], 0.0))
     given = tuple([None if t is None else _rows(t, dtype) for t in inputs[:5]])
     call = _call(problem, "forward", config, given, NOBODY)
     shape = inputs.query.shape[:-1]
     output = _empty((*shape, _whole(problem.value_dim)), dtype)
     lse = _empty(shape, dtype)
-    running = _Running(call, dtype, (*given, output, lse))
+    running = _Running(call, dtype, (*given, output, lse), inputs.key_mask)
     if inputs.rpb is None:
         running.run("forward", call.threads)
     else:
         running.spread(inputs.rpb)
         running.run_next("biased forward", call.threads)
+    if silent is not None:
+        output.masked_fill_(silent[..., None], 0.0)
+        lse.masked_fill_(silent, -inf)
     return _narrow(output, problem.value_dim, problem.dtype), lse
 
 
@@ -54,6 +62,11 @@ def backward(
     if not any(wanted):
         return NOTHING
     output, lse, grad_output, grad_lse = upstream
+    if inputs.key_mask is not None and (without := lse == -inf).any():
+        # Of queries without keys neither what they ask nor what comes from above need be numbers.
+        inputs = inputs._replace(query=inputs.query.masked_fill(without[..., None], 0.0))
+        grad_output = grad_output.masked_fill(without[..., None], 0.0)
+        grad_lse = None if grad_lse is None else grad_lse.masked_fill(without, 0.0)
     dtype = lse_dtype(problem.dtype)
     rows = [None if t is None else _rows(t, dtype) for t in inputs[:5]]
     sums = (_numbers(lse, dtype), None if grad_lse is None else _numbers(grad_lse, dtype))
@@ -66,7 +79,7 @@ def backward(
             made.append(None)
         else:
             made.append(_empty((*(() if place == 0 else parts), *t.shape[:-1], _whole(t.shape[-1])), dtype))
-    running = _Running(call, dtype, (*given, *made))
+    running = _Running(call, dtype, (*given, *made), inputs.key_mask)
     grad_bias: Tensor | None = None
     if inputs.rpb is None:
         running.run("backward", call.threads)
@@ -85,6 +98,14 @@ def backward(
     return Inputs(*found)  # type: ignore[arg-type]
 
 
+def _silent(inputs: Inputs) -> Tensor | None:
+    """Queries `[B, *X, H]` of masked tokens that are no numbers; None where there are none."""
+    if inputs.key_mask is None:
+        return None
+    silent = ~inputs.key_mask[..., None] & ~inputs.query.isfinite().all(-1)
+    return silent if silent.any() else None
+
+
 def _call(problem: Problem, direction: Direction, config: NumbaConfig, given: Given, wanted: Wanted) -> KernelCall:
     layouts = tuple([None if t is None else (*t.stride(), t.shape[-1]) for t in given])
     return kernel_call(problem, direction, config.tiles, layouts, wanted, torch.get_num_threads())
@@ -93,12 +114,17 @@ def _call(problem: Problem, direction: Direction, config: NumbaConfig, given: Gi
 class _Running:
     """A call with its memory: kernels run one after the other."""
 
-    def __init__(self, call: KernelCall, dtype: torch.dtype, tensors: Given) -> None:
+    def __init__(self, call: KernelCall, dtype: torch.dtype, tensors: Given, key_mask: Tensor | None) -> None:
         self.call, self.dtype = call, dtype
         self.numbers = call.numbers.copy()
         self.numbers[c.ADDRESS : c.ADDRESS + len(tensors)] += [0 if t is None else t.data_ptr() for t in tensors]
         self.numbers[c.SCRATCH] = SCRATCH.take(call.threads * call.scratch)
         self.kept: list[Tensor] = []
+        if key_mask is None:
+            self.numbers[c.ADDRESS + c.KEY_MASK] = ALL_KEYS.ctypes.data
+        else:
+            self.kept.append(-key_mask.contiguous().to(torch.int16))
+            self.numbers[c.ADDRESS + c.KEY_MASK] += self.kept[0].data_ptr()
 
     def run(self, kernel: str, count: int) -> None:
         """Run a kernel on `count` threads, and wait."""

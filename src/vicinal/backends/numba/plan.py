@@ -23,6 +23,7 @@ from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.problem import Problem, Wanted, lse_dtype
 
 CHUNK = 384  # keys whose scores are held at a time
+MASK_BYTES = 2  # of a key in the mask
 SPARE = 16  # rows that kernels may compute in vain after a chunk's
 SPAN = 8  # tiles of the last axis per task
 START_NS = 10_000  # what another thread must take over
@@ -236,6 +237,13 @@ def _place_tensors(
             numbers[c.ADDRESS + place] = -sum(start * stride for start, stride in zip(before, five[1:]))
     for i, place in enumerate((c.GRAD_KEY, c.GRAD_VALUE, c.GRAD_ADDITIONAL_KEY, c.GRAD_ADDITIONAL_VALUE)):
         numbers[c.PART_BYTES + i] = size * prod(results.get(place, (0,)))
+    if problem.has_key_mask:
+        shape = (problem.batch, *problem.key_lengths, 1)
+        contiguous = tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+        at = c.STRIDE + c.STRIDES * c.KEY_MASK
+        numbers[at : at + c.STRIDES] = five = [MASK_BYTES * s for s in _five(contiguous, problem.rank, False)]
+        numbers[at + c.HEAD_STRIDE] = 0  # one for all heads
+        numbers[c.ADDRESS + c.KEY_MASK] = -sum(start * stride for start, stride in zip(starts[1], five[1:]))
     numbers[c.LENGTHS : c.LENGTHS + AXES] = (1,) * (AXES - problem.rank) + problem.key_lengths
     numbers[c.KEY_STARTS : c.KEY_STARTS + AXES] = starts[1]
 

@@ -37,7 +37,7 @@ def attend(
         output `[B, *X, H, Dv]` in the dtype of the inputs, log-sum-exp `[B, *X, H]` in its `lse_dtype`; contiguous.
     """
     with without_autocast(inputs.query.device):
-        tables = _Tables(inputs, scale)
+        tables = _Tables(inputs, scale, neighborhoods[0].is_part)
         walks = _walks(inputs, neighborhoods, tile)
         results = [_attend(walk, tables) for walk in walks]
         output = _heads([output for output, _ in results], walks)
@@ -59,12 +59,14 @@ def attend_backward(
     output and the log-sum-exp as they are given.
     """
     with without_autocast(inputs.query.device):
-        tables, sums = _Tables(inputs, scale), _Sums(inputs, wanted)
+        tables, sums = _Tables(inputs, scale, neighborhoods[0].is_part), _Sums(inputs, wanted)
         dtype = tables.query.dtype
         above, lse = upstream.grad_output.to(dtype), upstream.lse
         delta = (above * upstream.output.to(dtype)).sum(-1)
         if upstream.grad_lse is not None:
             delta = delta - upstream.grad_lse
+        if inputs.key_mask is not None:  # what comes from above to a query without keys may be no number
+            above, delta = above.masked_fill((lse == -inf)[..., None], 0.0), delta.masked_fill(lse == -inf, 0.0)
         # Of a query without a finite score every weight is to be zero: exp(-inf - inf).
         rows = (_table(above), lse.masked_fill(lse == -inf, inf).flatten(), delta.flatten())
         walks = _walks(inputs, neighborhoods, tile)
@@ -76,14 +78,25 @@ def attend_backward(
 class _Tables:
     """The inputs as tables of rows, as `Walk` numbers them, in the dtype that is computed in."""
 
-    def __init__(self, inputs: Inputs, scale: float) -> None:
+    def __init__(self, inputs: Inputs, scale: float, is_part: bool) -> None:
+        """`is_part`: queries and keys may be other tokens."""
         query, key, value, extra_keys, extra_values, rpb = (
-            None if t is None else t.to(lse_dtype(t.dtype)) for t in inputs
+            None if t is None else t.to(lse_dtype(t.dtype)) for t in inputs.numbers
         )
         assert query is not None
         assert key is not None
         assert value is not None
         self.scale = scale
+        self.key_limit: Tensor | None = None  # of scores: inf, or -inf where a key is masked
+        self.query_limit: Tensor | None = None  # the same where a query is
+        if inputs.key_mask is not None:
+            gone = ~inputs.key_mask[..., None, None]
+            silent = (False if is_part else gone) & ~query.isfinite().all(-1, keepdim=True)
+            self.key_limit = pad(
+                _limit(gone.expand_as(key[..., :1]), query.dtype), (0, _row_count(extra_keys)), value=inf
+            )
+            self.query_limit = _limit(silent, query.dtype)
+            query, key, value = query.masked_fill(silent, 0.0), key.masked_fill(gone, 0.0), value.masked_fill(gone, 0.0)
         self.query, self.key, self.value = _table(query), _table(key), _table(value)
         if extra_keys is not None and extra_values is not None:
             self.key = torch.cat([self.key, _table(extra_keys)])
@@ -100,7 +113,11 @@ class _Tables:
         if self.bias is not None and chunk.bias_index is not None:
             bias = pad(_take(self.bias, chunk.bias_index), (0, scores.shape[-1] - chunk.bias_index.shape[-1]))
             scores = scores + bias.index_select(0, chunk.head)
-        return scores.minimum(chunk.mask)
+        scores = scores.minimum(chunk.mask)
+        if self.key_limit is not None and self.query_limit is not None:
+            limit = _take(self.query_limit, chunk.queries)[..., None]
+            scores = scores.minimum(_take(self.key_limit, chunk.keys)[..., None, :]).minimum(limit)
+        return scores
 
 
 class _Sums:
@@ -200,6 +217,11 @@ def _heads(parts: list[Tensor], walks: list[Walk]) -> Tensor:
     order = [h for walk in walks for h in walk.heads]
     back = sorted(range(len(order)), key=order.__getitem__)
     return torch.cat(parts, -2).index_select(-2, indices(back, parts[0].device))
+
+
+def _limit(gone: Tensor, dtype: torch.dtype) -> Tensor:
+    """A row of numbers: -inf where gone, inf elsewhere."""
+    return torch.full(gone.shape, inf, dtype=dtype, device=gone.device).masked_fill(gone, -inf).flatten()
 
 
 def _table(tokens: Tensor) -> Tensor:

@@ -153,7 +153,7 @@ def _table_size(problem: Problem) -> int:
 
 def _key(problem: Problem, config: Tiling | GradientTilings, inputs: Inputs) -> tuple[object, ...]:
     """What a prepared launch depends on."""
-    query, key, value, extra_keys, extra_values, _ = inputs
+    query, key, value, extra_keys, extra_values = inputs[:5]
     found: tuple[object, ...] = (problem, config, query.stride(), key.stride(), value.stride())
     found += (query.is_neg(), key.is_neg(), value.is_neg())
     if extra_keys is not None and extra_values is not None:

@@ -67,7 +67,7 @@ class Backward:
         ok = aligned((*inputs, *upstream))
         if self._table is not None:
             in_use(self._table)
-        query, key, value, _, _, rpb = inputs
+        query, key, value, _, _, rpb, key_mask = inputs
         output, lse, grad_output, grad_lse = upstream
         grad_query = contiguous_like(query) if self._wanted.query else None
         grad_key, grad_value = self._key_and_value(inputs)
@@ -81,7 +81,7 @@ class Backward:
             self._query((*read, delta, grad_query), ok)
         if self._delta is not None:
             self._delta((output, grad_output, grad_lse, delta), ok)
-        rest = (query, key, value, rpb, self._table, lse, grad_output, delta)
+        rest = (query, key, value, rpb, key_mask, self._table, lse, grad_output, delta)
         if self._key_value is not None:
             self._key_value((*rest, grad_key, grad_value), ok)
         if self._per_query_head:
@@ -100,7 +100,7 @@ class Backward:
 
     def kernels(self, inputs: Inputs) -> list[Job]:
         """What compiles the kernels that a call launches; see `vicinal.backends.protocol.Backend.backward_kernels`."""
-        query, key, value, extra_keys, extra_values, rpb = stand_ins = [like(t) for t in inputs]
+        query, key, value, extra_keys, extra_values, rpb, key_mask = stand_ins = [like(t) for t in inputs]
         sums = like(query, lse_dtype(self._problem.dtype))
         table, wanted = like(self._table), self._wanted
         own = torch.float32 if self._per_query_head else None
@@ -108,7 +108,7 @@ class Backward:
         dek, dev = (like(t, torch.float32) if w else None for t, w in zip((extra_keys, extra_values), wanted[3:5]))
         delta = sums if self._both is not None or self._query is not None or self._delta is not None else None
         read = (*stand_ins, table, query, sums, query, None)
-        rest = (query, key, value, rpb, table, sums, query, delta)
+        rest = (query, key, value, rpb, key_mask, table, sums, query, delta)
         each = [
             (self._both, (*read, delta, dq, dk, dv)),
             (self._query, (*read, delta, dq)),
@@ -258,6 +258,7 @@ def _additional_launch(prepared: Prepared) -> Launch:
         ADDITIONAL_TILE,
         QUERIES_PER_STEP,
         prepared.vector,
+        problem.has_key_mask,
         precision_of(problem.dtype),
     )
     grid = (programs, -(-tokens // slice_size), 1)

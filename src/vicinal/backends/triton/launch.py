@@ -70,7 +70,7 @@ class Forward:
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp."""
-        if self._copies or (inputs.rpb is not None and (not inputs.rpb.is_contiguous() or inputs.rpb.is_neg())):
+        if self._copies or inputs.rpb is not None or inputs.key_mask is not None:
             inputs = readable(inputs)
         query = inputs.query
         output = query.new_empty(self._shape)
@@ -131,7 +131,7 @@ def is_wide(problem: Problem, strides: tuple[tuple[int, ...], ...], config: Tili
 
 def readable(inputs: Inputs) -> Inputs:
     """The inputs as the kernels read them: in place, unless a last dimension is not contiguous."""
-    q, k, v, ek, ev, rpb = inputs
+    q, k, v, ek, ev, rpb, key_mask = inputs
     return Inputs(
         rows_last(q),
         rows_last(k),
@@ -139,6 +139,7 @@ def readable(inputs: Inputs) -> Inputs:
         None if ek is None else rows_last(ek),
         None if ev is None else rows_last(ev),
         None if rpb is None else dense(rpb),
+        None if key_mask is None else key_mask.contiguous().view(torch.uint8),
     )
 
 

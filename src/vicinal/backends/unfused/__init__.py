@@ -28,11 +28,13 @@ class UnfusedBackend:
     name = "unfused"
 
     def unsupported(self, problem: Problem) -> str | None:
-        """Only one neighborhood for all heads."""
+        """Only one neighborhood for all heads, and all keys."""
         if problem.per_head:
             return "unfused kernels take one neighborhood for all heads"
         if problem.is_part:
             return "unfused kernels take whole axes, no spans"
+        if problem.has_key_mask:
+            return "unfused kernels take no key mask"
         return None
 
     def seconds(self, problem: Problem, direction: Direction, config: UnfusedConfig) -> None:
@@ -70,7 +72,7 @@ class UnfusedBackend:
     ) -> Inputs:
         """Gradients, from recomputed scores."""
         slots, scale, variant = _slots(problem), problem.scale, config.variant
-        query, key, _, extra_keys, extra_values, rpb = inputs
+        query, key, _, extra_keys, extra_values, rpb = inputs[:6]
         lse, grad_output = upstream.lse, upstream.grad_output
         total = lse.masked_fill(lse == -inf, inf)  # no score is finite: no weight at all
         weights = (_scores(problem, slots, config, inputs).to(lse.dtype) - total[..., None]).exp_()

@@ -63,6 +63,7 @@ class Variant:
     kv_heads: int = 2
     additional: int = 0
     has_rpb: bool = False
+    has_key_mask: bool = False
 
     def problem(self) -> tuple[Problem, Inputs]:
         def make(*shape: int) -> torch.Tensor:
@@ -77,6 +78,7 @@ class Variant:
             make(4, self.additional, hkv, d) if self.additional else None,
             make(4, self.additional, hkv, d) if self.additional else None,
             make(h, *(2 * k - 1 for k in resolved[0].window)) if self.has_rpb else None,
+            torch.empty((4, *x), dtype=torch.bool, device="meta") if self.has_key_mask else None,
         )
         problem = Problem.of(inputs, resolved, d**-0.5)
         return replace(problem, device=torch.device("cpu")), inputs
@@ -87,6 +89,7 @@ VARIANTS = [
     Variant("2d", (128, 128), (of(2, 33),), torch.bfloat16, 64),
     Variant("part", (40, 128), (of(2, 33).over((Span(128, (30, 70), (14, 86)), None)),), torch.bfloat16, 64),
     Variant("2d-d128", (256, 256), (of(2, 80),), torch.float16, 128),
+    Variant("masked", (128, 128), (of(2, 13),), torch.bfloat16, 64, has_key_mask=True),
     Variant("small", (8, 8), (of(2, 3),), torch.float16, 64),  # all gradients in one launch
     Variant("thin", (130,), (of(1, 7, dilation=18),), torch.float16, 64),  # tiles of several dilation groups
     Variant("nat", (56, 56), (of(2, 7),), torch.float16, 32, has_rpb=True),
@@ -142,7 +145,8 @@ def launches(
     prepared = Prepared.of(problem, inputs)
     x, f32 = Pointer(variant.dtype), Pointer(torch.float32)
     table = None if prepared.table is None else Pointer(torch.int32)
-    q, k, v, ek, ev, rpb = given = tuple(None if t is None else x for t in inputs)
+    mask = Pointer(torch.uint8) if variant.has_key_mask else None
+    q, k, v, ek, ev, rpb, mask = given = (*(None if t is None else x for t in inputs.numbers), mask)
     dq, dk, dv, _, _, _ = (x if wants else None for wants in wanted)
     dek, dev = (f32 if wants else None for wants in wanted[3:5])
     first = config or tilings(problem, "forward")[0]
@@ -150,7 +154,7 @@ def launches(
     forward = Forward(prepared, first)._launch
     backward = Backward(prepared, second, wanted)
     delta = f32 if backward._both or backward._query or backward._delta else None
-    rest = (q, k, v, rpb, table, f32, x, delta)
+    rest = (q, k, v, rpb, mask, table, f32, x, delta)
     found = [
         (forward, (*given, table, x, f32)),
         (backward._both, (*given, table, x, f32, x, None, f32, dq, dk, dv)),
@@ -210,7 +214,7 @@ def main(name: str, only: list[str]) -> None:
 
 def report(variant: Variant, names: str | None, target: GPUTarget, shared: int) -> None:
     """One JSON line a kernel; of those that only the gradients of `names` need, if any are given."""
-    wanted = None if names is None else Wanted(*(field in names.split() for field in Inputs._fields))
+    wanted = None if names is None else Wanted(*(field in names.split() for field in Wanted._fields))
     name = variant.name if names is None else f"{variant.name}: {names}"
     for launch, tensors in launches(variant, wanted=wanted)[0 if names is None else 1 :]:
         compiled = launch.compile(tensors)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from vicinal.backends.gpu.kernels.memory import rows_at
 from vicinal.backends.gpu.kernels.window import (
     Axes,
     first_query_starting_at,
@@ -17,6 +18,7 @@ from vicinal.backends.gpu.kernels.window import (
     positions_in,
     query_box,
     shifted,
+    tokens_at,
     window_start,
     window_stop,
 )
@@ -99,6 +101,12 @@ def rows_of(tile, axes, TILE: tl.constexpr, FLAGS: tl.constexpr, INVERSE: tl.con
 
 
 @triton.jit
+def with_inside(rows, inside):
+    """Of rows only some: those `inside`."""
+    return Rows(inside, rows.offsets, rows.positions, rows.starts, rows.sizes)
+
+
+@triton.jit
 def intervals_of(positions, lengths, axes, FLAGS: tl.constexpr, INVERSE: tl.constexpr):
     """The starts and sizes of the intervals of tokens at `positions` in groups of `lengths`, per axis."""
     starts = ()
@@ -123,6 +131,49 @@ def coverage(columns, at, tile, box, BOX_TILE: tl.constexpr):
         there = there & (columns[axis] + at[axis] < tile.box_ends[axis])
         full = full & (at[axis] >= box.low[axis]) & (at[axis] + BOX_TILE[axis] <= box.high[axis])
     return there, full
+
+
+@triton.jit
+def live_steps(key_mask, batch, tile, box, axes, columns, BOX_TILE: tl.constexpr, SPREAD: tl.constexpr):
+    """Which of a box's steps have a key that the contiguous `[B, *X]` mask has: `(live, each, count)`.
+
+    `live`: one entry for `each` steps in a row, `SPREAD` entries. `count`: how many steps the live ones are.
+    """
+    each = (box.count + SPREAD - 1) // SPREAD
+    entry = tl.arange(0, SPREAD)
+    live = tl.zeros([SPREAD], tl.int32)
+    for i in range(each):
+        step = entry * each + i
+        at = _step_at(step, box, BOX_TILE)
+        inside = (step < box.count)[:, None]
+        positions = ()
+        for axis in tl.static_range(len(BOX_TILE)):
+            position = at[axis][:, None] + columns[axis][None, :]
+            inside = inside & (position < tile.box_ends[axis])
+            positions = positions + (position,)
+        row = rows_at(batch, tokens_at(positions, tile.group, axes.dilations), axes, 1, 0, True)
+        live = live | tl.max(tl.load(key_mask + row, mask=inside, other=0).to(tl.int32), 1)
+    return live, each, tl.sum((live != 0).to(tl.int32), 0) * each
+
+
+@triton.jit
+def live_at(i, step, live, each, box, BOX_TILE: tl.constexpr, SPREAD: tl.constexpr):
+    """The `i`-th live step, after `step`, and where it begins. What goes beyond the box has no key in any window."""
+    entry = tl.arange(0, SPREAD)
+    later = tl.where((live != 0) & (entry * each > step), entry, SPREAD)
+    step = tl.where(i % each == 0, tl.min(later, 0) * each, step + 1)
+    return step, _step_at(step, box, BOX_TILE)
+
+
+@triton.jit
+def _step_at(step, box, BOX_TILE: tl.constexpr):
+    """Where a box's steps of these numbers begin, along each axis."""
+    at = ()
+    for axis in tl.static_range(len(BOX_TILE) - 1, 0, -1):
+        count = (box.end[axis] - box.begin[axis]) // BOX_TILE[axis]
+        at = (box.begin[axis] + step % count * BOX_TILE[axis],) + at
+        step = step // count
+    return (box.begin[0] + step * BOX_TILE[0],) + at
 
 
 @triton.jit

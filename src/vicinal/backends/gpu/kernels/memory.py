@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from vicinal.backends.gpu.kernels.window import part_of, tokens_at
+from vicinal.backends.gpu.kernels.window import lengths_of, part_of, tokens_at
 
 
 class Strides(NamedTuple):
@@ -158,6 +158,29 @@ def rows_at(batch, tokens, axes, heads, head, KEYS: tl.constexpr):
 def own_rows(batch, tile, rows, axes, heads, head, KEYS: tl.constexpr = False):
     """`rows_at` of a program's own tile."""
     return rows_at(batch, tokens_at(rows.positions, tile.group, axes.dilations), axes, heads, head, KEYS)
+
+
+@triton.jit
+def mask_rows(positions, axes, WIDE: tl.constexpr):
+    """The offsets of keys in a contiguous `[B, *X]` mask, from the first of a tile."""
+    return rows_within(positions, axes.dilations, token_strides(lengths_of(axes, True)), 1, WIDE)
+
+
+@triton.jit
+def keys_there(key_mask, batch, tokens, offsets, axes, inside):
+    """Of the keys at `offsets` (`mask_rows`) from the one at `tokens`, those `inside` that are not masked."""
+    kept = tl.load(key_mask + rows_at(batch, tokens, axes, 1, 0, True) + offsets, mask=inside, other=0)
+    return kept != 0
+
+
+@triton.jit
+def any_of(block):
+    return tl.max(block.to(tl.int32), 0) != 0
+
+
+@triton.jit
+def all_of(block):
+    return tl.min(block.to(tl.int32), 0) != 0
 
 
 @triton.jit

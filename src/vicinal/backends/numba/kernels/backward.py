@@ -149,6 +149,18 @@ def _tile(call, scratch, biased, zero):
         _weigh(call, scratch, count, biased, zero)
         _add(call, scratch, count, used, first, zero)
         first = False
+    if first:  # all keys are masked
+        _clear_queries(call, scratch, used, zero)
+
+
+@njit(error_model="numpy")
+def _clear_queries(call, scratch, used, zero):
+    """Set the gradients of the tile's queries to zero."""
+    if get(call, c.WANTED) & c.WANT_QUERY:
+        for lane in range(used):
+            row = get(rows_of(call, scratch, c.GRAD_QUERY), lane)
+            for i in range(get(call, c.CHANNELS)):
+                store(row + i * LANES * itemsize(zero), splat(zero))
 
 
 @njit(error_model="numpy")

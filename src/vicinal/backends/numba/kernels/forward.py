@@ -99,6 +99,9 @@ def _tile(call, scratch, biased, zero):
             break
         _attend(call, scratch, count, used, first, biased, zero)
         first = False
+    if first:  # all keys are masked
+        for i in range(used * get(call, c.VALUE_CHANNELS)):
+            store(scratch + get(call, c.OUTPUT_ROWS) + i * vector, splat(zero))
     _finish(call, scratch, used, zero)
 
 

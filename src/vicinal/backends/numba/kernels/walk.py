@@ -180,14 +180,16 @@ def _box(call, scratch, found, size, biased):
                 x2 = get(tile2, c.FIRST_KEY) + i2 * dilation2
                 key, key_step = _line(call, scratch, c.KEY, x0, x1, x2, dilation2)
                 value, value_step = _line(call, scratch, c.VALUE, x0, x1, x2, dilation2)
+                there, there_step = first_there = _line(call, scratch, c.KEY_MASK, x0, x1, x2, dilation2)
                 start, begun = i2, found
                 while i2 < count2 and found < size:
-                    bits = of1 & load_bits(bits2 + 2 * i2)
+                    bits = of1 & load_bits(bits2 + 2 * i2) & load_bits(there)
                     store_bits(key_bits + 2 * found, bits)
                     put(keys, found, key)
                     put(values, found, value)
                     key += key_step
                     value += value_step
+                    there += there_step
                     i2 += 1
                     found += 1 if bits != 0 else 0
                 if biased is not None:
@@ -195,14 +197,14 @@ def _box(call, scratch, found, size, biased):
                     offset, step = _bias_line(scratch, i0, i1, start)
                     bias = get(scratch, c.NOW_BIAS) + offset, step
                     grad_bias = get(scratch, c.NOW_GRAD_BIAS) + offset, step
-                    _fill(tables, bias, grad_bias, begun, bits2, of1, start, i2)
+                    _fill(tables, bias, grad_bias, begun, bits2, of1, first_there, start, i2)
                 if part >= 0:
                     tables = scratch + get(call, c.GRAD_KEYS), scratch + get(call, c.GRAD_VALUES)
                     key, step = _line(call, scratch, c.GRAD_KEY, x0, x1, x2, dilation2)
                     grad_key = key + part * get(call, c.PART_BYTES), step
                     value, step = _line(call, scratch, c.GRAD_VALUE, x0, x1, x2, dilation2)
                     grad_value = value + part * get(call, c.PART_BYTES + 1), step
-                    _fill(tables, grad_key, grad_value, begun, bits2, of1, start, i2)
+                    _fill(tables, grad_key, grad_value, begun, bits2, of1, first_there, start, i2)
                 if i2 < count2:
                     _stop(scratch, i0, i1, i2)
                     return found
@@ -215,20 +217,22 @@ def _box(call, scratch, found, size, biased):
 
 
 @njit(error_model="numpy")
-def _fill(tables, one, other, found, bits, of_others, start, stop):
+def _fill(tables, one, other, found, bits, of_others, there, start, stop):
     """Into two tables of a chunk the addresses of those keys from `start` to `stop` of a line that have any query.
 
-    `one`, `other`: of each table the line's first address there, and the step to the next.
+    `one`, `other`: of each table the line's first address there, and the step to the next; `there`: of the key mask.
     """
     first, second = tables
     address, step = one
     other_address, other_step = other
+    at_mask, mask_step = there
     for i in range(start, stop):
         put(first, found, address)
         put(second, found, other_address)
         address += step
         other_address += other_step
-        found += 1 if of_others & load_bits(bits + 2 * i) != 0 else 0
+        found += 1 if of_others & load_bits(bits + 2 * i) & load_bits(at_mask) != 0 else 0
+        at_mask += mask_step
 
 
 @njit(error_model="numpy")

@@ -22,7 +22,7 @@ def additional_gradient_kernel(
     D: tl.constexpr, DV: tl.constexpr,
     BM: tl.constexpr,  # additional keys per tile
     BN: tl.constexpr,  # queries per step
-    VECTOR: tl.constexpr, PRECISION: tl.constexpr,
+    VECTOR: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     kv_heads = heads // group_size
     pid = tl.program_id(0)
@@ -53,9 +53,12 @@ def additional_gradient_kernel(
             rows = (b * tokens + token) * heads + h
             q_rows = tile_at(unravelled(token, axes.lengths), strides.query.tokens, VECTOR)
             q_rows += head_at(b, h, strides.query, VECTOR)
+            own_lse = tl.load(lse + rows, mask=there, other=0.0)
+            log2_total = in_base_2(own_lse, MASKED)
+            if MASKED:
+                there = there & (own_lse != float("-inf"))
             q = load_rows(query, q_rows, there, D, True)
             do = load_rows(grad_output, rows * DV, there, DV, True)
-            log2_total = in_base_2(tl.load(lse + rows, mask=there, other=0.0))
             scores = tl.dot(k, q.T, input_precision=PRECISION)
             p = tl.where(there[None, :], tl.exp2(scores * scale - log2_total[None, :]), 0.0)
             if grad_values is not None:

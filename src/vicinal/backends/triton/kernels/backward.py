@@ -13,13 +13,27 @@ Source: FlashAttention-2 (arXiv 2307.08691, algorithm 2), its one loop with atom
 import triton
 import triton.language as tl
 
-from vicinal.backends.gpu.kernels.boxes import axes_of_head, box_of, coverage, program_of, rows_of, within
+from vicinal.backends.gpu.kernels.boxes import (
+    axes_of_head,
+    box_of,
+    coverage,
+    live_at,
+    live_steps,
+    program_of,
+    rows_of,
+    with_inside,
+    within,
+)
 from vicinal.backends.gpu.kernels.memory import (
+    all_of,
+    any_of,
     await_previous,
     head_at,
+    keys_there,
     let_next_start,
     load_rows,
     load_tile,
+    mask_rows,
     own_rows,
     padded,
     rows_at,
@@ -41,13 +55,13 @@ from vicinal.backends.gpu.kernels.window import (
     tile_of,
     tokens_at,
 )
-from vicinal.backends.triton.kernels.forward import RUN_TIME
+from vicinal.backends.triton.kernels.forward import RUN_TIME, SPREAD
 from vicinal.backends.triton.kernels.softmax import LN2, biased, in_base_2
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def query_gradient_kernel(
-    query, key, value, extra_keys, extra_values, rpb, table,
+    query, key, value, extra_keys, extra_values, rpb, key_mask, table,
     output, lse, grad_output,
     grad_lse,  # None for zeros
     delta, grad_query,  # written
@@ -58,7 +72,7 @@ def query_gradient_kernel(
     VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     _query_gradient(
-        tl.program_id(0), query, key, value, extra_keys, extra_values, rpb, table,
+        tl.program_id(0), query, key, value, extra_keys, extra_values, rpb, key_mask, table,
         output, lse, grad_output, grad_lse, delta, grad_query,
         scale, heads, group_size, additional, programs, axes, strides,
         D, DV, TILE, KEY_TILE, VECTOR, FLAGS, PRECISION,
@@ -67,7 +81,7 @@ def query_gradient_kernel(
 
 @triton.jit(do_not_specialize=("scale", "heads", "group_size", "programs"))
 def key_value_gradient_kernel(
-    query, key, value, rpb, table, lse, grad_output,
+    query, key, value, rpb, key_mask, table, lse, grad_output,
     delta,  # None where no gradient of keys is wanted
     grad_key, grad_value,  # written; None where nobody needs it
     scale, heads, group_size, programs,
@@ -80,7 +94,8 @@ def key_value_gradient_kernel(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     _key_value_gradient(
-        tl.program_id(0), query, key, value, rpb, table, None, lse, grad_output, None, delta, grad_key, grad_value,
+        tl.program_id(0), query, key, value, rpb, key_mask, table, None, lse, grad_output, None, delta,
+        grad_key, grad_value,
         scale, heads, group_size, programs, axes, strides,
         D, DV, TILE, QUERY_TILE, VECTOR, FLAGS, GROUPED, PER_QUERY_HEAD, PRECISION,
     )  # fmt: skip
@@ -88,7 +103,7 @@ def key_value_gradient_kernel(
 
 @triton.jit(do_not_specialize=(*RUN_TIME, "key_programs", "key_total"))
 def gradients_kernel(
-    query, key, value, extra_keys, extra_values, rpb, table,
+    query, key, value, extra_keys, extra_values, rpb, key_mask, table,
     output, lse, grad_output,
     grad_lse,  # None for zeros
     delta, grad_query,  # written
@@ -106,13 +121,14 @@ def gradients_kernel(
     pid = tl.program_id(0)
     if pid < key_total:
         _key_value_gradient(
-            pid, query, key, value, rpb, table, output, lse, grad_output, grad_lse, None, grad_key, grad_value,
+            pid, query, key, value, rpb, key_mask, table, output, lse, grad_output, grad_lse, None,
+            grad_key, grad_value,
             scale, heads, group_size, key_programs, axes, strides,
             D, DV, OWN_KEYS, QUERY_TILE, VECTOR, INVERSE_FLAGS, GROUPED, PER_QUERY_HEAD, PRECISION,
         )  # fmt: skip
     else:
         _query_gradient(
-            pid - key_total, query, key, value, extra_keys, extra_values, rpb, table,
+            pid - key_total, query, key, value, extra_keys, extra_values, rpb, key_mask, table,
             output, lse, grad_output, grad_lse, delta, grad_query,
             scale, heads, group_size, additional, programs, axes, strides,
             D, DV, TILE, KEY_TILE, VECTOR, FLAGS, PRECISION,
@@ -141,13 +157,14 @@ def delta_kernel(
 
 @triton.jit
 def _query_gradient(
-    pid, query, key, value, extra_keys, extra_values, rpb, table,
+    pid, query, key, value, extra_keys, extra_values, rpb, key_mask, table,
     output, lse, grad_output, grad_lse, delta, grad_query,
     scale, heads, group_size, additional, programs, axes, strides,
     D: tl.constexpr, DV: tl.constexpr, TILE: tl.constexpr, KEY_TILE: tl.constexpr,
     VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     BN: tl.constexpr = size_of(KEY_TILE)
+    MASKED: tl.constexpr = key_mask is not None
     index, h, b = program_of(pid, programs, heads)
     kv_head = h // group_size
     if table is not None:
@@ -162,14 +179,18 @@ def _query_gradient(
     written = own_rows(b, tile, rows, axes, heads, h)
     query = tokens_of(query, b, h, axes, strides.query, False, VECTOR)
     await_previous(FLAGS.chained)
-    do = load_rows(grad_output, written * DV, rows.inside, DV, True)
-    o = load_rows(output, written * DV, rows.inside, DV, True)
-    log2_total = in_base_2(tl.load(lse + written, mask=rows.inside, other=0.0))
-    q = load_tile(query, tile, rows, axes.dilations, strides.query.tokens, D, VECTOR, FLAGS.wide)
+    own_lse = tl.load(lse + written, mask=rows.inside, other=0.0)
+    log2_total = in_base_2(own_lse, MASKED)
+    read = rows
+    if MASKED:
+        read = with_inside(rows, rows.inside & (own_lse != float("-inf")))
+    do = load_rows(grad_output, written * DV, read.inside, DV, True)
+    o = load_rows(output, written * DV, read.inside, DV, True)
+    q = load_tile(query, tile, read, axes.dilations, strides.query.tokens, D, VECTOR, FLAGS.wide)
     # All that is read once is on its way before the first sum, and its barrier, waits for some of it.
     difference = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     if grad_lse is not None:
-        difference -= tl.load(grad_lse + written, mask=rows.inside, other=0.0)
+        difference -= tl.load(grad_lse + written, mask=read.inside, other=0.0)
     tl.store(delta + written, difference, mask=rows.inside)
 
     columns = positions_in(KEY_TILE)
@@ -181,28 +202,45 @@ def _query_gradient(
         bias_steps, middle, size = bias_strides(axes.windows)
         rpb += h.to(tl.int64) * size
         query_part = linear(rows.positions, bias_steps) - middle
+    if MASKED:
+        m_rows = mask_rows(columns, axes, FLAGS.wide)
 
     accumulated = tl.zeros([size_of(TILE), padded(D)], tl.float32)
     at = box.begin
-    for _ in range(box.count):
+    steps = box.count
+    if MASKED:
+        live, each, steps = live_steps(key_mask, b, tile, box, axes, columns, KEY_TILE, SPREAD)
+        step = tl.full([], -1, tl.int32)
+    for i in range(steps):
+        if MASKED:
+            step, at = live_at(i, step, live, each, box, KEY_TILE, SPREAD)
         token = tokens_at(at, tile.group, axes.dilations)
         there, full = coverage(columns, at, tile, box, KEY_TILE)
-        k = load_rows(key + tile_at(token, strides.key.tokens, VECTOR), k_rows, there, D, FLAGS.checked)
-        v = load_rows(value + tile_at(token, strides.value.tokens, VECTOR), v_rows, there, DV, FLAGS.checked)
+        if MASKED:
+            there = keys_there(key_mask, b, token, m_rows, axes, there)
+            full = full & all_of(there)
+        k = load_rows(key + tile_at(token, strides.key.tokens, VECTOR), k_rows, there, D, FLAGS.checked or MASKED)
+        v = load_rows(value + tile_at(token, strides.value.tokens, VECTOR), v_rows, there, DV, FLAGS.checked or MASKED)
         scores = tl.dot(q, k.T, input_precision=PRECISION)
         weights_gradient = tl.dot(do, v.T, input_precision=PRECISION)
         if rpb is not None:
             mask = within(columns, at, rows) & rows.inside[:, None]
+            if MASKED:
+                mask = mask & there[None, :]
             key_part = linear(shifted(columns, at), bias_steps)
             scores = biased(scores, mask, rpb, key_part[None, :], query_part[:, None], scale)
             p = tl.exp2(scores - log2_total[:, None])
         else:
             p = tl.exp2(scores * scale - log2_total[:, None])
             if not full:
-                p = tl.where(within(columns, at, rows), p, 0.0)
+                mask = within(columns, at, rows)
+                if MASKED:
+                    mask = mask & there[None, :]
+                p = tl.where(mask, p, 0.0)
         ds = p * (weights_gradient - difference[:, None])
         accumulated = tl.dot(ds.to(k.dtype), k, accumulated, input_precision=PRECISION)
-        at = next_tile(at, box.begin, box.end, KEY_TILE)
+        if not MASKED:
+            at = next_tile(at, box.begin, box.end, KEY_TILE)
 
     if extra_keys is not None:
         extra_keys += head_at(b, kv_head, strides.extra_keys, VECTOR)
@@ -224,7 +262,7 @@ def _query_gradient(
 
 @triton.jit
 def _key_value_gradient(
-    pid, query, key, value, rpb, table,
+    pid, query, key, value, rpb, key_mask, table,
     output,  # if there is no delta
     lse, grad_output,
     grad_lse,  # likewise; None for zeros
@@ -234,6 +272,7 @@ def _key_value_gradient(
     VECTOR: tl.constexpr, FLAGS: tl.constexpr, GROUPED: tl.constexpr, PER_QUERY_HEAD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
+    MASKED: tl.constexpr = key_mask is not None
     out_heads = heads if PER_QUERY_HEAD else heads // group_size
     index, out_head, b = program_of(pid, programs, out_heads)
     first_head = out_head if PER_QUERY_HEAD else out_head * group_size
@@ -251,9 +290,18 @@ def _key_value_gradient(
     key = tokens_of(key, b, kv_head, axes, strides.key, True, VECTOR)
     value = tokens_of(value, b, kv_head, axes, strides.value, True, VECTOR)
     await_previous(FLAGS.chained)
-    k = load_tile(key, tile, rows, axes.dilations, strides.key.tokens, D, VECTOR, FLAGS.wide)
+    read = rows
+    count = box.count
+    if MASKED:
+        own = tokens_at(tile.first, tile.group, axes.dilations)
+        m_rows = mask_rows(rows.offsets, axes, FLAGS.wide)
+        kept = keys_there(key_mask, b, own, m_rows, axes, rows.inside)
+        read = with_inside(rows, kept)
+        unmasked = all_of(kept | ~rows.inside)
+        count = tl.where(any_of(kept), count, 0)
+    k = load_tile(key, tile, read, axes.dilations, strides.key.tokens, D, VECTOR, FLAGS.wide)
     if grad_key is not None:
-        v = load_tile(value, tile, rows, axes.dilations, strides.value.tokens, DV, VECTOR, FLAGS.wide)
+        v = load_tile(value, tile, read, axes.dilations, strides.value.tokens, DV, VECTOR, FLAGS.wide)
 
     columns = positions_in(QUERY_TILE)
     q_rows = rows_within(columns, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
@@ -269,32 +317,39 @@ def _key_value_gradient(
         dv = tl.zeros([size_of(TILE), padded(DV)], tl.float32)
     h = first_head
     at = box.begin
-    left = box.count
-    for _ in range(box.count * turns):
+    left = count
+    for _ in range(count * turns):
         token = tokens_at(at, tile.group, axes.dilations)
         there, full = coverage(columns, at, tile, box, QUERY_TILE)
         row = rows_at(b, token, axes, heads, h, False)
-        q = load_rows(query + tile_at(token, strides.query.tokens, VECTOR), q_rows, there, D, FLAGS.checked)
-        do = load_rows(grad_output + row * DV, o_rows * DV, there, DV, FLAGS.checked)
-        log2_total = in_base_2(_load_each(lse + row + o_rows, there, FLAGS.checked))
+        own_lse = _load_each(lse + row + o_rows, there, FLAGS.checked)
+        log2_total = in_base_2(own_lse, MASKED)
+        if MASKED:
+            there = there & (own_lse != float("-inf"))
+            full = full & unmasked
+        q = load_rows(query + tile_at(token, strides.query.tokens, VECTOR), q_rows, there, D, FLAGS.checked or MASKED)
+        do = load_rows(grad_output + row * DV, o_rows * DV, there, DV, FLAGS.checked or MASKED)
         if grad_key is not None:
             if delta is not None:
-                difference = _load_each(delta + row + o_rows, there, FLAGS.checked)
+                difference = _load_each(delta + row + o_rows, there, FLAGS.checked or MASKED)
             else:
-                o = load_rows(output + row * DV, o_rows * DV, there, DV, FLAGS.checked)
+                o = load_rows(output + row * DV, o_rows * DV, there, DV, FLAGS.checked or MASKED)
                 difference = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
                 if grad_lse is not None:
-                    difference -= _load_each(grad_lse + row + o_rows, there, FLAGS.checked)
+                    difference -= _load_each(grad_lse + row + o_rows, there, FLAGS.checked or MASKED)
         scores = tl.dot(k, q.T, input_precision=PRECISION)
         if rpb is not None:
-            mask = within(columns, at, rows) & rows.inside[:, None]
+            mask = within(columns, at, rows) & read.inside[:, None]
             query_part = linear(shifted(columns, at), bias_steps)
             scores = biased(scores, mask, rpb + h.to(tl.int64) * size, key_part[:, None], query_part[None, :], scale)
             p = tl.exp2(scores - log2_total[None, :])
         else:
             p = tl.exp2(scores * scale - log2_total[None, :])
             if not full:
-                p = tl.where(within(columns, at, rows), p, 0.0)
+                mask = within(columns, at, rows)
+                if MASKED:
+                    mask = mask & read.inside[:, None]
+                p = tl.where(mask, p, 0.0)
         if grad_value is not None:
             dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
         if grad_key is not None:
@@ -305,7 +360,7 @@ def _key_value_gradient(
         if GROUPED:  # the group's next head, once the box is walked
             left -= 1
             walked = left == 0
-            left = tl.where(walked, box.count, left)
+            left = tl.where(walked, count, left)
             at = chosen(walked, box.begin, at)
             h = tl.where(walked, h + 1, h)
             query += tl.where(walked, strides.query.head, 0).to(tl.int64) * VECTOR

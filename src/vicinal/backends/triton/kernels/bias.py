@@ -8,8 +8,17 @@ scores' gradients are gathered from key columns into offset columns, then summed
 import triton
 import triton.language as tl
 
-from vicinal.backends.gpu.kernels.boxes import axes_of_head, box_of, coverage, rows_of, within
-from vicinal.backends.gpu.kernels.memory import load_rows, load_tile, own_rows, rows_within, tile_at, tokens_of
+from vicinal.backends.gpu.kernels.boxes import axes_of_head, box_of, coverage, rows_of, with_inside, within
+from vicinal.backends.gpu.kernels.memory import (
+    keys_there,
+    load_rows,
+    load_tile,
+    mask_rows,
+    own_rows,
+    rows_within,
+    tile_at,
+    tokens_of,
+)
 from vicinal.backends.gpu.kernels.window import (
     bias_strides,
     linear,
@@ -24,7 +33,7 @@ from vicinal.backends.triton.kernels.softmax import biased, in_base_2
 
 @triton.jit(do_not_specialize=("scale", "heads", "group_size", "batch", "programs"))
 def bias_gradient_kernel(
-    query, key, value, rpb, table, lse, grad_output, delta,
+    query, key, value, rpb, key_mask, table, lse, grad_output, delta,
     partial,  # zeros [H, shares, 2*K0-1, ...], added to
     scale, heads, group_size, batch, programs,
     axes, strides,
@@ -32,6 +41,7 @@ def bias_gradient_kernel(
     TILE: tl.constexpr, KEY_TILE: tl.constexpr,
     VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    MASKED: tl.constexpr = key_mask is not None
     share = tl.program_id(0)
     shares = tl.num_programs(0)
     h = tl.program_id(1)
@@ -45,6 +55,8 @@ def bias_gradient_kernel(
     columns = positions_in(KEY_TILE)
     k_rows = rows_within(columns, axes.dilations, strides.key.tokens, VECTOR, FLAGS.wide)
     v_rows = rows_within(columns, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
+    if MASKED:
+        m_rows = mask_rows(columns, axes, FLAGS.wide)
     OFFSETS: tl.constexpr = _offsets_of(TILE, KEY_TILE)
     offsets = positions_in(OFFSETS)
     has_key, column = _columns_of(offsets, own, TILE, KEY_TILE)
@@ -56,9 +68,12 @@ def bias_gradient_kernel(
         count = tl.where(tile.beyond, 0, box.count)
         rows = rows_of(tile, axes, TILE, FLAGS, False)
         read = own_rows(b, tile, rows, axes, heads, h)
+        own_lse = tl.load(lse + read, mask=rows.inside, other=0.0)
+        log2_total = in_base_2(own_lse, MASKED)
+        if MASKED:
+            rows = with_inside(rows, rows.inside & (own_lse != float("-inf")))
         do = load_rows(grad_output, read * DV, rows.inside, DV, True)
         difference = tl.load(delta + read, mask=rows.inside, other=0.0)
-        log2_total = in_base_2(tl.load(lse + read, mask=rows.inside, other=0.0))
         q_head = tokens_of(query, b, h, axes, strides.query, False, VECTOR)
         q = load_tile(q_head, tile, rows, axes.dilations, strides.query.tokens, D, VECTOR, FLAGS.wide)
         k_head = tokens_of(key, b, kv_head, axes, strides.key, True, VECTOR)
@@ -68,9 +83,13 @@ def bias_gradient_kernel(
         for _ in range(count):
             token = tokens_at(at, tile.group, axes.dilations)
             there, _full = coverage(columns, at, tile, box, KEY_TILE)
+            if MASKED:
+                there = keys_there(key_mask, b, token, m_rows, axes, there)
             k = load_rows(k_head + tile_at(token, strides.key.tokens, VECTOR), k_rows, there, D, True)
             v = load_rows(v_head + tile_at(token, strides.value.tokens, VECTOR), v_rows, there, DV, True)
             mask = within(columns, at, rows) & rows.inside[:, None]
+            if MASKED:
+                mask = mask & there[None, :]
             key_part = linear(shifted(columns, at), bias_steps)
             scores = tl.dot(q, k.T, input_precision=PRECISION)
             scores = biased(scores, mask, rpb, key_part[None, :], query_part[:, None], scale)

@@ -8,13 +8,25 @@ dtype; only the constexprs below compile anew.
 import triton
 import triton.language as tl
 
-from vicinal.backends.gpu.kernels.boxes import axes_of_head, box_of, coverage, program_of, rows_of, within
+from vicinal.backends.gpu.kernels.boxes import (
+    axes_of_head,
+    box_of,
+    coverage,
+    live_at,
+    live_steps,
+    program_of,
+    rows_of,
+    within,
+)
 from vicinal.backends.gpu.kernels.memory import (
+    all_of,
     await_previous,
     head_at,
+    keys_there,
     let_next_start,
     load_rows,
     load_tile,
+    mask_rows,
     own_rows,
     padded,
     rows_within,
@@ -37,11 +49,14 @@ from vicinal.backends.triton.kernels.softmax import LOWEST, attend, biased, fini
 # Never specialised on; nor are the tuples, by how they are launched: neither a new window nor a new length compiles.
 RUN_TIME = ("scale", "heads", "group_size", "additional", "programs")
 
+SPREAD = tl.constexpr(32)  # entries of what is kept of which steps have keys at all
+
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def forward_kernel(
     query, key, value,
-    extra_keys, extra_values, rpb, table,  # None where there is none; the table has each head's neighborhood
+    extra_keys, extra_values, rpb, key_mask,  # None where there is none
+    table,  # likewise; each head's neighborhood
     output, lse,  # written
     scale,  # times log2(e)
     heads, group_size, additional,
@@ -56,6 +71,7 @@ def forward_kernel(
     BM: tl.constexpr = size_of(TILE)
     BN: tl.constexpr = size_of(KEY_TILE)
     HAS_RPB: tl.constexpr = rpb is not None
+    MASKED: tl.constexpr = key_mask is not None
     index, h, b = program_of(tl.program_id(0), programs, heads)
     kv_head = h // group_size
     if table is not None:
@@ -80,30 +96,47 @@ def forward_kernel(
         bias_steps, middle, size = bias_strides(axes.windows)
         rpb += h.to(tl.int64) * size
         query_part = linear(rows.positions, bias_steps) - middle
+    if MASKED:
+        m_rows = mask_rows(columns, axes, FLAGS.wide)
 
     maximum = tl.full([BM], LOWEST, tl.float32)
     total = tl.zeros([BM], tl.float32)
     accumulated = tl.zeros([BM, padded(DV)], tl.float32)
     at = box.begin
-    for _ in range(box.count):
+    steps = box.count
+    if MASKED:
+        live, each, steps = live_steps(key_mask, b, tile, box, axes, columns, KEY_TILE, SPREAD)
+        step = tl.full([], -1, tl.int32)
+    for i in range(steps):
+        if MASKED:
+            step, at = live_at(i, step, live, each, box, KEY_TILE, SPREAD)
         token = tokens_at(at, tile.group, axes.dilations)
         there, full = coverage(columns, at, tile, box, KEY_TILE)
-        k = load_rows(key + tile_at(token, strides.key.tokens, VECTOR), k_rows, there, D, FLAGS.checked)
+        if MASKED:
+            there = keys_there(key_mask, b, token, m_rows, axes, there)
+            full = full & all_of(there)
+        k = load_rows(key + tile_at(token, strides.key.tokens, VECTOR), k_rows, there, D, FLAGS.checked or MASKED)
         scores = tl.dot(q, k.T, input_precision=PRECISION)
         if HAS_RPB:
             mask = within(columns, at, rows) & rows.inside[:, None]
+            if MASKED:
+                mask = mask & there[None, :]
             key_part = linear(shifted(columns, at), bias_steps)
             scores = biased(scores, mask, rpb, key_part[None, :], query_part[:, None], scale)
         else:
             if SCALED:
                 scores *= scale
             if not full:
-                scores = tl.where(within(columns, at, rows), scores, float("-inf"))
-        v = load_rows(value + tile_at(token, strides.value.tokens, VECTOR), v_rows, there, DV, FLAGS.checked)
+                mask = within(columns, at, rows)
+                if MASKED:
+                    mask = mask & there[None, :]
+                scores = tl.where(mask, scores, float("-inf"))
+        v = load_rows(value + tile_at(token, strides.value.tokens, VECTOR), v_rows, there, DV, FLAGS.checked or MASKED)
         maximum, total, accumulated = attend(
             scores, v, maximum, total, accumulated, scale, SCALED or HAS_RPB, PRECISION
         )
-        at = next_tile(at, box.begin, box.end, KEY_TILE)
+        if not MASKED:
+            at = next_tile(at, box.begin, box.end, KEY_TILE)
 
     if extra_keys is not None:
         extra_keys += head_at(b, kv_head, strides.extra_keys, VECTOR)
@@ -117,6 +150,8 @@ def forward_kernel(
                 scores *= scale
             scores = tl.where(there[None, :], scores, float("-inf"))
             v = load_rows(extra_values, tile_at((m,), strides.extra_values.tokens, VECTOR), there, DV, True)
+            if not MASKED:
+                v = load_rows(value + tile_at(token, strides.value.tokens, VECTOR), v_rows, there, DV, FLAGS.checked)
             maximum, total, accumulated = attend(
                 scores, v, maximum, total, accumulated, scale, SCALED or HAS_RPB, PRECISION
             )
@@ -124,5 +159,10 @@ def forward_kernel(
     let_next_start(FLAGS.chained)
     outputs, lses = finished(maximum, total, accumulated, scale, SCALED or HAS_RPB, value.dtype.element_ty)
     written = own_rows(b, tile, rows, axes, heads, h)
+    if MASKED and axes.parts is None:  # a masked token's query may be no number
+        own = tl.load(key_mask + own_rows(b, tile, rows, axes, 1, 0), mask=rows.inside, other=1)
+        silent = (own == 0) & ~(lses < float("inf"))
+        outputs = tl.where(silent[:, None], 0.0, outputs)
+        lses = tl.where(silent, float("-inf"), lses)
     store_rows(output, written * DV, rows.inside, outputs, DV)
     tl.store(lse + written, lses, mask=rows.inside)

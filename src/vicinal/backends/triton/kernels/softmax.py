@@ -48,8 +48,13 @@ def finished(maximum, total, accumulated, scale, SCALED: tl.constexpr, DTYPE: tl
 
 
 @triton.jit
-def in_base_2(lse):
-    """Log-sum-exps to take from scores: finite where no score is, so that such a score's weight is 0."""
+def in_base_2(lse, MASKED: tl.constexpr):
+    """Log-sum-exps to take from scores, such that a score's weight is 0 where none is finite.
+
+    If `MASKED`, also that of a finite score: a query that has no keys is not read, and its scores are 0.
+    """
+    if MASKED:
+        return tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)
     return tl.maximum(lse * LOG2E, LOWEST, propagate_nan=tl.PropagateNan.ALL)
 
 
