@@ -19,7 +19,7 @@ FLOOR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.f
 
 def torch_attention(inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: float) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp by torch's attention under a dense mask, in the inputs' dtype. Differentiable."""
-    query, key, value, extra_keys, extra_values, rpb, key_mask = inputs
+    query, key, value, extra_keys, extra_values, rpb, key_mask, _ = inputs
     batch, *lengths, heads, _ = query.shape
     repeat = heads // key.shape[-2]
     q = query.flatten(1, -3).transpose(1, 2)
@@ -64,7 +64,7 @@ def plain_attention(
 
 def gradients(run: Run, inputs: Inputs, grad_output: Tensor, grad_lse: Tensor | None) -> list[Tensor]:
     """Output, log-sum-exp and the gradients of all inputs, by autograd through `run`."""
-    leaves = Inputs(*(None if t is None else t.detach().requires_grad_() for t in inputs.numbers), inputs.key_mask)
+    leaves = Inputs(*(None if t is None else t.detach().requires_grad_() for t in inputs.numbers), *inputs[6:])
     out, lse = run(leaves)
     outs, grads = [out], [grad_output.to(out.dtype)]
     if grad_lse is not None:
@@ -107,7 +107,7 @@ def error(result: Tensor, truth: Tensor) -> float:
 
 def in_double(inputs: Inputs) -> Inputs:
     """The inputs in float64."""
-    return Inputs(*(None if t is None else t.double() for t in inputs.numbers), inputs.key_mask)
+    return Inputs(*(None if t is None else t.double() for t in inputs.numbers), *inputs[6:])
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:

@@ -69,6 +69,7 @@ class Call:
     has_rpb: bool
     seed: int
     masked: float = 0.0  # about how many of the keys are; 0 for no mask
+    sized: bool = False  # whether windows are per token; then without strides
 
     @property
     def scale(self) -> float:
@@ -98,7 +99,17 @@ class Call:
             make(b, self.additional, hkv, dv) if self.additional else None,
             make(h, *table) if self.has_rpb else None,
             torch.rand(b, *y, generator=generator).to(device) >= self.masked if self.masked else None,
+            self._sizes(generator).to(device) if self.sized else None,
         )
+
+    def _sizes(self, generator: torch.Generator) -> torch.Tensor:
+        most = max(k for n in self.neighborhoods for k in n.window)
+        return 2 * torch.randint(0, (most + 1) // 2, (self.batch, *self.lengths, self.heads), generator=generator) + 1
+
+    def unstrided(self) -> Call:
+        """With strides of 1."""
+        axes = (tuple(replace(a, stride=1) for a in n.axes) for n in self.neighborhoods)
+        return replace(self, neighborhoods=tuple(map(Neighborhood, axes)))
 
 
 MAX_LENGTH = {1: 40, 2: 11, 3: 6}  # keeps the dense oracle small

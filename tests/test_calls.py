@@ -58,3 +58,14 @@ def test_clamp_compiles_for_any_length():
     for length in (5, 20, 12):
         x = torch.randn(1, length, 1, 4)
         torch.testing.assert_close(call(x), vicinal.na1d(x, x, x, min(9, length)))
+
+
+def test_a_window_per_token_is_that_windows_result():
+    q, k, v = torch.randn(3, 2, 7, 9, 2, 8).unbind(0)
+    sizes = 2 * torch.randint(0, 3, (2, 7, 9, 2)) + 1
+    found = vicinal.na2d(q, k, v, sizes, max_kernel_size=5, dilation=(1, 2), is_causal=(True, False), clamp=True)
+    each = {n: vicinal.na2d(q, k, v, (n, min(n, 4)), dilation=(1, 2), is_causal=(True, False)) for n in (1, 3, 5)}
+    expected = sum(torch.where(sizes[..., None] == n, out, 0) for n, out in each.items())
+    torch.testing.assert_close(found, expected)
+    shared = vicinal.na2d(q, k, v, sizes[..., 0], max_kernel_size=5)
+    torch.testing.assert_close(shared, vicinal.na2d(q, k, v, sizes[..., :1].expand(-1, -1, -1, 2), max_kernel_size=5))

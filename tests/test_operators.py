@@ -27,7 +27,7 @@ def tensors(*shapes, dtype=torch.float32, requires_grad=True, seed=0):
 def operator_arguments(neighborhoods, extras):
     q, k, v, ek, ev, rpb = tensors((2, 6, 2, 4), (2, 6, 1, 4), (2, 6, 1, 3), (2, 5, 1, 4), (2, 5, 1, 3), (2, 5))
     mask = torch.tensor([True, False, True, True, False, True]).expand(2, 6)
-    return (q, k, v, *((ek, ev, rpb, mask) if extras else (None,) * 4), encode(neighborhoods), 0.5, None)
+    return (q, k, v, *((ek, ev, rpb, mask) if extras else (None,) * 4), None, encode(neighborhoods), 0.5, None)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ EXACT = {"rtol": 1e-9, "atol": 1e-11}
 
 
 def attend(call, neighborhoods, inputs, backend):
-    q, k, v, ek, ev, rpb = inputs
+    q, k, v, ek, ev, rpb = inputs[:6]
     return neighborhood_attention(
         q, k, v, neighborhoods[0] if len(neighborhoods) == 1 else neighborhoods, scale=call.scale,
         additional_keys=ek, additional_values=ev, rpb=rpb, return_lse=True, backend=backend,

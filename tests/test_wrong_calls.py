@@ -218,11 +218,31 @@ MASKS = [
     ),
     ("key_mask where it cannot be", ValueError, "'unfused' | key mask", {"key_mask": MASK, "backend": "unfused"}),
 ]
+SIZES = torch.full((2, 6, 8), 3)
+
+
+def sized(sizes: Any = SIZES, most: Any = 5, **change: Any) -> dict[str, Any]:
+    return {"kernel_size": sizes, "max_kernel_size": most, **change}
+
+
+PER_TOKEN = [
+    ("sizes without a maximum", TypeError, "kernel_size | Tensor | max_kernel_size", {"kernel_size": SIZES}),
+    ("a maximum without sizes", TypeError, "max_kernel_size | kernel_size | Tensor | 3", {"max_kernel_size": 5}),
+    ("sizes above the maximum", ValueError, "kernel_size | odd | 1 to 5 | 7", sized(SIZES + 4)),
+    ("even sizes", ValueError, "kernel_size | odd | 4", sized(SIZES + 1)),
+    ("sizes of 0", ValueError, "kernel_size | odd | from 1 | -1", sized(SIZES - 4)),
+    ("sizes of floats", TypeError, "kernel_size | torch.int32 | float32", sized(SIZES.float())),
+    ("sizes elsewhere", ValueError, "kernel_size | device cpu | meta", sized(SIZES.to("meta"))),
+    ("sizes of other lengths", ValueError, "kernel_size | [2, 6, 8] or [2, 6, 8, 4] | [2, 8, 6]", sized(SIZES.mT)),
+    ("sizes and strides", ValueError, "stride | kernel_size is per token | (2, 2)", sized(stride=2)),
+    ("a maximum too large", ValueError, "kernel_size 7 | axis 0 has length 6", sized(most=7)),
+    ("sizes where they cannot be", ValueError, "'numba' | windows of one size", sized(backend="numba")),
+]
 NA2D = [
     *bad_tensors("query", Q), *bad_tensors("key", K), *bad_tensors("value", V), *unlike("key", K), *unlike("value", V),
     ("query None", TypeError, "query | torch.Tensor | NoneType", {"query": None}),
     ("key None", TypeError, "key | torch.Tensor | NoneType", {"key": None}),
-    *SHAPES, *VALUES, EMPTY, *EXTRA, *GEOMETRY, *bad_scales(), *SWITCH, *CLAMP, *MASKS, *BACKENDS,
+    *SHAPES, *VALUES, EMPTY, *EXTRA, *GEOMETRY, *bad_scales(), *SWITCH, *CLAMP, *MASKS, *PER_TOKEN, *BACKENDS,
 ]  # fmt: skip
 NA1D = [
     (

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vicinal import torch_internals
 from vicinal.autocast import autocast, autocast_dtype
-from vicinal.checks import check_scale, check_switch, check_tensor
+from vicinal.checks import SIZES, check_scale, check_sizes, check_switch, check_tensor
 from vicinal.geometry.neighborhood import Neighborhood, per_axis
 from vicinal.problem import Inputs
 from vicinal.routing import route
@@ -43,9 +44,25 @@ def attend(
     mask, key = inputs.key_mask, inputs.key
     if isinstance(mask, Tensor) and isinstance(key, Tensor) and mask.shape == key.shape[1:-2]:
         inputs = inputs._replace(key_mask=mask.expand(key.shape[0], *mask.shape))
+    if inputs.window_sizes is not None:
+        inputs = _sized(inputs, neighborhoods)
     cast = autocast(inputs)
     output, lse = route(inputs if cast is inputs else Inputs(*cast), neighborhoods, scale, backend)
     return (output, lse) if return_lse else output
+
+
+def _sized(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...]) -> Inputs:
+    """With window sizes for every head, whose values are right; what is wrong otherwise is refused later."""
+    sizes, query = inputs.window_sizes, inputs.query
+    if not isinstance(sizes, Tensor) or not isinstance(query, Tensor):
+        return inputs
+    if sizes.shape == query.shape[:-2]:
+        sizes = sizes[..., None].expand(query.shape[:-1])
+    plain = type(sizes) is Tensor and not sizes.is_meta and not torch.compiler.is_compiling()
+    if plain and sizes.dtype in SIZES and not (torch_internals.in_transform() or torch_internals.in_dispatch_mode()):
+        windows = [k or n for each in neighborhoods for k, n in zip(each.window, query.shape[1:-2])]
+        check_sizes(sizes, max(windows))
+    return inputs._replace(window_sizes=sizes)
 
 
 def clamped(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...]) -> tuple[Inputs, tuple[Neighborhood, ...]]:
@@ -89,6 +106,24 @@ def check_input(x: Tensor, rank: int, channels: int, projection: nn.Module) -> N
     dtype = projection.weight.dtype
     if x.dtype != dtype and autocast_dtype(x.device) is None:
         raise TypeError(f"x must have the parameters' dtype {dtype}, got {x.dtype}")
+
+
+def windows(kernel_size: Any, most: Any) -> tuple[Any, Tensor | None]:
+    """The window that kernels walk, and sizes per token within it: where `kernel_size` is a tensor, and `most` given.
+
+    Raises:
+        TypeError: one of the two without the other.
+    """
+    if isinstance(kernel_size, Tensor):
+        if most is None:
+            raise TypeError(
+                "kernel_size must be an integer or one per axis, got a Tensor; one of sizes per token needs "
+                "max_kernel_size too"
+            )
+        return most, kernel_size
+    if most is not None:
+        raise TypeError(f"max_kernel_size goes with a kernel_size per token, a Tensor, got {kernel_size!r}")
+    return kernel_size, None
 
 
 def neighborhood(rank: int, *values: Any) -> Neighborhood:

@@ -16,6 +16,7 @@ from vicinal.geometry.tiles import check_span
 from vicinal.problem import DTYPES, Inputs
 from vicinal.warning import warn
 
+SIZES = (torch.int32, torch.int64, torch.int16, torch.uint8)
 LSE_DTYPES = (torch.float32, torch.float64)
 
 # Numbers and switches ---------------------------------------------------------------------------------------------
@@ -109,6 +110,8 @@ def check_call(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...], backend:
         raise ValueError(f"neighborhood must have one rank for all heads, got {[n.rank for n in neighborhoods]}")
     check_inputs(inputs, rank, neighborhoods[0])
     _doubt_layout(inputs.query)
+    if inputs.window_sizes is not None and any(s > 1 for n in neighborhoods for s in n.stride):
+        raise ValueError(f"stride must be 1 where kernel_size is per token, got {neighborhoods[0].stride}")
     check_neighborhoods(neighborhoods, inputs.rpb, inputs.query.shape[1:-2], inputs.query.shape[-2])
     if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
@@ -121,7 +124,7 @@ def check_inputs(inputs: Inputs, rank: int, neighborhood: Neighborhood | None = 
         TypeError: not a dense tensor, or not of a supported float dtype, or dtypes that differ.
         ValueError: ranks, shapes or devices that do not fit.
     """
-    query, key, value, additional_keys, additional_values, _, key_mask = inputs
+    query, key, value, additional_keys, additional_values, _, key_mask, window_sizes = inputs
     for name, t in zip(inputs._fields, inputs.numbers):
         if t is not None or name in ("query", "key", "value"):
             check_tensor(name, t, None if name == "query" else query)
@@ -142,6 +145,8 @@ def check_inputs(inputs: Inputs, rank: int, neighborhood: Neighborhood | None = 
             )
     if key_mask is not None:
         check_key_mask(key_mask, key)
+    if window_sizes is not None:
+        _check_window_sizes(window_sizes, query)
 
 
 def check_key_mask(mask: object, key: Tensor) -> None:
@@ -157,6 +162,33 @@ def check_key_mask(mask: object, key: Tensor) -> None:
     if mask.shape != key.shape[:-2]:
         lengths = list(key.shape[1:-2])
         raise ValueError(f"key_mask must have shape {lengths} or {[key.shape[0], *lengths]}, got {_shape(mask)}")
+
+
+def _check_window_sizes(sizes: object, query: Tensor) -> None:
+    check_tensor("kernel_size per token", sizes, allowed=SIZES)
+    assert isinstance(sizes, Tensor)
+    if sizes.device != query.device:
+        raise ValueError(f"kernel_size per token must be on query's device {query.device}, got {sizes.device}")
+    if sizes.shape != query.shape[:-1]:
+        tokens = list(query.shape[:-2])
+        raise ValueError(
+            f"kernel_size per token must have shape {tokens} or {[*tokens, query.shape[-2]]}, got {_shape(sizes)}"
+        )
+
+
+def check_sizes(sizes: Tensor, most: int) -> None:
+    """That windows per token are odd and from 1 to `most`: on a GPU the next wait for it raises, as for an index.
+
+    Raises:
+        ValueError: one is not.
+    """
+    wrong = (sizes < 1) | (sizes > most) | (sizes % 2 == 0)
+    rule = f"kernel_size per token must be odd and from 1 to {most}, the largest max_kernel_size"
+    if sizes.device.type == "cpu":
+        if wrong.any():
+            raise ValueError(f"{rule}, got {sizes[wrong][0].item()}")
+    else:
+        torch._assert_async(~wrong.any(), rule)
 
 
 def check_tensor(

@@ -38,6 +38,7 @@ class _Options(TypedDict, total=False):
     clamp: bool
     spans: Sequence[Span | None] | None
     key_mask: Tensor | None
+    window_sizes: Tensor | None
 
 
 class _AttentionOptions(TypedDict, total=False):
@@ -100,6 +101,7 @@ def neighborhood_attention(
     clamp: bool = False,
     spans: Sequence[Span | None] | None = None,
     key_mask: Tensor | None = None,
+    window_sizes: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Neighborhood attention for any rank from 1 to 3, with one neighborhood for all heads or one per head.
 
@@ -125,6 +127,8 @@ def neighborhood_attention(
             No query attends to them, and what their key and value hold, NaN too, is never read as a number. A query
             left without keys gets output 0 and log-sum-exp minus infinity; so does the query of a masked token where
             it is not finite.
+        window_sizes: `[B, *X]` or `[B, *X, H]`, odd integers: each query's own window, along every axis of
+            `min(size, window)` keys of the neighborhood's `window`; `stride` must be 1.
 
     Returns:
         output `[B, *X, H, Dv]` in the inputs' dtype; with `return_lse` also the log-sum-exp `[B, *X, H]` in float32
@@ -134,7 +138,7 @@ def neighborhood_attention(
         TypeError: an argument is of the wrong type or dtype.
         ValueError: shapes, devices or windows do not fit, or the backend cannot run the problem.
     """
-    inputs = Inputs(query, key, value, additional_keys, additional_values, rpb, key_mask)
+    inputs = Inputs(query, key, value, additional_keys, additional_values, rpb, key_mask, window_sizes)
     neighborhoods = _neighborhoods(inputs, neighborhood)
     if spans is not None:
         neighborhoods = tuple(n.over(spans) if isinstance(n, Neighborhood) else n for n in neighborhoods)

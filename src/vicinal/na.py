@@ -5,11 +5,11 @@ To type checkers, what follows `additional_values` is given by name too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 from torch import Tensor
 
-from vicinal.calls import Knobs, attend, neighborhood
+from vicinal.calls import Knobs, attend, neighborhood, windows
 from vicinal.geometry.neighborhood import Boundary, PerAxis
 from vicinal.problem import Inputs
 
@@ -32,6 +32,9 @@ KNOBS = Knobs(
 )
 
 
+Window: TypeAlias = PerAxis[int | None] | Tensor
+
+
 class Rest(TypedDict, total=False):
     """What may follow `additional_values`, but for `return_lse`."""
 
@@ -50,11 +53,12 @@ class Rest(TypedDict, total=False):
     boundary: PerAxis[Boundary]
     clamp: bool
     key_mask: Tensor | None
+    max_kernel_size: PerAxis[int] | None
 
 
 @overload
 def na1d(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: PerAxis[int | None], stride: PerAxis[int] | None = 1,
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: Window, stride: PerAxis[int] | None = 1,
     dilation: PerAxis[int] | None = 1, is_causal: PerAxis[bool] | None = False, scale: float | None = None,
     additional_keys: Tensor | None = None, additional_values: Tensor | None = None,
     *, return_lse: Literal[False] = False, **rest: Unpack[Rest],
@@ -63,7 +67,7 @@ def na1d(
 
 @overload
 def na1d(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: PerAxis[int | None], stride: PerAxis[int] | None = 1,
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: Window, stride: PerAxis[int] | None = 1,
     dilation: PerAxis[int] | None = 1, is_causal: PerAxis[bool] | None = False, scale: float | None = None,
     additional_keys: Tensor | None = None, additional_values: Tensor | None = None,
     *, return_lse: Literal[True], **rest: Unpack[Rest],
@@ -72,7 +76,7 @@ def na1d(
 
 @overload
 def na1d(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: PerAxis[int | None], stride: PerAxis[int] | None = 1,
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: Window, stride: PerAxis[int] | None = 1,
     dilation: PerAxis[int] | None = 1, is_causal: PerAxis[bool] | None = False, scale: float | None = None,
     additional_keys: Tensor | None = None, additional_values: Tensor | None = None,
     *, return_lse: bool, **rest: Unpack[Rest],
@@ -83,7 +87,7 @@ def na1d(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    kernel_size: PerAxis[int | None],
+    kernel_size: Window,
     stride: PerAxis[int] | None = 1,
     dilation: PerAxis[int] | None = 1,
     is_causal: PerAxis[bool] | None = False,
@@ -107,6 +111,7 @@ def na1d(
     boundary: PerAxis[Boundary] = "shift",
     clamp: bool = False,
     key_mask: Tensor | None = None,
+    max_kernel_size: PerAxis[int] | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """1-D neighborhood attention: each query attends to the window of keys nearest to it.
 
@@ -115,7 +120,7 @@ def na1d(
         key: `[B, X0, Hkv, D]`; `H` is a multiple of `Hkv` (grouped-query attention).
         value: `[B, X0, Hkv, Dv]`.
         kernel_size: window, keys per query; None means the whole axis. This and the next three: one value, or one per
-            axis.
+            axis. Or a tensor of odd integers, one per token or per token and head: see `max_kernel_size`.
         stride: queries that share a window, from 1 to `kernel_size` (generalized neighborhood attention).
         dilation: distance between neighboring keys; `kernel_size * dilation` must not exceed the axis, unless a border
             cuts the window (causal or clipped).
@@ -134,6 +139,8 @@ def na1d(
             No query attends to them, and what their key and value hold, NaN too, is never read as a number. A query
             left without keys gets output 0 and log-sum-exp minus infinity; so does the query of a masked token where
             it is not finite.
+        max_kernel_size: the largest window along each axis where `kernel_size` is a tensor, `[B, *X]` or `[B, *X, H]`:
+            each query has its own window, along every axis of `min(size, max_kernel_size)` keys; `stride` must be 1.
 
     Returns:
         output `[B, X0, H, Dv]` in the inputs' dtype; with `return_lse` also the log-sum-exp `[B, X0, H]` in
@@ -149,14 +156,15 @@ def na1d(
         attention_kwargs, q_tile_shape, kv_tile_shape, backward_q_tile_shape, backward_kv_tile_shape,
         backward_kv_splits, backward_use_pt_reduction, run_persistent_kernel, kernel_schedule, torch_compile,
     )  # fmt: skip
-    window = neighborhood(1, kernel_size, stride, dilation, is_causal, boundary)
-    inputs = Inputs(query, key, value, additional_keys, additional_values, rpb, key_mask)
+    most, sizes = windows(kernel_size, max_kernel_size)
+    window = neighborhood(1, most, stride, dilation, is_causal, boundary)
+    inputs = Inputs(query, key, value, additional_keys, additional_values, rpb, key_mask, sizes)
     return attend(inputs, (window,), scale, return_lse, backend, clamp)
 
 
 @overload
 def na2d(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: PerAxis[int | None], stride: PerAxis[int] | None = 1,
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: Window, stride: PerAxis[int] | None = 1,
     dilation: PerAxis[int] | None = 1, is_causal: PerAxis[bool] | None = False, scale: float | None = None,
     additional_keys: Tensor | None = None, additional_values: Tensor | None = None,
     *, return_lse: Literal[False] = False, **rest: Unpack[Rest],
@@ -165,7 +173,7 @@ def na2d(
 
 @overload
 def na2d(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: PerAxis[int | None], stride: PerAxis[int] | None = 1,
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: Window, stride: PerAxis[int] | None = 1,
     dilation: PerAxis[int] | None = 1, is_causal: PerAxis[bool] | None = False, scale: float | None = None,
     additional_keys: Tensor | None = None, additional_values: Tensor | None = None,
     *, return_lse: Literal[True], **rest: Unpack[Rest],
@@ -174,7 +182,7 @@ def na2d(
 
 @overload
 def na2d(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: PerAxis[int | None], stride: PerAxis[int] | None = 1,
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: Window, stride: PerAxis[int] | None = 1,
     dilation: PerAxis[int] | None = 1, is_causal: PerAxis[bool] | None = False, scale: float | None = None,
     additional_keys: Tensor | None = None, additional_values: Tensor | None = None,
     *, return_lse: bool, **rest: Unpack[Rest],
@@ -185,7 +193,7 @@ def na2d(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    kernel_size: PerAxis[int | None],
+    kernel_size: Window,
     stride: PerAxis[int] | None = 1,
     dilation: PerAxis[int] | None = 1,
     is_causal: PerAxis[bool] | None = False,
@@ -209,6 +217,7 @@ def na2d(
     boundary: PerAxis[Boundary] = "shift",
     clamp: bool = False,
     key_mask: Tensor | None = None,
+    max_kernel_size: PerAxis[int] | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """2-D neighborhood attention: each query attends to the window of keys nearest to it.
 
@@ -217,7 +226,7 @@ def na2d(
         key: `[B, X0, X1, Hkv, D]`; `H` is a multiple of `Hkv` (grouped-query attention).
         value: `[B, X0, X1, Hkv, Dv]`.
         kernel_size: window, keys per query; None means the whole axis. This and the next three: one value, or one per
-            axis.
+            axis. Or a tensor of odd integers, one per token or per token and head: see `max_kernel_size`.
         stride: queries that share a window, from 1 to `kernel_size` (generalized neighborhood attention).
         dilation: distance between neighboring keys; `kernel_size * dilation` must not exceed the axis, unless a border
             cuts the window (causal or clipped).
@@ -236,6 +245,8 @@ def na2d(
             No query attends to them, and what their key and value hold, NaN too, is never read as a number. A query
             left without keys gets output 0 and log-sum-exp minus infinity; so does the query of a masked token where
             it is not finite.
+        max_kernel_size: the largest window along each axis where `kernel_size` is a tensor, `[B, *X]` or `[B, *X, H]`:
+            each query has its own window, along every axis of `min(size, max_kernel_size)` keys; `stride` must be 1.
 
     Returns:
         output `[B, X0, X1, H, Dv]` in the inputs' dtype; with `return_lse` also the log-sum-exp `[B, X0, X1, H]` in
@@ -251,14 +262,15 @@ def na2d(
         attention_kwargs, q_tile_shape, kv_tile_shape, backward_q_tile_shape, backward_kv_tile_shape,
         backward_kv_splits, backward_use_pt_reduction, run_persistent_kernel, kernel_schedule, torch_compile,
     )  # fmt: skip
-    window = neighborhood(2, kernel_size, stride, dilation, is_causal, boundary)
-    inputs = Inputs(query, key, value, additional_keys, additional_values, rpb, key_mask)
+    most, sizes = windows(kernel_size, max_kernel_size)
+    window = neighborhood(2, most, stride, dilation, is_causal, boundary)
+    inputs = Inputs(query, key, value, additional_keys, additional_values, rpb, key_mask, sizes)
     return attend(inputs, (window,), scale, return_lse, backend, clamp)
 
 
 @overload
 def na3d(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: PerAxis[int | None], stride: PerAxis[int] | None = 1,
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: Window, stride: PerAxis[int] | None = 1,
     dilation: PerAxis[int] | None = 1, is_causal: PerAxis[bool] | None = False, scale: float | None = None,
     additional_keys: Tensor | None = None, additional_values: Tensor | None = None,
     *, return_lse: Literal[False] = False, **rest: Unpack[Rest],
@@ -267,7 +279,7 @@ def na3d(
 
 @overload
 def na3d(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: PerAxis[int | None], stride: PerAxis[int] | None = 1,
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: Window, stride: PerAxis[int] | None = 1,
     dilation: PerAxis[int] | None = 1, is_causal: PerAxis[bool] | None = False, scale: float | None = None,
     additional_keys: Tensor | None = None, additional_values: Tensor | None = None,
     *, return_lse: Literal[True], **rest: Unpack[Rest],
@@ -276,7 +288,7 @@ def na3d(
 
 @overload
 def na3d(
-    query: Tensor, key: Tensor, value: Tensor, kernel_size: PerAxis[int | None], stride: PerAxis[int] | None = 1,
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: Window, stride: PerAxis[int] | None = 1,
     dilation: PerAxis[int] | None = 1, is_causal: PerAxis[bool] | None = False, scale: float | None = None,
     additional_keys: Tensor | None = None, additional_values: Tensor | None = None,
     *, return_lse: bool, **rest: Unpack[Rest],
@@ -287,7 +299,7 @@ def na3d(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    kernel_size: PerAxis[int | None],
+    kernel_size: Window,
     stride: PerAxis[int] | None = 1,
     dilation: PerAxis[int] | None = 1,
     is_causal: PerAxis[bool] | None = False,
@@ -311,6 +323,7 @@ def na3d(
     boundary: PerAxis[Boundary] = "shift",
     clamp: bool = False,
     key_mask: Tensor | None = None,
+    max_kernel_size: PerAxis[int] | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """3-D neighborhood attention: each query attends to the window of keys nearest to it.
 
@@ -319,7 +332,7 @@ def na3d(
         key: `[B, X0, X1, X2, Hkv, D]`; `H` is a multiple of `Hkv` (grouped-query attention).
         value: `[B, X0, X1, X2, Hkv, Dv]`.
         kernel_size: window, keys per query; None means the whole axis. This and the next three: one value, or one per
-            axis.
+            axis. Or a tensor of odd integers, one per token or per token and head: see `max_kernel_size`.
         stride: queries that share a window, from 1 to `kernel_size` (generalized neighborhood attention).
         dilation: distance between neighboring keys; `kernel_size * dilation` must not exceed the axis, unless a border
             cuts the window (causal or clipped).
@@ -338,6 +351,8 @@ def na3d(
             No query attends to them, and what their key and value hold, NaN too, is never read as a number. A query
             left without keys gets output 0 and log-sum-exp minus infinity; so does the query of a masked token where
             it is not finite.
+        max_kernel_size: the largest window along each axis where `kernel_size` is a tensor, `[B, *X]` or `[B, *X, H]`:
+            each query has its own window, along every axis of `min(size, max_kernel_size)` keys; `stride` must be 1.
 
     Returns:
         output `[B, X0, X1, X2, H, Dv]` in the inputs' dtype; with `return_lse` also the log-sum-exp
@@ -353,6 +368,7 @@ def na3d(
         attention_kwargs, q_tile_shape, kv_tile_shape, backward_q_tile_shape, backward_kv_tile_shape,
         backward_kv_splits, backward_use_pt_reduction, run_persistent_kernel, kernel_schedule, torch_compile,
     )  # fmt: skip
-    window = neighborhood(3, kernel_size, stride, dilation, is_causal, boundary)
-    inputs = Inputs(query, key, value, additional_keys, additional_values, rpb, key_mask)
+    most, sizes = windows(kernel_size, max_kernel_size)
+    window = neighborhood(3, most, stride, dilation, is_causal, boundary)
+    inputs = Inputs(query, key, value, additional_keys, additional_values, rpb, key_mask, sizes)
     return attend(inputs, (window,), scale, return_lse, backend, clamp)

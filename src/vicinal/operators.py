@@ -26,7 +26,7 @@ from vicinal.tuning.cache import kept_plans
 
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? additional_keys, Tensor? additional_values, Tensor? rpb, "
-    "Tensor? key_mask, int[] neighborhoods, float scale, str? backend"
+    "Tensor? key_mask, Tensor? window_sizes, int[] neighborhoods, float scale, str? backend"
 )
 _COUNT, _NUMBERS = len(Inputs._fields), len(Wanted._fields)  # tensors, and those of them that have gradients
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
@@ -82,9 +82,15 @@ def _is_void(inputs: Inputs) -> bool:
 
 def plan_of(inputs: Inputs, code: Sequence[int], scale: float, backend: str | None) -> Plan:
     """The plan of a call of the operator: one look-up where the call has been seen before."""
-    query, key, value, additional_keys, _, rpb, key_mask = inputs
+    query, key, value, additional_keys, _, rpb, key_mask, sizes = inputs
     signature = (query.shape, query.dtype, query.device, key.shape[-2], value.shape[-1], rpb is None, *code, scale)
-    full = (signature, None if additional_keys is None else additional_keys.shape[1], key_mask is None, backend)
+    full = (
+        signature,
+        None if additional_keys is None else additional_keys.shape[1],
+        key_mask is None,
+        sizes is None,
+        backend,
+    )
     return _plans.get(full, lambda: plan(Problem.of(inputs, decode(code, query.ndim - 3), scale), backend))
 
 
@@ -239,7 +245,9 @@ def _attend_backward_flops(
     return backward_flops(_scores(query, *args), query[-1], value[-1])
 
 
-def _scores(query: Any, extra_keys: Any, extra_values: Any, rpb: Any, mask: Any, code: list[int], *_: Any) -> int:
+def _scores(
+    query: Any, extra_keys: Any, extra_values: Any, rpb: Any, mask: Any, sizes: Any, code: list[int], *_: Any
+) -> int:
     """Useful scores from shapes (the flop counter passes shapes for tensors)."""
     batch, *lengths, heads, _head_dim = query
     neighborhoods = [n.resolve(lengths) for n in decode(code, len(lengths))]

@@ -2,8 +2,8 @@
 
 Shapes, everywhere: query `[B, *X, H, D]`, key `[B, *X, Hkv, D]`, value `[B, *X, Hkv, Dv]` (as parts of axes
 each with its own `X`: `vicinal.geometry.span`), additional keys and values `[B, M, Hkv, D]` and `[B, M, Hkv, Dv]`,
-relative positional bias `[H, 2*K0-1, ...]`; key mask `[B, *X]`, True where there is a key; output `[B, *X, H, Dv]`,
-log-sum-exp `[B, *X, H]`.
+relative positional bias `[H, 2*K0-1, ...]`; key mask `[B, *X]`, True where there is a key; window sizes per
+token `[B, *X, H]`; output `[B, *X, H, Dv]`, log-sum-exp `[B, *X, H]`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Inputs(NamedTuple):
     additional_values: Tensor | None = None
     rpb: Tensor | None = None
     key_mask: Tensor | None = None
+    window_sizes: Tensor | None = None
 
     @property
     def numbers(self) -> tuple[Tensor | None, ...]:
@@ -88,6 +89,7 @@ class Problem:
         additional: number of additional keys, 0 for none.
         has_rpb: whether there is a relative positional bias.
         has_key_mask: whether some keys may be masked.
+        has_window_sizes: whether each query has a window size of its own, at most the neighborhood's.
         scale: factor of the scores.
     """
 
@@ -104,6 +106,7 @@ class Problem:
     additional: int = 0
     has_rpb: bool = False
     has_key_mask: bool = False
+    has_window_sizes: bool = False
 
     @classmethod
     def of(cls, inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: float) -> Problem:
@@ -124,6 +127,7 @@ class Problem:
             additional=0 if inputs.additional_keys is None else inputs.additional_keys.shape[1],
             has_rpb=inputs.rpb is not None,
             has_key_mask=inputs.key_mask is not None,
+            has_window_sizes=inputs.window_sizes is not None,
         )
 
     def __hash__(self) -> int:  # plans are looked up on every call: hash the fields once
@@ -188,7 +192,8 @@ class Problem:
         ]
         if not self.per_head:
             words += self.neighborhood.in_words()
-        return " ".join([*words, "masked"] if self.has_key_mask else words)
+        more = {"masked": self.has_key_mask, "sizes per token": self.has_window_sizes}
+        return " ".join([*words, *(word for word, applies in more.items() if applies)])
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -7,6 +7,7 @@ design, so that a mistake in the geometry cannot hide here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -71,6 +72,17 @@ def _positions(intervals: Sequence[tuple[int, int]]) -> Tensor:
     return torch.cartesian_prod(*along).reshape(-1, len(intervals))
 
 
+def _masks(per_head: Sequence[Neighborhood], lengths: Sequence[int]) -> Tensor:
+    """`[H, N, N]`: `neighborhood_mask` of every head."""
+    masks = {n: neighborhood_mask(n, lengths) for n in set(per_head)}
+    return torch.stack([masks[n] for n in per_head])
+
+
+def _at_most(neighborhood: Neighborhood, size: int) -> Neighborhood:
+    """With windows of this size, where they are larger."""
+    return Neighborhood(tuple(replace(a, window=min(a.window or size, size)) for a in neighborhood.axes))
+
+
 def reference(inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: float) -> tuple[Tensor, Tensor]:
     """Neighborhood attention by its definition. Differentiable.
 
@@ -104,8 +116,13 @@ def reference(inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: floa
     scores = scale * (q @ k.transpose(-1, -2))
     if rpb is not None:
         scores = scores + torch.stack([bias_of(rpb[h : h + 1], n, lengths)[0] for h, n in enumerate(per_head)])
-    masks = {n: neighborhood_mask(n, lengths) for n in set(per_head)}
-    mask = torch.stack([masks[n] for n in per_head]).to(query.device)
+    mask = _masks(per_head, lengths).to(query.device)
+    if inputs.window_sizes is not None:
+        sizes = inputs.window_sizes.flatten(1, -2).transpose(1, 2)[..., None]
+        mask = mask.expand(batch, -1, -1, -1)
+        for size in sizes.unique().tolist():
+            own = _masks([_at_most(n, size) for n in per_head], lengths).to(query.device)
+            mask = torch.where(sizes == size, own, mask)
     scores = scores.masked_fill(~mask, float("-inf"))
     if extra_keys is not None and extra_values is not None:
         ek = extra_keys.transpose(1, 2).repeat_interleave(repeat, 1)

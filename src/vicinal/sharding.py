@@ -87,7 +87,7 @@ def _forward(*args: Any) -> list[Any]:
     inputs, rest = args[:COUNT], args[COUNT:]
     found = []
     for tokens, additional, table, mask in _splits(inputs, rest[0]):
-        given = _of_present(inputs, (tokens, tokens, tokens, additional, additional, table, mask))
+        given = _of_present(inputs, (tokens, tokens, tokens, additional, additional, table, mask, tokens))
         found.append(([tokens, tokens], [*given, *[None] * len(rest)]))
     return found
 
@@ -100,7 +100,7 @@ def _backward(*args: Any) -> list[Any]:
     found = []
     for tokens, additional, table, mask in _splits(inputs, rest[0]):
         above = _of_present(upstream, (tokens,) * 4)
-        given = _of_present(inputs, (tokens, tokens, tokens, additional, additional, table, mask))
+        given = _of_present(inputs, (tokens, tokens, tokens, additional, additional, table, mask, tokens))
         grads = (tokens, tokens, tokens, additional, additional, Partial() if tokens.is_shard(0) else table)
         # What is not wanted is an empty tensor, the same everywhere.
         results = [grad if is_wanted else Replicate() for grad, is_wanted in zip(grads, rest[-1])]

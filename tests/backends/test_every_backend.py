@@ -23,11 +23,12 @@ def run(name, call):
     """The call by a backend, as a function of inputs."""
 
     def by_backend(inputs):
-        query, key, value, more_keys, more_values, rpb, key_mask = inputs
+        query, key, value, more_keys, more_values, rpb, key_mask, sizes = inputs
         neighborhood = call.neighborhoods[0] if len(call.neighborhoods) == 1 else call.neighborhoods
         return neighborhood_attention(
             query, key, value, neighborhood, scale=call.scale, additional_keys=more_keys,
-            additional_values=more_values, rpb=rpb, key_mask=key_mask, return_lse=True, backend=name,
+            additional_values=more_values, rpb=rpb, key_mask=key_mask, window_sizes=sizes, return_lse=True,
+            backend=name,
         )  # fmt: skip
 
     return by_backend
@@ -68,7 +69,7 @@ def test_any_layout_of_smaller_dtypes(name, dtype, call, layouts: Layouts):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(call=calls(), layouts=any_layouts(), masked=st.sampled_from([0.1, 0.5, 0.95]), with_lse=st.booleans())
 def test_masked_keys(name, call, layouts: Layouts, masked, with_lse):
     call = replace(call, masked=masked)
@@ -83,7 +84,21 @@ def test_masked_keys(name, call, layouts: Layouts, masked, with_lse):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@settings(max_examples=30)
+@settings(max_examples=12)
+@given(call=calls(), masked=st.sampled_from([0.0, 0.3]))
+def test_windows_per_token(name, call, masked):
+    call = replace(call.unstrided(), sized=True, masked=masked)
+    inputs = call.inputs()
+    if not can_run(name, inputs, call):
+        return
+    above = random_gradients(*run(name, call)(inputs), call.seed)
+    found = gradients(run(name, call), inputs, *above)
+    truth = gradients(lambda i: reference(i, call.neighborhoods, call.scale), inputs, *above)
+    torch.testing.assert_close(found, truth, **EXACT)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@settings(max_examples=15)
 @given(call=calls(), masked=st.sampled_from([0.3, 0.8]))
 def test_masked_tokens_are_never_numbers(name, call, masked):
     """All of a masked token is NaN, its gradient from above too: nothing of it shows."""

@@ -127,6 +127,8 @@ def unsupported_anywhere(problem: Problem) -> str | None:
         return "it has no relative positional bias"
     if problem.has_key_mask:
         return "it has no key mask"
+    if problem.has_window_sizes:
+        return "it has no windows per token"
     if problem.is_part:
         return "it takes whole axes, no spans"
     if problem.batch == 0:

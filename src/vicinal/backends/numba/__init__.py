@@ -31,6 +31,8 @@ class NumbaBackend:
             return f"the tensors are on {problem.device}, not on a CPU"
         if problem.dtype not in DTYPES.values():
             return f"{problem.dtype} is not one of {', '.join(map(str, DTYPES.values()))}"
+        if problem.has_window_sizes:
+            return "its tiles are made of windows of one size"
         return missing()
 
     def seconds(self, problem: Problem, direction: Direction, config: NumbaConfig) -> None:

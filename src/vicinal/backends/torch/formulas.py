@@ -114,6 +114,8 @@ class _Tables:
             bias = pad(_take(self.bias, chunk.bias_index), (0, scores.shape[-1] - chunk.bias_index.shape[-1]))
             scores = scores + bias.index_select(0, chunk.head)
         scores = scores.minimum(chunk.mask)
+        if chunk.own_mask is not None:
+            scores = scores.minimum(chunk.own_mask)
         if self.key_limit is not None and self.query_limit is not None:
             limit = _take(self.query_limit, chunk.queries)[..., None]
             scores = scores.minimum(_take(self.key_limit, chunk.keys)[..., None, :]).minimum(limit)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, inf, prod
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -72,7 +73,7 @@ class AxisTiles:
         token = span.queries[0] + tile // self.per_group  # the first of the tile's group
         self.group, first = token % axis.dilation, token // axis.dilation
         of_group = cast(Any, rule.group_length)
-        total = of_group(span.length, axis.dilation, self.group)
+        self.total = total = of_group(span.length, axis.dilation, self.group)
         beyond = of_group(span.queries[1], axis.dilation, self.group)
         places = first + tile % self.per_group * self.size + self._arange(self.size)
         self.is_padding = places >= beyond
@@ -108,6 +109,18 @@ class AxisTiles:
         stop = (self.stop - self.first_key)[tile].to(dtype)[..., None] - 0.5
         return (key - start).minimum(stop - key) * inf
 
+    def sized_mask(self, tile: Tensor, slot: Tensor, sizes: Tensor, column: Tensor) -> Tensor:
+        """`[pairs, tiles, rows, columns]`: whether a pair is attended, of queries with `sizes` of their own.
+
+        `slot` and `column`: the places along this axis of the rows of a tile, and of the columns of its box.
+        """
+        assert self.axis.window is not None
+        own: Any = SimpleNamespace(**{**vars(self.axis), "window": sizes.clamp(1, self.axis.window)})
+        queries, length = self.queries[tile][:, slot], cast(Any, self.total[tile])
+        start = cast(Any, rule.window_start)(own, length, queries) - self.first_key[tile]
+        stop = cast(Any, rule.window_stop)(own, length, queries) - self.first_key[tile]
+        return (column >= start[..., None]) & (column < stop[..., None])
+
     def bias_index(self, tile: Tensor) -> Tensor:
         """`[tiles, size, box]`: index into this axis of the bias; some index where the pair is not attended."""
         assert self.axis.window is not None
@@ -123,6 +136,7 @@ class Chunk:
         queries: `[pairs, tiles, rows]` rows of the table of queries.
         keys: `[pairs, tiles, columns]` rows of the table of keys; the last columns are the additional ones.
         mask: `[tiles, rows, columns]`, inf where attended, -inf elsewhere.
+        own_mask: `[pairs, tiles, rows, columns]`, the same for windows per token; None where there are none.
         is_padding: `[tiles, rows]`, where a query only fills the tile.
         head: `[pairs]`, among the walk's heads.
         bias_index: `[heads, tiles, rows, box]` into the flattened table of the bias; None without one.
@@ -132,6 +146,7 @@ class Chunk:
     queries: Tensor
     keys: Tensor
     mask: Tensor
+    own_mask: Tensor | None
     is_padding: Tensor
     head: Tensor
     bias_index: Tensor | None
@@ -160,6 +175,7 @@ class Walk:
         self.batch, *self.lengths, self.all_heads = (int(n) for n in query.shape[:-1])
         *self.key_lengths, self.kv_heads = (int(n) for n in inputs.key.shape[1:-1])
         self.additional = 0 if inputs.additional_keys is None else int(inputs.additional_keys.shape[1])
+        self.sizes = None if inputs.window_sizes is None else inputs.window_sizes.reshape(-1).to(torch.int64)
         self.has_bias = inputs.rpb is not None
         self.heads, self.device, self.dtype = heads, query.device, lse_dtype(query.dtype)
         sizes = tile or tile_of(neighborhood, self.lengths)
@@ -188,7 +204,8 @@ class Walk:
             for pair in range(0, max(1, len(self.own)), self.pair_step):
                 some = slice(pair, pair + self.pair_step)
                 rows, columns = self._query_rows(queries, some), self._key_rows(keys, some)
-                yield Chunk(rows, columns, mask, is_padding, self.own[some], bias_index, self.box)
+                own_mask = None if self.sizes is None else self._own_mask(tiles, self.sizes[rows])
+                yield Chunk(rows, columns, mask, own_mask, is_padding, self.own[some], bias_index, self.box)
 
     def tokens(self, parts: list[Tensor]) -> Tensor:
         """Results of the chunks, in their order, each `[pairs, tiles, rows, width]`, as `[B, *X, heads, width]`."""
@@ -227,6 +244,18 @@ class Walk:
         for other in others:
             mask = mask.minimum(other)
         return pad(mask.reshape(-1, self.rows, self.box), (0, self.additional), value=inf)
+
+    def _own_mask(self, tiles: list[Tensor], sizes: Tensor) -> Tensor:
+        slots = _unravel(self._arange(0, self.rows), [axis.size for axis in self.axes])
+        columns = _unravel(self._arange(0, self.box), [axis.box for axis in self.axes])
+        attended, *others = (
+            axis.sized_mask(tile, slot, sizes, column)
+            for axis, tile, slot, column in zip(self.axes, tiles, slots, columns)
+        )
+        for other in others:
+            attended = attended & other
+        mask = torch.full(attended.shape, inf, dtype=self.dtype, device=self.device).masked_fill(~attended, -inf)
+        return pad(mask, (0, self.additional), value=inf)
 
     def _is_padding(self, tiles: list[Tensor]) -> Tensor:
         found, *others = (axis.is_padding[t] for axis, t in zip(self.axes, tiles))

@@ -21,7 +21,7 @@ from vicinal.backends.triton.kernels.backward import (
     query_gradient_kernel,
 )
 from vicinal.backends.triton.kernels.bias import bias_gradient_kernel
-from vicinal.backends.triton.launch import Prepared, like, tiles_of
+from vicinal.backends.triton.launch import KERNELS, Prepared, like, tiles_of
 from vicinal.compiling import Job
 from vicinal.problem import Inputs, Upstream, Wanted, lse_dtype
 
@@ -67,14 +67,14 @@ class Backward:
         ok = aligned((*inputs, *upstream))
         if self._table is not None:
             in_use(self._table)
-        query, key, value, _, _, rpb, key_mask = inputs
+        query, key, value, rpb, key_mask = inputs.query, inputs.key, inputs.value, inputs.rpb, inputs.key_mask
         output, lse, grad_output, grad_lse = upstream
         grad_query = contiguous_like(query) if self._wanted.query else None
         grad_key, grad_value = self._key_and_value(inputs)
         delta = None
         if self._both is not None or self._query is not None or self._delta is not None:
             delta = contiguous_like(lse)
-        read = (*inputs, self._table, output, lse, grad_output, grad_lse)
+        read = (*inputs[:KERNELS], self._table, output, lse, grad_output, grad_lse)
         if self._both is not None:
             self._both((*read, delta, grad_query, grad_key, grad_value), ok)
         if self._query is not None:
@@ -100,7 +100,7 @@ class Backward:
 
     def kernels(self, inputs: Inputs) -> list[Job]:
         """What compiles the kernels that a call launches; see `vicinal.backends.protocol.Backend.backward_kernels`."""
-        query, key, value, extra_keys, extra_values, rpb, key_mask = stand_ins = [like(t) for t in inputs]
+        query, key, value, extra_keys, extra_values, rpb, key_mask = stand_ins = [like(t) for t in inputs[:KERNELS]]
         sums = like(query, lse_dtype(self._problem.dtype))
         table, wanted = like(self._table), self._wanted
         own = torch.float32 if self._per_query_head else None

@@ -29,6 +29,8 @@ from vicinal.geometry.unfold import parts, tile_count
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Inputs, Problem, lse_dtype
 
+KERNELS = 7  # inputs that they take
+
 
 class Forward:
     """The forward pass of one problem, tiling and set of strides."""
@@ -79,7 +81,7 @@ class Forward:
             with current(query.device):
                 if self._table is not None:
                     in_use(self._table)
-                self._launch((*inputs, self._table, output, lse), aligned(inputs))
+                self._launch((*inputs[:KERNELS], self._table, output, lse), aligned(inputs))
         return output, lse
 
     def kernels(self, inputs: Inputs) -> list[Job]:
@@ -89,7 +91,7 @@ class Forward:
         return (
             []
             if self._empty
-            else [partial(self._launch.compile, (*map(like, inputs), like(self._table), like(query), lse))]
+            else [partial(self._launch.compile, (*map(like, inputs[:KERNELS]), like(self._table), like(query), lse))]
         )
 
 
@@ -131,7 +133,7 @@ def is_wide(problem: Problem, strides: tuple[tuple[int, ...], ...], config: Tili
 
 def readable(inputs: Inputs) -> Inputs:
     """The inputs as the kernels read them: in place, unless a last dimension is not contiguous."""
-    q, k, v, ek, ev, rpb, key_mask = inputs
+    q, k, v, ek, ev, rpb, key_mask, _ = inputs
     return Inputs(
         rows_last(q),
         rows_last(k),

@@ -35,6 +35,8 @@ class UnfusedBackend:
             return "unfused kernels take whole axes, no spans"
         if problem.has_key_mask:
             return "unfused kernels take no key mask"
+        if problem.has_window_sizes:
+            return "unfused kernels take no windows per token"
         return None
 
     def seconds(self, problem: Problem, direction: Direction, config: UnfusedConfig) -> None:
