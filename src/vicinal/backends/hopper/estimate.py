@@ -15,13 +15,21 @@ from math import ceil, prod
 from operator import mul
 
 from vicinal.backends.gpu.hardware import gpu_of
+from vicinal.backends.gpu.shapes import sampled_walks
 from vicinal.backends.hopper.config import BackwardConfig, HopperConfig
 from vicinal.backends.hopper.layout import subproblems
 from vicinal.backends.hopper.runs import runs_of
-from vicinal.backends.hopper.tilings import ROWS, WARPGROUPS, kernel_dims, one_pass_steps, steps
+from vicinal.backends.hopper.tilings import (
+    ROWS,
+    WARPGROUPS,
+    doubled,
+    kernel_dims,
+    one_pass_steps,
+    pairs_of,
+    steps,
+    walked,
+)
 from vicinal.backends.protocol import Direction
-from vicinal.geometry.count import count
-from vicinal.geometry.unfold import tile_count
 from vicinal.problem import Problem
 
 
@@ -82,8 +90,8 @@ def _one_pass(problem: Problem, config: BackwardConfig) -> float:
     """The estimate of the backward in one pass: a program has a multiprocessor for itself."""
     d, _ = kernel_dims(problem, one_pass=True)
     steps, longest = one_pass_steps(problem, config)
-    pair = tuple(n * WARPGROUPS if a == config.split else n for a, n in enumerate(config.key_tile))
-    programs = problem.batch * problem.kv_heads * tile_count(problem.neighborhoods[0], problem.lengths, pair)
+    _, axes = sampled_walks(problem, True)[0]
+    programs = problem.batch * problem.kv_heads * pairs_of(axes, config.key_tile, config.split)
     mean = steps * problem.batch * problem.heads / programs
     turns = ceil(programs / gpu_of(problem.device).processors)
     step = (STEP[0] + STEP[1] * d) * (SPREAD if problem.rank == 3 else 1.0)
@@ -102,14 +110,12 @@ def _both_passes(problem: Problem, config: HopperConfig) -> tuple[float, float]:
 
     In units of the query gradient's average: near borders a key has more queries than a query has keys.
     """
-    neighborhood = problem.neighborhoods[0]
     means, longest = [], []
     for inverse in (False, True):
+        _, axes = sampled_walks(problem, inverse)[0]
         tile, other = (config.key_tile, config.query_tile) if inverse else (config.query_tile, config.key_tile)
-        pair = tuple(n * WARPGROUPS if a == config.split else n for a, n in enumerate(tile))
-        along = zip(neighborhood.axes, problem.lengths, pair, other)
-        walked = [count(*each, inverse) for each in along]
-        means.append(prod(axis.steps for axis in walked) / tile_count(neighborhood, problem.lengths, pair))
-        longest.append(prod(axis.longest for axis in walked))
+        mean, most = walked(axes, doubled(tile, config.split), other)
+        means.append(mean)
+        longest.append(most)
     unit = means[0] * sum(PRODUCTS)
     return sum(map(mul, PRODUCTS, means)) / unit, sum(map(mul, PRODUCTS, longest)) / unit

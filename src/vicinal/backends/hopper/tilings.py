@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from heapq import nsmallest
-from itertools import product
 from math import prod
-from typing import TypeVar
+from operator import itemgetter
 
 from vicinal.backends.gpu.hardware import ARCHITECTURES
+from vicinal.backends.gpu.shapes import Shape, cheapest, sampled_walks, tile_shapes
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
-from vicinal.geometry.count import count, count_pairs, full_steps
-from vicinal.geometry.neighborhood import Axis
+from vicinal.geometry.walks import Walks
 from vicinal.problem import Problem
-
-Config = TypeVar("Config", ForwardConfig, BackwardConfig)
 
 SHARED_MEMORY = ARCHITECTURES["sm_90"].shared
 BARRIERS = 1024  # bytes, generously
@@ -36,8 +32,10 @@ ONE_PASS_DIMS = {64: 4, 128: 2}  # likewise, and slots of its rings: powers of t
 ONE_PASS_FROM = 33  # head dims: below, what fills 64 columns would be for nothing
 LEAST_SCALE = 1e-30  # below, scores are scaled before they are masked: infinity times it may be no infinity
 KEPT = 8  # configs listed
-COMPACT = 5  # shapes of a warpgroup's own tiles that are tried
-LIKELY = 28  # tilings whose steps are counted
+WIDE = 4  # tokens along the last axis: TMA moves at least 16 bytes of the log-sum-exp
+COMPACT = 3  # shapes of a warpgroup's own tiles that are tried
+LIKELY = 4  # tilings whose walks are looked at
+MOST_HEADS = 16  # in a tile
 
 
 # --- what fits ---------------------------------------------------------------------------------------------
@@ -98,15 +96,20 @@ def backward_shared(head_dim: int, value_dim: int, stages: int) -> int:
 
 def forward_configs(problem: Problem) -> list[ForwardConfig]:
     """Tilings of the forward, best guess first."""
-    costs = {config: _cost(problem, config) for config in _likely(problem, _forward_candidates(problem))}
-    best = sorted(costs, key=lambda c: (costs[c], c.query_tile, c.key_tile, c.split, c.paired, c.heads))[:KEPT]
-    return [replace(c, persistent=_tiles_each(problem, c, costs[c]) <= PERSISTENT_TILES) for c in best]
+    costed = [(_cost(problem, c), c) for c in _forward_candidates(problem)]
+    costed.sort(key=lambda each: each[0])
+    return [replace(c, persistent=_tiles_each(problem, c, cost) <= PERSISTENT_TILES) for cost, c in costed[:KEPT]]
 
 
 def backward_configs(problem: Problem) -> list[BackwardConfig]:
     """Tilings of the backward, best guess first: tiles of 64 queries and of 64 keys, in both of its passes."""
-    costs = {config: _scores(problem, config) for config in _likely(problem, _backward_candidates(problem))}
-    return sorted(costs, key=lambda c: (costs[c], c.query_tile, c.key_tile, c.split))[:KEPT]
+    d, dv = kernel_dims(problem)
+    stages = max(n for n in (2, BACKWARD_STAGES) if n == 2 or backward_shared(d, dv, n) <= SHARED_MEMORY)
+    costed = []
+    for tile, split, step in _tried(problem, ROWS, ROWS, stages - 1, least=WIDE):
+        config = BackwardConfig(tile, step, split, stages)
+        costed.append((_scores(problem, config), config))
+    return [config for _, config in sorted(costed, key=lambda each: each[0])[:KEPT]]
 
 
 def one_pass_configs(problem: Problem) -> list[BackwardConfig]:
@@ -116,20 +119,11 @@ def one_pass_configs(problem: Problem) -> list[BackwardConfig]:
     if problem.scale < LEAST_SCALE:  # sums begin with log-sum-exps divided by it
         return []
     stages = ONE_PASS_DIMS[kernel_dims(problem, one_pass=True)[0]]
-    candidates = _likely(problem, _backward_candidates(problem, stages, one_pass=True))
-    costs = {config: _one_pass_cost(problem, config) for config in candidates}
-    return sorted(costs, key=lambda c: (costs[c], c.query_tile, c.key_tile, c.split))[:KEPT]
-
-
-def boxes_of(tokens: int, rank: int) -> Iterator[tuple[int, ...]]:
-    """Boxes of `tokens` tokens (a power of two) over `rank` axes, whose sides are powers of two."""
-    sides = [1 << i for i in range(tokens.bit_length())]
-    for x in product(sides, repeat=rank - 1):
-        rest = tokens
-        for n in x:
-            rest //= n
-        if rest:
-            yield (*x, rest)
+    costed = []
+    for tile, split, step in _tried(problem, ROWS, ROWS, None, inverse=True, least_step=WIDE):
+        config = BackwardConfig(step, tile, split, stages, one_pass=True)
+        costed.append((_one_pass_cost(problem, config), config))
+    return [config for _, config in sorted(costed, key=lambda each: each[0])[:KEPT]]
 
 
 def _forward_candidates(problem: Problem) -> Iterator[ForwardConfig]:
@@ -138,90 +132,62 @@ def _forward_candidates(problem: Problem) -> Iterator[ForwardConfig]:
     stages = max(n for n in STAGES if n == 2 or forward_shared(keys, d, dv, n, True) <= SHARED_MEMORY)
     for paired in (False, True) if d == dv == piece(d) and keys == 2 * CHUNK else (False,):
         for heads in _packings(problem):
-            boxes = _compact(problem, ROWS // heads), boxes_of(CHUNK if paired else keys, problem.rank)
-            for q, k, split in product(*boxes, range(problem.rank)):
-                yield ForwardConfig(q, k, split, stages, heads, paired)
+            passes = ROWS // heads if paired else stages - 1
+            for tile, split, step in _tried(problem, ROWS // heads, CHUNK if paired else keys, passes):
+                yield ForwardConfig(tile, step, split, stages, heads, paired)
 
 
-def _backward_candidates(
-    problem: Problem, stages: int | None = None, one_pass: bool = False
-) -> Iterator[BackwardConfig]:
-    d, dv = kernel_dims(problem)
-    if stages is None:
-        stages = max(n for n in (2, BACKWARD_STAGES) if n == 2 or backward_shared(d, dv, n) <= SHARED_MEMORY)
-    # TMA moves at least 16 bytes of the log-sum-exp along the last axis.
-    every = list(boxes_of(ROWS, problem.rank))
-    queries = [box for box in every if box[-1] >= 4] if one_pass else _compact(problem, ROWS, least=4)
-    keys = _compact(problem, ROWS) if one_pass else every
-    for q, k, split in product(queries, keys, range(problem.rank)):
-        yield BackwardConfig(q, k, split, stages, one_pass)
+def _tried(
+    problem: Problem,
+    rows: int,
+    columns: int,
+    passes: int | None,
+    inverse: bool = False,
+    least: int = 1,
+    least_step: int = 1,
+) -> list[tuple[Shape, int, Shape]]:
+    """Shapes of a tile, the axis along which two lie side by side, and shapes of a step: those that compute the least.
 
+    Of the first neighborhood, borders apart.
 
-def _compact(problem: Problem, tokens: int, least: int = 1) -> list[tuple[int, ...]]:
-    """The boxes of so many tokens that compute the least, a few: by what their windows cover, and by what they cover.
-
-    `least`: along the last axis.
+    Args:
+        passes: steps that each of the two may pass over; None: both walk all.
+        inverse: tiles are of keys, steps of queries.
+        least, least_step: tokens along the last axis of a tile, of a step.
     """
-    axes = list(zip(problem.neighborhoods[0].axes, problem.lengths))
-
-    def computed(box: tuple[int, ...]) -> int:
-        return prod(_reach(*of, n) * -(-_group(*of) // n) * n for of, n in zip(axes, box))
-
-    return nsmallest(COMPACT, (box for box in boxes_of(tokens, problem.rank) if box[-1] >= least), key=computed)
-
-
-def _likely(problem: Problem, candidates: Iterator[Config]) -> list[Config]:
-    """Of the candidates, those that are counted: the best by what tiles away from the borders walk."""
-    axes = list(zip(problem.neighborhoods[0].axes, problem.lengths))
-    along: dict[tuple[int, int, int, int | None], float] = {}
-
-    def rough(config: Config) -> float:
-        own, step = config.query_tile, config.key_tile
-        if isinstance(config, BackwardConfig) and config.one_pass:
-            own, step = step, own
-        total, passes = _measured(problem, config), config.stages - 1
-        if isinstance(config, ForwardConfig):
-            total *= prod(step) / config.heads
-            passes = prod(own) if config.paired else passes
-        elif config.one_pass:
-            passes = 0
-        for a, of in enumerate(axes):
-            aside = passes if a == config.split else None
-            key = (a, own[a], step[a], aside)
-            if key not in along:
-                along[key] = _rough_steps(*of, own[a], step[a], aside)
-            total *= along[key]
-        return total
-
-    return nsmallest(LIKELY, candidates, key=rough)
+    _, axes = sampled_walks(problem, inverse)[0]
+    levels = range(columns.bit_length())
+    found = []
+    tiles = [tile for _, tile in tile_shapes(problem, rows, columns, inverse) if tile[-1] >= least]
+    for tile in tiles[:COMPACT]:
+        reaches = [axis.reach(n) for axis, n in zip(axes, tile)]
+        alone = [[(reach - 1 >> i) + 1 for i in levels] for reach in reaches]
+        for split, n in enumerate(tile):
+            both = axes[split].reach(WARPGROUPS * n)
+            aside = both - reaches[split]
+            costs = list(alone)
+            costs[split] = [_side_by_side(both, aside, 1 << i, passes) for i in levels]
+            for cost, step in cheapest(columns, [(pairs_of(axes, tile, split), costs)]):
+                if step[-1] >= least_step:
+                    found.append((cost, tile, split, step))
+                    break
+    found.sort(key=itemgetter(0))
+    return [(tile, split, step) for _, tile, split, step in found[:LIKELY]]
 
 
-def _rough_steps(axis: Axis, length: int, own: int, step: int, passes: int | None) -> float:
-    """Steps along an axis of tiles away from the borders; with `passes`, side by side, each passing over so many."""
-    walked, pair = -(-_reach(axis, length, own) // step), own
-    if passes is not None:
-        pair = WARPGROUPS * own
-        walked = max(walked, -(-_reach(axis, length, pair) // step) - passes)
-    return walked * -(-_group(axis, length) // pair) * pair / own
-
-
-def _reach(axis: Axis, length: int, tokens: int) -> int:
-    """Of a tile of `tokens` along an axis, away from the borders: the keys of its windows, or the queries."""
-    assert axis.window is not None
-    moved = (tokens - 1) // axis.stride * axis.stride
-    return min(_group(axis, length), axis.window + moved)
-
-
-def _group(axis: Axis, length: int) -> int:
-    """Tokens of the longest dilation group."""
-    return -(-length // axis.dilation)
+def _side_by_side(both: int, aside: int, step: int, passes: int | None) -> int:
+    """Steps of a warpgroup whose tile lies beside another's; together their windows hold `both` keys."""
+    walked = -(-both // step)
+    return walked if passes is None else max(walked - aside // step, walked - passes)
 
 
 def _packings(problem: Problem) -> list[int]:
-    """Numbers of query heads that a tile can hold of each token: of one key head, all with one window."""
-    if problem.per_head or is_padded(problem):  # a descriptor has no dimension left for them then
-        return [1]
-    return [h for h in (1, 2, 4, 8, 16) if problem.group_size % h == 0]
+    """Numbers of query heads that a tile can hold of each token: one, or as many as share a key head and a window.
+
+    Of padded heads, one: a descriptor has no dimension left for them.
+    """
+    most = problem.group_size & -problem.group_size
+    return [1] if problem.per_head or is_padded(problem) or most == 1 else [1, min(most, MOST_HEADS)]
 
 
 # --- how they are ranked -----------------------------------------------------------------------------------
@@ -238,17 +204,37 @@ def steps(problem: Problem, config: HopperConfig) -> tuple[float, int]:
     return _scores(problem, config) / (ROWS * CHUNK) / each, rows * problem.batch
 
 
+def pairs_of(axes: Sequence[Walks], tile: Shape, split: int) -> int:
+    """Pairs of tiles, in all dilation groups."""
+    pairs = 1
+    for a, (axis, n) in enumerate(zip(axes, tile)):
+        pairs *= axis.tiles(WARPGROUPS * n if a == split else n)
+    return pairs
+
+
+def walked(axes: Sequence[Walks], tile: Shape, step: Shape) -> tuple[float, int]:
+    """Steps of a tile, on average and at most."""
+    mean, longest = 1.0, 1
+    for axis, n, taken in zip(axes, tile, step):
+        walk = axis.walk(n, taken)
+        mean, longest = mean * walk.steps, longest * walk.longest
+    return mean, longest
+
+
+def doubled(tile: Shape, split: int) -> Shape:
+    """Two tiles side by side as one."""
+    return tuple([WARPGROUPS * n if a == split else n for a, n in enumerate(tile)])
+
+
 def one_pass_steps(problem: Problem, config: BackwardConfig) -> tuple[float, float]:
     """Steps of 64 queries that all programs of one head take together, and the most that one of them takes."""
-    pair = tuple(n * WARPGROUPS if a == config.split else n for a, n in enumerate(config.key_tile))
-    neighborhoods = set(problem.neighborhoods)
-    steps, longest = 0, 0
-    for neighborhood in neighborhoods:
-        along = zip(neighborhood.axes, problem.lengths, pair, config.query_tile)
-        counted = [count(*each, inverse=True) for each in along]
-        steps += prod(axis.steps for axis in counted)
-        longest = max(longest, prod(axis.longest for axis in counted))
-    return steps / len(neighborhoods), longest
+    pair = doubled(config.key_tile, config.split)
+    total, longest, heads = 0.0, 0, 0
+    for count, axes in sampled_walks(problem, True):
+        mean, most = walked(axes, pair, config.query_tile)
+        total += count * mean * pairs_of(axes, config.key_tile, config.split)
+        longest, heads = max(longest, most), heads + count
+    return total / heads, longest
 
 
 def _one_pass_cost(problem: Problem, config: BackwardConfig) -> float:
@@ -268,22 +254,20 @@ def _measured(problem: Problem, config: HopperConfig) -> float:
 
 
 def _scores(problem: Problem, config: HopperConfig) -> float:
-    """Scores computed, all heads of one neighborhood each, plus what masking them costs, in scores."""
+    """Scores computed, of one head, plus what masking them costs, in scores."""
     paired = isinstance(config, ForwardConfig) and config.paired
     passes = None if paired else config.stages - 1  # steps that a warpgroup may pass over in a row
-    total = 0.0
-    neighborhoods = dict.fromkeys(problem.neighborhoods)  # in order: sums of floats depend on it
-    for neighborhood in neighborhoods:
-        walked = full = 1
-        along = zip(neighborhood.axes, problem.lengths, config.query_tile, config.key_tile)
-        for a, each in enumerate(along):
-            if a == config.split:
-                pairs = count_pairs(*each, passes)
-                walked, full = walked * pairs.steps, full * pairs.full
-            else:
-                walked, full = walked * count(*each).steps, full * full_steps(*each)
-        total += walked + MASK_COST * (walked - full)
-    total /= len(neighborhoods)
+    total, all_heads = 0.0, 0
+    for heads, axes in sampled_walks(problem, False):
+        steps, full = 1.0, 1.0
+        for a, (axis, n, step) in enumerate(zip(axes, config.query_tile, config.key_tile)):
+            walk = axis.walk(n, step)
+            full *= walk.full
+            steps *= axis.pair(n, step, passes) if a == config.split else walk.steps
+        tiles = WARPGROUPS * pairs_of(axes, config.query_tile, config.split)
+        total += heads * tiles * steps * (1 + MASK_COST * (1 - full))
+        all_heads += heads
+    total /= all_heads
     if paired:  # each of a warpgroup's two lists of chunks is rounded up to pairs
         total = CHUNK_COST * (total + CHUNKS_LOST * _query_tiles(problem, config))
     keys = prod(config.key_tile)
@@ -302,11 +286,5 @@ def _tiles_each(problem: Problem, config: ForwardConfig, cost: float) -> float:
 
 def _query_tiles(problem: Problem, config: HopperConfig) -> int:
     """Query tiles of all dilation groups of one head, in pairs along the axis that is split."""
-    total = 1
-    axes = zip(problem.neighborhoods[0].axes, problem.lengths, config.query_tile, config.key_tile)
-    for a, (axis, length, tile, step) in enumerate(axes):
-        if a == config.split:
-            total *= WARPGROUPS * count_pairs(axis, length, tile, step, 0).pairs
-        else:
-            total *= count(axis, length, tile, step).tiles
-    return total
+    _, axes = sampled_walks(problem, False)[0]
+    return WARPGROUPS * pairs_of(axes, config.query_tile, config.split)

@@ -38,6 +38,9 @@ class NumbaBackend:
     def seconds(self, problem: Problem, direction: Direction, config: NumbaConfig) -> None:
         return None
 
+    def best(self, problem: Problem, direction: Direction) -> NumbaConfig:
+        return self.configs(problem, direction)[0]
+
     def configs(self, problem: Problem, direction: Direction) -> Sequence[NumbaConfig]:
         """Tiles by the keys that they meet."""
         return configs(problem)

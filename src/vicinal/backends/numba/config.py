@@ -8,9 +8,8 @@ from math import prod
 
 from vicinal.backends.protocol import DERIVED
 from vicinal.caching import Cache
-from vicinal.geometry.count import count
 from vicinal.geometry.neighborhood import Axis, Neighborhood
-from vicinal.geometry.window import group_length
+from vicinal.geometry.walks import walks
 from vicinal.problem import Problem
 from vicinal.words import by
 
@@ -73,13 +72,17 @@ SHAPES: Cache[tuple[Shape, ...]] = Cache(entries=1024)
 @SHAPES.memoize
 def shapes(axes: tuple[Axis, ...], lengths: tuple[int, ...]) -> tuple[Shape, ...]:
     """Tiles of at most 16 queries that could not be longer along any axis, with their boxes; cheapest first."""
-    longest = [min(LANES, group_length(length, axis.dilation, 0)) for axis, length in zip(axes, lengths)]
+    own = [walks(axis, length) for axis, length in zip(axes, lengths)]
     found = []
-    for tile in _full_tiles(tuple(longest)):
-        counts = [count(*own, 1) for own in zip(axes, lengths, tile)]
-        cost = prod(own.covered for own in counts) + TILE_COST * prod(own.tiles for own in counts)
-        found.append((cost, tile, tuple(own.widest for own in counts)))
-    return tuple((tile, box) for _, tile, box in sorted(found))
+    for tile in _full_tiles(tuple(min(LANES, axis.length) for axis in own)):
+        keys = tiles = 1.0
+        box = []
+        for axis, n in zip(own, tile):
+            walk = axis.walk(n, 1)
+            keys, tiles = keys * walk.tiles * walk.steps, tiles * walk.tiles
+            box.append(walk.longest)
+        found.append((keys + TILE_COST * tiles, tile, tuple(box)))
+    return tuple([(tile, box) for _, tile, box in sorted(found)])
 
 
 FULL_TILES: Cache[tuple[tuple[int, ...], ...]] = Cache(entries=1024)

@@ -52,6 +52,9 @@ class TorchBackend:
     def seconds(self, problem: Problem, direction: Direction, config: TorchConfig) -> None:
         return None
 
+    def best(self, problem: Problem, direction: Direction) -> TorchConfig:
+        return self.configs(problem, direction)[0]
+
     def configs(self, problem: Problem, direction: Direction) -> Sequence[TorchConfig]:
         """The cheapest tiling of the first head's neighborhood; others take the same."""
         axes = problem.neighborhoods[0].axes

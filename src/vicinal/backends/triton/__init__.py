@@ -30,7 +30,7 @@ from vicinal.backends.triton.backward import Backward
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.estimate import seconds
 from vicinal.backends.triton.launch import Forward, Prepared, readable, tiles_of
-from vicinal.backends.triton.tilings import tilings
+from vicinal.backends.triton.tilings import best, tilings
 from vicinal.caching import Cache
 from vicinal.compiling import Job
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
@@ -88,6 +88,9 @@ class TritonBackend:
     def seconds(self, problem: Problem, direction: Direction, config: Tiling | GradientTilings) -> float:
         return seconds(problem, direction, config)
 
+    def best(self, problem: Problem, direction: Direction) -> Tiling | GradientTilings:
+        return best(problem, direction)
+
     def configs(self, problem: Problem, direction: Direction) -> Sequence[Tiling] | Sequence[GradientTilings]:
         return tilings(problem, direction)
 
@@ -141,8 +144,8 @@ def _too_large(problem: Problem) -> str | None:
     most = max(prod(map(max, longest, n.dilation)) for n in set(problem.neighborhoods))
     if rows * most <= MAX_GRID[0]:  # even if every tile were a token: nearly always so, and no tiling is chosen
         return None
-    backward = tilings(problem, "backward")[0]
-    own = max(tiles_of(problem, tiling) for tiling in (tilings(problem, "forward")[0], backward.query))
+    backward = best(problem, "backward")
+    own = max(tiles_of(problem, tiling) for tiling in (best(problem, "forward"), backward.query))
     if rows * max(own, tiles_of(problem, backward.key_value, inverse=True)) > MAX_GRID[0]:
         return "more tiles than a GPU's grid can hold"
     return None

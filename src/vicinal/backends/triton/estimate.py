@@ -1,6 +1,6 @@
 """What the Triton kernels take on a problem, estimated by arithmetic: to rank tilings, and to compare backends.
 
-A tiling costs what it computes (`vicinal.geometry.count`: whole tiles, not only useful scores) and moves. Per step a
+A tiling costs what it computes (`vicinal.geometry.walks`: whole tiles, not only useful scores) and moves. Per step a
 multiprocessor spends cycles on issuing instructions, on exponentials, on matrix products and on reading the step's
 tokens through L2; resident programs, as many as registers and shared memory let in, overlap them and fill each other's
 latencies; where there are few programs, one that is alone has no more than its own warps, and the longest decides. The
@@ -17,11 +17,10 @@ from math import ceil, prod
 from typing import Literal, NamedTuple
 
 from vicinal.backends.gpu.hardware import Gpu, gpu_of
+from vicinal.backends.gpu.shapes import sampled_walks
 from vicinal.backends.protocol import Direction
 from vicinal.backends.triton.config import GradientTilings, Tiling
-from vicinal.geometry.count import count
-from vicinal.geometry.neighborhood import Neighborhood
-from vicinal.geometry.unfold import replace_at, tile_count, unfold
+from vicinal.geometry.unfold import replace_at, unfold
 from vicinal.problem import Problem
 
 Kernel = Literal["forward", "query", "key_value"]  # the kernels that take tilings
@@ -229,17 +228,16 @@ def estimate(problem: Problem, kernel: Kernel, tiling: Tiling) -> Estimate:
     rows, columns = prod(tiling.tile), prod(tiling.step)
     sizes = problem.head_dim, problem.value_dim, problem.dtype.itemsize, problem.has_rpb
     one = program(gpu, kernel, ProgramShape(rows, columns, tiling.warps, tiling.stages, *sizes))
-    programs = steps = most = 0
-    for neighborhood, heads in sampled(problem):
-        own = problem.key_lengths if kernel == "key_value" else problem.lengths
-        programs += heads * tile_count(neighborhood, own, tiling.tile)
-        lengths = zip(neighborhood.axes, problem.lengths, tiling.tile, tiling.step)
-        walked = [count(*along, kernel == "key_value") for along in lengths]
-        steps += heads * prod(axis.steps for axis in walked)
-        most = max(most, prod(axis.longest for axis in walked))
+    programs, steps, most, full = 0, 0.0, 0, 1.0
+    for number, (heads, axes) in enumerate(sampled_walks(problem, kernel == "key_value")):
+        tiles, each, longest = heads, 1.0, 1
+        for axis, size, taken in zip(axes, tiling.tile, tiling.step):
+            walk = axis.walk(size, taken)
+            tiles, each, longest = tiles * walk.tiles, each * walk.steps, longest * walk.longest
+            full *= walk.full if number == 0 else 1.0  # of the first neighborhood
+        programs, steps, most = programs + tiles, steps + tiles * each, max(most, longest)
     extra = ceil(problem.additional / columns)
-    masked = partial(problem, tiling.tile, tiling.step)
-    found = Estimate(one, masked, problem.batch * programs, steps / programs + extra, most + extra)
+    found = Estimate(one, 1 - full, problem.batch * programs, steps / programs + extra, most + extra)
     return found._replace(cycles=launch_cycles(gpu, found))
 
 
@@ -295,31 +293,6 @@ def unfolded(problem: Problem, axis: int) -> Problem:
     longest = unfold(problem.neighborhood, problem.lengths, axis)[0]
     lengths = replace_at(longest.lengths, axis + 1, problem.neighborhood.axes[axis].dilation)
     return replace(problem, lengths=lengths, neighborhoods=(longest.neighborhood,))
-
-
-def sampled(problem: Problem) -> list[tuple[Neighborhood, int]]:
-    """The problem's distinct neighborhoods with their numbers of heads; of many, an evenly spaced few."""
-    if not problem.per_head:
-        return [(problem.neighborhood, problem.heads)]
-    distinct = list(dict.fromkeys(problem.neighborhoods))
-    few = distinct[:: ceil(len(distinct) / 4)]
-    return [(n, ceil(problem.heads / len(few))) for n in few]
-
-
-def partial(problem: Problem, tile: tuple[int, ...], step: tuple[int, ...]) -> float:
-    """About how much of a tile's box needs a mask, away from borders."""
-    neighborhood, _ = sampled(problem)[0]
-    fraction = 1.0
-    for axis, length, size, taken in zip(neighborhood.axes, problem.lengths, tile, step):
-        assert axis.window is not None
-        group = max(1, axis.whole_length(length) // axis.dilation)
-        if axis.window >= group and not axis.causal:
-            continue  # every query sees the whole axis
-        window = min(axis.window, group)
-        moved = 0 if axis.stride >= size and axis.stride % size == 0 else size - 1
-        laid = ceil(min(group, window + moved) / taken)
-        fraction *= max(0, window - moved) // taken / laid
-    return 1 - fraction
 
 
 def _padded(size: int) -> int:

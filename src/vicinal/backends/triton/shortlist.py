@@ -1,7 +1,8 @@
-"""The sizes of programs that tilings are ranked of, few for each family of problems.
+"""The sizes of programs that there are: at most three for each family of problems, so that few kernels are compiled.
 
-Made by `benchmarks/shortlist.py` for an H200: of all sizes the few whose best tilings are, by the estimate, as good as
-all sizes' on a sample of problems. GPUs whose matrix instructions are others, and families that are not here, rank all.
+What shape a size takes along the axes is chosen for each problem, at run time (`vicinal.backends.triton.shapes`).
+Made by `benchmarks/shortlist.py`: of all sizes those three whose best tilings are, by the estimate for an H200, closest
+to all sizes' on a sample of problems. Families that are not here rank all.
 """
 
 from __future__ import annotations
@@ -17,83 +18,150 @@ STEPS = (16, 32, 64, 128)  # tokens
 
 
 class Size(NamedTuple):
-    """Tokens of a tile and of a step; warps and stages of a program."""
+    """Tokens of a tile and of a step; warps and stages of a program; whether it may hold several dilation groups."""
 
     rows: int
     columns: int
     warps: int
     stages: int
+    unfolded: bool = False
+
+
+class Family(NamedTuple):
+    """What a short list is chosen for.
+
+    Attributes:
+        kernel: which.
+        widest: of head dim and value dim, as kernels pad them.
+        itemsize: bytes of an element.
+        rank: of the problem.
+        dilated: whether some axis is.
+    """
+
+    kernel: Kernel
+    widest: int
+    itemsize: int
+    rank: int
+    dilated: bool
 
 
 def shortlist(problem: Problem, kernel: Kernel, gpu: Gpu) -> list[Size]:
     """The few sizes for a family of problems; all of them where none were chosen."""
     widest = max(16, 1 << (max(problem.head_dim, problem.value_dim) - 1).bit_length())
-    found = SHORTLISTS.get((kernel, widest, problem.dtype.itemsize)) if gpu.architecture.warpgroups else None
-    if found is None:
-        return every_size(problem.rank)
-    most = max(STAGES[problem.rank])
-    return list(dict.fromkeys(size._replace(stages=min(size.stages, most)) for size in found))
+    found = SHORTLISTS.get((kernel, widest, problem.dtype.itemsize, problem.rank, _is_dilated(problem)))
+    return every_size(problem, kernel, gpu) if found is None or not gpu.architecture.warpgroups else found
 
 
-def every_size(rank: int) -> list[Size]:
-    """All sizes."""
+def every_size(problem: Problem, kernel: Kernel, gpu: Gpu) -> list[Size]:
+    """All sizes for a problem, whatever kernel and GPU."""
+    dilated = _is_dilated(problem)
     return [
-        Size(rows, columns, warps, stages)
+        Size(rows, columns, warps, stages, unfolded)
         for rows, allowed in WARPS.items()
         for columns in STEPS
         for warps in allowed
-        for stages in STAGES[rank]
+        for stages in STAGES[problem.rank]
+        for unfolded in (False, True)[: 1 + dilated]
     ]
 
 
-# By kernel, padded head dim and bytes per element: (rows, columns, warps, stages).
+def _is_dilated(problem: Problem) -> bool:
+    return any(d > 1 for n in problem.neighborhoods for d in n.dilation)
+
+
+# By kernel, padded head dim, bytes per element, rank, and whether dilated: (rows, columns, warps, stages, unfolded).
 # fmt: off
-_CHOSEN: dict[tuple[Kernel, int, int], list[tuple[int, int, int, int]]] = {
-    ("forward", 16, 2): [(32, 64, 1, 2), (32, 16, 1, 2), (16, 64, 1, 2), (16, 128, 1, 2), (32, 32, 1, 2),
-        (128, 64, 4, 2), (16, 128, 4, 2), (16, 32, 1, 2), (16, 64, 4, 2), (128, 16, 4, 2)],
-    ("query", 16, 2): [(16, 32, 1, 3), (32, 16, 1, 3), (16, 64, 1, 3), (32, 64, 1, 3), (16, 128, 1, 3),
-        (32, 32, 1, 3), (16, 64, 4, 3), (16, 128, 4, 3), (128, 32, 4, 2)],
-    ("key_value", 16, 2): [(16, 64, 1, 3), (32, 32, 1, 3), (64, 64, 4, 3), (32, 16, 1, 3), (16, 128, 4, 3),
-        (64, 32, 4, 3), (16, 32, 1, 3), (16, 64, 4, 3)],
-    ("forward", 32, 2): [(64, 64, 4, 2), (16, 32, 1, 2), (32, 32, 1, 2), (16, 128, 4, 2), (64, 128, 4, 2),
-        (16, 64, 1, 2), (32, 16, 1, 2), (16, 16, 1, 2), (16, 128, 1, 2), (16, 64, 4, 2)],
-    ("query", 32, 2): [(16, 32, 1, 3), (64, 64, 4, 3), (32, 16, 1, 3), (16, 64, 4, 3), (16, 64, 1, 3),
-        (16, 16, 1, 3), (64, 32, 4, 3), (64, 128, 4, 3), (16, 128, 4, 3), (64, 16, 4, 3)],
-    ("key_value", 32, 2): [(64, 64, 4, 3), (32, 32, 1, 3), (16, 32, 1, 3), (16, 128, 4, 3), (32, 16, 1, 3),
-        (16, 64, 1, 3), (64, 32, 4, 3), (16, 32, 4, 3), (16, 16, 1, 3)],
-    ("forward", 64, 2): [(64, 64, 4, 2), (16, 16, 1, 2), (64, 128, 4, 2), (128, 64, 4, 2), (16, 64, 4, 2),
-        (64, 32, 4, 2), (16, 128, 4, 2), (32, 16, 1, 2), (16, 32, 1, 2), (32, 32, 1, 2)],
-    ("query", 64, 2): [(64, 64, 4, 3), (16, 16, 1, 3), (64, 32, 4, 3), (16, 64, 4, 3), (64, 128, 4, 3),
-        (64, 16, 4, 3), (32, 16, 1, 3), (16, 32, 1, 3), (16, 32, 4, 3)],
-    ("key_value", 64, 2): [(64, 64, 4, 3), (16, 16, 1, 3), (16, 64, 4, 3), (16, 32, 1, 3), (16, 128, 4, 3),
-        (16, 32, 4, 3)],
-    ("forward", 128, 2): [(64, 64, 4, 2), (64, 32, 4, 2), (16, 64, 4, 2), (16, 16, 1, 2), (128, 128, 8, 2),
-        (64, 128, 4, 2), (16, 32, 1, 2), (16, 32, 4, 2), (16, 128, 4, 2)],
-    ("query", 128, 2): [(64, 64, 4, 2), (16, 16, 1, 2), (16, 32, 4, 3), (16, 64, 4, 3), (64, 16, 4, 3),
-        (64, 64, 4, 3), (16, 16, 1, 3)],
-    ("key_value", 128, 2): [(64, 32, 4, 3), (16, 64, 4, 3), (16, 32, 4, 3), (32, 16, 2, 3), (16, 128, 4, 3)],
-    ("forward", 256, 2): [(64, 32, 4, 2), (16, 32, 4, 2), (16, 64, 4, 2), (16, 16, 4, 2)],
-    ("query", 256, 2): [(16, 16, 4, 3), (32, 32, 4, 2), (16, 32, 4, 3), (32, 16, 4, 3), (16, 64, 4, 3)],
-    ("key_value", 256, 2): [(16, 16, 4, 3), (32, 16, 4, 3), (16, 32, 4, 3), (16, 64, 4, 3)],
-    ("forward", 16, 4): [(16, 32, 1, 2), (16, 16, 1, 2), (64, 64, 4, 2), (16, 64, 4, 2), (128, 64, 4, 2),
-        (32, 16, 1, 2), (16, 64, 1, 2), (16, 128, 4, 2), (32, 32, 1, 2), (64, 128, 4, 2)],
-    ("query", 16, 4): [(16, 32, 1, 3), (32, 16, 1, 3), (64, 64, 4, 3), (16, 64, 4, 3), (16, 16, 1, 3),
-        (16, 64, 1, 3), (128, 64, 4, 3), (32, 32, 1, 3), (16, 32, 4, 3), (16, 128, 4, 3)],
-    ("key_value", 16, 4): [(16, 32, 1, 3), (64, 64, 4, 3), (32, 16, 1, 3), (16, 64, 4, 3), (16, 16, 1, 3),
-        (16, 128, 4, 3), (16, 32, 4, 3)],
-    ("forward", 32, 4): [(16, 32, 1, 2), (64, 64, 4, 2), (16, 16, 1, 2), (16, 64, 4, 2), (128, 64, 4, 2),
-        (32, 16, 1, 2), (16, 32, 4, 2), (16, 128, 4, 2), (64, 128, 4, 2)],
-    ("query", 32, 4): [(16, 16, 1, 3), (64, 64, 4, 3), (16, 32, 4, 3), (16, 32, 1, 3), (16, 64, 4, 3),
-        (16, 32, 1, 2)],
-    ("key_value", 32, 4): [(16, 16, 1, 3), (16, 64, 4, 3), (128, 64, 8, 3), (16, 32, 4, 3), (64, 32, 4, 3),
-        (16, 16, 4, 3)],
-    ("forward", 64, 4): [(16, 16, 1, 2), (64, 64, 4, 2), (16, 32, 4, 2), (16, 64, 4, 2), (16, 16, 1, 3)],
-    ("query", 64, 4): [(16, 16, 4, 3), (128, 64, 8, 3), (64, 32, 4, 3), (16, 32, 4, 3), (16, 64, 4, 3)],
-    ("key_value", 64, 4): [(16, 16, 4, 3), (16, 64, 4, 3), (128, 32, 8, 3), (32, 16, 4, 3), (64, 16, 4, 3),
-        (16, 32, 4, 3)],
-    ("forward", 128, 4): [(16, 16, 4, 2), (128, 32, 8, 2), (16, 32, 4, 2), (64, 16, 4, 2), (32, 16, 4, 2)],
-    ("query", 128, 4): [(16, 16, 4, 3), (16, 32, 4, 2)],
-    ("key_value", 128, 4): [(16, 16, 4, 3)],
+_CHOSEN: dict[tuple[Kernel, int, int, int, bool], list[tuple[int, int, int, int] | tuple[int, int, int, int, bool]]] = {
+    ("forward", 32, 2, 1, False): [(64, 64, 4, 2), (16, 32, 1, 2), (32, 32, 1, 2)],
+    ("forward", 32, 2, 1, True): [(32, 32, 1, 2, True), (64, 64, 4, 2), (16, 32, 1, 2, True)],
+    ("forward", 32, 2, 2, False): [(16, 64, 1, 2), (32, 32, 1, 2), (64, 128, 4, 2)],
+    ("forward", 32, 2, 2, True): [(32, 32, 1, 2, True), (16, 64, 1, 2, True), (16, 16, 1, 2)],
+    ("forward", 32, 2, 3, False): [(32, 32, 1, 2), (64, 128, 4, 2), (16, 32, 1, 2)],
+    ("forward", 32, 2, 3, True): [(32, 32, 1, 2), (64, 64, 4, 2), (32, 16, 1, 2)],
+    ("query", 32, 2, 1, False): [(64, 64, 4, 2), (16, 32, 1, 2), (32, 32, 1, 2)],
+    ("query", 32, 2, 1, True): [(32, 16, 1, 2, True), (64, 64, 4, 2), (16, 16, 1, 2, True)],
+    ("query", 32, 2, 2, False): [(16, 32, 1, 3), (64, 64, 4, 3), (16, 128, 4, 3)],
+    ("query", 32, 2, 2, True): [(16, 16, 1, 3), (64, 64, 4, 3), (64, 16, 4, 3)],
+    ("query", 32, 2, 3, False): [(16, 32, 1, 3), (64, 64, 4, 3), (16, 16, 1, 3)],
+    ("query", 32, 2, 3, True): [(16, 32, 1, 3), (64, 64, 4, 3), (32, 16, 1, 3)],
+    ("key_value", 32, 2, 1, False): [(64, 64, 4, 2), (32, 32, 1, 2), (16, 64, 1, 2)],
+    ("key_value", 32, 2, 1, True): [(16, 16, 1, 2, True), (32, 32, 1, 2), (64, 64, 4, 2)],
+    ("key_value", 32, 2, 2, False): [(16, 64, 1, 3), (64, 64, 4, 3), (32, 32, 1, 3)],
+    ("key_value", 32, 2, 2, True): [(16, 16, 1, 3), (64, 64, 4, 3), (32, 32, 1, 3)],
+    ("key_value", 32, 2, 3, False): [(64, 64, 4, 3), (16, 32, 1, 3), (16, 128, 4, 3)],
+    ("key_value", 32, 2, 3, True): [(64, 64, 4, 3), (32, 32, 1, 3), (16, 32, 1, 3)],
+    ("forward", 64, 2, 1, False): [(64, 64, 4, 2), (64, 128, 4, 2), (16, 16, 1, 2)],
+    ("forward", 64, 2, 1, True): [(32, 32, 1, 2), (16, 16, 1, 2, True), (128, 64, 4, 2)],
+    ("forward", 64, 2, 2, False): [(64, 64, 4, 2), (16, 16, 1, 2), (64, 128, 4, 2)],
+    ("forward", 64, 2, 2, True): [(128, 64, 4, 2, True), (16, 16, 1, 2), (64, 64, 4, 2)],
+    ("forward", 64, 2, 3, False): [(64, 128, 4, 2), (64, 64, 4, 2), (64, 32, 4, 2)],
+    ("forward", 64, 2, 3, True): [(64, 64, 4, 2), (128, 64, 4, 2), (32, 32, 1, 2)],
+    ("query", 64, 2, 1, False): [(64, 64, 4, 2), (64, 32, 4, 2), (64, 128, 4, 2)],
+    ("query", 64, 2, 1, True): [(64, 32, 4, 2), (16, 16, 1, 2, True), (32, 16, 1, 2, True)],
+    ("query", 64, 2, 2, False): [(64, 64, 4, 3), (16, 16, 1, 3), (64, 32, 4, 3)],
+    ("query", 64, 2, 2, True): [(64, 32, 4, 3, True), (16, 16, 1, 3), (64, 64, 4, 3)],
+    ("query", 64, 2, 3, False): [(64, 64, 4, 3), (64, 32, 4, 3), (64, 128, 4, 3)],
+    ("query", 64, 2, 3, True): [(64, 64, 4, 3), (64, 32, 4, 3), (16, 16, 1, 3)],
+    ("key_value", 64, 2, 1, False): [(64, 64, 4, 2), (16, 16, 1, 2), (16, 64, 4, 2)],
+    ("key_value", 64, 2, 1, True): [(32, 32, 4, 2), (64, 64, 4, 2), (16, 16, 1, 2, True)],
+    ("key_value", 64, 2, 2, False): [(64, 64, 4, 3), (16, 16, 1, 3), (16, 128, 4, 3)],
+    ("key_value", 64, 2, 2, True): [(64, 64, 4, 3), (16, 16, 1, 3), (32, 64, 2, 3)],
+    ("key_value", 64, 2, 3, False): [(64, 64, 4, 3), (16, 64, 4, 3), (16, 16, 1, 3)],
+    ("key_value", 64, 2, 3, True): [(64, 64, 4, 3), (16, 16, 1, 3), (16, 128, 4, 3)],
+    ("forward", 128, 2, 1, False): [(64, 64, 4, 2), (64, 32, 4, 2), (16, 32, 4, 2)],
+    ("forward", 128, 2, 1, True): [(64, 64, 4, 2), (16, 16, 1, 2, True), (64, 32, 4, 2, True)],
+    ("forward", 128, 2, 2, False): [(64, 64, 4, 2), (64, 32, 4, 2), (16, 64, 4, 2)],
+    ("forward", 128, 2, 2, True): [(64, 64, 4, 2, True), (16, 16, 1, 2), (64, 32, 4, 2)],
+    ("forward", 128, 2, 3, False): [(64, 64, 4, 2), (128, 128, 8, 2), (64, 32, 4, 2)],
+    ("forward", 128, 2, 3, True): [(64, 64, 4, 2), (64, 32, 4, 2), (64, 128, 4, 2)],
+    ("query", 128, 2, 1, False): [(64, 64, 4, 2), (16, 16, 1, 2), (16, 32, 4, 2)],
+    ("query", 128, 2, 1, True): [(64, 64, 4, 2, True), (16, 16, 1, 2, True), (16, 16, 4, 2)],
+    ("query", 128, 2, 2, False): [(64, 64, 4, 2), (16, 16, 1, 2), (16, 64, 4, 3)],
+    ("query", 128, 2, 2, True): [(64, 64, 4, 2, True), (16, 16, 1, 2), (16, 16, 1, 3)],
+    ("query", 128, 2, 3, False): [(64, 64, 4, 2), (16, 16, 1, 2), (64, 64, 4, 3)],
+    ("query", 128, 2, 3, True): [(64, 64, 4, 2), (16, 16, 1, 3), (16, 64, 4, 3)],
+    ("key_value", 128, 2, 1, False): [(64, 32, 4, 2), (16, 32, 4, 2), (16, 64, 4, 2)],
+    ("key_value", 128, 2, 1, True): [(64, 32, 4, 2, True), (64, 32, 4, 2), (32, 16, 2, 2, True)],
+    ("key_value", 128, 2, 2, False): [(64, 32, 4, 3), (16, 64, 4, 3), (16, 16, 4, 3)],
+    ("key_value", 128, 2, 2, True): [(64, 32, 4, 3), (32, 16, 2, 3, True), (16, 64, 4, 3)],
+    ("key_value", 128, 2, 3, False): [(64, 32, 4, 3), (16, 128, 4, 3), (128, 32, 8, 3)],
+    ("key_value", 128, 2, 3, True): [(64, 32, 4, 3), (16, 128, 4, 3), (16, 64, 4, 3)],
+    ("forward", 32, 4, 1, False): [(16, 64, 4, 2), (64, 64, 4, 2), (16, 16, 1, 2)],
+    ("forward", 32, 4, 1, True): [(16, 16, 1, 2, True), (32, 16, 1, 2, True), (128, 64, 4, 2)],
+    ("forward", 32, 4, 2, False): [(16, 16, 1, 2), (16, 64, 4, 2), (64, 64, 4, 2)],
+    ("forward", 32, 4, 2, True): [(16, 16, 1, 2), (64, 64, 4, 2), (16, 64, 4, 2)],
+    ("forward", 32, 4, 3, False): [(16, 32, 1, 2), (64, 64, 4, 2), (16, 16, 1, 2)],
+    ("forward", 32, 4, 3, True): [(16, 32, 1, 2), (64, 64, 4, 2), (32, 16, 1, 2)],
+    ("query", 32, 4, 1, False): [(16, 16, 1, 2), (64, 64, 4, 2), (16, 32, 4, 2)],
+    ("query", 32, 4, 1, True): [(16, 16, 1, 2, True), (64, 64, 4, 2), (16, 16, 4, 2)],
+    ("query", 32, 4, 2, False): [(16, 16, 1, 3), (16, 64, 4, 3), (64, 64, 4, 3)],
+    ("query", 32, 4, 2, True): [(16, 16, 1, 3), (64, 64, 4, 3), (16, 64, 4, 3)],
+    ("query", 32, 4, 3, False): [(16, 16, 1, 3), (64, 64, 4, 3), (16, 32, 1, 2)],
+    ("query", 32, 4, 3, True): [(16, 16, 1, 3), (64, 64, 4, 3), (16, 32, 1, 3)],
+    ("key_value", 32, 4, 1, False): [(16, 16, 1, 2), (16, 32, 4, 2), (128, 64, 8, 2)],
+    ("key_value", 32, 4, 1, True): [(16, 16, 1, 2, True), (16, 16, 1, 2), (128, 64, 8, 2)],
+    ("key_value", 32, 4, 2, False): [(16, 16, 1, 3), (16, 64, 4, 3), (128, 64, 8, 3)],
+    ("key_value", 32, 4, 2, True): [(16, 16, 1, 3), (16, 64, 4, 3), (64, 32, 4, 3)],
+    ("key_value", 32, 4, 3, False): [(16, 16, 1, 3), (128, 64, 8, 3), (16, 32, 4, 3)],
+    ("key_value", 32, 4, 3, True): [(16, 16, 1, 3), (16, 64, 4, 3), (128, 64, 8, 3)],
+    ("forward", 64, 4, 1, False): [(16, 16, 1, 2), (64, 64, 4, 2), (16, 32, 4, 2)],
+    ("forward", 64, 4, 1, True): [(16, 16, 1, 2), (16, 16, 1, 2, True), (64, 64, 4, 2)],
+    ("forward", 64, 4, 2, False): [(16, 32, 4, 3), (16, 16, 1, 2), (64, 64, 4, 2)],
+    ("forward", 64, 4, 2, True): [(16, 16, 1, 2), (64, 64, 4, 2), (16, 16, 1, 3)],
+    ("forward", 64, 4, 3, False): [(16, 16, 1, 2), (64, 64, 4, 2), (16, 64, 4, 2)],
+    ("forward", 64, 4, 3, True): [(16, 16, 1, 2), (64, 64, 4, 2), (16, 64, 4, 2)],
+    ("query", 64, 4, 1, False): [(16, 16, 4, 2), (128, 64, 8, 2), (16, 32, 4, 2)],
+    ("query", 64, 4, 1, True): [(16, 16, 4, 2), (16, 16, 4, 2, True), (128, 64, 8, 2)],
+    ("query", 64, 4, 2, False): [(16, 16, 4, 3), (128, 64, 8, 3), (16, 32, 4, 3)],
+    ("query", 64, 4, 2, True): [(16, 16, 4, 3), (64, 32, 4, 3), (128, 64, 8, 3)],
+    ("query", 64, 4, 3, False): [(16, 16, 4, 3), (128, 64, 8, 3), (64, 32, 4, 3)],
+    ("query", 64, 4, 3, True): [(16, 16, 4, 3), (128, 64, 8, 3), (64, 32, 4, 3)],
+    ("key_value", 64, 4, 1, False): [(16, 16, 4, 2), (128, 32, 8, 2), (16, 32, 4, 2)],
+    ("key_value", 64, 4, 1, True): [(16, 16, 4, 2), (16, 16, 4, 2, True), (128, 32, 8, 2)],
+    ("key_value", 64, 4, 2, False): [(16, 16, 4, 3), (16, 64, 4, 3), (128, 32, 8, 3)],
+    ("key_value", 64, 4, 2, True): [(16, 16, 4, 3), (64, 16, 4, 3), (128, 32, 8, 3)],
+    ("key_value", 64, 4, 3, False): [(16, 16, 4, 3), (128, 32, 8, 3), (32, 16, 4, 3)],
+    ("key_value", 64, 4, 3, True): [(16, 16, 4, 3), (16, 64, 4, 3), (128, 32, 8, 3)],
 }
 # fmt: on
-SHORTLISTS = {family: tuple(Size(*size) for size in sizes) for family, sizes in _CHOSEN.items()}
+SHORTLISTS = {Family(*family): [Size(*size) for size in sizes] for family, sizes in _CHOSEN.items()}

@@ -42,6 +42,9 @@ class UnfusedBackend:
     def seconds(self, problem: Problem, direction: Direction, config: UnfusedConfig) -> None:
         return None
 
+    def best(self, problem: Problem, direction: Direction) -> UnfusedConfig:
+        return self.configs(problem, direction)[0]
+
     def configs(self, problem: Problem, direction: Direction) -> Sequence[UnfusedConfig]:
         """One tiling per variant that can run: the GEMM kernels' tiles have 64 tokens, as in the paper."""
         one = (1,) * problem.rank

@@ -1,0 +1,115 @@
+"""How the tokens of a tile, and of a step, are spread over the axes: what computes the least, borders apart."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from itertools import product
+from math import ceil
+from operator import itemgetter
+
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.walks import Walks, walks
+from vicinal.problem import Problem
+
+Shape = tuple[int, ...]
+TRIED = 2  # shapes of tiles
+ALIKE = 1.02  # ratio of two costs that may come in another order, borders counted
+MASKED = 0.2  # of a step, what its mask costs, about
+
+
+@lru_cache(maxsize=4096)
+def shapes(
+    problem: Problem, rows: int, columns: int, inverse: bool, tried: int = TRIED
+) -> tuple[tuple[Shape, Shape], ...]:
+    """Shapes of a tile of `rows` tokens and of its steps of `columns`, the best guess first.
+
+    Args:
+        inverse: whether tiles are of keys, and steps of queries.
+        tried: how many shapes of tiles are looked at, those that compute the least.
+    """
+    found = []
+    for _, tile in tile_shapes(problem, rows, columns, inverse)[:tried]:
+        found += [(cost, tile, step) for cost, step in _steps(problem, tile, columns, inverse)]
+    found.sort(key=itemgetter(0))
+    near = bisect_right(found, ALIKE * found[0][0], key=itemgetter(0))
+    if near > 1:  # borders tell
+        axes = sampled_walks(problem, inverse)[0][1]
+        found[:near] = sorted(found[:near], key=lambda each: _walked(axes, each[1], each[2]))
+    return tuple([(tile, step) for _, tile, step in found])
+
+
+def _walked(axes: Sequence[Walks], tile: Shape, step: Shape) -> float:
+    """Steps of all tiles, those that need a mask counted as more."""
+    steps = full = 1.0
+    for axis, n, taken in zip(axes, tile, step):
+        walk = axis.walk(n, taken)
+        steps, full = steps * walk.tiles * walk.steps, full * walk.full
+    return steps * (1 + MASKED * (1 - full))
+
+
+@lru_cache(maxsize=1024)
+def tile_shapes(problem: Problem, rows: int, columns: int, inverse: bool) -> list[tuple[int, Shape]]:
+    """All shapes of a tile by the scores that all tiles compute in cubic steps of `columns`, the fewest first."""
+    sides = [1 << i for i in range(rows.bit_length())]
+    more = int(columns ** (1 / problem.rank)) // 2  # half of a step is in vain
+    return cheapest(
+        rows,
+        [(heads, [[w.work(n, more) for n in sides] for w in axes]) for heads, axes in sampled_walks(problem, inverse)],
+    )
+
+
+@lru_cache(maxsize=4096)
+def _steps(problem: Problem, tile: Shape, columns: int, inverse: bool) -> list[tuple[int, Shape]]:
+    """All shapes of a step by the steps of all tiles, the fewest first."""
+    tables, levels = [], range(columns.bit_length())
+    for heads, axes in sampled_walks(problem, inverse):
+        costs = []
+        for w, size in zip(axes, tile):
+            heads *= w.tiles(size)
+            most = w.reach(size) - 1
+            costs.append([(most >> i) + 1 for i in levels])
+        tables.append((heads, costs))
+    return cheapest(columns, tables)
+
+
+def cheapest(size: int, tables: Sequence[tuple[int, Sequence[Sequence[int]]]]) -> list[tuple[int, Shape]]:
+    """Shapes of `size` tokens, the cheapest first: by products of costs, one for each axis and side 1, 2, 4, ...
+
+    Sums of products, where there are several tables: `(factor, costs)`.
+    """
+    shapes = _shapes(size, len(tables[0][1]))
+    sums = [0] * len(shapes)
+    for factor, costs in tables:
+        products = [factor * costs[0][exponents[0]] for exponents, _ in shapes]
+        for a, own in enumerate(costs[1:], 1):
+            products = [so_far * own[exponents[a]] for so_far, (exponents, _) in zip(products, shapes)]
+        sums = products if len(tables) == 1 else [x + y for x, y in zip(sums, products)]
+    return sorted([(total, shape) for total, (_, shape) in zip(sums, shapes)], key=itemgetter(0))
+
+
+@cache
+def _shapes(size: int, rank: int) -> list[tuple[tuple[int, ...], Shape]]:
+    """All shapes of `rank` powers of two whose product is `size`, with their exponents; cubes first."""
+    total = size.bit_length() - 1
+    exponents = [(*own, total - sum(own)) for own in product(range(total + 1), repeat=rank - 1) if sum(own) <= total]
+    return [(own, tuple([1 << e for e in own])) for own in sorted(exponents, key=max)]
+
+
+@lru_cache(maxsize=1024)
+def sampled_walks(problem: Problem, inverse: bool) -> tuple[tuple[int, tuple[Walks, ...]], ...]:
+    """Of the neighborhoods that stand for all: their heads, and what their axes walk."""
+    lengths = problem.lengths
+    return tuple(
+        (heads, tuple([walks(a, n, inverse) for a, n in zip(own.axes, lengths)])) for own, heads in sampled(problem)
+    )
+
+
+def sampled(problem: Problem) -> list[tuple[Neighborhood, int]]:
+    """The problem's distinct neighborhoods with their numbers of heads; of many, an evenly spaced few."""
+    if not problem.per_head:
+        return [(problem.neighborhood, problem.heads)]
+    distinct = list(dict.fromkeys(problem.neighborhoods))
+    few = distinct[:: ceil(len(distinct) / 4)]
+    return [(n, ceil(problem.heads / len(few))) for n in few]

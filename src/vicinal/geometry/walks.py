@@ -1,0 +1,147 @@
+"""About how much the tiles along one axis walk, by a few operations: what tilings are compared by.
+
+`vicinal.geometry.count` counts exactly, at fifty times the price. Here an axis is a middle, where all tiles walk alike,
+and borders, where windows that shift rest, and others are cut; what lies across the ends of the borders counts as the
+middle, and a border that cuts counts by its mean. `longest` is never less than the truth.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import gcd
+from typing import NamedTuple
+
+from vicinal.geometry.neighborhood import Axis
+from vicinal.geometry.span import Span
+from vicinal.geometry.window import CAUSAL, SHIFT, leader_offset, left_reach, mode
+
+
+class Walk(NamedTuple):
+    """Of the tiles of an axis, all dilation groups together, each taken to be as long as the longest one.
+
+    Attributes:
+        tiles: how many there are.
+        steps: of a tile, on average.
+        longest: of a tile, at most.
+        full: of the steps of a tile of the middle, the share that needs no mask.
+    """
+
+    tiles: int
+    steps: float
+    longest: int
+    full: float
+
+
+class Walks:
+    """Of one axis, tiles of queries and the keys that they walk; `inverse`: tiles of keys and their queries."""
+
+    def __init__(self, axis: Axis, length: int, inverse: bool) -> None:
+        assert axis.window is not None, "resolve the axis first"
+        span = axis.span or Span.whole(length)
+        own, other = (span.key_length, span.query_length) if inverse else (span.query_length, span.key_length)
+        self.dilation = min(axis.dilation, own)
+        self.length, self._walked = -(-own // axis.dilation), -(-other // axis.dilation)  # of the longest group
+        self.stride, self.inverse, self._mode = axis.stride, inverse, mode(axis)
+        self._window = min(axis.window, -(-span.length // axis.dilation))
+        self._ahead = leader_offset(axis) - left_reach(axis)  # of a block's first query, where its window starts
+        self._borders = self._rests() if axis.span is None else (0, self.length)  # a part is of the middle
+        self._reaches: dict[int, int] = {}
+        self._kept: dict[tuple[int, int], Walk] = {}
+
+    def tiles(self, tile: int) -> int:
+        """Of all groups."""
+        return self.dilation * -(-self.length // tile)
+
+    def reach(self, tile: int) -> int:
+        """Tokens that a tile of the middle walks, the most that its place in a block of `stride` queries allows."""
+        found = self._reaches.get(tile)
+        if found is None:
+            found = self._reaches[tile] = self._extents(tile)[1]
+        return found
+
+    def work(self, tile: int, more: int) -> int:
+        """Scores along the axis, of all tiles as if they were of the middle, `more` of each for its last step."""
+        return self.tiles(tile) * tile * (self.reach(tile) + more)
+
+    def walk(self, tile: int, step: int) -> Walk:
+        """Of tiles of `tile` tokens, `step` at a time."""
+        found = self._kept.get((tile, step))
+        if found is None:
+            found = self._kept[tile, step] = self._walk(tile, step)
+        return found
+
+    def pair(self, tile: int, step: int, passes: int | None) -> float:
+        """Steps of each of two tiles side by side, on average, which walk the keys of both and pass over some.
+
+        The first needs none of the last steps, the second none of the first ones. Each may pass over `passes` of them;
+        None: as many as the other one does. Tiles are of queries.
+        """
+        both = self.reach(2 * tile)
+        walked, aside = -(-both // step), both - self.reach(tile)
+        last, first = walked - -(-(both - aside) // step), aside // step
+        most = min(last, first) if passes is None else passes
+        steps = walked - (min(last, most) + min(first, most)) / 2
+        return self._beside_borders(2 * tile, step, steps)
+
+    def _extents(self, tile: int) -> tuple[int, int, float]:
+        """Tokens that tiles of the middle walk: one number or the other, and the share of the other.
+
+        Tiles start at multiples of `unit` in blocks of `stride` queries.
+        """
+        n, window, stride = self._walked, self._window, self.stride
+        together = window + tile - 1
+        if stride == 1:
+            return min(n, together), min(n, together), 0.0
+        unit = gcd(tile, stride)
+        if self._mode == CAUSAL:  # from where the first query's block starts; of keys, to where a block stops
+            more = together - together % unit if self.inverse else together + 1 - unit
+            return min(n, more + unit - stride), min(n, more), 0.5
+        if self.inverse:  # whole blocks
+            first, last = -self._ahead - window, tile - 1 - self._ahead
+            blocks = (last // unit - first // unit) * unit / stride
+            less = int(blocks)
+            return min(n, less * stride), min(n, -int(-blocks // 1) * stride), blocks - less
+        moved = (tile - 1) // stride * stride
+        into = (tile - 1) % stride // unit  # of `stride // unit` places, those from which a tile reaches another block
+        return min(n, window + moved), min(n, window + moved + stride * (into > 0)), into * unit / stride
+
+    def _walk(self, tile: int, step: int) -> Walk:
+        n, window, stride = self._walked, self._window, self.stride
+        less, more, share = self._extents(tile)
+        longest = -(-more // step)
+        steps = (1 - share) * -(-less // step) + share * longest
+        full = 1.0
+        if window < n or self._mode == CAUSAL:
+            moved = (tile - 1) // stride * stride
+            full = max(0, window // step - -(-moved // step)) / max(1.0, steps)
+        if self.inverse and self._mode == SHIFT:  # a key beside a border has half a window's queries more
+            longest = -(-min(n, more + stride + window // 2) // step)
+        return Walk(self.tiles(tile), self._beside_borders(tile, step, steps), longest, full)
+
+    def _beside_borders(self, tile: int, step: int, steps: float) -> float:
+        """Steps of a tile on average, where those of the middle take `steps`."""
+        tiles, (first, last) = -(-self.length // tile), self._borders
+        if self._mode == SHIFT:
+            resting = 0 if self.inverse else min(tiles, first // tile + max(0, tiles - -(-last // tile)))
+            return (resting * -(-self._window // step) + (tiles - resting) * steps) / tiles if resting else steps
+        cut = min(tiles, (first + self.length - last) / tile)  # tiles, which walk what is there
+        mean = max(1.0, steps / 2 if self._mode == CAUSAL else 0.75 * steps)
+        return (cut * min(steps, mean) + (tiles - cut) * steps) / tiles
+
+    def _rests(self) -> tuple[int, int]:
+        """Up to which token windows are at the first border, and from which on at the last one."""
+        n, window, stride = self.length, self._window, self.stride
+        if self._mode == CAUSAL:
+            return (0, max(0, n - window)) if self.inverse else (min(n, window), n)
+        ahead = max(0, -self._ahead)
+        if self._mode != SHIFT:
+            return min(n, ahead), max(0, n - window + ahead)
+        first = (ahead // stride + 1) * stride
+        last = -(-(n - window + ahead) // stride) * stride
+        return min(n, first), min(n, max(0, last))
+
+
+@lru_cache(maxsize=4096)
+def walks(axis: Axis, length: int, inverse: bool = False) -> Walks:
+    """The `Walks` of an axis (resolved) of `length` tokens."""
+    return Walks(axis, length, inverse)

@@ -1,0 +1,67 @@
+"""What tilings are compared by, against exact counts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vicinal.geometry.count import count
+from vicinal.geometry.neighborhood import Axis
+from vicinal.geometry.walks import Walks, walks
+from vicinal.geometry.window import window_start, window_stop
+
+BORDERS = {"shift": {}, "clip": {"boundary": "clip"}, "causal": {"causal": True}}
+POWERS = st.sampled_from([1, 2, 4, 8, 16, 32, 64])
+
+
+@given(
+    st.integers(1, 100),
+    st.data(),
+    st.sampled_from(list(BORDERS)),
+    st.integers(1, 5),
+    POWERS,
+    POWERS,
+    st.booleans(),
+)
+def test_long_axes_are_counted_to_a_few_hundredths(window, data, border, dilation, tile, step, inverse):
+    stride = 1 if border == "causal" else data.draw(st.integers(1, window))
+    axis = Axis(window, stride, dilation, **BORDERS[border])
+    length = 200 * dilation * (window + tile + step)
+    exact, found = count(axis, length, tile, step, inverse), Walks(axis, length, inverse).walk(tile, step)
+    assert found.tiles == exact.tiles
+    assert found.tiles * found.steps == pytest.approx(exact.steps, rel=0.03)
+
+
+@given(st.integers(1, 30), st.integers(1, 90), st.sampled_from(list(BORDERS)), POWERS, POWERS)
+def test_no_tile_of_queries_walks_more(window, length, border, tile, step):
+    axis = Axis(min(window, length), **BORDERS[border])
+    assert Walks(axis, length, False).walk(tile, step).longest >= count(axis, length, tile, step).longest
+
+
+@pytest.mark.parametrize(("window", "tile", "step"), [(33, 16, 16), (7, 8, 4), (128, 64, 64), (40, 8, 16)])
+def test_full_steps_are_those_of_a_tile_in_the_middle(window, tile, step):
+    axis, n, first = Axis(window), 10_000, 5_000 // tile * tile
+    begin, low = window_start(axis, n, first), window_start(axis, n, first + tile - 1)
+    high, end = window_stop(axis, n, first), window_stop(axis, n, first + tile - 1)
+    laid = range(begin, end, step)
+    full = sum(low <= at and at + step <= high for at in laid) / len(laid)
+    assert Walks(axis, n, False).walk(tile, step).full == pytest.approx(full)
+
+
+@pytest.mark.parametrize("passes", [0, 1, 2, None])
+@pytest.mark.parametrize(("window", "tile", "step"), [(33, 16, 16), (7, 8, 4), (128, 64, 64), (40, 8, 16)])
+def test_two_tiles_side_by_side_pass_over_what_only_the_other_needs(window, tile, step, passes):
+    axis, n, first = Axis(window), 1_000_000, 500_000 // tile * tile
+    ends = [window_stop(axis, n, query) for query in (first + tile - 1, first + 2 * tile - 1)]
+    starts = [window_start(axis, n, query) for query in (first, first + tile)]
+    laid = range(starts[0], ends[1], step)
+    ahead, beyond = sum(at + step <= starts[1] for at in laid), sum(at >= ends[0] for at in laid)
+    most = min(ahead, beyond) if passes is None else passes
+    steps = len(laid) - (min(ahead, most) + min(beyond, most)) / 2
+    assert Walks(axis, n, False).pair(tile, step, passes) == pytest.approx(steps, rel=1e-3)
+
+
+def test_one_look_at_an_axis_serves_all_who_ask():
+    assert walks(Axis(7), 100) is walks(Axis(7), 100)
+    assert walks(Axis(7), 100) is not walks(Axis(7), 100, True)
