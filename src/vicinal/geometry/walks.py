@@ -121,8 +121,15 @@ class Walks:
     def _beside_borders(self, tile: int, step: int, steps: float) -> float:
         """Steps of a tile on average, where those of the middle take `steps`."""
         tiles, (first, last) = -(-self.length // tile), self._borders
+        if self._mode == SHIFT and self.inverse:  # two windows of keys, whose queries are half a window fewer to more
+            keys = first + self.length - last
+            if not keys or self._window >= self._walked:
+                return steps
+            share = min(1.0, keys / self.length)
+            mean = (min(self._walked, self._window + tile / 2) + (step - 1) / 2) / step
+            return share * mean + (1 - share) * steps
         if self._mode == SHIFT:
-            resting = 0 if self.inverse else min(tiles, first // tile + max(0, tiles - -(-last // tile)))
+            resting = min(tiles, first // tile + max(0, tiles - -(-last // tile)))
             return (resting * -(-self._window // step) + (tiles - resting) * steps) / tiles if resting else steps
         cut = min(tiles, (first + self.length - last) / tile)  # tiles, which walk what is there
         mean = max(1.0, steps / 2 if self._mode == CAUSAL else 0.75 * steps)
@@ -133,6 +140,8 @@ class Walks:
         n, window, stride = self.length, self._window, self.stride
         if self._mode == CAUSAL:
             return (0, max(0, n - window)) if self.inverse else (min(n, window), n)
+        if self._mode == SHIFT and self.inverse:
+            return min(n, window), max(0, n - window)
         ahead = max(0, -self._ahead)
         if self._mode != SHIFT:
             return min(n, ahead), max(0, n - window + ahead)

@@ -31,7 +31,9 @@ def test_estimates_are_near_the_measured(name, direction):
     assert 1e6 * hopper_estimate.seconds(problem, direction, config) == pytest.approx(MEASURED[name][place], rel=0.25)
     portable = dispatch.backend("triton")
     config = portable.configs(problem, direction)[0]
-    assert 1e6 * portable.seconds(problem, direction, config) == pytest.approx(MEASURED[name][2 + place], rel=0.25)
+    assert 1e6 * portable.seconds(problem, direction, config) == pytest.approx(
+        MEASURED[name][2 + place], rel=0.3
+    )  # of more sizes
 
 
 IN_ONE_PASS = {  # milliseconds of the whole backward in one pass, on an H100

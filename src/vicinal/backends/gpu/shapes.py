@@ -15,7 +15,8 @@ from vicinal.problem import Problem
 
 Shape = tuple[int, ...]
 TRIED = 2  # shapes of tiles
-ALIKE = 1.02  # ratio of two costs that may come in another order, borders counted
+ALIKE = 1.12  # ratio of two costs that may come in another order, borders counted
+NEAR = 5  # of these, at most
 MASKED = 0.2  # of a step, what its mask costs, about
 
 
@@ -33,7 +34,7 @@ def shapes(
     for _, tile in tile_shapes(problem, rows, columns, inverse)[:tried]:
         found += [(cost, tile, step) for cost, step in _steps(problem, tile, columns, inverse)]
     found.sort(key=itemgetter(0))
-    near = bisect_right(found, ALIKE * found[0][0], key=itemgetter(0))
+    near = min(NEAR, bisect_right(found, ALIKE * found[0][0], key=itemgetter(0)))
     if near > 1:  # borders tell
         axes = sampled_walks(problem, inverse)[0][1]
         found[:near] = sorted(found[:near], key=lambda each: _walked(axes, each[1], each[2]))

@@ -33,8 +33,8 @@ ONE_PASS_FROM = 33  # head dims: below, what fills 64 columns would be for nothi
 LEAST_SCALE = 1e-30  # below, scores are scaled before they are masked: infinity times it may be no infinity
 KEPT = 8  # configs listed
 WIDE = 4  # tokens along the last axis: TMA moves at least 16 bytes of the log-sum-exp
-COMPACT = 3  # shapes of a warpgroup's own tiles that are tried
-LIKELY = 4  # tilings whose walks are looked at
+COMPACT = 4  # shapes of a warpgroup's own tiles that are tried
+LIKELY = 6  # tilings whose walks are looked at
 MOST_HEADS = 16  # in a tile
 
 
