@@ -98,6 +98,11 @@ def _shapes(size: int, rank: int) -> list[tuple[tuple[int, ...], Shape]]:
     return [(own, tuple([1 << e for e in own])) for own in sorted(exponents, key=max)]
 
 
+def shapes_of(size: int, rank: int) -> list[Shape]:
+    """All shapes of `rank` powers of two whose product is `size`; cubes first."""
+    return [shape for _, shape in _shapes(size, rank)]
+
+
 @lru_cache(maxsize=1024)
 def sampled_walks(problem: Problem, inverse: bool) -> tuple[tuple[int, tuple[Walks, ...]], ...]:
     """Of the neighborhoods that stand for all: their heads, and what their axes walk."""

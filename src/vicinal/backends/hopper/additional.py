@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vicinal.backends.gpu.hardware import gpu_of
+from vicinal.backends.gpu.shapes import shapes_of
 from vicinal.backends.hopper.arguments import Tensors, constants_of, is_one_pass, more_keys
 from vicinal.backends.hopper.config import BackwardConfig, HopperConfig
 from vicinal.backends.hopper.kernels.arguments import Constants, Grid, GroupAxes, More
 from vicinal.backends.hopper.launch import Block
 from vicinal.backends.hopper.layout import Descriptor, Strided, Subproblem, Triple, by_units, describable, three
-from vicinal.backends.hopper.tilings import ROWS, WARPGROUPS, boxes_of, is_padded, kernel_dims, piece, shares_keys
+from vicinal.backends.hopper.tilings import ROWS, WARPGROUPS, is_padded, kernel_dims, piece, shares_keys
 from vicinal.problem import Inputs, Problem, Wanted
 
 MOST_PARTS = 128  # programs that share the walk of a tile of additional keys over all queries
@@ -155,7 +156,7 @@ def _queries(problem: Problem, part: Subproblem) -> Triple:
         return prod(-(-n // b) * b for n, b in zip(part.lengths, three(box, 1))), -box[-1]
 
     # TMA moves at least 16 bytes of the log-sum-exp along the last axis.
-    return three(min((box for box in boxes_of(ROWS, problem.rank) if box[-1] >= 4), key=covered), 1)
+    return three(min((box for box in shapes_of(ROWS, problem.rank) if box[-1] >= 4), key=covered), 1)
 
 
 def _parts(lengths: Triple, step: Triple, programs: int, processors: int) -> tuple[int, int, int]:

@@ -48,7 +48,7 @@ class Family(NamedTuple):
 def shortlist(problem: Problem, kernel: Kernel, gpu: Gpu) -> list[Size]:
     """The few sizes for a family of problems; all of them where none were chosen."""
     widest = max(16, 1 << (max(problem.head_dim, problem.value_dim) - 1).bit_length())
-    found = SHORTLISTS.get((kernel, widest, problem.dtype.itemsize, problem.rank, _is_dilated(problem)))
+    found = SHORTLISTS.get(Family(kernel, widest, problem.dtype.itemsize, problem.rank, _is_dilated(problem)))
     return every_size(problem, kernel, gpu) if found is None or not gpu.architecture.warpgroups else found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from vicinal.backends.gpu import shapes as spread
 from vicinal.backends.gpu.hardware import gpu_of
@@ -51,7 +51,7 @@ def tilings(problem: Problem, direction: Direction) -> Sequence[Tiling] | Sequen
 
 def tilings(problem: Problem, direction: Direction) -> Sequence[Tiling] | Sequence[GradientTilings]:
     """Valid configurations of a pass, the best and then, of several shapes for each size, the cheapest first."""
-    first = best(problem, direction)
+    first: Any = best(problem, direction)
     return [first, *(each for each in _passes(problem, direction, SHAPES) if each != first)][:LISTED]
 
 
