@@ -1,0 +1,224 @@
+"""How long it takes to plan problems never seen: to choose tilings for both passes, and to prepare their launches.
+
+No GPU is needed, and no kernel is compiled: GPU backends plan for a card that is named. Each problem is planned once;
+what problems share (tables of shapes, estimates of programs) is warm. The garbage collector waits meanwhile.
+
+The record, schema 1, is one JSON object: kind, schema, date, command, machine, versions, card (architecture and
+multiprocessors of GPU backends), problems (how many, their seed), and `planners`: for each its name, and the
+percentiles 50, 90, 99 and 100, in seconds of this thread's CPU time, of `choosing` (backend and tilings), `preparing`
+(launch arguments), `both`, `unsupported` (a backend's answer), and of `both` by rank.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from math import ceil, log2
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vicinal import dispatch
+from vicinal.backends.gpu import hardware
+from vicinal.backends.gpu.hardware import ARCHITECTURES, Gpu
+from vicinal.files import write_text
+from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.machine import machine, versions
+from vicinal.problem import Inputs, Problem, Wanted
+from vicinal.tuning.precompile import stand_ins
+
+KIND, SCHEMA = "vicinal bench planning", 1
+CARD = Gpu(ARCHITECTURES["sm_90"], 132)
+LENGTHS = {1: 1_000_000, 2: 1024, 3: 128}  # of random problems, by rank, at most
+WINDOWS = {1: 4096, 2: 64, 3: 32}
+PERCENTILES = (50, 90, 99, 100)
+WARM_UP = 30  # problems
+
+
+@dataclass(frozen=True)
+class Planner:
+    """What plans: the backends that it chooses among, and the dtypes of its problems."""
+
+    name: str
+    backends: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+
+
+PLANNERS = {
+    planner.name: planner
+    for planner in (
+        Planner("numba", ("numba",), (torch.float32,)),
+        Planner("triton", ("triton",), (torch.float16, torch.bfloat16, torch.float32)),
+        Planner("hopper", ("hopper",), (torch.float16, torch.bfloat16)),
+        Planner("automatic", ("hopper", "triton"), (torch.float16, torch.bfloat16)),  # what a Hopper GPU's calls meet
+    )
+}
+
+
+def random_problem(rng: random.Random, dtypes: Sequence[torch.dtype]) -> Problem:
+    """Any lengths, up to a million tokens along one axis; a quarter strided, a quarter dilated, a fifth causal."""
+    rank = rng.choice((1, 2, 3))
+    causal, strided, dilated = rng.random() < 0.2, rng.random() < 0.25, rng.random() < 0.25
+    lengths = tuple(int(2 ** rng.uniform(3, log2(LENGTHS[rank]))) for _ in range(rank))
+    axes = []
+    for i, length in enumerate(lengths):
+        dilation = rng.randint(1, max(1, length // 3)) if dilated else 1
+        window = max(1, min(length // dilation, int(2 ** rng.uniform(1, log2(WINDOWS[rank])))))
+        axes.append(Axis(window, rng.randint(1, window) if strided else 1, dilation, causal and i == 0))
+    heads, dim = rng.choice((1, 2, 4, 8, 16)), rng.choice((32, 64, 128))
+    kv_heads = heads // rng.choice((1, 1, 1, heads))
+    neighborhoods, device = (Neighborhood(tuple(axes)),), torch.device("cpu")
+    batch, dtype = rng.choice((1, 2, 8)), rng.choice(tuple(dtypes))
+    return Problem(batch, lengths, heads, kv_heads, dim, dim, dtype, device, neighborhoods, dim**-0.5)
+
+
+@contextmanager
+def named(card: Gpu | None) -> Iterator[None]:
+    """Within it GPU backends plan CPU tensors for `card`."""
+    before, hardware.named = hardware.named, card
+    try:
+        yield
+    finally:
+        hardware.named = before
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Seconds of one problem's planning."""
+
+    rank: int
+    choosing: float
+    preparing: float
+    unsupported: float
+
+
+def plan(problem: Problem, planner: Planner) -> Planned | None:
+    """Plan a problem, and prepare its launches; None where the planner cannot."""
+    inputs = stand_ins(problem)
+    able = [dispatch.backend(name) for name in planner.backends]
+    reasons, asked = timed(lambda: [each.unsupported(problem) for each in able])
+    if any(reason is not None for reason in reasons):
+        return None
+    chosen = dispatch.Plan(problem, tuple(able))
+    _, choosing = timed(lambda: (chosen.forward, chosen.backward))
+    _, preparing = timed(lambda: prepare(chosen, inputs))
+    return Planned(problem.rank, choosing, preparing, asked / len(able))
+
+
+def prepare(chosen: dispatch.Plan, inputs: Inputs) -> None:
+    """Everything of both passes' launches but the tensors, and nothing compiled."""
+    if chosen.backend.name == "numba":
+        _prepare_numba(chosen)
+        return
+    wanted = Wanted.of(inputs)
+    chosen.backend.forward_kernels(chosen.problem, chosen.forward, inputs)
+    chosen.gradients.backward_kernels(chosen.problem, chosen.backward, inputs, wanted)
+
+
+def _prepare_numba(chosen: dispatch.Plan) -> None:
+    from vicinal.backends.numba.config import LANES
+    from vicinal.backends.numba.plan import kernel_call
+
+    problem = chosen.problem
+    width, value_width = (LANES * ceil(n / LANES) for n in (problem.head_dim, problem.value_dim))
+    x, tokens = (problem.batch, *problem.lengths), (problem.heads, problem.kv_heads)
+
+    def layout(heads: int, columns: int) -> tuple[int, ...]:
+        return (*torch.empty((*x, heads, columns), device="meta").stride(), columns)
+
+    q, k, v, o, lse = (
+        layout(*each)
+        for each in (
+            (tokens[0], width),
+            (tokens[1], width),
+            (tokens[1], value_width),
+            (tokens[0], value_width),
+            (tokens[0], 1),
+        )
+    )
+    threads, config = 2, chosen.forward
+    kernel_call(problem, "forward", config.tiles, (q, k, v, None, None), Wanted(*[False] * 6), threads)  # type: ignore[attr-defined]
+    wanted = Wanted(True, True, True, False, False, False)
+    kernel_call(problem, "backward", config.tiles, (q, k, v, None, None, o, lse, o, None), wanted, threads)  # type: ignore[attr-defined]
+
+
+def timed(what: Callable[[], Any]) -> tuple[Any, float]:
+    """What it returns, and seconds of this thread's CPU time."""
+    start = time.thread_time()
+    found = what()
+    return found, time.thread_time() - start
+
+
+def measure(planner: Planner, count: int, seed: int) -> list[Planned]:
+    """Plan `count` random problems that the planner can run, all different."""
+    rng, found = random.Random(seed), []
+    with named(None if planner.name == "numba" else CARD):
+        for warm in range(-WARM_UP, count):
+            done = None
+            while done is None:
+                done = plan(random_problem(rng, planner.dtypes), planner)
+            if warm >= 0:
+                found.append(done)
+    return found
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Of these, by `PERCENTILES`."""
+    ordered = sorted(seconds)
+    return {str(p): ordered[max(0, ceil(len(ordered) * p / 100) - 1)] for p in PERCENTILES}
+
+
+def document(names: Sequence[str], count: int, seed: int, command: str) -> dict[str, Any]:
+    """The record of a run."""
+    planners = []
+    for name in names:
+        gc.collect()
+        gc.disable()
+        try:
+            found = measure(PLANNERS[name], count, seed)
+        finally:
+            gc.enable()
+        ranks = {rank: [p.choosing + p.preparing for p in found if p.rank == rank] for rank in LENGTHS}
+        planners.append(
+            {
+                "name": name,
+                "choosing": percentiles([p.choosing for p in found]),
+                "preparing": percentiles([p.preparing for p in found]),
+                "both": percentiles([p.choosing + p.preparing for p in found]),
+                "unsupported": percentiles([p.unsupported for p in found]),
+                "ranks": {str(rank): percentiles(each) for rank, each in ranks.items() if each},
+            }
+        )
+    return {
+        "kind": KIND,
+        "schema": SCHEMA,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "machine": machine(torch.device("cpu")),
+        "versions": versions(),
+        "card": {"architecture": CARD.architecture.name, "processors": CARD.processors},
+        "problems": {"count": count, "seed": seed},
+        "planners": planners,
+    }
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """A table of a record, in milliseconds."""
+    told = [f"{'ms, median / 99th percentile':28}{'choosing':>16}{'preparing':>16}{'both':>16}"]
+    for each in found["planners"]:
+        parts = (each[part] for part in ("choosing", "preparing", "both"))
+        numbers = "".join(f"{1e3 * part['50']:>8.2f} /{1e3 * part['99']:>6.2f}" for part in parts)
+        told.append(f"{each['name']:28}{numbers}")
+    return told
+
+
+def save(found: dict[str, Any], path: Path) -> None:
+    """Write a record."""
+    write_text(path, json.dumps(found, indent=1) + "\n")
