@@ -150,8 +150,6 @@ def forward_kernel(
                 scores *= scale
             scores = tl.where(there[None, :], scores, float("-inf"))
             v = load_rows(extra_values, tile_at((m,), strides.extra_values.tokens, VECTOR), there, DV, True)
-            if not MASKED:
-                v = load_rows(value + tile_at(token, strides.value.tokens, VECTOR), v_rows, there, DV, FLAGS.checked)
             maximum, total, accumulated = attend(
                 scores, v, maximum, total, accumulated, scale, SCALED or HAS_RPB, PRECISION
             )
