@@ -204,3 +204,23 @@ def dtype_name(dtype: torch.dtype) -> str:
 def lse_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the log-sum-exp: float32, or float64 where the inputs are float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def stand_ins(problem: Problem) -> Inputs:
+    """Contiguous tensors of a problem without memory."""
+
+    def tensor(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=problem.dtype, device="meta")
+
+    queries, keys = (problem.batch, *problem.lengths), (problem.batch, *problem.key_lengths)
+    kv_heads, dims = problem.kv_heads, (problem.head_dim, problem.value_dim)
+    extra: list[Tensor | None] = [None] * 5
+    if problem.additional:
+        extra[:2] = (tensor(problem.batch, problem.additional, kv_heads, dim) for dim in dims)
+    if problem.has_rpb:
+        extra[2] = tensor(problem.heads, *(2 * k - 1 for k in problem.neighborhoods[0].window if k is not None))
+    if problem.has_key_mask:
+        extra[3] = torch.empty(keys, dtype=torch.bool, device="meta")
+    if problem.has_window_sizes:
+        extra[4] = torch.empty((*queries, problem.heads), dtype=torch.int32, device="meta")
+    return Inputs(tensor(*queries, problem.heads, dims[0]), *(tensor(*keys, kv_heads, dim) for dim in dims), *extra)

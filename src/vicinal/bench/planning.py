@@ -31,8 +31,7 @@ from vicinal.backends.gpu.hardware import ARCHITECTURES, Gpu
 from vicinal.files import write_text
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.machine import machine, versions
-from vicinal.problem import Inputs, Problem, Wanted
-from vicinal.tuning.precompile import stand_ins
+from vicinal.problem import Inputs, Problem, Wanted, stand_ins
 
 KIND, SCHEMA = "vicinal bench planning", 1
 CARD = Gpu(ARCHITECTURES["sm_90"], 132)

@@ -20,7 +20,7 @@ from vicinal import dispatch
 from vicinal.backends.gpu import hardware
 from vicinal.backends.protocol import Direction
 from vicinal.compiling import WORKERS, Job
-from vicinal.problem import Inputs, Problem, Wanted
+from vicinal.problem import Problem, Wanted, stand_ins
 from vicinal.tuning.progress import progress
 
 GPU_BACKENDS = ("hopper", "triton")
@@ -104,26 +104,6 @@ def _run(jobs: Sequence[Job]) -> int:
         finally:
             pool.shutdown(cancel_futures=True)
     return len(jobs)
-
-
-def stand_ins(problem: Problem) -> Inputs:
-    """Contiguous tensors of a problem without memory."""
-
-    def tensor(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=problem.dtype, device="meta")
-
-    queries, keys = (problem.batch, *problem.lengths), (problem.batch, *problem.key_lengths)
-    kv_heads, dims = problem.kv_heads, (problem.head_dim, problem.value_dim)
-    extra: list[torch.Tensor | None] = [None] * 5
-    if problem.additional:
-        extra[:2] = (tensor(problem.batch, problem.additional, kv_heads, dim) for dim in dims)
-    if problem.has_rpb:
-        extra[2] = tensor(problem.heads, *(2 * k - 1 for k in problem.neighborhoods[0].window if k is not None))
-    if problem.has_key_mask:
-        extra[3] = torch.empty(keys, dtype=torch.bool, device="meta")
-    if problem.has_window_sizes:
-        extra[4] = torch.empty((*queries, problem.heads), dtype=torch.int32, device="meta")
-    return Inputs(tensor(*queries, problem.heads, dims[0]), *(tensor(*keys, kv_heads, dim) for dim in dims), *extra)
 
 
 # For a GPU that is not here ---------------------------------------------------------------------------------------
