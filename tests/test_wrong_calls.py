@@ -138,7 +138,6 @@ SHAPES = [
     ("key without heads", ValueError, "key | one head | [2, 6, 8, 0, 5]", {"key": K[..., :0, :]}),
     ("key without head_dim", ValueError, "key | head_dim | [2, 6, 8, 2, 0]", {"key": K[..., :0]}),
     ("key of another batch", ValueError, "key | batch | [1, 6, 8, 2, 5]", {"key": K[:1]}),
-    ("key of another length", ValueError, "key | lengths of query | [2, 5, 8, 2, 5]", {"key": K[:, :5]}),
     ("key of another head_dim", ValueError, "key | query's head_dim 5 | 4", {"key": K[..., :4]}),
     ("heads no multiple", ValueError, "query's heads | multiple of key's | 3 and 2", {"query": Q[..., :3, :]}),
 ]
@@ -218,6 +217,14 @@ MASKS = [
     ),
     ("key_mask where it cannot be", ValueError, "'unfused' | key mask", {"key_mask": MASK, "backend": "unfused"}),
 ]
+OTHER = {"query": Q[:, :3]}
+GRIDS = [
+    ("key of another grid than value", ValueError, "value | key's | [2, 6, 8, 2, 3]", {"key": K[:, :5]}),
+    ("rpb and another grid", ValueError, "rpb | another grid | [3, 8] and [6, 8]", {"rpb": RPB, **OTHER}),
+    ("a window beyond the keys' grid", ValueError, "axis 0 has length 6 | kernel_size 7", {"kernel_size": 7, **OTHER}),
+    ("another grid without keys", ValueError, "key | [2, 0, 8, 2, 5]", {"key": K[:, :0]}),
+    ("another grid and batch", ValueError, "key | batch | [1, 6, 8, 2, 5]", {"key": K[:1], **OTHER}),
+]
 SIZES = torch.full((2, 6, 8), 3)
 
 
@@ -242,7 +249,7 @@ NA2D = [
     *bad_tensors("query", Q), *bad_tensors("key", K), *bad_tensors("value", V), *unlike("key", K), *unlike("value", V),
     ("query None", TypeError, "query | torch.Tensor | NoneType", {"query": None}),
     ("key None", TypeError, "key | torch.Tensor | NoneType", {"key": None}),
-    *SHAPES, *VALUES, EMPTY, *EXTRA, *GEOMETRY, *bad_scales(), *SWITCH, *CLAMP, *MASKS, *PER_TOKEN, *BACKENDS,
+    *SHAPES, *VALUES, EMPTY, *EXTRA, *GEOMETRY, *bad_scales(), *SWITCH, *CLAMP, *MASKS, *PER_TOKEN, *GRIDS, *BACKENDS,
 ]  # fmt: skip
 NA1D = [
     (
@@ -481,6 +488,7 @@ ATTRIBUTES = [
 QK = [
     *bad_tensors("query", Q), *bad_tensors("key", K), *unlike("key", K), *SHAPES, *GEOMETRY, *bad_scales(),
     ("an axis of length 0", ValueError, "axis 0 has length 0", {"query": Q[:, :0], "key": K[:, :0]}),
+    ("key of another length", ValueError, "key | lengths of query | [2, 5, 8, 2, 5]", {"key": K[:, :5]}),
     ("rpb of another window", ValueError, "rpb | [4, 5, 5] | [4, 5, 7]", {"rpb": tensor(4, 5, 7)}),
     ("rpb complex", TypeError, "rpb | float32 | complex64", {"rpb": RPB.to(torch.complex64)}),
     ("rpb of integers", TypeError, "rpb | float32 | int64", {"rpb": RPB.long()}),

@@ -16,6 +16,7 @@ from vicinal import torch_internals
 from vicinal.autocast import autocast, autocast_dtype
 from vicinal.checks import SIZES, check_scale, check_sizes, check_switch, check_tensor
 from vicinal.geometry.neighborhood import Neighborhood, per_axis
+from vicinal.grids import Grid
 from vicinal.problem import Inputs
 from vicinal.routing import route
 from vicinal.warning import warn
@@ -38,29 +39,35 @@ def attend(
         check_switch("return_lse", return_lse)
     if scale is not None:
         scale = check_scale("scale", scale)
+    if inputs.window_sizes is not None:
+        inputs = _sized(inputs, neighborhoods)
+    grid = Grid.of(inputs, neighborhoods)
+    if grid is not None:
+        inputs, neighborhoods = grid.spread(inputs), grid.neighborhoods(neighborhoods, inputs.key.shape[-2])
     if clamp is not False:
         check_switch("clamp", clamp)
         inputs, neighborhoods = clamped(inputs, neighborhoods)
     mask, key = inputs.key_mask, inputs.key
     if isinstance(mask, Tensor) and isinstance(key, Tensor) and mask.shape == key.shape[1:-2]:
         inputs = inputs._replace(key_mask=mask.expand(key.shape[0], *mask.shape))
-    if inputs.window_sizes is not None:
-        inputs = _sized(inputs, neighborhoods)
     cast = autocast(inputs)
     output, lse = route(inputs if cast is inputs else Inputs(*cast), neighborhoods, scale, backend)
+    if grid is not None:
+        kv_heads = inputs.key.shape[-2]
+        output, lse = grid.gather(output, kv_heads), grid.gather(lse[..., None], kv_heads).squeeze(-1)
     return (output, lse) if return_lse else output
 
 
 def _sized(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...]) -> Inputs:
     """With window sizes for every head, whose values are right; what is wrong otherwise is refused later."""
-    sizes, query = inputs.window_sizes, inputs.query
-    if not isinstance(sizes, Tensor) or not isinstance(query, Tensor):
+    sizes, query, key = inputs.window_sizes, inputs.query, inputs.key
+    if not isinstance(sizes, Tensor) or not isinstance(query, Tensor) or not isinstance(key, Tensor):
         return inputs
     if sizes.shape == query.shape[:-2]:
         sizes = sizes[..., None].expand(query.shape[:-1])
     plain = type(sizes) is Tensor and not sizes.is_meta and not torch.compiler.is_compiling()
     if plain and sizes.dtype in SIZES and not (torch_internals.in_transform() or torch_internals.in_dispatch_mode()):
-        windows = [k or n for each in neighborhoods for k, n in zip(each.window, query.shape[1:-2])]
+        windows = [k or n for each in neighborhoods for k, n in zip(each.window, key.shape[1:-2])]
         check_sizes(sizes, max(windows))
     return inputs._replace(window_sizes=sizes)
 

@@ -109,7 +109,7 @@ def check_call(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...], backend:
     if any(n.rank != rank for n in neighborhoods):
         raise ValueError(f"neighborhood must have one rank for all heads, got {[n.rank for n in neighborhoods]}")
     check_inputs(inputs, rank, neighborhoods[0])
-    _doubt_layout(inputs.query)
+    _doubt_layout(inputs.query, inputs.key)
     if inputs.window_sizes is not None and any(s > 1 for n in neighborhoods for s in n.stride):
         raise ValueError(f"stride must be 1 where kernel_size is per token, got {neighborhoods[0].stride}")
     check_neighborhoods(neighborhoods, inputs.rpb, inputs.query.shape[1:-2], inputs.query.shape[-2])
@@ -241,10 +241,10 @@ def check_spatial(name: str, t: Tensor, rank: int) -> None:
     _check_not_empty(name, t)
 
 
-def _doubt_layout(query: Tensor) -> None:
-    """One warning where a query looks heads-first, as torch's own attention takes it; none where sizes are traced."""
+def _doubt_layout(query: Tensor, key: Tensor) -> None:
+    """One warning where tensors look heads-first, as torch's own attention takes them; none where sizes are traced."""
     global _doubted
-    heads, length = query.shape[-2], query.shape[1]
+    heads, length = key.shape[-2], query.shape[1]
     if _doubted or torch.compiler.is_compiling() or not (isinstance(heads, int) and isinstance(length, int)):
         return
     if heads >= 4 * length and heads > (_MANY_HEADS if query.ndim > 4 else _MANY_HEADS_OF_LINES):

@@ -108,7 +108,8 @@ def neighborhood_attention(
     Args:
         query: `[B, *X, H, D]`, float32, float64, bfloat16 or float16; `X` are the spatial lengths.
         key: `[B, *X, Hkv, D]`; `H` is a multiple of `Hkv` (grouped-query attention). With `spans`, its lengths are
-            those of the keys that are given.
+            those of the keys that are given. Lengths
+            other than query's are else those of another grid over the same extent.
         value: `[B, *X, Hkv, Dv]`, of key's lengths.
         neighborhood: one `Neighborhood` of the tokens' rank; or a sequence of `H` of them, one per query head; or a
             window alone, one value or one per axis.

@@ -118,6 +118,7 @@ def na1d(
     Args:
         query: `[B, X0, H, D]`, float32, float64, bfloat16 or float16.
         key: `[B, X0, Hkv, D]`; `H` is a multiple of `Hkv` (grouped-query attention).
+            Lengths other than query's are those of another grid over the same extent.
         value: `[B, X0, Hkv, Dv]`.
         kernel_size: window, keys per query; None means the whole axis. This and the next three: one value, or one per
             axis. Or a tensor of odd integers, one per token or per token and head: see `max_kernel_size`.
@@ -224,6 +225,7 @@ def na2d(
     Args:
         query: `[B, X0, X1, H, D]`, float32, float64, bfloat16 or float16.
         key: `[B, X0, X1, Hkv, D]`; `H` is a multiple of `Hkv` (grouped-query attention).
+            Lengths other than query's are those of another grid over the same extent.
         value: `[B, X0, X1, Hkv, Dv]`.
         kernel_size: window, keys per query; None means the whole axis. This and the next three: one value, or one per
             axis. Or a tensor of odd integers, one per token or per token and head: see `max_kernel_size`.
@@ -330,6 +332,7 @@ def na3d(
     Args:
         query: `[B, X0, X1, X2, H, D]`, float32, float64, bfloat16 or float16.
         key: `[B, X0, X1, X2, Hkv, D]`; `H` is a multiple of `Hkv` (grouped-query attention).
+            Lengths other than query's are those of another grid over the same extent.
         value: `[B, X0, X1, X2, Hkv, Dv]`.
         kernel_size: window, keys per query; None means the whole axis. This and the next three: one value, or one per
             axis. Or a tensor of odd integers, one per token or per token and head: see `max_kernel_size`.
