@@ -85,11 +85,21 @@ def axes_of(problem: Problem, part: Subproblem) -> GroupAxes:
 
 def grid_of(problem: Problem, part: Subproblem, constants: Constants, heads: int) -> Grid:
     """What work items are counted over: `heads` times the tiles of one."""
-    sides = 1 if constants.shared else WARPGROUPS
-    extent = [size * (sides if a == constants.split else 1) for a, size in enumerate(constants.tile)]
-    tiles = tuple(-(-length // size) for length, size in zip(part.lengths, extent))
+    tiles = tuple(-(-length // size) for length, size in zip(part.lengths, extent_of(constants)))
     items = prod(tiles) * heads * prod(part.groups) * part.batch
     return Grid(tiles, heads, problem.kv_heads, problem.group_size, items)
+
+
+def extent_of(constants: Constants) -> Triple:
+    """Tokens of a program's own tiles along each axis."""
+    sides = 1 if constants.shared else WARPGROUPS
+    x0, x1, x2 = (size * (sides if a == constants.split else 1) for a, size in enumerate(constants.tile))
+    return x0, x1, x2
+
+
+def is_ragged(part: Subproblem, constants: Constants) -> bool:
+    """Whether some tiles may pass the end of an axis; dilation groups need not be of one length."""
+    return constants.grouped or any(n % size for n, size in zip(part.lengths, extent_of(constants)))
 
 
 def groups_of(part: Subproblem) -> Groups:

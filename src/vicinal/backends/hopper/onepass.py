@@ -19,6 +19,7 @@ from vicinal.backends.hopper.arguments import (
     constants_of,
     grid_of,
     groups_of,
+    is_ragged,
     moved,
     options_of,
     reach_of,
@@ -118,6 +119,7 @@ def _gradients(shared: Shared, dk: Descriptor, dv: Descriptor, addends: Descript
     problem, config, part = shared[:3]
     queries, keys = three(config.query_tile, 1), three(config.key_tile, 1)
     constants = constants_of(problem, config, keys, queries)._replace(inverse=True)
+    constants = constants._replace(ragged=is_ragged(part, constants))
     q, do, k, v = shared.blocks(queries, keys)
     row = Block(shared.prepared, (1, *queries))
     columns = (t.steps for t in (shared.query, shared.grad_output, shared.key, shared.value, dk, dv))

@@ -33,6 +33,7 @@ class Constants(NamedTuple):
     padded: bool = False  # heads have fewer columns than `head_dim` or `value_dim`: strides of tiles are `UnitStrides`
     additional: bool = False  # forward and dQ: tiles of additional keys follow the walk
     cut: int = -1  # dK and dV of additional keys: see `vicinal.backends.hopper.kernels.additional`
+    ragged: bool = False  # dK, dV and dQ in one pass: some tiles pass the end of an axis
     scaled: bool = False  # scores are scaled before they are masked: the scale is not positive, or next to nothing
 
 

@@ -126,7 +126,7 @@ def _consumer(dk_desc, dv_desc, dq_desc, rings, exchange, work, C: gl.constexpr,
         axes = head_axes(work, item.head * work.grid.group + member, C)
         walk = queries_of(item.tile, axes, work, C)
         rows = own_rows(x, axes, work, gl.SliceLayout(1, accumulator(BN)), C)
-        if C.cut < 0:  # what keys that are not there make of a small log-sum-exp is infinite, and times 0 no number
+        if C.ragged:  # what keys that are not there make of a small log-sum-exp is infinite, and times 0 no number
             rows = beyond_masked(rows, x, axes, C)
         share = whole(walk, C)
         a = walk.outer[0]

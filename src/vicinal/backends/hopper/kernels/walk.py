@@ -241,10 +241,18 @@ def rows_of(x, axes, layout: gl.constexpr, C: gl.constexpr):
 @gluon.jit
 def beyond_masked(rows, x, axes, C: gl.constexpr):
     """The `OwnRows` of a tile at `x`; where some are beyond an axis' end, no step is in the interval of all."""
-    h0 = gl.where(x[0] + C.tile[0] <= axes.lengths[0], rows.high[0], rows.low[0])
-    h1 = gl.where(x[1] + C.tile[1] <= axes.lengths[1], rows.high[1], rows.low[1])
-    h2 = gl.where(x[2] + C.tile[2] <= axes.lengths[2], rows.high[2], rows.low[2])
+    h0 = _high(rows, x, axes, 0, C)
+    h1 = _high(rows, x, axes, 1, C)
+    h2 = _high(rows, x, axes, 2, C)
     return OwnRows(rows.positions, rows.starts, rows.widths, rows.low, (h0, h1, h2))
+
+
+@gluon.jit
+def _high(rows, x, axes, A: gl.constexpr, C: gl.constexpr):
+    if C.tile[A] > 1 or C.split == A:
+        return gl.where(x[A] + C.tile[A] <= axes.lengths[A], rows.high[A], rows.low[A])
+    else:
+        return rows.high[A]  # there is a row
 
 
 @gluon.jit
