@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import triton.runtime.interpreter
 from hypothesis import given, settings
 
 import strategies
@@ -26,24 +25,7 @@ from vicinal.reference import reference
 
 of = Neighborhood.of
 device = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@pytest.fixture(autouse=True)
-def interpreting(monkeypatch):
-    """Let the backend take CPU tensors; and have our device functions not prepare the whole language anew each time
-    the interpreter calls one, which takes longer than running them: the launched kernel has done it.
-    """
-    kernel = triton.runtime.interpreter.InterpretedFunction
-    prepare = kernel.__call__
-
-    def run(self, *args, **kwargs):
-        if self.fn.__module__.startswith("vicinal."):
-            return self.rewrite()(*args, **kwargs)
-        return prepare(self, *args, **kwargs)
-
-    monkeypatch.setattr(kernel, "__call__", run)
-    with backend.interpreting():
-        yield
+pytestmark = pytest.mark.usefixtures("interpreting")
 
 
 def call(
@@ -459,7 +441,7 @@ def kernels_for(wanted: Wanted, together: bool) -> list[str]:
             kernels.append("key_value_gradient_kernel")
     if wanted.additional_keys or wanted.additional_values:
         kernels.append("additional_gradient_kernel")
-    return kernels + ["bias_gradient_kernel"] * wanted.rpb
+    return kernels + ["bias_gradient_of_classes_kernel"] * wanted.rpb
 
 
 def run_values(inputs, neighborhood, scale, together=False):

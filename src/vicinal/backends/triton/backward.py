@@ -12,6 +12,8 @@ from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.strides import aligned, contiguous_like
 from vicinal.backends.gpu.tables import in_use
+from vicinal.backends.triton.bias import BiasTiles
+from vicinal.backends.triton.bias_gradient import BiasGradient
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.kernels.additional import additional_gradient_kernel
 from vicinal.backends.triton.kernels.backward import (
@@ -20,13 +22,10 @@ from vicinal.backends.triton.kernels.backward import (
     key_value_gradient_kernel,
     query_gradient_kernel,
 )
-from vicinal.backends.triton.kernels.bias import bias_gradient_kernel
 from vicinal.backends.triton.launch import KERNELS, Prepared, like, tiles_of
 from vicinal.compiling import Job
 from vicinal.problem import Inputs, Upstream, Wanted, lse_dtype
 
-BIAS_TILES = {1: (32,), 2: (4, 8), 3: (2, 4, 4)}  # of queries and of keys: what a sum along diagonals has room for
-BIAS_SCRATCH = 2**28  # bytes of partial bias gradients, at most (but one table per head)
 ENOUGH_PROGRAMS = 1024  # fill a GPU, where work is split to no other end
 ADDITIONAL_TILE = 32  # additional keys per program
 QUERIES_PER_STEP = 32
@@ -48,18 +47,20 @@ class Backward:
         self._wanted = wanted
         wants_keys = wanted.key or wanted.value
         self._both = self._query = self._delta = self._key_value = self._additional = self._bias = None
+        self._query_bias = BiasTiles.of(prepared, config.query) if wanted.query else None
+        self._key_bias = BiasTiles.of(prepared, config.key_value, inverse=True) if wants_keys else None
         if config.together and wanted.query and wants_keys:
-            self._both = _gradients_launch(prepared, config, self._per_query_head)
+            self._both = _gradients_launch(prepared, config, self._per_query_head, self._query_bias, self._key_bias)
         elif wanted.query:
-            self._query = _query_launch(prepared, config.query)
+            self._query = _query_launch(prepared, config.query, self._query_bias)
         elif wanted.key or wanted.additional_keys or wanted.rpb:
             self._delta = _delta_launch(prepared)
         if wants_keys and self._both is None:
-            self._key_value = _key_value_launch(prepared, config.key_value, self._per_query_head)
+            self._key_value = _key_value_launch(prepared, config.key_value, self._per_query_head, self._key_bias)
         if wanted.additional_keys or wanted.additional_values:
             self._additional = _additional_launch(prepared)
         if wanted.rpb:
-            self._bias = _bias_launch(prepared)
+            self._bias = BiasGradient(prepared)
 
     def __call__(self, inputs: Inputs, upstream: Upstream) -> Inputs:
         """All tensors of `upstream` contiguous."""
@@ -74,16 +75,21 @@ class Backward:
         delta = None
         if self._both is not None or self._query is not None or self._delta is not None:
             delta = contiguous_like(lse)
-        read = (*inputs[:KERNELS], self._table, output, lse, grad_output, grad_lse)
+        read = (key_mask, self._table, output, lse, grad_output, grad_lse, delta, grad_query)
+        query_bias = key_bias = rpb
+        if rpb is not None and self._query_bias is not None:
+            query_bias = self._query_bias(rpb, ok)
+        if rpb is not None and self._key_bias is not None:
+            key_bias = self._key_bias(rpb, ok)
         if self._both is not None:
-            self._both((*read, delta, grad_query, grad_key, grad_value), ok)
+            self._both((*inputs[:5], query_bias, key_bias, *read, grad_key, grad_value), ok)
         if self._query is not None:
-            self._query((*read, delta, grad_query), ok)
+            self._query((*inputs[:5], query_bias, *read), ok)
         if self._delta is not None:
             self._delta((output, grad_output, grad_lse, delta), ok)
-        rest = (query, key, value, rpb, key_mask, self._table, lse, grad_output, delta)
         if self._key_value is not None:
-            self._key_value((*rest, grad_key, grad_value), ok)
+            rest = (key_mask, self._table, lse, grad_output, delta, grad_key, grad_value)
+            self._key_value((query, key, value, key_bias, *rest), ok)
         if self._per_query_head:
             grad_key = None if grad_key is None else self._summed(grad_key, key)
             grad_value = None if grad_value is None else self._summed(grad_value, value)
@@ -93,31 +99,35 @@ class Backward:
             grads = grads._replace(additional_keys=extra_keys, additional_values=extra_values)
         if self._bias is not None:
             assert rpb is not None
-            partial = query.new_zeros((rpb.shape[0], self._bias.grid[0], *rpb.shape[1:]), dtype=torch.float32)
-            self._bias((*rest, partial), ok)
-            grads = grads._replace(rpb=partial.sum(1).to(rpb.dtype))
+            grad = self._bias(inputs, (lse, grad_output, delta), self._table, ok)
+            grads = grads._replace(rpb=grad)
         return grads
 
     def kernels(self, inputs: Inputs) -> list[Job]:
         """What compiles the kernels that a call launches; see `vicinal.backends.protocol.Backend.backward_kernels`."""
-        query, key, value, extra_keys, extra_values, rpb, key_mask = stand_ins = [like(t) for t in inputs[:KERNELS]]
+        query, key, value, extra_keys, extra_values, rpb, key_mask = (like(t) for t in inputs[:KERNELS])
         sums = like(query, lse_dtype(self._problem.dtype))
         table, wanted = like(self._table), self._wanted
         own = torch.float32 if self._per_query_head else None
         dq, dk, dv = (like(t, d) if w else None for t, w, d in zip((query, key, value), wanted, (None, own, own)))
         dek, dev = (like(t, torch.float32) if w else None for t, w in zip((extra_keys, extra_values), wanted[3:5]))
         delta = sums if self._both is not None or self._query is not None or self._delta is not None else None
-        read = (*stand_ins, table, query, sums, query, None)
-        rest = (query, key, value, rpb, key_mask, table, sums, query, delta)
+        tiles = [rpb if bias is None else like(rpb, torch.float32) for bias in (self._query_bias, self._key_bias)]
+        given = query, key, value, extra_keys, extra_values
+        read = (key_mask, table, query, sums, query, None, delta, dq)
         each = [
-            (self._both, (*read, delta, dq, dk, dv)),
-            (self._query, (*read, delta, dq)),
+            (self._both, (*given, *tiles, *read, dk, dv)),
+            (self._query, (*given, tiles[0], *read)),
             (self._delta, (query, query, None, delta)),
-            (self._key_value, (*rest, dk, dv)),
+            (self._key_value, (query, key, value, tiles[1], key_mask, table, sums, query, delta, dk, dv)),
             (self._additional, (query, extra_keys, extra_values, sums, query, delta, dek, dev)),
-            (self._bias, (*rest, like(query, torch.float32))),
         ]
-        return [partial(launch.compile, tensors) for launch, tensors in each if launch is not None]
+        jobs: list[Job] = [partial(launch.compile, tensors) for launch, tensors in each if launch is not None]
+        jobs += [bias.kernel(rpb) for bias in (self._query_bias, self._key_bias) if bias is not None]
+        if self._bias is not None:
+            stand_ins = Inputs(query, key, value, rpb=rpb, key_mask=key_mask)  # type: ignore[arg-type]
+            jobs.append(self._bias.compiled(stand_ins, (sums, query, delta), table))
+        return jobs
 
     def _key_and_value(self, inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
         """Memory for the gradients of key and value: of one entry per query head where no program sums over them."""
@@ -157,7 +167,7 @@ def _delta_launch(prepared: Prepared) -> Launch:
     return Launch(delta_kernel, (-(-rows // ROWS), 1, 1), arguments, options_of(4, 2, prepared.chained))
 
 
-def _query_launch(prepared: Prepared, config: Tiling) -> Launch:
+def _query_launch(prepared: Prepared, config: Tiling, bias: BiasTiles | None) -> Launch:
     problem = prepared.problem
     programs, count = _query_programs(prepared, config)
     arguments = (
@@ -166,6 +176,7 @@ def _query_launch(prepared: Prepared, config: Tiling) -> Launch:
         problem.group_size,
         problem.additional,
         programs,
+        None if bias is None else bias.classes,
         *prepared.arguments(config.unfolded),
         config.query_tile,
         config.key_tile,
@@ -176,7 +187,7 @@ def _query_launch(prepared: Prepared, config: Tiling) -> Launch:
     return Launch(query_gradient_kernel, (count, 1, 1), arguments, prepared.options(config))
 
 
-def _key_value_launch(prepared: Prepared, config: Tiling, per_query_head: bool) -> Launch:
+def _key_value_launch(prepared: Prepared, config: Tiling, per_query_head: bool, bias: BiasTiles | None) -> Launch:
     problem = prepared.problem
     programs, count = _key_programs(prepared, config, per_query_head)
     arguments = (
@@ -184,6 +195,7 @@ def _key_value_launch(prepared: Prepared, config: Tiling, per_query_head: bool) 
         problem.heads,
         problem.group_size,
         programs,
+        None if bias is None else bias.classes,
         *prepared.arguments(config.unfolded),
         config.query_tile,
         config.key_tile,
@@ -196,7 +208,13 @@ def _key_value_launch(prepared: Prepared, config: Tiling, per_query_head: bool) 
     return Launch(key_value_gradient_kernel, (count, 1, 1), arguments, prepared.options(config))
 
 
-def _gradients_launch(prepared: Prepared, config: GradientTilings, per_query_head: bool) -> Launch:
+def _gradients_launch(
+    prepared: Prepared,
+    config: GradientTilings,
+    per_query_head: bool,
+    query_bias: BiasTiles | None,
+    key_bias: BiasTiles | None,
+) -> Launch:
     """Both of the above; warps, stages and the axis unfolded are the same for both."""
     problem, query, key_value = prepared.problem, config.query, config.key_value
     programs, count = _query_programs(prepared, query)
@@ -209,6 +227,8 @@ def _gradients_launch(prepared: Prepared, config: GradientTilings, per_query_hea
         programs,
         key_programs,
         key_count,
+        None if query_bias is None else query_bias.classes,
+        None if key_bias is None else key_bias.classes,
         *prepared.arguments(query.unfolded),
         query.query_tile,
         query.key_tile,
@@ -263,30 +283,3 @@ def _additional_launch(prepared: Prepared) -> Launch:
     )
     grid = (programs, -(-tokens // slice_size), 1)
     return Launch(additional_gradient_kernel, grid, arguments, options_of(4, 2))
-
-
-def _bias_launch(prepared: Prepared) -> Launch:
-    problem = prepared.problem
-    config = Tiling(BIAS_TILES[problem.rank], BIAS_TILES[problem.rank], warps=4, stages=1)
-    programs = tiles_of(problem, config)
-    (window,) = {n.window for n in problem.neighborhoods}
-    table_bytes = 4 * problem.heads * prod(2 * k - 1 for k in window if k is not None)
-    shares = min(
-        programs * problem.batch,
-        max(1, BIAS_SCRATCH // table_bytes),
-        -(-ENOUGH_PROGRAMS // problem.heads),
-    )
-    arguments = (
-        prepared.scale,
-        problem.heads,
-        problem.group_size,
-        problem.batch,
-        programs,
-        *prepared.arguments(),
-        config.query_tile,
-        config.key_tile,
-        prepared.vector,
-        prepared.flags(config),
-        precision_of(problem.dtype),
-    )
-    return Launch(bias_gradient_kernel, (shares, problem.heads, 1), arguments, options_of(config.warps, config.stages))

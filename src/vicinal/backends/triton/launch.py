@@ -1,98 +1,29 @@
-"""Launch preparation for `vicinal.backends.triton`: a `Problem`, a tiling and the inputs' strides -> kernel arguments.
-
-Everything here is computed once per problem and cached by the backend: a call only appends tensors to it.
-"""
+"""Launch preparation for `vicinal.backends.triton`: a `Problem`, a tiling, the inputs' strides -> kernel arguments."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vicinal.backends.gpu.arguments import axes_of, in_vectors, kernel_axis, precision_of, seen
-from vicinal.backends.gpu.devices import chains, current
+from vicinal.backends.gpu.arguments import axes_of, in_vectors, kernel_axis, seen
+from vicinal.backends.gpu.devices import chains
 from vicinal.backends.gpu.kernels.memory import InputStrides
 from vicinal.backends.gpu.kernels.window import Flags
-from vicinal.backends.gpu.launch import Launch, options_of
-from vicinal.backends.gpu.strides import aligned, contiguous_strides, dense, has_rows, rows_last, strides_of, vector_of
-from vicinal.backends.gpu.tables import in_use, table_of
+from vicinal.backends.gpu.launch import options_of
+from vicinal.backends.gpu.strides import contiguous_strides, dense, has_rows, rows_last, strides_of, vector_of
+from vicinal.backends.gpu.tables import table_of
 from vicinal.backends.triton.config import Tiling
-from vicinal.backends.triton.kernels.forward import forward_kernel
 from vicinal.backends.triton.kernels.softmax import LOG2E
-from vicinal.compiling import Job
 from vicinal.geometry.count import count
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.unfold import parts, tile_count
 from vicinal.geometry.window import SHIFT, mode
-from vicinal.problem import Inputs, Problem, lse_dtype
+from vicinal.problem import Inputs, Problem
 
 KERNELS = 7  # inputs that they take
-
-
-class Forward:
-    """The forward pass of one problem, tiling and set of strides."""
-
-    def __init__(self, prepared: Prepared, config: Tiling, copies: bool = False) -> None:
-        """`copies`: the inputs need copying before the kernels can read them (`readable`)."""
-        problem = prepared.problem
-        self._copies = copies
-        self._shape = (problem.batch, *problem.lengths, problem.heads, problem.value_dim)
-        self._lse_dtype = lse_dtype(problem.dtype)
-        self._empty = problem.batch == 0
-        programs = tiles_of(problem, config)
-        self._table = prepared.table
-        self._launch = Launch(
-            forward_kernel,
-            (problem.batch * problem.heads * programs, 1, 1),
-            (
-                prepared.scale,
-                problem.heads,
-                problem.group_size,
-                problem.additional,
-                programs,
-                *prepared.arguments(config.unfolded),
-                config.query_tile,
-                config.key_tile,
-                prepared.vector,
-                prepared.flags(config),
-                problem.scale <= 0,
-                precision_of(problem.dtype),
-            ),
-            prepared.options(config),
-        )
-
-    @classmethod
-    def of(cls, problem: Problem, config: Tiling, inputs: Inputs) -> Forward:
-        """For inputs of these strides."""
-        read = readable(inputs)
-        return cls(Prepared.of(problem, read), config, any(a is not b for a, b in zip(inputs[:5], read[:5])))
-
-    def __call__(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """Output and log-sum-exp."""
-        if self._copies or inputs.rpb is not None or inputs.key_mask is not None:
-            inputs = readable(inputs)
-        query = inputs.query
-        output = query.new_empty(self._shape)
-        lse = query.new_empty(self._shape[:-1], dtype=self._lse_dtype)
-        if not self._empty:
-            with current(query.device):
-                if self._table is not None:
-                    in_use(self._table)
-                self._launch((*inputs[:KERNELS], self._table, output, lse), aligned(inputs))
-        return output, lse
-
-    def kernels(self, inputs: Inputs) -> list[Job]:
-        """What compiles the kernel that a call launches; see `vicinal.backends.protocol.Backend.forward_kernels`."""
-        query = inputs.query
-        lse = query.new_empty(1, dtype=self._lse_dtype, device="meta")
-        return (
-            []
-            if self._empty
-            else [partial(self._launch.compile, (*map(like, inputs[:KERNELS]), like(self._table), like(query), lse))]
-        )
 
 
 def like(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
@@ -153,6 +84,7 @@ class Prepared:
     strides: tuple[tuple[int, ...], ...]  # query, key, value, then additional keys and values if any
     vector: int
     table: Tensor | None  # windows, strides, dilations, modes of each head, where heads differ: `[H, 4 * rank]`
+    device: torch.device  # of such tables
 
     @classmethod
     def of(cls, problem: Problem, inputs: Inputs) -> Prepared:
@@ -160,11 +92,11 @@ class Prepared:
         assert all(has_rows(t) and not t.is_neg() for t in read)
         strides = tuple(strides_of(t) for t in read)
         table = None
+        device = inputs.query.device if inputs.query.is_meta else problem.device
         if problem.per_head:
             rows = [_table_row(n, problem.lengths) for n in problem.neighborhoods]
-            device = inputs.query.device if inputs.query.is_meta else problem.device
             table = table_of(("triton", problem.neighborhoods, problem.lengths), device, lambda: rows)
-        return cls(problem, strides, vector_of(strides, problem.dtype.itemsize), table)
+        return cls(problem, strides, vector_of(strides, problem.dtype.itemsize), table, device)
 
     @property
     def chained(self) -> bool:

@@ -112,7 +112,11 @@ def candidates(problem: Problem, kernel: Kernel, sizes: Sequence[Size], most: in
         seen = problem if axis is None else unfolded(problem, axis)
         stages = min(size.stages, max(STAGES[problem.rank]))
         for tile, step in spread.shapes(seen, size.rows, size.columns, kernel == "key_value")[:most]:
-            yield Tiling(tile, step, size.warps, stages, axis)
+            if axis is None or tile[axis + 1] * step[axis + 1] > 1:
+                yield Tiling(tile, step, size.warps, stages, axis)
+            elif size._replace(unfolded=False) not in sizes:  # of one group each after all
+                tile, step = (shape[: axis + 1] + shape[axis + 2 :] for shape in (tile, step))
+                yield Tiling(tile, step, size.warps, stages)
 
 
 def _unfolded_axis(problem: Problem) -> int | None:

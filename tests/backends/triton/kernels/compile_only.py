@@ -31,9 +31,12 @@ from ptx import before_waits
 from vicinal.backends.gpu import hardware
 from vicinal.backends.gpu.absent import AbsentDriver, target_of
 from vicinal.backends.gpu.launch import Launch
+from vicinal.backends.triton import bias
 from vicinal.backends.triton.backward import Backward
+from vicinal.backends.triton.bias_gradient import BiasGradient
 from vicinal.backends.triton.config import GradientTilings, Tiling
-from vicinal.backends.triton.launch import Forward, Prepared
+from vicinal.backends.triton.forward import Forward
+from vicinal.backends.triton.launch import Prepared
 from vicinal.backends.triton.tilings import tilings
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.span import Span
@@ -114,7 +117,7 @@ PARTS = {  # by variant, the gradients that are wanted alone
 HALF = torch.float16
 ONCE = [  # of each list one kernel serves all: among their numbers are 0, 1 and multiples of 16
     [
-        Variant("2d", (128, 96), (of(2, (33, 32)),), HALF, 64, has_rpb=True, additional=16),
+        Variant("2d", (128, 96), (of(2, (17, 16)),), HALF, 64, has_rpb=True, additional=16),
         Variant("2d", (57, 33), (of(2, (9, 8)),), HALF, 64, heads=1, kv_heads=1, has_rpb=True, additional=1),
         Variant("2d", (64, 16), (of(2, 16),), HALF, 64, heads=16, kv_heads=16, has_rpb=True, additional=5),
     ],
@@ -151,19 +154,25 @@ def launches(
     dek, dev = (f32 if wants else None for wants in wanted[3:5])
     first = config or tilings(problem, "forward")[0]
     second = GradientTilings(config, config) if config else tilings(problem, "backward")[0]
-    forward = Forward(prepared, first)._launch
+    forward = Forward(prepared, first)
     backward = Backward(prepared, second, wanted)
     delta = f32 if backward._both or backward._query or backward._delta else None
-    rest = (q, k, v, rpb, mask, table, f32, x, delta)
-    found = [
-        (forward, (*given, table, x, f32)),
-        (backward._both, (*given, table, x, f32, x, None, f32, dq, dk, dv)),
-        (backward._query, (*given, table, x, f32, x, None, f32, dq)),
+    laid_out = forward._bias, backward._query_bias, backward._key_bias
+    own, first_bias, second_bias = (rpb if tiles is None else f32 for tiles in laid_out)
+    read = (mask, table, x, f32, x, None, f32, dq)
+    found = [(tiles.launch, (x, f32)) for tiles in laid_out if tiles is not None]
+    found += [
+        (forward._launch, (*given[:5], own, mask, table, x, f32)),
+        (backward._both, (*given[:5], first_bias, second_bias, *read, dk, dv)),
+        (backward._query, (*given[:5], first_bias, *read)),
         (backward._delta, (x, x, f32, f32)),
-        (backward._key_value, (*rest, dk, dv)),
+        (backward._key_value, (q, k, v, second_bias, mask, table, f32, x, delta, dk, dv)),
         (backward._additional, (q, ek, ev, f32, x, delta, dek, dev)),
-        (backward._bias, (*rest, f32)),
     ]
+    if backward._bias is not None:
+        gradient = BiasGradient(prepared, config)
+        given = (mask, table) if gradient._work is None else (Pointer(torch.int32),)
+        found.append((gradient._launch, (q, k, v, rpb, *given, f32, x, delta, f32)))
     return [(launch, tensors) for launch, tensors in found if launch is not None]
 
 
@@ -185,6 +194,7 @@ def spills(compiled, target: GPUTarget) -> int:
 
 def compile_once() -> None:
     """One JSON line a kernel: how often it was compiled for how many problems."""
+    bias.LEAST_TILES = 0
     for variants in ONCE:
         compiled: dict[str, list[Any]] = {}
         for variant in variants:

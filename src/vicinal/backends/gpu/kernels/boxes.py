@@ -57,12 +57,21 @@ def axes_of_head(axes, table, head):
     row = table + head * (4 * RANK)
     return Axes(
         axes.lengths,
-        _load_axes(row, RANK),
-        _load_axes(row + RANK, RANK),
-        _load_axes(row + 2 * RANK, RANK),
-        _load_axes(row + 3 * RANK, RANK),
+        load_axes(row, RANK),
+        load_axes(row + RANK, RANK),
+        load_axes(row + 2 * RANK, RANK),
+        load_axes(row + 3 * RANK, RANK),
         axes.parts,
     )
+
+
+@triton.jit
+def load_axes(pointer, RANK: tl.constexpr):
+    """An integer per axis, side by side in memory."""
+    values = ()
+    for axis in tl.static_range(RANK):
+        values = values + (tl.load(pointer + axis),)
+    return values
 
 
 @triton.jit
@@ -144,7 +153,7 @@ def live_steps(key_mask, batch, tile, box, axes, columns, BOX_TILE: tl.constexpr
     live = tl.zeros([SPREAD], tl.int32)
     for i in range(each):
         step = entry * each + i
-        at = _step_at(step, box, BOX_TILE)
+        at = step_at(step, box, BOX_TILE)
         inside = (step < box.count)[:, None]
         positions = ()
         for axis in tl.static_range(len(BOX_TILE)):
@@ -162,11 +171,11 @@ def live_at(i, step, live, each, box, BOX_TILE: tl.constexpr, SPREAD: tl.constex
     entry = tl.arange(0, SPREAD)
     later = tl.where((live != 0) & (entry * each > step), entry, SPREAD)
     step = tl.where(i % each == 0, tl.min(later, 0) * each, step + 1)
-    return step, _step_at(step, box, BOX_TILE)
+    return step, step_at(step, box, BOX_TILE)
 
 
 @triton.jit
-def _step_at(step, box, BOX_TILE: tl.constexpr):
+def step_at(step, box, BOX_TILE: tl.constexpr):
     """Where a box's steps of these numbers begin, along each axis."""
     at = ()
     for axis in tl.static_range(len(BOX_TILE) - 1, 0, -1):
@@ -187,14 +196,6 @@ def within(columns, at, rows):
     for axis in tl.static_range(LAST - 1, -1, -1):
         mask = mask & _axis_within(columns[axis], rows.starts[axis] - at[axis], rows.sizes[axis])
     return mask
-
-
-@triton.jit
-def _load_axes(pointer, RANK: tl.constexpr):
-    values = ()
-    for axis in tl.static_range(RANK):
-        values = values + (tl.load(pointer + axis),)
-    return values
 
 
 @triton.jit

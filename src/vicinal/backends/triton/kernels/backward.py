@@ -55,8 +55,9 @@ from vicinal.backends.gpu.kernels.window import (
     tile_of,
     tokens_at,
 )
+from vicinal.backends.triton.kernels.bias import bias_tile, biased, first_bias_tile
 from vicinal.backends.triton.kernels.forward import RUN_TIME, SPREAD
-from vicinal.backends.triton.kernels.softmax import LN2, biased, in_base_2
+from vicinal.backends.triton.kernels.softmax import LN2, in_base_2
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
@@ -66,6 +67,7 @@ def query_gradient_kernel(
     grad_lse,  # None for zeros
     delta, grad_query,  # written
     scale, heads, group_size, additional, programs,
+    classes,  # `Classes` where `rpb` holds bias tiles; None where it is the bias table
     axes, strides,
     D: tl.constexpr, DV: tl.constexpr,
     TILE: tl.constexpr, KEY_TILE: tl.constexpr,
@@ -74,7 +76,7 @@ def query_gradient_kernel(
     _query_gradient(
         tl.program_id(0), query, key, value, extra_keys, extra_values, rpb, key_mask, table,
         output, lse, grad_output, grad_lse, delta, grad_query,
-        scale, heads, group_size, additional, programs, axes, strides,
+        scale, heads, group_size, additional, programs, classes, axes, strides,
         D, DV, TILE, KEY_TILE, VECTOR, FLAGS, PRECISION,
     )  # fmt: skip
 
@@ -85,6 +87,7 @@ def key_value_gradient_kernel(
     delta,  # None where no gradient of keys is wanted
     grad_key, grad_value,  # written; None where nobody needs it
     scale, heads, group_size, programs,
+    classes,
     axes, strides,
     D: tl.constexpr, DV: tl.constexpr,
     TILE: tl.constexpr, QUERY_TILE: tl.constexpr,
@@ -96,14 +99,16 @@ def key_value_gradient_kernel(
     _key_value_gradient(
         tl.program_id(0), query, key, value, rpb, key_mask, table, None, lse, grad_output, None, delta,
         grad_key, grad_value,
-        scale, heads, group_size, programs, axes, strides,
+        scale, heads, group_size, programs, classes, axes, strides,
         D, DV, TILE, QUERY_TILE, VECTOR, FLAGS, GROUPED, PER_QUERY_HEAD, PRECISION,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=(*RUN_TIME, "key_programs", "key_total"))
 def gradients_kernel(
-    query, key, value, extra_keys, extra_values, rpb, key_mask, table,
+    query, key, value, extra_keys, extra_values, rpb,
+    key_rpb,  # the key and value gradients' own bias tiles; `rpb` again where there are none
+    key_mask, table,
     output, lse, grad_output,
     grad_lse,  # None for zeros
     delta, grad_query,  # written
@@ -111,6 +116,7 @@ def gradients_kernel(
     scale, heads, group_size, additional, programs,
     key_programs,  # tiles of keys of one head
     key_total,  # programs with keys, which come first: they take longer
+    classes, key_classes,
     axes, strides,
     D: tl.constexpr, DV: tl.constexpr,
     TILE: tl.constexpr, KEY_TILE: tl.constexpr,  # of the query gradient
@@ -121,16 +127,16 @@ def gradients_kernel(
     pid = tl.program_id(0)
     if pid < key_total:
         _key_value_gradient(
-            pid, query, key, value, rpb, key_mask, table, output, lse, grad_output, grad_lse, None,
+            pid, query, key, value, key_rpb, key_mask, table, output, lse, grad_output, grad_lse, None,
             grad_key, grad_value,
-            scale, heads, group_size, key_programs, axes, strides,
+            scale, heads, group_size, key_programs, key_classes, axes, strides,
             D, DV, OWN_KEYS, QUERY_TILE, VECTOR, INVERSE_FLAGS, GROUPED, PER_QUERY_HEAD, PRECISION,
         )  # fmt: skip
     else:
         _query_gradient(
             pid - key_total, query, key, value, extra_keys, extra_values, rpb, key_mask, table,
             output, lse, grad_output, grad_lse, delta, grad_query,
-            scale, heads, group_size, additional, programs, axes, strides,
+            scale, heads, group_size, additional, programs, classes, axes, strides,
             D, DV, TILE, KEY_TILE, VECTOR, FLAGS, PRECISION,
         )  # fmt: skip
 
@@ -159,7 +165,7 @@ def delta_kernel(
 def _query_gradient(
     pid, query, key, value, extra_keys, extra_values, rpb, key_mask, table,
     output, lse, grad_output, grad_lse, delta, grad_query,
-    scale, heads, group_size, additional, programs, axes, strides,
+    scale, heads, group_size, additional, programs, classes, axes, strides,
     D: tl.constexpr, DV: tl.constexpr, TILE: tl.constexpr, KEY_TILE: tl.constexpr,
     VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -198,7 +204,10 @@ def _query_gradient(
     v_rows = rows_within(columns, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
     key = tokens_of(key, b, kv_head, axes, strides.key, True, VECTOR)
     value = tokens_of(value, b, kv_head, axes, strides.value, True, VECTOR)
-    if rpb is not None:
+    if classes is not None:
+        bias_at, _ = first_bias_tile(tile, axes, classes, h, TILE, KEY_TILE, FLAGS)
+        rpb += bias_at
+    elif rpb is not None:
         bias_steps, middle, size = bias_strides(axes.windows)
         rpb += h.to(tl.int64) * size
         query_part = linear(rows.positions, bias_steps) - middle
@@ -223,7 +232,10 @@ def _query_gradient(
         v = load_rows(value + tile_at(token, strides.value.tokens, VECTOR), v_rows, there, DV, FLAGS.checked or MASKED)
         scores = tl.dot(q, k.T, input_precision=PRECISION)
         weights_gradient = tl.dot(do, v.T, input_precision=PRECISION)
-        if rpb is not None:
+        if classes is not None:
+            p = tl.exp2(scores * scale + bias_tile(rpb, TILE, KEY_TILE) - log2_total[:, None])
+            rpb += size_of(TILE) * BN
+        elif rpb is not None:
             mask = within(columns, at, rows) & rows.inside[:, None]
             if MASKED:
                 mask = mask & there[None, :]
@@ -267,7 +279,7 @@ def _key_value_gradient(
     lse, grad_output,
     grad_lse,  # likewise; None for zeros
     delta, grad_key, grad_value,
-    scale, heads, group_size, programs, axes, strides,
+    scale, heads, group_size, programs, classes, axes, strides,
     D: tl.constexpr, DV: tl.constexpr, TILE: tl.constexpr, QUERY_TILE: tl.constexpr,
     VECTOR: tl.constexpr, FLAGS: tl.constexpr, GROUPED: tl.constexpr, PER_QUERY_HEAD: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -307,7 +319,11 @@ def _key_value_gradient(
     q_rows = rows_within(columns, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
     o_rows = rows_within(columns, axes.dilations, token_strides(lengths_of(axes, False)), 1, FLAGS.wide) * heads
     query = tokens_of(query, b, first_head, axes, strides.query, False, VECTOR)
-    if rpb is not None:
+    if classes is not None:
+        bias_at, bias_apart = first_bias_tile(tile, axes, classes, first_head, TILE, QUERY_TILE, FLAGS)
+        rpb += bias_at
+        walked_over = box.count.to(tl.int64) * (size_of(TILE) * size_of(QUERY_TILE))
+    elif rpb is not None:
         bias_steps, middle, size = bias_strides(axes.windows)
         key_part = linear(rows.positions, bias_steps) + middle
 
@@ -338,7 +354,10 @@ def _key_value_gradient(
                 if grad_lse is not None:
                     difference -= _load_each(grad_lse + row + o_rows, there, FLAGS.checked or MASKED)
         scores = tl.dot(k, q.T, input_precision=PRECISION)
-        if rpb is not None:
+        if classes is not None:
+            p = tl.exp2(scores * scale + bias_tile(rpb, TILE, QUERY_TILE) - log2_total[None, :])
+            rpb += size_of(TILE) * size_of(QUERY_TILE)
+        elif rpb is not None:
             mask = within(columns, at, rows) & read.inside[:, None]
             query_part = linear(shifted(columns, at), bias_steps)
             scores = biased(scores, mask, rpb + h.to(tl.int64) * size, key_part[:, None], query_part[None, :], scale)
@@ -364,6 +383,8 @@ def _key_value_gradient(
             at = chosen(walked, box.begin, at)
             h = tl.where(walked, h + 1, h)
             query += tl.where(walked, strides.query.head, 0).to(tl.int64) * VECTOR
+            if classes is not None:
+                rpb += tl.where(walked, bias_apart - walked_over, 0)
 
     let_next_start(FLAGS.chained)
     written = own_rows(b, tile, rows, axes, out_heads, out_head, True)

@@ -44,7 +44,8 @@ from vicinal.backends.gpu.kernels.window import (
     tile_of,
     tokens_at,
 )
-from vicinal.backends.triton.kernels.softmax import LOWEST, attend, biased, finished
+from vicinal.backends.triton.kernels.bias import bias_tile, biased, first_bias_tile
+from vicinal.backends.triton.kernels.softmax import LOWEST, attend, finished
 
 # Never specialised on; nor are the tuples, by how they are launched: neither a new window nor a new length compiles.
 RUN_TIME = ("scale", "heads", "group_size", "additional", "programs")
@@ -61,6 +62,7 @@ def forward_kernel(
     scale,  # times log2(e)
     heads, group_size, additional,
     programs,  # tiles of one head
+    classes,  # `Classes` where `rpb` holds bias tiles; None where it is the bias table
     axes, strides,  # `Axes`, `InputStrides`
     D: tl.constexpr, DV: tl.constexpr,
     TILE: tl.constexpr, KEY_TILE: tl.constexpr,
@@ -92,7 +94,10 @@ def forward_kernel(
     v_rows = rows_within(columns, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
     key = tokens_of(key, b, kv_head, axes, strides.key, True, VECTOR)
     value = tokens_of(value, b, kv_head, axes, strides.value, True, VECTOR)
-    if HAS_RPB:
+    if classes is not None:
+        bias_at, _ = first_bias_tile(tile, axes, classes, h, TILE, KEY_TILE, FLAGS)
+        rpb += bias_at
+    elif HAS_RPB:
         bias_steps, middle, size = bias_strides(axes.windows)
         rpb += h.to(tl.int64) * size
         query_part = linear(rows.positions, bias_steps) - middle
@@ -117,7 +122,10 @@ def forward_kernel(
             full = full & all_of(there)
         k = load_rows(key + tile_at(token, strides.key.tokens, VECTOR), k_rows, there, D, FLAGS.checked or MASKED)
         scores = tl.dot(q, k.T, input_precision=PRECISION)
-        if HAS_RPB:
+        if classes is not None:
+            scores = scores * scale + bias_tile(rpb, TILE, KEY_TILE)
+            rpb += BM * BN
+        elif HAS_RPB:
             mask = within(columns, at, rows) & rows.inside[:, None]
             if MASKED:
                 mask = mask & there[None, :]

@@ -56,10 +56,3 @@ def in_base_2(lse, MASKED: tl.constexpr):
     if MASKED:
         return tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)
     return tl.maximum(lse * LOG2E, LOWEST, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def biased(scores, mask, rpb, key_part, query_part, scale):
-    """Scaled scores plus the relative positional bias at `key_part - query_part`, where `mask`; `-inf` elsewhere."""
-    bias = tl.load(rpb + (key_part - query_part), mask=mask, other=0.0).to(tl.float32)
-    return tl.where(mask, scores * scale + bias * LOG2E, float("-inf"))
