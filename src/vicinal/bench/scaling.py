@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -28,13 +29,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import mse_loss, scaled_dot_product_attention
+from torch.nn.functional import mse_loss
 from torch.utils.checkpoint import checkpoint
 
 from vicinal.bench.cases import Case, random_inputs
 from vicinal.bench.measure import Effort, Timing, time_calls, words
 from vicinal.bench.memory import available, peak, resident, tidy, total
 from vicinal.bench.truth import truth
+from vicinal.dense import attend
 from vicinal.files import write_text
 from vicinal.functional import neighborhood_attention
 from vicinal.geometry.neighborhood import Neighborhood
@@ -276,9 +278,9 @@ def _point(
     needed = _needed(done, prod(lengths))
     if device.type == "cpu" and needed is not None and needed > SHARE * available():
         return make(lengths, "memory", f"a step would take about {needed / 2**30:.3g} GiB")
-    attend = attend_with(make(lengths, "").window)
+    attention = attend_with(make(lengths, "").window)
     try:
-        timing, most = _measured(setting, attend, lengths, device, effort)
+        timing, most = _measured(setting, attention, lengths, device, effort)
     except (torch.OutOfMemoryError, MemoryError) as error:
         return make(lengths, "memory", words(error))
     except Exception as error:
@@ -310,29 +312,25 @@ def attend_with(window: tuple[int, ...] | None) -> Attend:
         return _self_attention
     neighborhood = Neighborhood.of(len(window), window)
 
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def windows(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return neighborhood_attention(query, key, value, neighborhood)
 
-    return attend
+    return windows
 
 
 def _self_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    q, k, v = (t.flatten(1, -3).transpose(1, 2) for t in (query, key, value))
-    if query.device.type == "cuda":
-        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
-            output = scaled_dot_product_attention(q, k, v)
-    else:
-        output = scaled_dot_product_attention(q, k, v)
-    return output.transpose(1, 2).unflatten(1, query.shape[1:-2])
+    q, k, v = (t.flatten(1, -3) for t in (query, key, value))
+    fastest = sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True)
+    with fastest if query.device.type == "cuda" else nullcontext():
+        output, _ = attend(q, k, v, False, query.shape[-1] ** -0.5, False)
+    return output.unflatten(1, query.shape[1:-2])
 
 
 def _fault(
     setting: Setting, window: tuple[int, ...] | None, lengths: tuple[int, ...], device: torch.device
 ) -> tuple[str, str] | None:
     """Whether a system's attention fails or is wrong, with its gradients, on the smallest problem: status and why."""
-    neighborhood = Neighborhood.of(len(lengths), window).resolve(lengths)
-    case = Case("", lengths, neighborhood, setting.heads, setting.head_dim, dtype=setting.dtype)
-    problem: Problem = case.problem(device)
+    problem = _case(setting, window, lengths).problem(device)
     try:
         inputs = random_inputs(problem)
         leaves = [t.requires_grad_() for t in inputs[:3]]
@@ -369,6 +367,20 @@ def _measured(
     step()  # compiles what is new, and makes the optimizer's state
     most = peak(step, device, before)
     return time_calls({"": step}, device, effort)[""], most
+
+
+def problems(setting: Setting, kind: str, window: tuple[int, ...], device: torch.device) -> list[Problem]:
+    """The attention problems of a window at the sizes of the list, for `vicinal.precompile`."""
+    return [
+        _case(setting, window, x).problem(device)
+        for x in setting.shapes[kind]
+        if all(k <= n for k, n in zip(window, x))
+    ]
+
+
+def _case(setting: Setting, window: tuple[int, ...] | None, lengths: tuple[int, ...]) -> Case:
+    neighborhood = Neighborhood.of(len(lengths), window).resolve(lengths)
+    return Case("", lengths, neighborhood, setting.heads, setting.head_dim, dtype=setting.dtype)
 
 
 def of_kinds(setting: Setting, kinds: Sequence[str]) -> Setting:
