@@ -115,3 +115,18 @@ def test_every_example_of_the_guide_is_shown_and_none_is_typed_twice():
     assert all(included), blocks
     examples = {named(path) for path in (ROOT / "examples" / "guide").glob("*.py")}
     assert {match[1] for match in included} == examples
+
+
+NOTEBOOK = runpy.run_path(str(ROOT / "docs" / "notebook_page.py"))
+
+
+def test_a_notebook_becomes_a_part_of_a_page():
+    page = NOTEBOOK["on_page_markdown"]("# Tour\n\n<!-- notebook: examples/tour.ipynb -->\n")
+    assert page.startswith("# Tour\n")
+    assert (
+        "output = na2d(query, key, value, kernel_size=7)\noutput.shape\n```\n\n```text\ntorch.Size([1, 32, 32, 4, 32])"
+        in page
+    )
+    assert page.count("data:image/png;base64,") == 4
+    assert "\x1b" not in page
+    assert "%matplotlib" not in page

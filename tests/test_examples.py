@@ -1,11 +1,13 @@
 """The examples, in a short form."""
 
+import importlib
 import json
 import runpy
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[1] / "examples"
 pytestmark = pytest.mark.skipif(not all(map(find_spec, ("timm", "sklearn", "rich", "matplotlib"))), reason="extras")
@@ -69,3 +71,44 @@ def test_the_models_differ_in_their_windows_alone(train_digits, tmp_path):
     runs = [train_digits.Run(name, train_digits.Recipe(), tmp_path) for name in train_digits.MODELS]
     shapes = [{n: p.shape for n, p in run.model.named_parameters() if "rpb" not in n} for run in runs]
     assert shapes[0] == shapes[1]
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Imports an example by name."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("denoise", ["--size", "48"]),
+        ("video", ["--steps", "2"]),
+        ("local_global", ["--steps", "2"]),
+        ("two_processes", ["--steps", "2"]),
+    ],
+)
+def test_examples_run_in_a_short_form_and_draw(example, name, options, tmp_path, capsys):
+    path = tmp_path / "drawn.png"
+    assert example(name).main([*options, "--output", str(path)]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert str(path) in capsys.readouterr().out
+
+
+def test_balls_fly_straight_on_and_bounce_within_the_frame(example):
+    videos = example("video").videos(4, torch.Generator().manual_seed(0))
+    assert videos.shape == (4, 12, 32, 32)
+    sizes = videos.sum((2, 3))
+    assert (sizes > 25).all()  # no part of a ball leaves the frame
+    assert (sizes < 45).all()
+
+
+def test_the_tour_runs_from_its_first_cell_to_its_last_and_its_outputs_are_kept(example):
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("nbclient")
+    tour = example("run_tour")
+    kept, now = nbformat.read(tour.PATH, as_version=4), tour.executed()
+    code = [(a, b) for a, b in zip(kept.cells, now.cells) if a.cell_type == "code"]
+    assert [len(a.outputs) for a, _ in code] == [len(b.outputs) for _, b in code]
+    assert sum(bool(a.outputs) for a, _ in code) >= 8

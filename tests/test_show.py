@@ -10,7 +10,7 @@ from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.reference import neighbors
 from vicinal.show import STYLES, Mark, matrix, picture, print_matrix, print_picture, save_matrix, save_picture
 
-KEYS = {Mark.KEY, Mark.TILE, Mark.QUERY}
+KEYS = {Mark.KEY, Mark.TILE, Mark.LEADER, Mark.QUERY}
 
 
 def text_of(draw, *args):
@@ -158,3 +158,11 @@ def test_image_is_written_and_repeats_bit_by_bit(lengths, tmp_path):
 def test_matrix_image_is_written(tmp_path):
     save_matrix(Neighborhood.of(1, 3).resolve((9,)), 9, tmp_path / "a.png", "title")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_leader_is_the_query_whose_window_is_shared():
+    strided = Neighborhood.of(1, 5, 3)
+    for query, leader in ((3, 4), (4, None), (5, 4)):  # a leader is not marked on itself
+        marks = picture(strided, (12,), (query,), (1,)).marks
+        assert [token for token, mark in marks.items() if mark is Mark.LEADER] == [(leader,)] * (leader is not None)
+    assert Mark.LEADER not in picture(Neighborhood.of(1, 5), (12,), (3,), (1,)).marks.values()

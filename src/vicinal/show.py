@@ -17,7 +17,7 @@ from rich.text import Text
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.span import Interval
 from vicinal.geometry.tiles import key_interval
-from vicinal.geometry.window import group_length, window_start, window_stop
+from vicinal.geometry.window import group_length, leader, window_start, window_stop
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +35,8 @@ class Mark(IntEnum):
     BOX = 1
     KEY = 2
     TILE = 3
-    QUERY = 4
+    LEADER = 4
+    QUERY = 5
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ STYLES: dict[Mark, _Style] = {
     Mark.BOX: _Style("-", "black on grey74", "#c4ccd3", "key box of the query tile: read, masked for this query"),
     Mark.KEY: _Style("#", "black on dark_turquoise", "#26a69a", "neighbor: a key of this query"),
     Mark.TILE: _Style("t", "black on light_salmon1", "#ffcc80", "another query of the same tile (a neighbor too)"),
+    Mark.LEADER: _Style(
+        "L", "black on gold1", "#f9a825", "leader: the query whose window this one has (a neighbor too)"
+    ),
     Mark.QUERY: _Style("Q", "bold white on red3", "#d84315", "the query"),
 }
 
@@ -100,6 +104,9 @@ def picture(neighborhood: Neighborhood, lengths: tuple[int, ...], query: Place, 
             # A query of the tile that this one does not attend to (causal, strided) stays part of the box.
             if mark is not Mark.TILE or marks.get(token) is Mark.KEY:
                 marks[token] = mark
+    leads = tuple(line.leader for line in lines)
+    if neighborhood.stride != (1,) * neighborhood.rank and leads in marks and marks[leads] is not Mark.BOX:
+        marks[leads] = Mark.LEADER
     marks[query] = Mark.QUERY
     view = tuple(_view(line, n) for line, n in zip(lines, lengths))
     return Picture(lengths, query, marks, view)
@@ -119,6 +126,8 @@ def print_picture(console: Console, shown: Picture) -> None:
     start, stop = shown.view[-1]
     _print_width(console, stop - start)
     for mark in reversed(Mark):
+        if mark is Mark.LEADER and mark not in shown.marks.values():
+            continue  # of strides alone
         style = STYLES[mark]
         console.print(Text.assemble((f" {style.letter} ", style.terminal), f" {style.words}"))
 
@@ -164,6 +173,7 @@ class _Line:
     keys: list[int]
     tile: list[int]
     box: list[int]
+    leader: int
 
 
 def _line(axis: Axis, length: int, query: int, tile: int) -> _Line:
@@ -177,7 +187,8 @@ def _line(axis: Axis, length: int, query: int, tile: int) -> _Line:
         return [offset + axis.dilation * i for i in range(start, stop)]
 
     window = window_start(axis, group, place), window_stop(axis, group, place)
-    return _Line(tokens(*window), tokens(*queries), tokens(*key_interval(axis, group, queries)))
+    own = offset + axis.dilation * leader(axis, group, place)
+    return _Line(tokens(*window), tokens(*queries), tokens(*key_interval(axis, group, queries)), own)
 
 
 def _view(line: _Line, length: int) -> Interval:
