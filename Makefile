@@ -19,7 +19,7 @@ TEST_TIMEOUT ?= 300
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test gpu-test gpu-sanitize lint format types docs pictures dist check clean
+.PHONY: help setup demo test gpu-test gpu-sanitize lint format types docs pictures report dist check clean
 
 help:
 	@echo "make demo      denoise a photo, next to scikit-image (pictures and figures in demo-output/)"
@@ -28,6 +28,7 @@ help:
 	@echo "make gpu-sanitize  some of them under compute-sanitizer"
 	@echo "make lint      ruff and the import contracts    make format  apply ruff's fixes"
 	@echo "make types     mypy                             make docs    build the documentation"
+	@echo "make report    tables and charts of README and docs, from benchmarks/results"
 	@echo "make dist      wheel and sdist in dist/, checked and tried in an empty environment"
 	@echo "make check     test, lint, types, docs, dist    make clean   remove .venv and outputs"
 
@@ -80,6 +81,13 @@ docs: $(READY)
 # The pictures of docs/concepts.md, by the commands that stand below them.
 pictures: $(READY)
 	$(BIN)/python docs/pictures.py > /dev/null
+
+# Tables and charts of README and docs from the files in benchmarks/results: after a run was added there.
+report: $(READY)
+	$(BIN)/vicinal bench report
+	$(BIN)/vicinal bench paper --results benchmarks/results/paper-h200.jsonl --report-only \
+		--tables docs/paper.md --plots docs/pictures/paper
+	-$(BIN)/vicinal bench models-report --plots docs/pictures/models
 
 # The wheel is installed as a user would: first with torch alone, then with the extras.
 dist: $(READY)

@@ -1,4 +1,7 @@
-"""Learn how balls fly and bounce: a video model, causal in time, is shown some frames and goes on by itself."""
+"""Denoise video as it comes: a model that sees this frame alone, and one that also sees the three frames before it.
+
+Nothing looks ahead (`is_causal` in time), so a frame can be shown as soon as it is there.
+"""
 
 import argparse
 import sys
@@ -12,18 +15,20 @@ from torch.nn import functional
 
 from vicinal import NeighborhoodAttention3D
 
-SIDE, PATCH = 32, 4  # pixels of a frame and of a token: 8x8 tokens
-SHOWN, FRAMES = 5, 12  # frames that are given, and all
-DIM, HEADS = 64, 2
+SIDE, PATCH, FRAMES = 24, 2, 8  # pixels of a frame and of a token, frames of a video
+SIGMA = 1.0  # of the noise; videos have a variance of 1
+DIM, HEADS = 48, 3
 
 
 class Block(nn.Module):
-    """Neighborhood attention to this frame and the two before it, 5x5 tokens of each; then an MLP."""
+    """Attention to 3x3 tokens of so many frames, this one and those before it; then an MLP."""
 
-    def __init__(self) -> None:
+    def __init__(self, seen: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(DIM), nn.LayerNorm(DIM)
-        self.attention = NeighborhoodAttention3D(DIM, HEADS, kernel_size=(3, 5, 5), is_causal=(True, False, False))
+        self.attention = NeighborhoodAttention3D(
+            DIM, HEADS, kernel_size=(seen, 3, 3), is_causal=(True, False, False), rpb=True
+        )
         self.mlp = nn.Sequential(nn.Linear(DIM, 2 * DIM), nn.GELU(), nn.Linear(2 * DIM, DIM))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,42 +37,49 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class Model(nn.Module):
-    """Frames to the frames that follow each of them."""
+class Denoiser(nn.Module):
+    """Two blocks between patches and patches; it learns the noise, which is taken away."""
 
-    def __init__(self) -> None:
+    def __init__(self, seen: int) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(PATCH**2, DIM), nn.Linear(DIM, PATCH**2)
-        self.place = nn.Parameter(0.02 * torch.randn(SIDE // PATCH, SIDE // PATCH, DIM))
-        self.blocks = nn.Sequential(Block(), Block(), Block())
+        self.blocks = nn.Sequential(Block(seen), Block(seen))
 
     def forward(self, video: Tensor) -> Tensor:
-        """`[B, frames, SIDE, SIDE]` to logits of the same shape: frame t of the result is frame t + 1."""
+        """`[B, frames, SIDE, SIDE]` to the same shape."""
         x = video.unflatten(3, (-1, PATCH)).unflatten(2, (-1, PATCH)).transpose(3, 4).flatten(4)
-        x = self.last(self.blocks(self.first(x) + self.place))
-        return x.unflatten(4, (PATCH, PATCH)).transpose(3, 4).flatten(4).flatten(2, 3)
+        x = self.last(self.blocks(self.first(x)))
+        return video - x.unflatten(4, (PATCH, PATCH)).transpose(3, 4).flatten(4).flatten(2, 3)
 
 
 def videos(count: int, generator: torch.Generator) -> Tensor:
-    """Balls that fly straight on and bounce from the walls: `[count, FRAMES, SIDE, SIDE]`, 1 on a ball."""
-    radius, far = 3.0, SIDE - 3.0
-    place = radius + (far - radius) * torch.rand(count, 1, 2, generator=generator)
-    speed = 1.5 + 1.5 * torch.rand(count, 1, 2, generator=generator)
-    speed = speed * (2 * torch.randint(2, speed.shape, generator=generator) - 1)
-    path = place - radius + speed * torch.arange(FRAMES)[None, :, None]
-    path = radius + (far - radius) - (path.remainder(2 * (far - radius)) - (far - radius)).abs()
-    grid = torch.stack(torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij"), -1) + 0.5
-    distance = (grid - path[:, :, None, None, :]).norm(dim=-1)
-    return (radius + 0.5 - distance).clamp(0, 1)
+    """A random texture that drifts by up to a quarter of a pixel a frame: `[count, FRAMES, SIDE, SIDE]`."""
+    texture = torch.randn(count, 1, SIDE, SIDE, generator=generator)
+    texture = functional.interpolate(texture, scale_factor=2, mode="bicubic")
+    speed = torch.rand(count, 2, generator=generator) - 0.5  # pixels of half the size, twice as many
+    grid = torch.stack(torch.meshgrid(*[torch.linspace(-0.5, 0.5, SIDE)] * 2, indexing="ij"), -1).flip(-1)
+    moved = grid + (speed / SIDE)[:, None, None, None] * torch.arange(FRAMES)[:, None, None, None] / 2
+    frames = [functional.grid_sample(texture, moved[:, t], align_corners=False) for t in range(FRAMES)]
+    video = torch.cat(frames, 1)
+    return video / video.std()
 
 
-def go_on(model: Model, video: Tensor) -> Tensor:
-    """The frames after the first SHOWN, each from those before it."""
-    with torch.no_grad():
-        video = video[:, :SHOWN]
-        while video.shape[1] < FRAMES:
-            video = torch.cat([video, model(video)[:, -1:].sigmoid()], 1)
-    return video
+def train(seen: int, steps: int) -> Denoiser:
+    """A denoiser that sees so many frames."""
+    torch.manual_seed(0)
+    generator, model = torch.Generator().manual_seed(0), Denoiser(seen)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
+    for step in range(steps):
+        clean = videos(4, generator)
+        loss = functional.mse_loss(model(clean + SIGMA * torch.randn(clean.shape, generator=generator)), clean)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0 or step == steps - 1:
+            print(f"{seen} frame{'s' * (seen > 1)}, step {step}: loss {loss.item():.3f}", flush=True)
+    return model.eval()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,32 +88,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--output", type=Path, default=Path("video.png"))
     options = parser.parse_args(argv)
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    model = Model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=options.steps)
-    for step in range(options.steps):
-        video = videos(8, generator)
-        loss = functional.binary_cross_entropy_with_logits(model(video[:, :-1]), video[:, 1:])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 0 or step == options.steps - 1:
-            print(f"step {step}: loss {loss.item():.4f}", flush=True)
-    truth = videos(2, torch.Generator().manual_seed(1))
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    rows = [row for pair in zip(truth, go_on(model, truth)) for row in pair]
-    for line, name, frames in zip(figure.subplots(4, FRAMES), ["true", "gone on"] * 2, rows):
-        for t, (axes, frame) in enumerate(zip(line, frames)):
-            given = t < SHOWN
-            axes.imshow(frame, cmap="gray" if given or name == "true" else "magma", vmin=0, vmax=1)
-            axes.set(
-                xticks=[], yticks=[], title=f"{'given' if given else t + 1}" if line is line and name == "true" else ""
-            )
+    models = {seen: train(seen, options.steps) for seen in (1, 4)}
+    generator = torch.Generator().manual_seed(1)
+    clean = videos(16, generator)
+    shown = {"true": clean, "with noise": clean + SIGMA * torch.randn(clean.shape, generator=generator)}
+    with torch.no_grad():
+        shown |= {f"{seen} frame{'s' * (seen > 1)} seen": model(shown["with noise"]) for seen, model in models.items()}
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    rows = figure.subplots(len(shown), FRAMES)
+    for line, (name, video) in zip(rows, shown.items()):
+        error = (video - clean).square().mean((0, 2, 3))
+        for t, (axes, frame) in enumerate(zip(line, video[0])):
+            axes.imshow(frame, cmap="gray", vmin=-2.5, vmax=2.5)
+            axes.set(xticks=[], yticks=[], title=f"frame {t + 1}" if name == "true" else f"error {error[t]:.2f}")
         line[0].set_ylabel(name)
-    figure.savefig(options.output, dpi=100)
+        if name != "true":
+            print(f"{name}: mean squared error {error.mean():.3f}, of the last frame {error[-1]:.3f}")
+    figure.savefig(options.output, dpi=90)
     print(f"frames: {options.output}")
     return 0
 
