@@ -36,8 +36,8 @@ class Block(nn.Module):
             return self._after(x, na2d(query, key, value, kernel_size=WINDOW)), None
         own_query, own_key, own_value = self._heads(seen)
         output = na2d(query, key, value, kernel_size=WINDOW, additional_keys=own_key, additional_values=own_value)
-        everything = (torch.cat([own, t.flatten(1, 2)], 1) for own, t in ((own_key, key), (own_value, value)))
-        return self._after(x, output), self._after(seen, attention(own_query, *everything))
+        keys, values = (torch.cat([own, t.flatten(1, 2)], 1) for own, t in ((own_key, key), (own_value, value)))
+        return self._after(x, output), self._after(seen, attention(own_query, keys, values))
 
     def _heads(self, x: Tensor) -> Sequence[Tensor]:
         return self.qkv(self.norm1(x)).unflatten(-1, (3, HEADS, -1)).unbind(-3)

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor, multiprocessing, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
@@ -85,10 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--output", type=Path, default=Path("two-processes.png"))
     options = parser.parse_args(argv)
-    with mp.Manager() as manager:
+    with multiprocessing.Manager() as manager:
         results = manager.dict()
         for world in (1, 2):
-            mp.spawn(train, (world, free_port(), options.steps, results), nprocs=world)
+            spawn(train, (world, free_port(), options.steps, results), nprocs=world)
         found = dict(results)
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()

@@ -84,7 +84,7 @@ def example(monkeypatch):
     ("name", "options"),
     [
         ("denoise", ["--size", "48"]),
-        ("video", ["--steps", "2"]),
+        ("denoise_video", ["--steps", "2"]),
         ("local_global", ["--steps", "2"]),
         ("two_processes", ["--steps", "2"]),
     ],
@@ -97,7 +97,7 @@ def test_examples_run_in_a_short_form_and_draw(example, name, options, tmp_path,
 
 
 def test_the_textures_drift_and_the_denoiser_does_not_look_ahead(example):
-    video = example("video")
+    video = example("denoise_video")
     clean = video.videos(2, torch.Generator().manual_seed(0))
     steps = (clean[:, 1:] - clean[:, :-1]).square().mean((0, 2, 3))
     assert clean.shape == (2, 8, 24, 24)

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--output", type=Path, default=Path("video.png"))
+    parser.add_argument("--output", type=Path, default=Path("denoise-video.png"))
     options = parser.parse_args(argv)
     models = {seen: train(seen, options.steps) for seen in (1, 4)}
     generator = torch.Generator().manual_seed(1)
