@@ -3,7 +3,7 @@
 #     benchmarks/gpu_session.sh RESULTS_FOLDER [SECONDS] [suite|paper|both|tests]
 # First the suite's kernels are compiled by parallel processes, then the suite runs alone, in parts of which each has a
 # time limit (what a part has when it ends is kept), then the paper's sweep takes the seconds that are left (a rerun
-# with the same folder goes on where it stopped). `tests`: timings of the backward in one pass and in two, then all GPU
+# with the same folder goes on where it stopped). `tests`: timings of the ways on Hopper, then all GPU
 # tests, whose failures are told as they come, since the log of a run that is cut short has no summary. Needs torch, triton, rich and typer in python3; no installation.
 # One H200, 16 cores: compiling 122 s, parts 28, 104, 54, 51 and 107 s; the sweep 27 s and then 0.37 s a problem.
 set -u
@@ -22,8 +22,10 @@ part() { # name, seconds, options of `vicinal bench`
 }
 
 if [ "$WHAT" = tests ]; then
-    timeout 150 python3 benchmarks/one_pass.py "$OUT/one-pass.jsonl" > "$OUT/one-pass.log" 2>&1
-    echo "one pass: exit status $?, $(left) s left"
+    for i in $(seq 0 13); do timeout 150 python3 benchmarks/hopper_ways.py --compile $i 14 > "$OUT/compile-$i.log" 2>&1 & done
+    wait
+    timeout 150 python3 benchmarks/hopper_ways.py "$OUT/hopper-ways.jsonl" > "$OUT/hopper-ways.log" 2>&1
+    echo "ways: exit status $?, $(left) s left"
     timeout $(($(left) - 20)) python3 -m pytest -m gpu -n 14 --dist worksteal --timeout 150 --tb short -v tests/gpu \
         > "$OUT/tests.log" 2>&1
     echo "tests: exit status $?, $(grep -c ' PASSED ' "$OUT/tests.log") passed, $(left) s left"
