@@ -202,7 +202,7 @@ def check_backends(names: Sequence[str]) -> None:
 
 def peers(parts: Sequence[str] | None, none: bool, device: torch.device) -> tuple[str, ...] | None:
     """Parts of the names of the peers to run: none, those given, or (None) all."""
-    from vicinal.bench.peers import peers
+    from vicinal.bench.peers import OPTIONAL, peers
 
     if none and parts:
         raise wrong("--peer and --no-peers exclude each other")
@@ -211,7 +211,8 @@ def peers(parts: Sequence[str] | None, none: bool, device: torch.device) -> tupl
     names = [peer.name for peer in peers(device)]
     for part in parts:
         if not any(part in name for name in names):
-            raise wrong(f"--peer: none of {', '.join(names)} has {part!r} in its name")
+            needs = next((f"; that needs {package}" for name, package in OPTIONAL.items() if part in name), "")
+            raise wrong(f"--peer: none of {', '.join(names)} has {part!r} in its name{needs}")
     return tuple(parts)
 
 

@@ -272,6 +272,7 @@ def run_models(
     ] = None,
     stop_after: Annotated[float | None, typer.Option(min=1, help="Begin no row after so many seconds.")] = None,
     compilers: Annotated[int, typer.Option(min=0, help="Processes that compile kernels ahead.")] = 0,
+    compile_seconds: Annotated[float, typer.Option(min=1, help="Measure after so long, whatever is compiled.")] = 150.0,
     retry: Annotated[bool, typer.Option("--retry", help="Also run again what failed.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     device: Device = None,
@@ -307,6 +308,7 @@ def run_models(
         systems=tuple(system or ()),
         row_seconds=row_seconds,
         compilers=compilers,
+        compile_seconds=compile_seconds,
         stop_after=stop_after,
         retry=retry,
     )

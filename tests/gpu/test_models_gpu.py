@@ -1,6 +1,5 @@
 """Models on a GPU: they train, and as they do with naive attention."""
 
-from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -12,7 +11,7 @@ import vicinal
 if find_spec("timm") is None:
     pytest.skip("the extra models is not installed", allow_module_level=True)
 
-from vicinal.bench.models import attending
+from vicinal.bench.models.attends import attending, unfused
 from vicinal.models import FFHQ_256, Generator
 
 pytestmark = pytest.mark.gpu
@@ -54,15 +53,16 @@ def usual_memory(poisoned_memory):
 
 
 def test_training_falls_and_is_that_of_naive_attention():
-    fused, naive = (
-        losses(vicinal.neighborhood_attention),
-        losses(partial(vicinal.nn.unfused_attention, variant="naive")),
-    )
-    assert fused.isfinite().all()
-    assert fused[-30:].mean() < 0.5 * fused[:30].mean()
-    torch.testing.assert_close(fused[:20], naive[:20], rtol=0.05, atol=0.02)
-    windows = [curve.unfold(0, 30, 30).mean(-1) for curve in (fused, naive)]
-    torch.testing.assert_close(*windows, rtol=0.2, atol=0.05)
+    """Within the noise of training, where roundings grow: that between two unfused ways."""
+    curves = {"fused": losses(vicinal.neighborhood_attention)}
+    curves |= {variant: losses(unfused(variant)) for variant in ("naive", "gemm")}
+    windows = {name: curve.unfold(0, 30, 30).mean(-1) for name, curve in curves.items()}
+    print(*(f"loss, means of 30 steps, {name}: {window.tolist()}" for name, window in windows.items()), sep="\n")
+    fused, naive, gemm = windows.values()
+    assert all(curve.isfinite().all() for curve in curves.values())
+    assert fused[-1] < 0.5 * fused[0]
+    torch.testing.assert_close(curves["fused"][:10], curves["naive"][:10], rtol=0.05, atol=0.02)
+    assert ((fused - naive).abs() <= 0.05 + 0.2 * naive + 2 * (gemm - naive).abs()).all()
 
 
 def test_generator_is_that_of_naive_attention():
@@ -70,5 +70,5 @@ def test_generator_is_that_of_naive_attention():
     generator, noise = Generator(FFHQ_256).cuda().eval(), torch.randn(2, 512, device="cuda")
     with torch.no_grad():
         images = generator(noise)
-        with attending(partial(vicinal.nn.unfused_attention, variant="naive")):
+        with attending(unfused("naive")):
             torch.testing.assert_close(generator(noise), images, rtol=2e-2, atol=2e-2 * float(images.abs().max()))

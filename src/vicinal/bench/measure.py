@@ -210,8 +210,8 @@ class _Ready:
 
     def prepare(self, case: Case, problem: Problem, inputs: Inputs, grad: Tensor, effort: Effort) -> None:
         """Make the callables; on any failure say so in `outcome`."""
-        leaves = [self.system.arranged(t) for t in inputs[:3]]
-        upstream = self.system.arranged(grad)
+        leaves = [self.system.arranged(t, problem) for t in inputs[:3]]
+        upstream = self.system.arranged(grad, problem)
         try:
             with time_limit(effort.prepare_seconds):
                 attend = self.system.prepare(problem)
@@ -279,7 +279,7 @@ class _Ready:
             self.outcome[p] = ("ok", None)
 
     def _check(self, results: Mapping[str, Tensor], like: Tensor) -> None:
-        errors = self.expected.errors(self.system.heads_last(results, like.shape[1:-2]))
+        errors = self.expected.errors(self.system.heads_last(results, self.target))
         self.errors.update(errors)
         faults = self.expected.faults(errors)
         if faults:

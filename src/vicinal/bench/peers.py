@@ -19,12 +19,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from vicinal import dispatch
+from vicinal.bench import cudnn_flex
 from vicinal.bench.masks import dense_mask, flex_block_mask
 from vicinal.functional import neighborhood_attention
 from vicinal.problem import Problem
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 MASK_BYTES_LIMIT = 4 << 30
+OPTIONAL = {"cudnn-flex": cudnn_flex.PACKAGE}  # peers that are there where a package is installed
 
 
 @dataclass(frozen=True)
@@ -34,32 +36,40 @@ class System:
     Attributes:
         name: what reports call it.
         computes: "neighborhood", the case's own problem, or "self attention", the same tensors with no mask.
-        layout: of query, key, value and output: heads-last `[B, *X, H, D]` or heads-first `[B, H, N, D]`.
+        layout: of query, key, value and output: heads-last `[B, *X, H, D]`, heads-first `[B, H, N, D]`, or tokens
+            `[B, N, H, D]` in an order of its own.
         unsupported: why it cannot run a problem, in words; None when it can.
         prepare: makes the callable to time; may take long (compile, make masks).
         no_backward: why it has no backward on a problem; None when it has.
+        order: of the layout "tokens": which token, by its number in raster order, is at each place.
     """
 
     name: str
     computes: Literal["neighborhood", "self attention"]
-    layout: Literal["heads-last", "heads-first"]
+    layout: Literal["heads-last", "heads-first", "tokens"]
     unsupported: Callable[[Problem], str | None]
     prepare: Callable[[Problem], Attend]
     no_backward: Callable[[Problem], str | None] = lambda problem: None
+    order: Callable[[Problem], Tensor] | None = None
 
     @property
     def ours(self) -> bool:
         return self.name.startswith("vicinal")
 
-    def arranged(self, t: Tensor) -> Tensor:
+    def arranged(self, t: Tensor, problem: Problem) -> Tensor:
         """A heads-last tensor in the system's layout, contiguous where that is another."""
+        if self.order is not None:
+            return t.flatten(1, -3)[:, self.order(problem)]
         return t if self.layout == "heads-last" else t.flatten(1, -3).transpose(1, 2).contiguous()
 
-    def heads_last(self, results: Mapping[str, Tensor], lengths: Sequence[int]) -> dict[str, Tensor]:
+    def heads_last(self, results: Mapping[str, Tensor], problem: Problem) -> dict[str, Tensor]:
         """The system's results, by name, heads-last: `[B, *X, H, D]`."""
+        if self.order is not None:
+            back = self.order(problem).argsort()
+            return {name: t[:, back].unflatten(1, problem.lengths) for name, t in results.items()}
         if self.layout == "heads-last":
             return dict(results)
-        return {name: t.transpose(1, 2).unflatten(1, lengths) for name, t in results.items()}
+        return {name: t.transpose(1, 2).unflatten(1, problem.lengths) for name, t in results.items()}
 
 
 def without_grad(attend: Attend, leaves: Sequence[Tensor]) -> Tensor:
@@ -99,6 +109,7 @@ def peers(device: torch.device | str) -> list[System]:
         _self_sdpa("SDPA cuDNN", SDPBackend.CUDNN_ATTENTION, _half_only),
         _masked_sdpa(),
         _flex(),
+        *(_cudnn_flex() if cudnn_flex.installed() else ()),
     ]
 
 
@@ -173,6 +184,17 @@ def _flex() -> System:
         return None if problem.device.type == "cuda" else "FlexAttention has no backward on CPU"
 
     return System("FlexAttention", "neighborhood", "heads-first", _any, prepare, no_backward)
+
+
+def _cudnn_flex() -> list[System]:
+    """Flex attention of cuDNN: tokens in raster order, permuted into tiles beforehand, and permuted in every call."""
+    name, unsupported = "cudnn-flex", cudnn_flex.unsupported
+    order = cudnn_flex.tile_order
+    return [
+        System(name, "neighborhood", "heads-last", unsupported, cudnn_flex.raster),
+        System(f"{name}, tiled before", "neighborhood", "tokens", unsupported, cudnn_flex.tiled, order=order),
+        System(f"{name}, tiling", "neighborhood", "heads-last", unsupported, cudnn_flex.permuting),
+    ]
 
 
 def _half_only(problem: Problem) -> str | None:

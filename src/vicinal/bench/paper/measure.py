@@ -239,8 +239,8 @@ def first_run(
     system: System, case: Case, problem: Problem, inputs: Inputs, grad: Tensor
 ) -> tuple[dict[Pass, Callable[[], object]], dict[str, Tensor], int | None]:
     """The calls to time; the heads-last results of a first run; the memory that a run takes beyond its inputs."""
-    leaves = [system.arranged(t) for t in inputs[:3]]
-    upstream = system.arranged(grad)
+    leaves = [system.arranged(t, problem) for t in inputs[:3]]
+    upstream = system.arranged(grad, problem)
     attend = system.prepare(problem)
     made: dict[Pass, Callable[[], object]] = {}
     cuda = problem.device.type == "cuda"
@@ -259,7 +259,7 @@ def first_run(
         leaves = [t.detach().requires_grad_() for t in leaves]
         found |= dict(zip(("dq", "dk", "dv"), both(attend, leaves, upstream)))
         made["forward+backward"] = partial(both, attend, leaves, upstream)
-    found = system.heads_last(found, problem.lengths)
+    found = system.heads_last(found, problem)
     peak = None
     if cuda:
         torch.cuda.synchronize()  # an error of this system's kernels shows here, not at the next one's
