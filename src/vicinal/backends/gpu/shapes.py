@@ -1,4 +1,8 @@
-"""How the tokens of a tile, and of a step, are spread over the axes: what computes the least, borders apart."""
+"""How the tokens of a tile, and of a step, are spread over the axes: what computes the least.
+
+Each shape is a kernel of its own. So what is chosen does not depend on the lengths of axes that are long, and of short
+ones only roughly: images of any size share kernels.
+"""
 
 from __future__ import annotations
 
@@ -9,34 +13,34 @@ from itertools import product
 from math import ceil
 from operator import itemgetter
 
-from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.walks import Walks, walks
 from vicinal.problem import Problem
 
 Shape = tuple[int, ...]
+Kind = tuple[tuple[int, tuple[Walks, ...]], ...]  # numbers of heads, and their axes
 TRIED = 2  # shapes of tiles
+SHORT = 20  # tokens of an axis: from so many on, and twice the window, all are alike
+LONG = 1 << 20
+ROUNDED = 4  # shorter axes are alike in fours
 ALIKE = 1.12  # ratio of two costs that may come in another order, borders counted
 NEAR = 5  # of these, at most
 MASKED = 0.2  # of a step, what its mask costs, about
 
 
 @lru_cache(maxsize=4096)
-def shapes(
-    problem: Problem, rows: int, columns: int, inverse: bool, tried: int = TRIED
-) -> tuple[tuple[Shape, Shape], ...]:
+def shapes(kind: Kind, rows: int, columns: int, tried: int = TRIED) -> tuple[tuple[Shape, Shape], ...]:
     """Shapes of a tile of `rows` tokens and of its steps of `columns`, the best guess first.
 
-    Args:
-        inverse: whether tiles are of keys, and steps of queries.
-        tried: how many shapes of tiles are looked at, those that compute the least.
+    `tried`: how many shapes of tiles are looked at, those that compute the least.
     """
     found = []
-    for _, tile in tile_shapes(problem, rows, columns, inverse)[:tried]:
-        found += [(cost, tile, step) for cost, step in _steps(problem, tile, columns, inverse)]
+    for _, tile in tile_shapes(kind, rows, columns)[:tried]:
+        found += [(cost, tile, step) for cost, step in _steps(kind, tile, columns)]
     found.sort(key=itemgetter(0))
     near = min(NEAR, bisect_right(found, ALIKE * found[0][0], key=itemgetter(0)))
     if near > 1:  # borders tell
-        axes = sampled_walks(problem, inverse)[0][1]
+        axes = kind[0][1]
         found[:near] = sorted(found[:near], key=lambda each: _walked(axes, each[1], each[2]))
     return tuple([(tile, step) for _, tile, step in found])
 
@@ -51,21 +55,17 @@ def _walked(axes: Sequence[Walks], tile: Shape, step: Shape) -> float:
 
 
 @lru_cache(maxsize=1024)
-def tile_shapes(problem: Problem, rows: int, columns: int, inverse: bool) -> list[tuple[int, Shape]]:
+def tile_shapes(kind: Kind, rows: int, columns: int) -> list[tuple[int, Shape]]:
     """All shapes of a tile by the scores that all tiles compute in cubic steps of `columns`, the fewest first."""
     sides = [1 << i for i in range(rows.bit_length())]
-    more = int(columns ** (1 / problem.rank)) // 2  # half of a step is in vain
-    return cheapest(
-        rows,
-        [(heads, [[w.work(n, more) for n in sides] for w in axes]) for heads, axes in sampled_walks(problem, inverse)],
-    )
+    more = int(columns ** (1 / len(kind[0][1]))) // 2  # half of a step is in vain
+    return cheapest(rows, [(heads, [[w.work(n, more) for n in sides] for w in axes]) for heads, axes in kind])
 
 
-@lru_cache(maxsize=4096)
-def _steps(problem: Problem, tile: Shape, columns: int, inverse: bool) -> list[tuple[int, Shape]]:
+def _steps(kind: Kind, tile: Shape, columns: int) -> list[tuple[int, Shape]]:
     """All shapes of a step by the steps of all tiles, the fewest first."""
     tables, levels = [], range(columns.bit_length())
-    for heads, axes in sampled_walks(problem, inverse):
+    for heads, axes in kind:
         costs = []
         for w, size in zip(axes, tile):
             heads *= w.tiles(size)
@@ -103,12 +103,38 @@ def shapes_of(size: int, rank: int) -> list[Shape]:
     return [shape for _, shape in _shapes(size, rank)]
 
 
+def kind_of(problem: Problem, inverse: bool) -> Kind:
+    """What shapes are chosen by: the same for problems whose axes are alike (`_alike`), so that they share kernels."""
+    found = sampled(problem)
+    lengths = problem.key_lengths if inverse else problem.lengths
+    return tuple(
+        [
+            (heads if len(found) > 1 else 1, tuple([_alike(a, n, inverse) for a, n in zip(own.axes, lengths)]))
+            for own, heads in found
+        ]
+    )
+
+
+@lru_cache(maxsize=4096)
+def _alike(axis: Axis, length: int, inverse: bool) -> Walks:
+    """Of an axis that stands for others of about that length: a long one, or one of a few short ones.
+
+    Of a dilated axis a group; of a part all of it, as if it were a whole axis.
+    """
+    assert axis.window is not None
+    group = -(-length // axis.dilation)
+    window = min(axis.window, group)
+    group = LONG if group >= max(SHORT, 2 * window) else -(-group // ROUNDED) * ROUNDED
+    whole = Axis(window, min(axis.stride, window), 1, axis.causal, axis.boundary)
+    return walks(whole, group, inverse)
+
+
 @lru_cache(maxsize=1024)
-def sampled_walks(problem: Problem, inverse: bool) -> tuple[tuple[int, tuple[Walks, ...]], ...]:
+def sampled_walks(problem: Problem, inverse: bool) -> Kind:
     """Of the neighborhoods that stand for all: their heads, and what their axes walk."""
     lengths = problem.lengths
     return tuple(
-        (heads, tuple([walks(a, n, inverse) for a, n in zip(own.axes, lengths)])) for own, heads in sampled(problem)
+        [(heads, tuple([walks(a, n, inverse) for a, n in zip(own.axes, lengths)])) for own, heads in sampled(problem)]
     )
 
 

@@ -8,7 +8,7 @@ from math import prod
 from operator import itemgetter
 
 from vicinal.backends.gpu.hardware import ARCHITECTURES
-from vicinal.backends.gpu.shapes import Shape, cheapest, sampled_walks, tile_shapes
+from vicinal.backends.gpu.shapes import Shape, cheapest, kind_of, sampled_walks, tile_shapes
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
 from vicinal.geometry.walks import Walks
 from vicinal.problem import Problem
@@ -148,17 +148,18 @@ def _tried(
 ) -> list[tuple[Shape, int, Shape]]:
     """Shapes of a tile, the axis along which two lie side by side, and shapes of a step: those that compute the least.
 
-    Of the first neighborhood, borders apart.
+    Of the first neighborhood's kind (`vicinal.backends.gpu.shapes`), borders apart.
 
     Args:
         passes: steps that each of the two may pass over; None: both walk all.
         inverse: tiles are of keys, steps of queries.
         least, least_step: tokens along the last axis of a tile, of a step.
     """
-    _, axes = sampled_walks(problem, inverse)[0]
+    kind = kind_of(problem, inverse)
+    axes = kind[0][1]
     levels = range(columns.bit_length())
     found = []
-    tiles = [tile for _, tile in tile_shapes(problem, rows, columns, inverse) if tile[-1] >= least]
+    tiles = [tile for _, tile in tile_shapes(kind, rows, columns) if tile[-1] >= least]
     for tile in tiles[:COMPACT]:
         reaches = [axis.reach(n) for axis, n in zip(axes, tile)]
         alone = [[(reach - 1 >> i) + 1 for i in levels] for reach in reaches]

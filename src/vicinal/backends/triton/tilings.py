@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Literal, overload
 
-from vicinal.backends.gpu import shapes as spread
 from vicinal.backends.gpu.hardware import gpu_of
+from vicinal.backends.gpu.shapes import Kind, kind_of
+from vicinal.backends.gpu.shapes import shapes as shapes_of_kind
 from vicinal.backends.protocol import Direction
 from vicinal.backends.triton.compiler import STAGES, is_compiled_badly
 from vicinal.backends.triton.config import GradientTilings, Tiling, can_be_together
@@ -104,14 +105,16 @@ def _backward(problem: Problem, shapes: int) -> tuple[GradientTilings, ...]:
 
 def candidates(problem: Problem, kernel: Kernel, sizes: Sequence[Size], most: int) -> Iterator[Tiling]:
     """Tilings of these sizes, of each the best few shapes."""
-    beside = _unfolded_axis(problem)
+    beside, inverse = _unfolded_axis(problem), kernel == "key_value"
+    kinds: dict[int | None, Kind] = {None: kind_of(problem, inverse)}
     for size in sizes:
         if size.unfolded and beside is None:
             continue
         axis = beside if size.unfolded else None
-        seen = problem if axis is None else unfolded(problem, axis)
+        if axis is not None and axis not in kinds:
+            kinds[axis] = kind_of(unfolded(problem, axis), inverse)
         stages = min(size.stages, max(STAGES[problem.rank]))
-        for tile, step in spread.shapes(seen, size.rows, size.columns, kernel == "key_value")[:most]:
+        for tile, step in shapes_of_kind(kinds[axis], size.rows, size.columns)[:most]:
             if axis is None or tile[axis + 1] * step[axis + 1] > 1:
                 yield Tiling(tile, step, size.warps, stages, axis)
             elif size._replace(unfolded=False) not in sizes:  # of one group each after all
