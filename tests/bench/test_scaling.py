@@ -100,6 +100,7 @@ def test_the_page_tells_the_largest_and_what_ended_it(quick, tmp_path):
     text = scaling_page.parts(tmp_path, tmp_path)["possible"]
     row = "| window 3x3 | 24x24 (0.576k) | 0.562 GiB | 24x24 (0.576k) | 576 ms | 0.562 GiB | time: 64x64 (4.1k) |"
     assert row in text
+    assert "Tokens that train in a second: self attention 0.576k, window 3x3 0.576k (1.0 times as many)." in text
     assert "`vicinal bench scaling`" in text
     assert f"Every measurement ({len(record['points'])})" in text
     (drawn,) = scaling_page.charts(tmp_path, tmp_path)

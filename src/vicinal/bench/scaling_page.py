@@ -76,13 +76,28 @@ def draw(record: Record, kind: str, path: Path) -> None:
     drawing.savefig(path, dpi=110)
 
 
+def _in_a_second(record: Record, kind: str) -> list[str]:
+    """A sentence on the largest that trains in a second, where self attention and a window have one."""
+    most = {}
+    for system, own in _by_system(record, kind).items():
+        quick = [p.tokens for p in own if p.seconds is not None and p.seconds.median <= SECOND]
+        if quick:
+            most[system] = max(quick)
+    windows = {system: tokens for system, tokens in most.items() if system != SELF_ATTENTION}
+    if SELF_ATTENTION not in most or not windows:
+        return []
+    everything = most[SELF_ATTENTION]
+    parts = [f"{system} {_thousands(n)} ({n / everything:.1f} times as many)" for system, n in windows.items()]
+    return [f"Tokens that train in a second: self attention {_thousands(everything)}, {', '.join(parts)}."]
+
+
 def limits_table(record: Record, kind: str) -> str:
     """Markdown: of each system the largest that trains in a second, and the largest that was run, and what ended it."""
     header = ["attention", "trains in a second", "memory", "largest run", "step", "memory", "what ends it"]
     body = []
     for system, own in _by_system(record, kind).items():
         good = sorted((p for p in own if p.seconds is not None), key=lambda p: p.tokens)
-        quick = [p for p in good if p.seconds is not None and p.seconds.median <= SECOND]
+        quick = [p for p in good if p.seconds is not None and p.seconds.median <= SECOND]  # in growing order
         row = [system, *([_size(quick[-1]), _bytes(quick[-1].peak_bytes)] if quick else [NOTHING, NOTHING])]
         if good and good[-1].seconds is not None:
             row += [_size(good[-1]), time_words(good[-1].seconds), _bytes(good[-1].peak_bytes)]
@@ -107,9 +122,10 @@ def _section(name: str, record: Record) -> str:
         f"{record['date'][:10]}; {model}{kept}. `{record['command']}`; {versions}; load average before "
         f"{machine['load']:.1f} (`{name}`)" + ("." if record["complete"] else "; **interrupted**."),
     ]
+    lines += [record["note"]] if "note" in record else []
     for kind in setting["shapes"]:
         if _by_system(record, kind):
-            lines += [f"### {kind.capitalize()}{_on(machine, setting)}"]
+            lines += [f"### {kind.capitalize()}{_on(machine, setting)}", *_in_a_second(record, kind)]
             caption = f"Training steps on {kind}. Dashed: one second; all memory that there is."
             lines += [figure(f"pictures/benchmarks/{Path(name).stem}-{kind}.png", caption), limits_table(record, kind)]
     every = [_row(Point(**_fields(p))) for p in record["points"]]
