@@ -366,6 +366,28 @@ ATTENTION = [
     ("max_seqlen_Q negative", ValueError, "max_seqlen_Q | from 4 | got -1", added(max_seqlen_Q=-1)),
 ]  # fmt: skip
 
+FLAT_Q, FLAT_K, FLAT_V = (t.flatten(0, 2) for t in (Q, K, V))  # 96 tokens: two maps of 6x8
+FLAT = {"query": FLAT_Q, "key": FLAT_K, "value": FLAT_V}
+VARLEN = [
+    ("query of the wrong rank", ValueError, "query | [total, heads, head_dim] | [2, 6, 8, 4, 5]", {"query": Q}),
+    ("query a list", TypeError, "query | torch.Tensor | list", {"query": [1.0]}),
+    ("key of other tokens", ValueError, "key | lengths of query", {"key": FLAT_K[:7]}),
+    ("lengths None", TypeError, "lengths | tensor or a sequence | None", {"lengths": None}),
+    ("lengths of none", TypeError, "lengths | sequence", {"lengths": []}),
+    ("lengths of one axis", ValueError, "lengths | 2 integers for each map | [96]", {"lengths": [96]}),
+    ("lengths of floats", TypeError, "lengths | integers | 6.0", {"lengths": [(6.0, 8), (6, 8)]}),
+    ("lengths a tensor of floats", TypeError, "lengths | integers | float32", {"lengths": torch.ones(2, 2)}),
+    ("lengths negative", ValueError, "lengths | negative", {"lengths": [(-6, 8), (6, 8)]}),
+    ("lengths of too few tokens", ValueError, "lengths | all 96 tokens | got 90", {"lengths": [(6, 8), (6, 7)]}),
+    ("a window beyond one map", ValueError, "map 1 of [2, 24] | 3", {"lengths": [(6, 8), (2, 24)]}),
+    ("windows of other maps", ValueError, "kernel_size | each of 2 | 3", {"kernel_size": [(3, 3)] * 3}),
+    ("rpb and a window each", ValueError, "rpb | one kernel_size", {"kernel_size": [(3, 3)] * 2, "rpb": RPB}),
+    ("kernel_size 3.0", TypeError, "kernel_size | integer | 3.0", {"kernel_size": 3.0}),
+    ("clamp 1", TypeError, "clamp | True or False | 1", {"clamp": 1}),
+    ("backend that cannot", ValueError, "'triton' | cannot", {"backend": "triton"}),
+    *SWITCH,
+]  # fmt: skip
+
 MERGE = [
     ("outputs a tensor", TypeError, "outputs | list or tuple | Tensor", {"outputs": OUT}),
     ("lse_tensors a tensor", TypeError, "lse_tensors | list or tuple | Tensor", {"lse_tensors": LSE}),
@@ -612,6 +634,7 @@ ROWS = [
     *called(vicinal.na3d, NA3D, "na3d", **{name: t[:, :, :, None] for name, t in TWO.items()}, kernel_size=3),
     *called(vicinal.neighborhood_attention, ANY_RANK, "neighborhood_attention", **TWO, neighborhood=N2),
     *called(vicinal.attention, ATTENTION, "attention", query=A, key=B, value=C),
+    *called(vicinal.na2d_varlen, VARLEN, "na2d_varlen", **FLAT, lengths=[(6, 8)] * 2, kernel_size=3),
     *called(vicinal.merge_attentions, MERGE, "merge_attentions", outputs=[OUT] * 2, lse_tensors=[LSE] * 2),
     *called(Neighborhood.of, NEIGHBORHOOD, "Neighborhood.of", rank=2, kernel_size=3),
     *called(Neighborhood, AXES, "Neighborhood"),

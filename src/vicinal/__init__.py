@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vicinal.plot import plot_attention
     from vicinal.tuning.precompile import precompile
     from vicinal.tuning.search import tune
+    from vicinal.varlen import na1d_varlen, na2d_varlen, na3d_varlen
 
 __all__ = [
     "Neighborhood",
@@ -35,8 +36,11 @@ __all__ = [
     "attention",
     "merge_attentions",
     "na1d",
+    "na1d_varlen",
     "na2d",
+    "na2d_varlen",
     "na3d",
+    "na3d_varlen",
     "neighborhood_attention",
     "plot_attention",
     "precompile",
@@ -53,8 +57,11 @@ _HOMES = {
     "attention": "vicinal.functional",
     "merge_attentions": "vicinal.functional",
     "na1d": "vicinal.functional",
+    "na1d_varlen": "vicinal.varlen",
     "na2d": "vicinal.functional",
+    "na2d_varlen": "vicinal.varlen",
     "na3d": "vicinal.functional",
+    "na3d_varlen": "vicinal.varlen",
     "neighborhood_attention": "vicinal.functional",
     "plot_attention": "vicinal.plot",
     "precompile": "vicinal.tuning.precompile",

@@ -15,11 +15,13 @@ from vicinal import dense
 from vicinal.autocast import autocast
 from vicinal.calls import Knobs, attend, neighborhood
 from vicinal.checks import check_attention_inputs, check_parts, check_rank, check_scale, check_switch, check_tensor
+from vicinal.geometry.maps import Maps
 from vicinal.geometry.neighborhood import MAX_RANK, Axis, Neighborhood, PerAxis
 from vicinal.geometry.span import Span
 from vicinal.na import na1d, na2d, na3d
 from vicinal.packing import Packing
 from vicinal.problem import Inputs
+from vicinal.varlen import attend_packed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -193,8 +195,9 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Plain attention: every query attends to every key, also of another length; causal, and of packed sequences.
 
-    Where queries and keys are as many and not packed, our kernels run. Elsewhere it is torch's own attention, or with
-    `return_lse` its formula, which takes memory for all scores: O(N * M), of packed sequences for each its own.
+    Where queries and keys are as many and not packed, our kernels run; packed, with `return_lse`, too. Elsewhere it is
+    torch's own attention, or with `return_lse` its formula, which takes memory for all scores: O(N * M), of packed
+    sequences for each its own.
 
     Args:
         query: `[B, N, H, D]`.
@@ -231,6 +234,11 @@ def attention(
     spans = packing.spans(query, key)
     if spans is None and query.shape[1] == key.shape[1]:
         return attend(Inputs(query, key, value), (_CAUSAL if is_causal else _WHOLE,), factor, return_lse, backend)
+    if spans is not None and backend is None and return_lse and all(q == k for q, k in spans):
+        lengths = [(q.stop - q.start,) for q, _ in spans]
+        maps = Maps.of(lengths, (_CAUSAL if is_causal else _WHOLE,))
+        found = attend_packed(Inputs(query[0], key[0], value[0]), maps, factor, None)
+        return found[0][None], found[1][None]
     if backend is not None:
         raise ValueError(
             f"backend must be None where sequences are packed or query and key have other lengths, got {backend!r} and "

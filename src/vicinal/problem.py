@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vicinal.geometry.maps import Maps
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.work import backward_flops, call_scores, forward_flops
 from vicinal.words import by
@@ -194,6 +195,45 @@ class Problem:
             words += self.neighborhood.in_words()
         more = {"masked": self.has_key_mask, "sizes per token": self.has_window_sizes}
         return " ".join([*words, *(word for word, applies in more.items() if applies)])
+
+
+@dataclass(frozen=True)
+class PackedProblem:
+    """Maps of different sizes, packed: query `[total, H, D]`, key and value alike.
+
+    Attributes:
+        maps: their lengths and neighborhoods.
+        typical: a problem of as many equal maps, at least as large as the largest along every axis, rounded up to
+            powers of two: what kernels are chosen by, so that new sizes need no new kernels.
+    """
+
+    maps: Maps
+    typical: Problem
+
+    @classmethod
+    def of(cls, inputs: Inputs, maps: Maps, scale: float) -> PackedProblem:
+        """The problem of checked tensors."""
+        query, key, value = inputs.query, inputs.key, inputs.value
+        lengths = tuple(_power(max(own)) for own in zip(*maps.lengths))
+        full = max(maps.neighborhoods, key=lambda n: [k or 0 for k in n.window])
+        typical = Problem(
+            batch=_power(len(maps.lengths)),
+            lengths=lengths,
+            heads=query.shape[-2],
+            kv_heads=key.shape[-2],
+            head_dim=query.shape[-1],
+            value_dim=value.shape[-1],
+            dtype=query.dtype,
+            device=query.device,
+            neighborhoods=(full,),
+            scale=scale,
+        )
+        return cls(maps, typical)
+
+
+def _power(n: int) -> int:
+    """The least power of two that is no less."""
+    return 1 << max(n - 1, 0).bit_length()
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from math import prod
 from threading import Thread
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 
 import strategies
+import vicinal
 from closeness import assert_as_close_as_torch, gradients, gradients_of, in_double, random_gradients
 from vicinal.backends import triton as backend
 from vicinal.backends.gpu import launch as launch_module
@@ -637,3 +639,23 @@ def test_what_32_bits_do_not_count(change, reason):
     problem = Problem.of(drawn.inputs(torch.float16, device), drawn.neighborhoods, 1.0)
     told = backend.BACKEND.unsupported(replace(problem, **change))
     assert told is None if reason is None else reason in told
+
+
+@pytest.mark.parametrize(
+    ("lengths", "window", "rest"),
+    [
+        ([(13,), (0,), (6,)], [(5,), (1,), (4,)], {}),
+        ([(5, 7), (9, 4), (3, 4)], 3, {"dilation": (1, 2), "is_causal": (True, False), "clamp": True}),
+    ],
+    ids=["lines", "planes"],
+)
+def test_maps_of_different_sizes_in_one_launch(lengths, window, rest):
+    call = {1: vicinal.na1d_varlen, 2: vicinal.na2d_varlen}[len(lengths[0])]
+    total = sum(map(prod, lengths))
+    leaves = [torch.randn(total, h, 8, device=device, requires_grad=True) for h in (2, 1, 1)]
+    found = call(*leaves, lengths, window, return_lse=True, backend="triton", **rest)
+    expected = call(*leaves, lengths, window, return_lse=True, backend="torch", **rest)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    above = [torch.randn_like(t) for t in found]
+    grads = (torch.autograd.grad(results, leaves, above) for results in (found, expected))
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-4)

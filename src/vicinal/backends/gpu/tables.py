@@ -20,7 +20,9 @@ _tables: Cache[Tensor] = Cache(size=MAX_BYTES, size_of=lambda table: table.nbyte
 _captured: dict[int, Tensor] = {}
 
 
-def table_of(key: Hashable, device: torch.device, rows: Callable[[], Sequence[Sequence[int]]]) -> Tensor:
+def table_of(
+    key: Hashable, device: torch.device, rows: Callable[[], Sequence[Sequence[int]] | Sequence[int]]
+) -> Tensor:
     """The int32 table of `rows` on `device`; `key` says which table it is."""
 
     def make() -> Tensor:

@@ -26,6 +26,7 @@ from vicinal.backends.gpu.devices import capability, current
 from vicinal.backends.gpu.launch import MAX_GRID
 from vicinal.backends.gpu.strides import dense
 from vicinal.backends.protocol import Direction
+from vicinal.backends.triton import packed
 from vicinal.backends.triton.backward import Backward
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.estimate import seconds
@@ -34,7 +35,7 @@ from vicinal.backends.triton.launch import Prepared, readable, tiles_of
 from vicinal.backends.triton.tilings import best, tilings
 from vicinal.caching import Cache
 from vicinal.compiling import Job
-from vicinal.problem import Inputs, Problem, Upstream, Wanted
+from vicinal.problem import Inputs, PackedProblem, Problem, Upstream, Wanted
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
@@ -116,6 +117,14 @@ class TritonBackend:
         launch = self._backward.get(key, lambda: Backward(Prepared.of(problem, inputs), config, wanted))
         with current(problem.device):
             return launch(inputs, upstream)
+
+    def forward_maps(self, problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Of maps of different sizes, one launch: output `[total, H, Dv]`, log-sum-exp `[total, H]`."""
+        return packed.forward(problem, inputs)
+
+    def backward_maps(self, problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted: Wanted) -> Inputs:
+        """Likewise the gradients of query, key and value that are wanted."""
+        return packed.backward(problem, inputs, upstream, wanted)
 
     def forward_kernels(self, problem: Problem, config: Tiling, inputs: Inputs) -> Sequence[Job]:
         return Forward.of(problem, config, inputs).kernels(readable(inputs))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from vicinal.backends.gpu.kernels.memory import rows_at
+from vicinal.backends.gpu.kernels.memory import Strides, rows_at, token_strides
 from vicinal.backends.gpu.kernels.window import (
     Axes,
     first_query_starting_at,
@@ -63,6 +63,55 @@ def axes_of_head(axes, table, head):
         load_axes(row + 3 * RANK, RANK),
         axes.parts,
     )
+
+
+class MapStrides(NamedTuple):
+    """Of the inputs of packed maps, seen from one of them."""
+
+    query: Any
+    key: Any
+    value: Any
+
+
+@triton.jit
+def map_of(table, index, programs, RANK: tl.constexpr):
+    """Of packed maps that of a program: its first token, the number of the tile in the map, and the map's row.
+
+    `table`: for each of the `programs` of a head its map and the tile's number, then for each map `[1 + 5 * rank]`: its
+    first token, lengths, windows, strides, dilations, modes.
+    """
+    row = table + 2 * programs + tl.load(table + 2 * index) * (1 + 5 * RANK)
+    return tl.load(row).to(tl.int64), tl.load(table + 2 * index + 1), row + 1
+
+
+@triton.jit
+def axes_of_map(axes, row):
+    """The axes of the map with that row."""
+    RANK: tl.constexpr = len(axes.lengths)
+    return Axes(
+        _load_axes(row, RANK),
+        _load_axes(row + RANK, RANK),
+        _load_axes(row + 2 * RANK, RANK),
+        _load_axes(row + 3 * RANK, RANK),
+        _load_axes(row + 4 * RANK, RANK),
+        axes.parts,
+    )
+
+
+@triton.jit
+def strides_of_map(strides, lengths):
+    """The strides of a map; those given have one axis, that of all tokens."""
+    steps = token_strides(lengths)
+    return MapStrides(_of_map(strides.query, steps), _of_map(strides.key, steps), _of_map(strides.value, steps))
+
+
+@triton.jit
+def _of_map(strides, steps):
+    """Of a map's tokens; the first of them counts like a batch entry."""
+    tokens = ()
+    for axis in tl.static_range(len(steps)):
+        tokens = tokens + (steps[axis] * strides.tokens[0],)
+    return Strides(strides.tokens[0], tokens, strides.head)
 
 
 @triton.jit

@@ -53,6 +53,7 @@ class Flags(NamedTuple):
     wide: bool  # offsets within a tile may need more than 31 bits
     checked: bool  # tiles of a box may pass the end of an axis
     chained: bool = False  # launched while the kernel before may still run: `memory.await_previous`
+    packed: bool = False  # maps of different sizes: `boxes.map_of`
     unfolded: int = -1  # the axis that is of the dilation groups of the axis before it (`vicinal.geometry.unfold`)
 
 

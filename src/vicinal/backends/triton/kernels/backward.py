@@ -15,12 +15,15 @@ import triton.language as tl
 
 from vicinal.backends.gpu.kernels.boxes import (
     axes_of_head,
+    axes_of_map,
     box_of,
     coverage,
     live_at,
     live_steps,
+    map_of,
     program_of,
     rows_of,
+    strides_of_map,
     with_inside,
     within,
 )
@@ -175,14 +178,27 @@ def _query_gradient(
     kv_head = h // group_size
     if table is not None:
         await_previous(FLAGS.chained)
-        axes = axes_of_head(axes, table, h)
+        if FLAGS.packed:
+            b, index, row = map_of(table, index, programs, len(TILE))
+            axes = axes_of_map(axes, row)
+            strides = strides_of_map(strides, axes.lengths)
+            row_heads = b * heads
+            output += row_heads * DV
+            grad_output += row_heads * DV
+            grad_query += row_heads * D
+            lse += row_heads
+            delta += row_heads
+            if grad_lse is not None:
+                grad_lse += row_heads
+        else:
+            axes = axes_of_head(axes, table, h)
     tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
 
     box = box_of(tile, axes, TILE, KEY_TILE, FLAGS, False)
     rows = rows_of(tile, axes, TILE, FLAGS, False)
-    written = own_rows(b, tile, rows, axes, heads, h)
+    written = own_rows(0 * b if FLAGS.packed else b, tile, rows, axes, heads, h)
     query = tokens_of(query, b, h, axes, strides.query, False, VECTOR)
     await_previous(FLAGS.chained)
     own_lse = tl.load(lse + written, mask=rows.inside, other=0.0)
@@ -292,7 +308,20 @@ def _key_value_gradient(
     kv_head = first_head // group_size
     if table is not None:
         await_previous(FLAGS.chained)
-        axes = axes_of_head(axes, table, first_head)
+        if FLAGS.packed:
+            b, index, row = map_of(table, index, programs, len(TILE))
+            axes = axes_of_map(axes, row)
+            strides = strides_of_map(strides, axes.lengths)
+            grad_output += b * heads * DV
+            lse += b * heads
+            if delta is not None:
+                delta += b * heads
+            if grad_key is not None:
+                grad_key += b * out_heads * D
+            if grad_value is not None:
+                grad_value += b * out_heads * DV
+        else:
+            axes = axes_of_head(axes, table, first_head)
     tile = tile_of(index, axes, TILE, FLAGS, True)
     if tile.beyond:
         return
@@ -337,7 +366,7 @@ def _key_value_gradient(
     for _ in range(count * turns):
         token = tokens_at(at, tile.group, axes.dilations)
         there, full = coverage(columns, at, tile, box, QUERY_TILE)
-        row = rows_at(b, token, axes, heads, h, False)
+        row = rows_at(0 * b if FLAGS.packed else b, token, axes, heads, h, False)
         own_lse = _load_each(lse + row + o_rows, there, FLAGS.checked)
         log2_total = in_base_2(own_lse, MASKED)
         if MASKED:
@@ -387,7 +416,7 @@ def _key_value_gradient(
                 rpb += tl.where(walked, bias_apart - walked_over, 0)
 
     let_next_start(FLAGS.chained)
-    written = own_rows(b, tile, rows, axes, out_heads, out_head, True)
+    written = own_rows(0 * b if FLAGS.packed else b, tile, rows, axes, out_heads, out_head, True)
     if grad_key is not None:
         store_rows(grad_key, written * D, rows.inside, dk * (scale * LN2), D)
     if grad_value is not None:

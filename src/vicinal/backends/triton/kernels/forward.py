@@ -10,12 +10,15 @@ import triton.language as tl
 
 from vicinal.backends.gpu.kernels.boxes import (
     axes_of_head,
+    axes_of_map,
     box_of,
     coverage,
     live_at,
     live_steps,
+    map_of,
     program_of,
     rows_of,
+    strides_of_map,
     within,
 )
 from vicinal.backends.gpu.kernels.memory import (
@@ -78,7 +81,14 @@ def forward_kernel(
     kv_head = h // group_size
     if table is not None:
         await_previous(FLAGS.chained)
-        axes = axes_of_head(axes, table, h)
+        if FLAGS.packed:
+            b, index, row = map_of(table, index, programs, len(TILE))
+            axes = axes_of_map(axes, row)
+            strides = strides_of_map(strides, axes.lengths)
+            output += b * heads * DV
+            lse += b * heads
+        else:
+            axes = axes_of_head(axes, table, h)
     tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
@@ -164,7 +174,7 @@ def forward_kernel(
 
     let_next_start(FLAGS.chained)
     outputs, lses = finished(maximum, total, accumulated, scale, SCALED or HAS_RPB, value.dtype.element_ty)
-    written = own_rows(b, tile, rows, axes, heads, h)
+    written = own_rows(0 * b if FLAGS.packed else b, tile, rows, axes, heads, h)
     if MASKED and axes.parts is None:  # a masked token's query may be no number
         own = tl.load(key_mask + own_rows(b, tile, rows, axes, 1, 0), mask=rows.inside, other=1)
         silent = (own == 0) & ~(lses < float("inf"))

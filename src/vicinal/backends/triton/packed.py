@@ -1,0 +1,161 @@
+"""Maps of different sizes in one launch each way: the kernels of equal maps, with a table of where each map is.
+
+Tilings are those of the problem's `typical` one, and bounds are always checked, so that new sizes compile nothing; the
+table is made on the host, once for the same sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from vicinal.backends.gpu.arguments import axes_of, in_vectors, precision_of
+from vicinal.backends.gpu.devices import chains, current
+from vicinal.backends.gpu.kernels.memory import InputStrides
+from vicinal.backends.gpu.kernels.window import Flags
+from vicinal.backends.gpu.launch import Launch, options_of
+from vicinal.backends.gpu.strides import aligned, contiguous_like, dense, rows_last, strides_of, vector_of
+from vicinal.backends.gpu.tables import in_use, table_of
+from vicinal.backends.triton.backward import ROWS
+from vicinal.backends.triton.config import Tiling
+from vicinal.backends.triton.kernels.backward import delta_kernel, key_value_gradient_kernel, query_gradient_kernel
+from vicinal.backends.triton.kernels.forward import forward_kernel
+from vicinal.backends.triton.kernels.softmax import LOG2E
+from vicinal.backends.triton.tilings import tilings
+from vicinal.caching import Cache
+from vicinal.geometry.maps import Maps
+from vicinal.geometry.unfold import tile_count
+from vicinal.geometry.window import SHIFT, mode
+from vicinal.problem import Inputs, PackedProblem, Upstream, Wanted, lse_dtype
+
+_launches: Cache[Launch] = Cache(entries=1024)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the launches of a problem share; `vector` and `strides` are the inputs'."""
+
+    problem: PackedProblem
+    strides: tuple[tuple[int, ...], ...]
+    vector: int
+
+    @classmethod
+    def of(cls, problem: PackedProblem, inputs: Inputs) -> Prepared:
+        strides = tuple(strides_of(t[None]) for t in inputs[:3] if t is not None)
+        return cls(problem, strides, vector_of(strides, problem.typical.dtype.itemsize))
+
+    def table(self, tiling: Tiling) -> tuple[Tensor, int]:
+        """For `map_of`, and how many programs a head has."""
+        maps, device = self.problem.maps, self.problem.typical.device
+        counts = _counts(maps, tiling)
+        table = table_of(("triton maps", maps, tiling.tile), device, lambda: _rows(maps, counts))
+        in_use(table)
+        return table, sum(counts)
+
+    def launch(
+        self, kernel: Any, programs: int, heads: int, tiling: Tiling, numbers: list[int], rest: list[Any]
+    ) -> Launch:
+        """With `numbers` after those that all kernels take, and `rest` before the last; the same for the same maps."""
+        key = (kernel, self, tiling, *rest, precision_of(self.problem.typical.dtype))
+        return _launches.get(key, lambda: self._launch(kernel, programs, heads, tiling, numbers, rest))
+
+    def _launch(
+        self, kernel: Any, programs: int, heads: int, tiling: Tiling, numbers: list[int], rest: list[Any]
+    ) -> Launch:
+        typical = self.problem.typical
+        axes = [axis for n in self.problem.maps.neighborhoods for axis in n.axes]
+        chained = chains(typical.device)
+        flags = Flags(
+            strided=any(a.stride > 1 for a in axes),
+            dilated=any(a.dilation > 1 for a in axes),
+            moded=any(mode(a) != SHIFT for a in axes),
+            wide=max(s for each in self.strides for s in each) * self.problem.maps.total >= 2**31 - 512,
+            checked=True,
+            chained=chained,
+            packed=True,
+        )
+        arguments = (
+            typical.scale * LOG2E.value,
+            typical.heads,
+            typical.group_size,
+            *numbers,
+            axes_of(typical.neighborhoods[0], typical.lengths),
+            InputStrides(*(in_vectors(each, self.vector) for each in self.strides)),
+            typical.head_dim,
+            typical.value_dim,
+            tiling.tile,
+            tiling.step,
+            self.vector,
+            flags,
+            *rest,
+            precision_of(typical.dtype),
+        )
+        return Launch(kernel, (programs * heads, 1, 1), arguments, options_of(tiling.warps, tiling.stages, chained))
+
+
+def forward(problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Output `[total, H, Dv]` and log-sum-exp `[total, H]`."""
+    query, key, value = read = [rows_last(t) for t in inputs[:3] if t is not None]
+    typical = problem.typical
+    output = query.new_empty((*query.shape[:-1], typical.value_dim))
+    lse = query.new_empty(query.shape[:-1], dtype=lse_dtype(typical.dtype))
+    prepared = Prepared.of(problem, Inputs(*read))
+    tiling = next(t for t in tilings(typical, "forward") if t.unfolded is None)
+    with current(typical.device):
+        table, programs = prepared.table(tiling)
+        launch = prepared.launch(forward_kernel, programs, typical.heads, tiling, [0, programs], [typical.scale <= 0])
+        launch((query, key, value, None, None, None, None, table, output, lse), aligned(read))
+    return output, lse
+
+
+def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted: Wanted) -> Inputs:
+    """The gradients that are wanted of query, key and value."""
+    query, key, value = read = [rows_last(t) for t in inputs[:3] if t is not None]
+    output, lse, grad_output, grad_lse = (None if t is None else dense(t) for t in upstream)
+    assert output is not None
+    assert lse is not None
+    assert grad_output is not None
+    typical, prepared = problem.typical, Prepared.of(problem, Inputs(*read))
+    tiled = next(t for t in tilings(typical, "backward") if t.query.unfolded is t.key_value.unfolded is None)
+    grads = [contiguous_like(t) if wants else None for t, wants in zip(read, wanted)]
+    ok = aligned((*read, output, lse, grad_output, grad_lse))
+    delta = contiguous_like(lse) if wanted.query or wanted.key else None
+    with current(typical.device):
+        if wanted.query:
+            table, programs = prepared.table(tiled.query)
+            numbers = [0, programs]
+            launch = prepared.launch(query_gradient_kernel, programs, typical.heads, tiled.query, numbers, [])
+            given = (query, key, value, None, None, None, None, table, output, lse, grad_output, grad_lse)
+            launch((*given, delta, grads[0]), ok)
+        elif wanted.key:
+            rows, chained = lse.numel(), chains(typical.device)
+            arguments = (rows, typical.value_dim, ROWS, chained)
+            launch = Launch(delta_kernel, (-(-rows // ROWS), 1, 1), arguments, options_of(4, 2, chained))
+            launch((output, grad_output, grad_lse, delta), ok)
+        if wanted.key or wanted.value:
+            table, programs = prepared.table(tiled.key_value)
+            rest = [typical.group_size > 1, False]
+            launch = prepared.launch(
+                key_value_gradient_kernel, programs, typical.kv_heads, tiled.key_value, [programs], rest
+            )
+            sums = (lse, grad_output, delta if wanted.key else None)
+            launch((query, key, value, None, None, table, *sums, *grads[1:]), ok)
+    return Inputs(*grads)  # type: ignore[arg-type]
+
+
+def _counts(maps: Maps, tiling: Tiling) -> list[int]:
+    """Tiles of every map."""
+    return [
+        tile_count(n, own, tiling.tile, None) if 0 not in own else 0 for own, n in zip(maps.lengths, maps.neighborhoods)
+    ]
+
+
+def _rows(maps: Maps, counts: list[int]) -> list[int]:
+    """The table of `vicinal.backends.gpu.kernels.boxes.map_of`."""
+    rows = [number for i, count in enumerate(counts) for tile in range(count) for number in (i, tile)]
+    for start, own, n in zip(maps.starts, maps.lengths, maps.neighborhoods):
+        each = axes_of(n, own)[:5] if 0 not in own else (own,) * 5
+        rows += [start, *(number for values in each for number in values)]
+    return rows
