@@ -11,7 +11,6 @@ import triton.language as tl
 
 from vicinal.backends.gpu.kernels.memory import Strides, rows_at, token_strides
 from vicinal.backends.gpu.kernels.window import (
-    Axes,
     first_query_starting_at,
     first_query_stopping_after,
     key_box,
@@ -51,17 +50,17 @@ def program_of(pid, programs, heads):
 
 
 @triton.jit
-def axes_of_head(axes, table, head):
-    """The axes with a head's row of the `[H, 4, rank]` table: windows, strides, dilations, modes."""
-    RANK: tl.constexpr = len(axes.lengths)
+def rules_of_head(table, head, RANK: tl.constexpr):
+    """A head's row of the `[H, 4, rank]` table: windows, strides, dilations, modes, of `Axes`.
+
+    Kernels make the `Axes` themselves: what a function of Triton returns may hold no None.
+    """
     row = table + head * (4 * RANK)
-    return Axes(
-        axes.lengths,
+    return (
         load_axes(row, RANK),
         load_axes(row + RANK, RANK),
         load_axes(row + 2 * RANK, RANK),
         load_axes(row + 3 * RANK, RANK),
-        axes.parts,
     )
 
 
@@ -85,16 +84,14 @@ def map_of(table, index, programs, RANK: tl.constexpr):
 
 
 @triton.jit
-def axes_of_map(axes, row):
-    """The axes of the map with that row."""
-    RANK: tl.constexpr = len(axes.lengths)
-    return Axes(
-        _load_axes(row, RANK),
-        _load_axes(row + RANK, RANK),
-        _load_axes(row + 2 * RANK, RANK),
-        _load_axes(row + 3 * RANK, RANK),
-        _load_axes(row + 4 * RANK, RANK),
-        axes.parts,
+def rules_of_map(row, RANK: tl.constexpr):
+    """Of the map with that row: lengths, windows, strides, dilations, modes, of `Axes`."""
+    return (
+        load_axes(row, RANK),
+        load_axes(row + RANK, RANK),
+        load_axes(row + 2 * RANK, RANK),
+        load_axes(row + 3 * RANK, RANK),
+        load_axes(row + 4 * RANK, RANK),
     )
 
 

@@ -14,8 +14,6 @@ import triton
 import triton.language as tl
 
 from vicinal.backends.gpu.kernels.boxes import (
-    axes_of_head,
-    axes_of_map,
     box_of,
     coverage,
     live_at,
@@ -23,6 +21,8 @@ from vicinal.backends.gpu.kernels.boxes import (
     map_of,
     program_of,
     rows_of,
+    rules_of_head,
+    rules_of_map,
     strides_of_map,
     with_inside,
     within,
@@ -47,6 +47,7 @@ from vicinal.backends.gpu.kernels.memory import (
     tokens_of,
 )
 from vicinal.backends.gpu.kernels.window import (
+    Axes,
     bias_strides,
     chosen,
     lengths_of,
@@ -179,8 +180,9 @@ def _query_gradient(
     if table is not None:
         await_previous(FLAGS.chained)
         if FLAGS.packed:
-            b, index, row = map_of(table, index, programs, len(TILE))
-            axes = axes_of_map(axes, row)
+            b, index, at_map = map_of(table, index, programs, len(TILE))
+            rules = rules_of_map(at_map, len(TILE))
+            axes = Axes(rules[0], rules[1], rules[2], rules[3], rules[4], axes.parts)
             strides = strides_of_map(strides, axes.lengths)
             row_heads = b * heads
             output += row_heads * DV
@@ -191,7 +193,8 @@ def _query_gradient(
             if grad_lse is not None:
                 grad_lse += row_heads
         else:
-            axes = axes_of_head(axes, table, h)
+            rules = rules_of_head(table, h, len(axes.lengths))
+            axes = Axes(axes.lengths, rules[0], rules[1], rules[2], rules[3], axes.parts)
     tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
@@ -309,8 +312,9 @@ def _key_value_gradient(
     if table is not None:
         await_previous(FLAGS.chained)
         if FLAGS.packed:
-            b, index, row = map_of(table, index, programs, len(TILE))
-            axes = axes_of_map(axes, row)
+            b, index, at_map = map_of(table, index, programs, len(TILE))
+            rules = rules_of_map(at_map, len(TILE))
+            axes = Axes(rules[0], rules[1], rules[2], rules[3], rules[4], axes.parts)
             strides = strides_of_map(strides, axes.lengths)
             grad_output += b * heads * DV
             lse += b * heads
@@ -321,7 +325,8 @@ def _key_value_gradient(
             if grad_value is not None:
                 grad_value += b * out_heads * DV
         else:
-            axes = axes_of_head(axes, table, first_head)
+            rules = rules_of_head(table, first_head, len(axes.lengths))
+            axes = Axes(axes.lengths, rules[0], rules[1], rules[2], rules[3], axes.parts)
     tile = tile_of(index, axes, TILE, FLAGS, True)
     if tile.beyond:
         return

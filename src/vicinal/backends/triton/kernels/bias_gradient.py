@@ -14,11 +14,11 @@ import triton
 import triton.language as tl
 
 from vicinal.backends.gpu.kernels.boxes import (
-    axes_of_head,
     box_of,
     coverage,
     load_axes,
     rows_of,
+    rules_of_head,
     step_at,
     with_inside,
     within,
@@ -37,6 +37,7 @@ from vicinal.backends.gpu.kernels.memory import (
     tokens_of,
 )
 from vicinal.backends.gpu.kernels.window import (
+    Axes,
     Tile,
     bias_strides,
     group_length,
@@ -151,7 +152,8 @@ def bias_gradient_kernel(
     h = tl.program_id(1)
     kv_head = h // group_size
     if table is not None:
-        axes = axes_of_head(axes, table, h)
+        rules = rules_of_head(table, h, len(axes.lengths))
+        axes = Axes(axes.lengths, rules[0], rules[1], rules[2], rules[3], axes.parts)
     bias_steps, middle, size = bias_strides(axes.windows)
     rpb += h.to(tl.int64) * size
     partial += (h.to(tl.int64) * shares + share) * size

@@ -9,8 +9,6 @@ import triton
 import triton.language as tl
 
 from vicinal.backends.gpu.kernels.boxes import (
-    axes_of_head,
-    axes_of_map,
     box_of,
     coverage,
     live_at,
@@ -18,6 +16,8 @@ from vicinal.backends.gpu.kernels.boxes import (
     map_of,
     program_of,
     rows_of,
+    rules_of_head,
+    rules_of_map,
     strides_of_map,
     within,
 )
@@ -38,6 +38,7 @@ from vicinal.backends.gpu.kernels.memory import (
     tokens_of,
 )
 from vicinal.backends.gpu.kernels.window import (
+    Axes,
     bias_strides,
     linear,
     next_tile,
@@ -82,13 +83,15 @@ def forward_kernel(
     if table is not None:
         await_previous(FLAGS.chained)
         if FLAGS.packed:
-            b, index, row = map_of(table, index, programs, len(TILE))
-            axes = axes_of_map(axes, row)
+            b, index, at_map = map_of(table, index, programs, len(TILE))
+            rules = rules_of_map(at_map, len(TILE))
+            axes = Axes(rules[0], rules[1], rules[2], rules[3], rules[4], axes.parts)
             strides = strides_of_map(strides, axes.lengths)
             output += b * heads * DV
             lse += b * heads
         else:
-            axes = axes_of_head(axes, table, h)
+            rules = rules_of_head(table, h, len(axes.lengths))
+            axes = Axes(axes.lengths, rules[0], rules[1], rules[2], rules[3], axes.parts)
     tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
