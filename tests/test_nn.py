@@ -167,6 +167,14 @@ def test_dropout_of_attention_weights_averages_to_what_is_without(windows):
     torch.testing.assert_close(module(x), module.eval()(x))
 
 
+def test_dropout_of_attention_weights_keeps_the_bias_of_windows_that_are_made_to_fit():
+    torch.manual_seed(0)
+    module = vicinal.NeighborhoodAttention2D(8, 2, 5, rpb=True, fit="clamp", attn_drop=1e-9)
+    torch.nn.init.normal_(module.rpb)
+    x = torch.randn(1, 3, 4, 8)
+    torch.testing.assert_close(module(x), module.eval()(x))
+
+
 def test_short_axes_take_the_largest_window_that_fits():
     torch.manual_seed(0)
     module, x = vicinal.NeighborhoodAttention2D(8, 2, 5, dilation=3, rpb=True, fit="clamp"), torch.randn(1, 4, 11, 8)

@@ -183,7 +183,8 @@ class NeighborhoodAttention(nn.Module):
             clamp = self.fit == "clamp"
             return neighborhood_attention(query, key, value, neighborhoods, scale=self.scale, rpb=rpb, clamp=clamp)
         if self.fit == "clamp":
-            (query, *_, rpb), neighborhoods = clamped(Inputs(query, key, value, rpb=rpb), neighborhoods)
+            inputs, neighborhoods = clamped(Inputs(query, key, value, rpb=rpb), neighborhoods)
+            rpb = inputs.rpb
         return unfused_attention(query, key, value, neighborhoods, scale=self.scale, rpb=rpb, drop=self.attn_drop)
 
     def _table_lengths(self) -> list[int]:

@@ -186,5 +186,6 @@ def _fitting(
     clamp: bool = False,
 ) -> Tensor:
     if clamp:
-        (query, key, value, *_, rpb), neighborhoods = clamped(Inputs(query, key, value, rpb=rpb), neighborhoods)
+        inputs, neighborhoods = clamped(Inputs(query, key, value, rpb=rpb), neighborhoods)
+        rpb = inputs.rpb
     return attend(query, key, value, neighborhoods, scale=scale, rpb=rpb)
