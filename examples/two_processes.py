@@ -87,8 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     with multiprocessing.Manager() as manager:
         results = manager.dict()
-        for world in (1, 2):
-            spawn(train, (world, free_port(), options.steps, results), nprocs=world)
+        threads = torch.get_num_threads()
+        train(0, 1, free_port(), options.steps, results)  # one process: this one
+        torch.set_num_threads(threads)
+        spawn(train, (2, free_port(), options.steps, results), nprocs=2)
         found = dict(results)
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()

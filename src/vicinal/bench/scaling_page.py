@@ -29,7 +29,7 @@ def in_words(point: Point) -> str:
 def parts(results: Path, pictures: Path) -> dict[str, str]:
     """The parts of docs/possible.md."""
     found = [_section(name, record) for name, record in _records(results)]
-    return {"possible": "\n\n".join(found) or "Nothing was measured yet."}
+    return {"possible": "\n\n".join(found) or "No run is recorded yet: the commands above make one, in ten minutes."}
 
 
 def charts(results: Path, folder: Path) -> list[Path]:
