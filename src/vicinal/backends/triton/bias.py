@@ -23,6 +23,7 @@ from vicinal.geometry.tiles import alike
 from vicinal.geometry.window import left_reach
 from vicinal.problem import Problem
 
+LAID_OUT = False  # whether there are bias tiles at all: not until they are measured on a GPU
 MAX_BYTES = 2**26  # of bias tiles: about what caches hold
 LEAST_TILES = 4  # computed per bias tile: fewer do not repay laying it out
 
@@ -46,7 +47,7 @@ class BiasTiles:
         """None where scores take their biases from the table; `inverse`: tiles hold keys."""
         problem = prepared.problem
         classes = classes_of(problem, config, inverse)
-        if not problem.has_rpb or classes is None:
+        if not LAID_OUT or not problem.has_rpb or classes is None:
             return None
         tiles = prod(classes.counts)
         programs = problem.heads * tiles * classes.steps

@@ -158,7 +158,7 @@ def program(gpu: Gpu, kernel: Kernel, shape: ProgramShape) -> Program:
         demand = sum(a * b for a, b in zip(what.demand, per_element))
         registers = max(registers, demand) if demand > most_registers(gpu) else registers
     registers += 0 if architecture.warpgroups else 30
-    registers += scores if has_rpb else 0
+    registers += 1.5 * scores if has_rpb else 0  # their places in the table, too: at one each NAT spills
     registers *= AMD_REGISTERS if architecture.warp == 64 else 1
     resident = rows * (d if kernel == "forward" else d + dv)  # elements
     shared = resident * size + stages * columns * ((d + dv) * size + (8 if kernel == "key_value" else 0))

@@ -31,7 +31,7 @@ from ptx import before_waits
 from vicinal.backends.gpu import hardware
 from vicinal.backends.gpu.absent import AbsentDriver, target_of
 from vicinal.backends.gpu.launch import Launch
-from vicinal.backends.triton import bias
+from vicinal.backends.triton import bias, bias_gradient
 from vicinal.backends.triton.backward import Backward
 from vicinal.backends.triton.bias_gradient import BiasGradient
 from vicinal.backends.triton.config import GradientTilings, Tiling
@@ -67,6 +67,7 @@ class Variant:
     additional: int = 0
     has_rpb: bool = False
     has_key_mask: bool = False
+    classes: bool = False  # bias tiles, and the bias gradient by classes of tiles
 
     def problem(self) -> tuple[Problem, Inputs]:
         def make(*shape: int) -> torch.Tensor:
@@ -96,6 +97,7 @@ VARIANTS = [
     Variant("small", (8, 8), (of(2, 3),), torch.float16, 64),  # all gradients in one launch
     Variant("thin", (130,), (of(1, 7, dilation=18),), torch.float16, 64),  # tiles of several dilation groups
     Variant("nat", (56, 56), (of(2, 7),), torch.float16, 32, has_rpb=True),
+    Variant("nat-classes", (56, 56), (of(2, 7),), torch.float16, 32, has_rpb=True, classes=True),
     Variant("float32", (4096,), (of(1, 256),), torch.float32, 64),
     Variant(
         "everything",
@@ -195,6 +197,7 @@ def spills(compiled, target: GPUTarget) -> int:
 def compile_once() -> None:
     """One JSON line a kernel: how often it was compiled for how many problems."""
     bias.LEAST_TILES = 0
+    bias.LAID_OUT = bias_gradient.BY_CLASSES = True
     for variants in ONCE:
         compiled: dict[str, list[Any]] = {}
         for variant in variants:
@@ -218,6 +221,7 @@ def main(name: str, only: list[str]) -> None:
     for variant in VARIANTS:
         if only and variant.name not in only:
             continue
+        bias.LAID_OUT = bias_gradient.BY_CLASSES = variant.classes
         for names in (None, *PARTS.get(variant.name, ())):
             report(variant, names, target, architecture.shared)
 
