@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from strategies import axes, spans
 from vicinal.geometry.count import count
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.walks import Walks, walks
@@ -33,10 +34,22 @@ def test_long_axes_are_counted_to_a_few_hundredths(window, data, border, dilatio
     assert found.tiles * found.steps == pytest.approx(exact.steps, rel=0.03)
 
 
-@given(st.integers(1, 30), st.integers(1, 90), st.sampled_from(list(BORDERS)), POWERS, POWERS)
-def test_no_tile_of_queries_walks_more(window, length, border, tile, step):
-    axis = Axis(min(window, length), **BORDERS[border])
-    assert Walks(axis, length, False).walk(tile, step).longest >= count(axis, length, tile, step).longest
+@settings(max_examples=400)
+@given(axes(120), POWERS, POWERS, st.booleans())
+def test_no_tile_walks_more_than_the_longest(case, tile, step, inverse):
+    axis, length = case
+    exact, found = count(axis, length, tile, step, inverse), Walks(axis, length, inverse)
+    assert found.walk(tile, step).longest >= exact.longest
+    assert found.may_pass_end(tile, step) >= exact.passes_end
+
+
+@settings(max_examples=200)
+@given(spans(120), POWERS, POWERS, st.booleans())
+def test_nor_does_a_tile_of_a_part(case, tile, step, inverse):
+    axis, length = case
+    exact, found = count(axis, length, tile, step, inverse), Walks(axis, length, inverse)
+    assert found.walk(tile, step).longest >= exact.longest
+    assert found.may_pass_end(tile, step) >= exact.passes_end
 
 
 @pytest.mark.parametrize(("window", "tile", "step"), [(33, 16, 16), (7, 8, 4), (128, 64, 64), (40, 8, 16)])

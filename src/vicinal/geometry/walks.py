@@ -42,6 +42,7 @@ class Walks:
         self.dilation = min(axis.dilation, own)
         self.length, self._walked = -(-own // axis.dilation), -(-other // axis.dilation)  # of the longest group
         self.stride, self.inverse, self._mode = axis.stride, inverse, mode(axis)
+        self._fewest = other // axis.dilation  # of the shortest group
         self._window = min(axis.window, -(-span.length // axis.dilation))
         self._ahead = leader_offset(axis) - left_reach(axis)  # of a block's first query, where its window starts
         self._borders = self._rests() if axis.span is None else (0, self.length)  # a part is of the middle
@@ -69,6 +70,10 @@ class Walks:
         if found is None:
             found = self._kept[tile, step] = self._walk(tile, step)
         return found
+
+    def may_pass_end(self, tile: int, step: int) -> bool:
+        """Whether the steps over some box may be longer, together, than its dilation group."""
+        return self.walk(tile, step).longest * step > self._fewest
 
     def pair(self, tile: int, step: int, passes: int | None) -> float:
         """Steps of each of two tiles side by side, on average, which walk the keys of both and pass over some.
@@ -105,17 +110,24 @@ class Walks:
         into = (tile - 1) % stride // unit  # of `stride // unit` places, those from which a tile reaches another block
         return min(n, window + moved), min(n, window + moved + stride * (into > 0)), into * unit / stride
 
+    def _most(self, tile: int) -> int:
+        """Tokens that some tile walks, at most: one of the middle, wherever it starts, or one beside a border."""
+        beside = 0 if self.stride == 1 else self.stride
+        if self.inverse and self._mode == SHIFT:  # a key beside a border has half a window's queries more
+            if self._walked < 2 * self._window + tile:  # beside both
+                return self._walked
+            beside += self._window - self._window // 2
+        return min(self._walked, self._window + tile - 1 + beside)
+
     def _walk(self, tile: int, step: int) -> Walk:
         n, window, stride = self._walked, self._window, self.stride
         less, more, share = self._extents(tile)
-        longest = -(-more // step)
-        steps = (1 - share) * -(-less // step) + share * longest
+        longest = -(-self._most(tile) // step)
+        steps = (1 - share) * -(-less // step) + share * -(-more // step)
         full = 1.0
         if window < n or self._mode == CAUSAL:
             moved = (tile - 1) // stride * stride
             full = max(0, window // step - -(-moved // step)) / max(1.0, steps)
-        if self.inverse and self._mode == SHIFT:  # a key beside a border has half a window's queries more
-            longest = -(-min(n, more + stride + window // 2) // step)
         return Walk(self.tiles(tile), self._beside_borders(tile, step, steps), longest, full)
 
     def _beside_borders(self, tile: int, step: int, steps: float) -> float:

@@ -46,8 +46,8 @@ class BiasTiles:
     def of(cls, prepared: Prepared, config: Tiling, inverse: bool = False) -> BiasTiles | None:
         """None where scores take their biases from the table; `inverse`: tiles hold keys."""
         problem = prepared.problem
-        classes = classes_of(problem, config, inverse)
-        if not LAID_OUT or not problem.has_rpb or classes is None:
+        classes = classes_of(problem, config, inverse) if LAID_OUT and problem.has_rpb else None
+        if classes is None:
             return None
         tiles = prod(classes.counts)
         programs = problem.heads * tiles * classes.steps

@@ -17,9 +17,9 @@ from vicinal.backends.gpu.strides import contiguous_strides, dense, has_rows, ro
 from vicinal.backends.gpu.tables import table_of
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.kernels.softmax import LOG2E
-from vicinal.geometry.count import count
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.unfold import parts, tile_count
+from vicinal.geometry.walks import walks
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Inputs, Problem
 
@@ -43,10 +43,10 @@ def may_pass_end(problem: Problem, config: Tiling, inverse: bool = False) -> boo
     Boxes of keys for tiles of queries; if `inverse`, boxes of queries for tiles of keys.
     """
     return any(
-        count(*along, inverse).passes_end
+        walks(axis, length, inverse).may_pass_end(tile, step)
         for neighborhood in set(problem.neighborhoods)
         for part in parts(neighborhood, problem.lengths, config.unfolded)
-        for along in zip(part.neighborhood.axes, part.lengths, config.query_tile, config.key_tile)
+        for axis, length, tile, step in zip(part.neighborhood.axes, part.lengths, config.tile, config.step)
     )
 
 
