@@ -33,6 +33,9 @@ from vicinal.words import terminal
 
 bench = typer.Typer(rich_markup_mode=None)
 
+NEW_SIZES = "new-sizes"  # a suite of families instead of cases
+FAMILY_SECONDS = 40.0  # of each, at least
+
 
 @bench.callback()
 def run_bench(
@@ -64,12 +67,18 @@ def run_bench(
     plot: Annotated[Path | None, typer.Option(help="Draw the ratios into this file.")] = None,
     roofline: Annotated[Path | None, typer.Option(help="Draw a roofline of the forward passes.")] = None,
 ) -> None:
-    """Time one problem, or a suite, across our backends and the peers; every result is checked first."""
+    """Time one problem, or a suite, across our backends and the peers; every result is checked first.
+
+    --suite new-sizes: what images of sizes never seen cost, beside FlexAttention with dynamic shapes.
+    """
     if context.invoked_subcommand is not None:
         return
     if (suite is None) == (lengths is None):
         raise wrong("give either --suite or --lengths with --window")
     arguments.check_output("--json", json)
+    if suite == NEW_SIZES:
+        _run_new_sizes(only, device, not no_peers, seconds, json)
+        return
     arguments.check_drawing("--plot", plot)
     arguments.check_drawing("--roofline", roofline)
     import torch
@@ -107,6 +116,21 @@ def run_bench(
         roofline=roofline,
     )
     if not execute(run, terminal()):
+        raise typer.Exit(1)
+
+
+def _run_new_sizes(only: list[str] | None, device: str | None, flex: bool, seconds: float, json: Path | None) -> None:
+    from vicinal.bench.new_sizes import FAMILIES, Run, measure
+
+    on = arguments.device_of(device)
+    families = tuple(f for f in FAMILIES if f.device == on.type and (not only or any(part in f.name for part in only)))
+    if not families:
+        raise wrong(f"--only: no family for {on.type} has {' or '.join(map(repr, only or ()))} in its name")
+    command = shlex.join(["vicinal", *sys.argv[1:]])
+    record = measure(
+        Run(on, families, seconds=max(seconds, FAMILY_SECONDS), flex=flex, command=command), json, typer.echo
+    )
+    if any(family["status"] in ("wrong", "failed") for family in record["families"]):
         raise typer.Exit(1)
 
 
@@ -245,6 +269,29 @@ def run_paper(
         raise wrong(f"--results: {error}") from error
     if not right:
         raise typer.Exit(1)
+
+
+@bench.command("planning", short_help="How long planning takes; needs no GPU.")
+def run_planning(
+    planner: Annotated[
+        list[str] | None, typer.Option(help="numba, triton, hopper or automatic (hopper or triton); by default all.")
+    ] = None,
+    problems: Annotated[int, typer.Option(min=1, help="Random problems, all different.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the problems.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
+) -> None:
+    """Plan random problems, forward and backward, up to the launch's arguments; GPUs' for one H100 or H200."""
+    arguments.check_output("--json", json)
+    from vicinal.bench.planning import PLANNERS, document, lines, save
+
+    unknown = [name for name in planner or () if name not in PLANNERS]
+    if unknown:
+        raise wrong(f"--planner: must be one of {', '.join(PLANNERS)}, got {', '.join(map(repr, unknown))}")
+    found = document(planner or list(PLANNERS), problems, seed, shlex.join(["vicinal", *sys.argv[1:]]))
+    for line in lines(found):
+        typer.echo(line)
+    if json is not None:
+        save(found, json)
 
 
 @bench.command("models", short_help="Images per second of whole models.")

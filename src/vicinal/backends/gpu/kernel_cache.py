@@ -6,6 +6,7 @@ kept in the cache if it takes them, in a folder of this process otherwise.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +54,20 @@ def compiled(kernel: Any, arguments: Sequence[Any], grid: tuple[int, ...], optio
 def kernel_name(kernel: Any) -> str:
     """What a kernel is called: `triton.forward_kernel`."""
     return f"{kernel.__module__.removeprefix('vicinal.backends.').partition('.')[0]}.{kernel.__name__}"
+
+
+def held() -> dict[str, int]:
+    """How many compiled kernels of each source this process holds, by `kernel_name`."""
+    found = {}
+    for package in PACKAGES:
+        for name in sorted(module.name for module in iter_modules(import_module(package).__path__)):
+            loaded_module = sys.modules.get(f"{package}.{name}")
+            for kernel in vars(loaded_module).values() if loaded_module is not None else ():
+                caches = getattr(kernel, "device_caches", None) or {}
+                count = sum(len(per_device[0]) for per_device in caches.values())
+                if count:
+                    found[kernel_name(kernel)] = count
+    return found
 
 
 def loaded(kernel: Any, make: Callable[[], Any], grid: tuple[int, ...]) -> Any:
