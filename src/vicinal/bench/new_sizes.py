@@ -200,8 +200,8 @@ def _flex_of() -> Callable[[Run, Problem, Inputs], Tensor]:
     compiled = torch.compile(flex_attention, dynamic=True)
 
     def attend(run: Run, problem: Problem, inputs: Inputs) -> Tensor:
-        given = (t.flatten(1, -3).transpose(1, 2) for t in (inputs.query, inputs.key, inputs.value))
-        output: Tensor = compiled(*given, block_mask=flex_block_mask(problem), scale=problem.scale)  # type: ignore[assignment]
+        q, k, v = (t.flatten(1, -3).transpose(1, 2) for t in (inputs.query, inputs.key, inputs.value))
+        output: Tensor = compiled(q, k, v, block_mask=flex_block_mask(problem), scale=problem.scale)
         return output.transpose(1, 2).unflatten(1, problem.lengths)
 
     return attend
