@@ -147,7 +147,7 @@ def test_public_names_are_there(name):
 
 def test_only_public_names_are_listed():
     listed = {name for name in dir(vicinal) if not name.startswith("__")}
-    modules = {"compat", "denoise", "models", "nn", "reference", "unfused"}
+    modules = {"compat", "denoise", "export", "models", "nn", "reference", "unfused"}
     assert listed == {name for name in vicinal.__all__ if not name.startswith("__")} | modules
 
 

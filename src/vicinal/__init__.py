@@ -13,6 +13,7 @@ from vicinal._version import __version__
 if TYPE_CHECKING:
     from vicinal import compat as compat
     from vicinal import denoise as denoise
+    from vicinal import export as export
     from vicinal import models as models
     from vicinal import nn as nn
     from vicinal import reference as reference
@@ -47,7 +48,7 @@ __all__ = [
     "tune",
 ]
 
-_MODULES = ("compat", "denoise", "models", "nn", "reference", "unfused")
+_MODULES = ("compat", "denoise", "export", "models", "nn", "reference", "unfused")
 _HOMES = {
     "Neighborhood": "vicinal.geometry.neighborhood",
     "NeighborhoodAttention1D": "vicinal.nn",

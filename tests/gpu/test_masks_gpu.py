@@ -1,0 +1,107 @@
+"""Key masks, maps of different sizes, other grids and windows per token on a GPU, against the oracle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+import pytest
+import torch
+
+import strategies
+import vicinal
+from closeness import assert_as_close_as_torch, gradients_of, in_double, random_gradients
+from vicinal.backends.triton import BACKEND
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.problem import Inputs, Problem
+from vicinal.reference import reference
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+of = Neighborhood.of
+CASES = {
+    "2d": ((40, 36), of(2, 13), {}),
+    "2d, everything": ((20, 22), of(2, (5, 3), dilation=(2, 3), is_causal=(True, False)), {"additional": 7}),
+    "bias": ((24, 20), of(2, 7), {"has_rpb": True}),
+    "3d": ((8, 9, 10), of(3, (3, 4, 5), boundary="clip"), {}),
+    "line, strided": ((300,), of(1, 64, stride=8), {}),
+    "short dilation groups": ((300,), of(1, 3, dilation=90), {}),
+}
+
+
+def call_of(lengths, neighborhood, **more):
+    call = strategies.Call((neighborhood.resolve(lengths),), lengths, 2, 4, 2, 64, 64, 0, False, 3)
+    return replace(call, **more)
+
+
+@pytest.mark.parametrize("masked", [0.4, 0.97])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("case", CASES)
+def test_key_masks(case, dtype, masked):
+    lengths, neighborhood, more = CASES[case]
+    call = call_of(lengths, neighborhood, masked=masked, **more)
+    inputs = call.inputs(dtype, "cuda")
+    problem = Problem.of(inputs, call.neighborhoods, call.scale)
+    output, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
+    above = random_gradients(output, lse, 0)
+    grads = gradients_of(BACKEND, problem, BACKEND.configs(problem, "backward")[0], inputs, output, lse, *above)
+    results = [output, lse, *(g for g in grads.numbers if g is not None)]
+    assert_as_close_as_torch(results, inputs, call.neighborhoods, call.scale, *above)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_masked_tokens_are_never_numbers(case):
+    lengths, neighborhood, more = CASES[case]
+    call = call_of(lengths, neighborhood, masked=0.4, **more)
+    inputs = call.inputs(torch.float32, "cuda")
+    gone = ~inputs.key_mask[..., None, None]
+    q, k, v = (t.masked_fill(gone, torch.nan).requires_grad_() for t in inputs[:3])
+    extra = {n: getattr(inputs, n) for n in ("additional_keys", "additional_values", "rpb", "key_mask")}
+    output, lse = vicinal.neighborhood_attention(
+        q, k, v, neighborhood, scale=call.scale, return_lse=True, backend="triton", **extra
+    )
+    assert not output.isnan().any()
+    assert not lse.isnan().any()
+    grads = torch.autograd.grad(output, (q, k, v), torch.randn_like(output).masked_fill(gone, torch.nan))
+    assert not any(g.isnan().any() for g in grads)
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_maps_of_different_sizes(kv_heads):
+    lengths = [(20, 31), (64, 24), (0, 3), (9, 50)]
+    total = sum(map(prod, lengths))
+    leaves = [torch.randn(total, h, 64, device="cuda", requires_grad=True) for h in (4, kv_heads, kv_heads)]
+    windows = [(7, 7), (5, 9), (1, 1), (3, 7)]
+    rest = {"dilation": (1, 2), "clamp": True, "return_lse": True}
+    found = vicinal.na2d_varlen(*leaves, lengths, windows, backend="triton", **rest)
+    expected = vicinal.na2d_varlen(*(t.double() for t in leaves), lengths, windows, backend="torch", **rest)
+    above = [torch.randn_like(t) for t in found]
+    grads = torch.autograd.grad(found, leaves, above)
+    true = torch.autograd.grad(expected, leaves, [t.double() for t in above])
+    for one, other in zip((*found, *grads), (*expected, *true), strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [((40, 24), (10, 12)), ((10, 12), (20, 18))], ids=["finer", "coarser"])
+def test_another_grid(queries, keys):
+    shapes = (1, *queries, 4, 64), (1, *keys, 2, 64), (1, *keys, 2, 64)
+    leaves = [torch.randn(s, device="cuda", dtype=torch.bfloat16, requires_grad=True) for s in shapes]
+    found = vicinal.na2d(*leaves, 5, return_lse=True)
+    expected = vicinal.na2d(*(t.double() for t in leaves), 5, return_lse=True, backend="torch")
+    above = [torch.randn_like(t) for t in found]
+    grads = torch.autograd.grad(found, leaves, above)
+    true = torch.autograd.grad(expected, leaves, [t.double() for t in above])
+    for one, other in zip((*found, *grads), (*expected, *true), strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=3e-2, atol=3e-2)
+
+
+def test_windows_per_token():
+    call = replace(call_of((12, 14), of(2, 7)), sized=True)
+    inputs = call.inputs(torch.float32, "cuda")
+    output, lse = vicinal.neighborhood_attention(
+        *inputs[:3], call.neighborhoods[0], scale=call.scale, window_sizes=inputs.window_sizes, return_lse=True
+    )
+    true = reference(in_double(Inputs(*inputs)), call.neighborhoods, call.scale)
+    torch.testing.assert_close((output.double(), lse.double()), true, rtol=1e-4, atol=1e-4)
