@@ -166,3 +166,15 @@ def test_the_leader_is_the_query_whose_window_is_shared():
         marks = picture(strided, (12,), (query,), (1,)).marks
         assert [token for token, mark in marks.items() if mark is Mark.LEADER] == [(leader,)] * (leader is not None)
     assert Mark.LEADER not in picture(Neighborhood.of(1, 5), (12,), (3,), (1,)).marks.values()
+
+
+def test_masked_tokens_are_marked():
+    shown = picture(Neighborhood.of(2, 3).resolve((4, 5)), (4, 5), (1, 2), (1, 1), ((0, 4), (3, 5)))
+    assert {t for t in product(range(4), range(5)) if shown.mark(t) is Mark.MASKED} == set(product(range(4), (3, 4)))
+    assert "masked: no query attends to it" in text_of(print_picture, shown)
+
+
+def test_a_matrix_of_queries_on_another_grid():
+    rows = matrix(Neighborhood.of(1, 3).resolve((4,)), 4, 8)
+    same = matrix(Neighborhood.of(1, 3).resolve((4,)), 4)
+    assert rows == [row for row in same for _ in range(2)]

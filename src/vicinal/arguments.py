@@ -140,6 +140,18 @@ def sizes(option: str, text: str, least: int = 1) -> tuple[int, ...]:
     return values
 
 
+def box(option: str, text: str, lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """An interval for each axis, as `0:12,10:16`."""
+    found = re.findall(r"(\d+):(\d+)", text)
+    whole = re.fullmatch(r"\d+:\d+(,\d+:\d+)*", text.strip()) is not None
+    intervals = tuple((int(start), int(stop)) for start, stop in found)
+    if not whole or len(intervals) != len(lengths) or any(not a < b <= n for (a, b), n in zip(intervals, lengths)):
+        raise wrong(
+            f"{option}: give start:stop within each of {len(lengths)} axes, as 0:12,10:16; got {text!r}"
+        )
+    return intervals
+
+
 def one_or_each(option: str, text: str, rank: int, parse: Callable[[str], T]) -> T | tuple[T, ...]:
     """One value for all axes, or one for each of `rank`."""
     values = _each(option, text, parse)

@@ -87,6 +87,8 @@ def show(
     boundary: Boundary = "shift",
     tile: Annotated[str, typer.Option(help="Queries per tile, in units of the dilation: 4, or 2x8.")] = "4",
     matrix: Annotated[bool, typer.Option("--matrix", help="1-D: a row per query, a column per key.")] = False,
+    queries: Annotated[int | None, typer.Option(help="--matrix: how many queries, on a grid of their own.")] = None,
+    masked: Annotated[str | None, typer.Option(help="A box of masked keys, as 0:12,10:16.")] = None,
     png: Annotated[Path | None, typer.Option(help="Also draw into this file (.png, .pdf, .svg).")] = None,
 ) -> None:
     """Draw a neighborhood: a query, its keys, and the keys that its tile of queries reads."""
@@ -98,15 +100,18 @@ def show(
     tiles = per_axis("tile", arguments.one_or_each("--tile", tile, len(sizes), int), len(sizes))
     at = tuple(n // 2 for n in sizes) if query is None else arguments.sizes("--query", query, least=0)
     arguments.check_drawing("--png", png)
-    title = f"{lengths}, {typed.title()}"
+    if queries is not None and (not matrix or queries < 1):
+        raise wrong(f"--queries: a number of at least 1, together with --matrix; got {queries}")
+    box = () if masked is None else arguments.box("--masked", masked, sizes)
+    title = f"{lengths}, {typed.title()}" + ("" if queries is None else f", queries {queries}")
     console = terminal()
     try:
         if matrix:
-            drawing.print_matrix(console, neighborhood, sizes[0])
+            drawing.print_matrix(console, neighborhood, sizes[0], queries)
             if png is not None:
-                drawing.save_matrix(neighborhood, sizes[0], png, title)
+                drawing.save_matrix(neighborhood, sizes[0], png, title, queries)
         else:
-            shown = drawing.picture(neighborhood, sizes, at, tiles)
+            shown = drawing.picture(neighborhood, sizes, at, tiles, box)
             drawing.print_picture(console, shown)
             if png is not None:
                 drawing.save_picture(shown, png, title)

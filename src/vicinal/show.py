@@ -6,6 +6,7 @@ position of the first axis.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import product
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from vicinal.geometry.grid import key_at
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.span import Interval
 from vicinal.geometry.tiles import key_interval
@@ -37,6 +39,7 @@ class Mark(IntEnum):
     TILE = 3
     LEADER = 4
     QUERY = 5
+    MASKED = 6
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ STYLES: dict[Mark, _Style] = {
         "L", "black on gold1", "#f9a825", "leader: the query whose window this one has (a neighbor too)"
     ),
     Mark.QUERY: _Style("Q", "bold white on red3", "#d84315", "the query"),
+    Mark.MASKED: _Style("x", "white on grey37", "#5f6368", "masked: no query attends to it"),
 }
 
 
@@ -79,12 +83,19 @@ class Picture:
         return self.marks.get(token, Mark.OTHER)
 
 
-def picture(neighborhood: Neighborhood, lengths: tuple[int, ...], query: Place, tile: tuple[int, ...]) -> Picture:
+def picture(
+    neighborhood: Neighborhood,
+    lengths: tuple[int, ...],
+    query: Place,
+    tile: tuple[int, ...],
+    masked: Sequence[Interval] = (),
+) -> Picture:
     """Mark every token for `query`, in tiles of `tile` queries (in units of the dilation).
 
     Args:
         neighborhood: resolved for `lengths`.
         lengths, query, tile: one value per axis.
+        masked: a box of masked tokens, one interval per axis; none where it is empty.
 
     Raises:
         ValueError: the query is not among the tokens, a tile is below 1, or a rank does not match.
@@ -107,6 +118,8 @@ def picture(neighborhood: Neighborhood, lengths: tuple[int, ...], query: Place, 
     leads = tuple(line.leader for line in lines)
     if neighborhood.stride != (1,) * neighborhood.rank and leads in marks and marks[leads] is not Mark.BOX:
         marks[leads] = Mark.LEADER
+    if masked:
+        marks |= dict.fromkeys(product(*(range(*own) for own in masked)), Mark.MASKED)
     marks[query] = Mark.QUERY
     view = tuple(_view(line, n) for line, n in zip(lines, lengths))
     return Picture(lengths, query, marks, view)
@@ -126,30 +139,34 @@ def print_picture(console: Console, shown: Picture) -> None:
     start, stop = shown.view[-1]
     _print_width(console, stop - start)
     for mark in reversed(Mark):
-        if mark is Mark.LEADER and mark not in shown.marks.values():
-            continue  # of strides alone
+        if mark in (Mark.LEADER, Mark.MASKED) and mark not in shown.marks.values():
+            continue  # of strides, and of masks, alone
         style = STYLES[mark]
         console.print(Text.assemble((f" {style.letter} ", style.terminal), f" {style.words}"))
 
 
-def print_matrix(console: Console, neighborhood: Neighborhood, length: int) -> None:
+def print_matrix(console: Console, neighborhood: Neighborhood, length: int, queries: int | None = None) -> None:
     """Draw all windows of a 1-D neighborhood: a row per query, a column per key."""
-    for query, row in enumerate(matrix(neighborhood, length)):
+    for query, row in enumerate(matrix(neighborhood, length, queries)):
         _print_row(console, Text(f"{query:4d} "), row)
     _print_width(console, length)
 
 
-def matrix(neighborhood: Neighborhood, length: int) -> list[list[Mark]]:
+def matrix(neighborhood: Neighborhood, length: int, queries: int | None = None) -> list[list[Mark]]:
     """The marks of every key (column) for every query (row) of a 1-D neighborhood, with no tile.
+
+    `queries`: how many there are, on a grid of their own; None for that of the keys.
 
     Raises:
         ValueError: there is more than one axis, or more than 64 tokens.
     """
     if neighborhood.rank != 1:
         raise ValueError(f"matrix needs one axis, got {neighborhood.rank}")
-    if length > MAX_SHOWN:
-        raise ValueError(f"matrix shows up to {MAX_SHOWN} tokens, got {length}")
-    rows = [picture(neighborhood, (length,), (query,), (1,)) for query in range(length)]
+    queries = length if queries is None else queries
+    if max(length, queries) > MAX_SHOWN:
+        raise ValueError(f"matrix shows up to {MAX_SHOWN} tokens, got {max(length, queries)}")
+    at = (key_at(query, queries, length) for query in range(queries))
+    rows = [picture(neighborhood, (length,), (key,), (1,)) for key in at]
     return [[row.mark((key,)) for key in range(length)] for row in rows]
 
 
@@ -163,9 +180,11 @@ def save_picture(shown: Picture, path: Path, title: str = "") -> None:
     _save(cells, names, (rows[0], columns[0]), path, title if len(shown.lengths) == 3 else "")
 
 
-def save_matrix(neighborhood: Neighborhood, length: int, path: Path, title: str = "") -> None:
+def save_matrix(
+    neighborhood: Neighborhood, length: int, path: Path, title: str = "", queries: int | None = None
+) -> None:
     """`matrix` as an image file."""
-    _save([matrix(neighborhood, length)], [title], (0, 0), path, "")
+    _save([matrix(neighborhood, length, queries)], [title], (0, 0), path, "")
 
 
 @dataclass(frozen=True)
@@ -244,7 +263,8 @@ def _save(cells: list[list[list[Mark]]], names: list[str], first: tuple[int, int
     across = min(len(cells), 4)
     down = -(-len(cells) // across)
     side = min(0.28, 7 / max(width, height))  # inches per token
-    legend = 0.23 * len(Mark) + 0.2
+    named = [mark for mark in Mark if mark is not Mark.MASKED or any(mark in row for plane in cells for row in plane)]
+    legend = 0.23 * len(named) + 0.2
     size = (max(4.5, across * (width * side + 0.7)), down * (height * side + 0.7) + legend)
     figure = Figure(figsize=size, layout="constrained")
     panels: Any = figure.subplots(down, across, squeeze=False).flatten()
