@@ -146,9 +146,7 @@ def box(option: str, text: str, lengths: Sequence[int]) -> tuple[tuple[int, int]
     whole = re.fullmatch(r"\d+:\d+(,\d+:\d+)*", text.strip()) is not None
     intervals = tuple((int(start), int(stop)) for start, stop in found)
     if not whole or len(intervals) != len(lengths) or any(not a < b <= n for (a, b), n in zip(intervals, lengths)):
-        raise wrong(
-            f"{option}: give start:stop within each of {len(lengths)} axes, as 0:12,10:16; got {text!r}"
-        )
+        raise wrong(f"{option}: give start:stop within each of {len(lengths)} axes, as 0:12,10:16; got {text!r}")
     return intervals
 
 
