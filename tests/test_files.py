@@ -1,4 +1,5 @@
 import os
+import threading
 
 import pytest
 
@@ -55,3 +56,15 @@ def test_a_new_file_has_the_permissions_of_new_files(tmp_path):
     write_text(tmp_path / "a.txt", "new")
     (tmp_path / "plain").touch()
     assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
+    """Nor would a device be replaced by a file, as root could."""
+    path, read = tmp_path / "pipe", []
+    os.mkfifo(path)
+    reader = threading.Thread(target=lambda: read.append(path.read_text()))
+    reader.start()
+    write_text(path, "words")
+    reader.join(10)
+    assert read == ["words"]
+    assert path.is_fifo()

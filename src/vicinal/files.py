@@ -14,9 +14,15 @@ from typing import BinaryIO
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path` that takes its place when all is written, and is gone when not. Permissions and links stay.
 
+    What is there and is no file (a device, a pipe) is written to as it is.
+
     Raises:
         OSError: it cannot be written.
     """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
     final = path.resolve()  # of a link, what it points to
     mode = final.stat().st_mode & 0o777 if final.exists() else 0o666 & ~_umask()
     handle, beside = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.")

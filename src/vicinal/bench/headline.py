@@ -27,8 +27,10 @@ PEERS = {  # -> what the headline calls it; others are in the details
     "SDPA (self attention)": "self attention",
     "SDPA with a mask": "attention with a mask",
     "FlexAttention": "FlexAttention",
+    "cudnn-flex": "cuDNN flex",
+    "cudnn-flex, tiled before": "cuDNN flex, tiles given",
 }
-ON_GPU = ("cuDNN self attention", "flash self attention", "FlexAttention")
+ON_GPU = ("cuDNN self attention", "flash self attention", "FlexAttention", "cuDNN flex", "cuDNN flex, tiles given")
 UNSTEADY = "†"  # after a figure whose quartiles are wide
 NOTHING = "–"
 
