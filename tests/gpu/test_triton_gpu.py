@@ -435,7 +435,9 @@ def test_no_synchronisation_and_no_new_kernel_for_new_windows():
 
 
 def test_allocates_only_results():
+    """But for bias tiles."""
     problem, inputs = problem_and_inputs()
+    problem, inputs = replace(problem, has_rpb=False), inputs._replace(rpb=None)
     config = BACKEND.configs(problem, "forward")[0]
     BACKEND.forward(problem, config, inputs)
     torch.cuda.synchronize()

@@ -26,9 +26,8 @@ pytestmark = pytest.mark.usefixtures("interpreting")
 
 @pytest.fixture(autouse=True)
 def always_laid_out(monkeypatch):
-    monkeypatch.setattr(bias, "LAID_OUT", True)
+    monkeypatch.setattr(bias, "MAX_BYTES_OF_A_HEAD", bias.MAX_BYTES)
     monkeypatch.setattr(bias, "LEAST_TILES", 0)
-    monkeypatch.setattr(bias_gradient, "BY_CLASSES", True)
     monkeypatch.setattr(bias_gradient, "ENOUGH_OF_CLASSES", 1)  # so programs have many pairs of tiles each
 
 

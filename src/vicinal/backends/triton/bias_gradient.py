@@ -30,7 +30,6 @@ from vicinal.compiling import Job
 from vicinal.geometry.tiles import alike, key_interval
 from vicinal.problem import Inputs, Problem
 
-BY_CLASSES = False  # whether tiles are summed by classes: not until it is measured on a GPU
 TILES = {1: (32,), 2: (4, 8), 3: (2, 4, 4)}  # of queries and of keys: what a sum along diagonals has room for
 SCRATCH = 2**28  # bytes of partial gradients, at most (but one table per head)
 ENOUGH_PROGRAMS = 1024  # fill a GPU, with 4 warps each
@@ -46,7 +45,7 @@ class BiasGradient:
     """The launch of one problem; `config`: for tiles of classes, instead of the one that is estimated to be best."""
 
     def __init__(self, prepared: Prepared, config: Tiling | None = None) -> None:
-        found = _of_classes(prepared, config or _tiling(prepared.problem)) if BY_CLASSES else None
+        found = _of_classes(prepared, config or _tiling(prepared.problem))
         self._work: Tensor | None = None
         if found is None:
             self._launch = _pair_by_pair(prepared)

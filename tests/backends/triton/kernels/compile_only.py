@@ -194,10 +194,13 @@ def spills(compiled, target: GPUTarget) -> int:
     return int(re.search(r"(\d+) bytes spill stores", report)[1])
 
 
+MOST_ROWS = bias_gradient.MOST_ROWS
+
+
 def compile_once() -> None:
     """One JSON line a kernel: how often it was compiled for how many problems."""
     bias.LEAST_TILES = 0
-    bias.LAID_OUT = bias_gradient.BY_CLASSES = True
+    bias.MAX_BYTES_OF_A_HEAD = bias.MAX_BYTES
     for variants in ONCE:
         compiled: dict[str, list[Any]] = {}
         for variant in variants:
@@ -221,7 +224,8 @@ def main(name: str, only: list[str]) -> None:
     for variant in VARIANTS:
         if only and variant.name not in only:
             continue
-        bias.LAID_OUT = bias_gradient.BY_CLASSES = variant.classes
+        bias.MAX_BYTES_OF_A_HEAD = bias.MAX_BYTES if variant.classes else 0
+        bias_gradient.MOST_ROWS = MOST_ROWS if variant.classes else 0
         for names in (None, *PARTS.get(variant.name, ())):
             report(variant, names, target, architecture.shared)
 
