@@ -66,6 +66,7 @@ def draw(record: Record, kind: str, path: Path) -> None:
         axes.xaxis.set_major_formatter(lambda n, _: f"{n / 1024:g}k" if n >= 1024 else f"{n:g}")
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
         axes.set_xlabel("tokens")
         axes.set_ylabel(label)
         axes.grid(True, alpha=0.3)
