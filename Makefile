@@ -19,10 +19,11 @@ TEST_TIMEOUT ?= 300
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test gpu-test gpu-sanitize lint format types docs pictures report dist check clean
+.PHONY: help setup demo demo-distributed test gpu-test gpu-sanitize lint format types docs pictures report dist check clean
 
 help:
 	@echo "make demo      denoise a photo, next to scikit-image (pictures and figures in demo-output/)"
+	@echo "make demo-distributed  train on one image that two processes hold"
 	@echo "make test      the test suite (no GPU needed)"
 	@echo "make gpu-test  the tests that need a GPU, with the system's python3 and no set-up"
 	@echo "make gpu-sanitize  some of them under compute-sanitizer"
@@ -44,6 +45,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python demo/denoise_photo.py   # spinning threads stall each other on a busy machine
+
+demo-distributed: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 examples/guide/context_parallel.py
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --timeout $(TEST_TIMEOUT) tests

@@ -90,7 +90,6 @@ def refused():
     except ValueError as error:
         grouped = str(error)
     return {
-        "spatial": attend(same, 1, window),
         "head_dim": attend(same, 3, window),
         "heads of one key head": grouped,
         "heads with neighborhoods of their own": attend(same, 2, [window, Neighborhood.of(1, 5)] * 2),

@@ -18,8 +18,8 @@ from vicinal.problem import Inputs, Upstream
 
 
 @st.composite
-def axes(draw, max_length: int = 40) -> tuple[Axis, int]:
-    """An axis and a length that it fits."""
+def axes(draw, max_length: int = 40, circular: bool = False) -> tuple[Axis, int]:
+    """An axis and a length that it fits; some are `circular`."""
     length = draw(st.integers(1, max_length))
     causal = draw(st.booleans())
     boundary = draw(st.sampled_from(["shift", "clip"]))
@@ -27,6 +27,8 @@ def axes(draw, max_length: int = 40) -> tuple[Axis, int]:
     fits = length + 3 if boundary == "clip" or causal else length // dilation
     window = draw(st.integers(1, fits))
     stride = draw(st.integers(1, window))
+    if circular and not causal and window * dilation <= length and length % dilation == 0 and draw(st.booleans()):
+        boundary = "wrap"
     return Axis(window, stride, dilation, causal, boundary), length
 
 
@@ -34,23 +36,26 @@ def part_of(draw, axes: Iterable[Axis], length: int) -> Span:
     """Some queries of an axis, and at least the keys that they need of any of `axes`."""
     start = draw(st.integers(0, length - 1))
     queries = start, draw(st.integers(start + 1, length))
+    axes = list(axes)
     needed = [reach(axis, length, queries) for axis in axes]
     first, last = min(low for low, _ in needed), max(high for _, high in needed)
-    return Span(length, queries, (draw(st.integers(0, first)), draw(st.integers(last, length))))
+    least, most = (-length, 2 * length) if axes[0].boundary == "wrap" else (0, length)
+    spare = draw(st.sampled_from([0, 1, 3, 2 * length])), draw(st.sampled_from([0, 1, 3, 2 * length]))
+    return Span(length, queries, (max(least, first - spare[0]), min(most, last + spare[1])))
 
 
 @st.composite
 def spans(draw, max_length: int = 40) -> tuple[Axis, int]:
     """An axis with a span, and the length of its queries."""
-    axis, length = draw(axes(max_length))
+    axis, length = draw(axes(max_length, circular=True))
     span = part_of(draw, [axis], length)
     return replace(axis, span=span), span.query_length
 
 
 @st.composite
-def neighborhoods(draw, rank: int, max_length: int) -> tuple[Neighborhood, tuple[int, ...]]:
+def neighborhoods(draw, rank: int, max_length: int, circular: bool = False) -> tuple[Neighborhood, tuple[int, ...]]:
     """A neighborhood and lengths that it fits."""
-    pairs = [draw(axes(max_length)) for _ in range(rank)]
+    pairs = [draw(axes(max_length, circular)) for _ in range(rank)]
     return Neighborhood(tuple(a for a, _ in pairs)), tuple(n for _, n in pairs)
 
 
@@ -119,9 +124,9 @@ MAX_LENGTH = {1: 40, 2: 11, 3: 6}  # keeps the dense oracle small
 def calls(
     draw, ranks: tuple[int, ...] = (1, 2, 3), per_head: bool = True, max_head_dim: int = 12, spans: bool = False
 ) -> Call:
-    """A call with every feature mixed in; of `spans`: in half of the cases of parts of some axes."""
+    """A call with every feature mixed in; with `spans`, of parts of some axes, and of circular ones, too."""
     rank = draw(st.sampled_from(ranks))
-    neighborhood, lengths = draw(neighborhoods(rank, MAX_LENGTH[rank]))
+    neighborhood, lengths = draw(neighborhoods(rank, MAX_LENGTH[rank], circular=spans))
     kv_heads = draw(st.integers(1, 2))
     heads = kv_heads * draw(st.integers(1, 2))
     every = (neighborhood,)
@@ -131,7 +136,13 @@ def calls(
         every = tuple(
             Neighborhood(
                 tuple(
-                    Axis(a.window, draw(st.integers(1, a.window)), a.dilation, draw(st.booleans()), a.boundary)
+                    Axis(
+                        a.window,
+                        draw(st.integers(1, a.window)),
+                        a.dilation,
+                        a.boundary != "wrap" and draw(st.booleans()),
+                        a.boundary,
+                    )
                     if a.window * a.dilation <= n
                     else a
                     for a, n in zip(neighborhood.axes, lengths)

@@ -24,7 +24,7 @@ WRONG = {  # arguments, what the one line must say
     "dilation below 1": (["show", "8x8", "--window", "3", "--dilation", "0"], "--dilation must be at least 1"),
     "dilation too large": (["show", "8x8", "--window", "3", "--dilation", "3"], "--dilation 3"),
     "causal that is no answer": (["show", "8x8", "--window", "3", "--causal", "maybe"], "--causal"),
-    "unknown boundary": (["show", "8x8", "--window", "3", "--boundary", "wrap"], "--boundary must be one of"),
+    "unknown boundary": (["show", "8x8", "--window", "3", "--boundary", "mirror"], "--boundary must be one of"),
     "query outside": (["show", "8x8", "--window", "3", "--query", "8,0"], "--query must lie in [0, 8) on axis 0"),
     "query of another rank": (["show", "8x8", "--window", "3", "--query", "1"], "--query must have 2 values"),
     "tile of 0": (["show", "8x8", "--window", "3", "--tile", "0"], "--tile must be at least 1"),

@@ -47,10 +47,9 @@ def test_split_tensors_give_the_results_of_one_process(outcomes, case):
     ("case", "words"),
     [
         (
-            "spatial",
-            "query is split along spatial axis 0; .* batch, Shard.0., or over heads, Shard.2.*context parallelism",
+            "head_dim",
+            "query is split along its head_dim; .* batch, Shard.0., over heads, Shard.2., or over spatial axes",
         ),
-        ("head_dim", "query is split along its head_dim"),
         (
             "heads of one key head",
             "heads cannot be split over 2 processes, since key has 1, no multiple; shard the batch",

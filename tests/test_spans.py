@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import vicinal
 from closeness import random_gradients
 from strategies import calls
 from vicinal import Neighborhood, Span, dispatch, neighborhood_attention
@@ -145,3 +146,28 @@ def test_is_part_of_the_code_and_of_the_problem():
     problem = Problem.of(Inputs(q, k, k), [parts], 1.0)
     assert (problem.lengths, problem.key_lengths, problem.is_part) == ((8, 6), (14, 6), True)
     assert problem.useful_scores == 8 * 6 * 7 * 5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_circle_has_no_border(backend):
+    """Turned by any number of tokens, the result is turned; gradients likewise."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, above = (torch.randn(1, 6, 10, 2, 8, dtype=torch.float64, generator=generator) for _ in range(4))
+    if dispatch.unsupported(backend, Problem.of(Inputs(q, k, v), [Neighborhood.of(2, 3)], 0.25)) is not None:
+        pytest.skip("not here")
+
+    def attend(by):
+        leaves = [t.roll(by, 2).requires_grad_() for t in (q, k, v)]
+        output = vicinal.na2d(*leaves, (3, 4), dilation=(1, 2), boundary=("shift", "wrap"), backend=backend)
+        return [t.roll(-by, 2) for t in (output, *torch.autograd.grad(output, leaves, above.roll(by, 2)))]
+
+    torch.testing.assert_close(attend(4), attend(0), **EXACT)
+
+
+def test_a_circle_in_a_compiled_function():
+    q = torch.randn(1, 12, 2, 8, generator=torch.Generator().manual_seed(0))
+
+    def attend(q):
+        return vicinal.na1d(q, q, q, 5, boundary="wrap")
+
+    assert torch.equal(torch.compile(attend, fullgraph=True, backend="aot_eager")(q), attend(q))

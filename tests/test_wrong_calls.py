@@ -292,6 +292,15 @@ ANY_RANK = [
     ("no rank for a window", ValueError, "query | 1 to 3 lengths | [2]", {"query": LSE[:, 0, 0], "neighborhood": 3}),
     ("a window where query is a list", TypeError, "query | torch.Tensor | list", {"query": [1.0], "neighborhood": 3}),
     ("a window that does not fit", ValueError, "kernel_size | 7", {"neighborhood": 7}),
+    ("a circle that the dilation does not divide", ValueError, "dilation must divide | axis 1 | 8 | 3", {
+        "neighborhood": Neighborhood.of(2, 2, dilation=(1, 3), boundary="wrap"),
+    }),
+    ("a window larger than a circle", ValueError, "axis 0 | length 6 | 7", {
+        "neighborhood": Neighborhood.of(2, 7, boundary="wrap"),
+    }),
+    ("a circle for some heads", ValueError, "'wrap' | of all heads or of none | axis 0", {
+        "neighborhood": [N2, Neighborhood.of(2, 3, boundary="wrap")] * 2,
+    }),
     ("rpb of two windows", ValueError, "rpb | one kernel_size", {"neighborhood": [N2, N2_OF_5] * 2, "rpb": RPB}),
     ("spans of one axis", ValueError, "spans | 2, one Span or None for every axis", {"spans": [None]}),
     ("spans a Span", ValueError, "spans | 2, one Span or None", {"spans": Span(9, (0, 6), (0, 6))}),

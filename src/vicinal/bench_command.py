@@ -97,6 +97,8 @@ def run_bench(
     else:
         sizes = arguments.sizes("--lengths", lengths)
         neighborhood = arguments.NeighborhoodOptions(window, stride, dilation, causal, boundary).read(sizes)
+        if neighborhood.is_circular:
+            raise wrong("--boundary: circles are timed by benchmarks/circular.py, got wrap")
         cases = (
             arguments.ProblemOptions(batch, heads, kv_heads, head_dim, value_dim, dtype).read(sizes, neighborhood),
         )
@@ -202,6 +204,47 @@ def run_scaling(
             scaling_page.draw(record, name, path)
             console.print(f"wrote {path}", soft_wrap=True)
     if any(point["status"] == "wrong" for point in record["points"]):
+        raise typer.Exit(1)
+
+
+@bench.command("cp", short_help="Context parallelism over several processes.")
+def run_cp(
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Start so many; by default one for each GPU. Not under torchrun.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Begin nothing new after so long.")] = 600.0,
+    only: Annotated[str | None, typer.Option(help="Problems with this in their name.")] = None,
+    device: Device = None,
+    json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw speedups from the records in --json's folder.")] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing; the table and --plot only.")] = False,
+) -> None:
+    """Strong and weak scaling of halo exchange, beside all-gather and Ulysses; results are checked first.
+
+    Run by torchrun it takes its processes; otherwise it starts them.
+    """
+    arguments.check_output("--json", json)
+    arguments.check_drawing("--plot", plot)
+    if (plot is not None or report_only) and json is None:
+        raise wrong("--plot and --report-only need --json")
+    from vicinal.bench.cp import start
+
+    console = terminal()
+    right = True
+    if not report_only:
+        on = arguments.device_of(device)
+        if not start.is_started():
+            raise typer.Exit(start.processes(on.type, processes, sys.argv[1:]))
+        right = start.run(on.type, seconds, only, json, shlex.join(["vicinal", *sys.argv[1:]]), console)
+    if json is not None and start.is_first():
+        from vicinal.bench.cp import page
+
+        records = page.read(sorted(json.parent.glob("*.json")))
+        console.print(page.tables(records), soft_wrap=True, highlight=False, markup=False)
+        if plot is not None:
+            page.draw(records, plot)
+            console.print(f"wrote {plot}", soft_wrap=True)
+    if not right:
         raise typer.Exit(1)
 
 

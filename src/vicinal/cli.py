@@ -89,6 +89,10 @@ def show(
     matrix: Annotated[bool, typer.Option("--matrix", help="1-D: a row per query, a column per key.")] = False,
     queries: Annotated[int | None, typer.Option(help="--matrix: how many queries, on a grid of their own.")] = None,
     masked: Annotated[str | None, typer.Option(help="A box of masked keys, as 0:12,10:16.")] = None,
+    shards: Annotated[
+        str | None, typer.Option(help="Parts along each axis that ranks hold: 2x1. Draws a rank's shard and halo.")
+    ] = None,
+    rank: Annotated[int, typer.Option(min=0, help="With --shards: which one, in row-major order.")] = 0,
     png: Annotated[Path | None, typer.Option(help="Also draw into this file (.png, .pdf, .svg).")] = None,
 ) -> None:
     """Draw a neighborhood: a query, its keys, and the keys that its tile of queries reads."""
@@ -111,12 +115,17 @@ def show(
             if png is not None:
                 drawing.save_matrix(neighborhood, sizes[0], png, title, queries)
         else:
-            shown = drawing.picture(neighborhood, sizes, at, tiles, box)
+            if shards is not None:
+                parts = per_axis("shards", arguments.one_or_each("--shards", shards, len(sizes), int), len(sizes))
+                shown = drawing.shard_picture(neighborhood, sizes, parts, rank)
+                title += f", rank {rank} of {shards}"
+            else:
+                shown = drawing.picture(neighborhood, sizes, at, tiles, box)
             drawing.print_picture(console, shown)
             if png is not None:
                 drawing.save_picture(shown, png, title)
     except ValueError as error:
-        raise wrong(re.sub(r"^(query|tile|matrix)\b", r"--\1", str(error))) from error
+        raise wrong(re.sub(r"^(query|tile|matrix|rank)\b", r"--\1", str(error))) from error
 
 
 @app.command(short_help="Why a problem runs how.")
@@ -134,6 +143,9 @@ def explain(
     boundary: Boundary = "shift",
     dtype: DType = "float32",
     device: Device = None,
+    shards: Annotated[
+        str | None, typer.Option(help="Parts along each axis that ranks hold: also what they send each other.")
+    ] = None,
 ) -> None:
     """Why a problem runs on which backend and with which tiling."""
     from vicinal.explain import print_explanation
@@ -141,7 +153,10 @@ def explain(
     sizes = arguments.sizes("LENGTHS", lengths)
     neighborhood = arguments.NeighborhoodOptions(window, stride, dilation, causal, boundary).read(sizes)
     case = arguments.ProblemOptions(batch, heads, kv_heads, head_dim, value_dim, dtype).read(sizes, neighborhood)
-    print_explanation(case.problem(arguments.device_of(device)))
+    parts = None
+    if shards is not None:
+        parts = per_axis("shards", arguments.one_or_each("--shards", shards, len(sizes), int), len(sizes))
+    print_explanation(case.problem(arguments.device_of(device)), parts)
 
 
 @app.command(short_help="Remove noise from an image file.")

@@ -11,21 +11,25 @@ from vicinal import dispatch
 from vicinal.backends.protocol import Config, Direction
 from vicinal.bench.cases import useful_flops
 from vicinal.bench.roofline import intensity, least_bytes
+from vicinal.distributed.halo import halo, shards_of, volume
 from vicinal.geometry.work import waste
 from vicinal.machine import device_name
 from vicinal.problem import Problem
 from vicinal.tuning import cache
-from vicinal.words import labelled, wrapped
+from vicinal.words import by, labelled, wrapped
 
 TILINGS_SHOWN = 3  # of the chosen backend
 
 
-def print_explanation(problem: Problem) -> None:
-    """Why `problem` runs on which backend with which tiling: verdicts, waste, FLOPs, bytes, intensity."""
-    print(explanation(problem, shutil.get_terminal_size().columns))
+def print_explanation(problem: Problem, parts: tuple[int, ...] | None = None) -> None:
+    """Why `problem` runs on which backend with which tiling: verdicts, waste, FLOPs, bytes, intensity.
+
+    `parts`: of a map that ranks hold together, parts along each axis; then also what they send each other.
+    """
+    print(explanation(problem, shutil.get_terminal_size().columns, parts))
 
 
-def explanation(problem: Problem, width: int) -> str:
+def explanation(problem: Problem, width: int, parts: tuple[int, ...] | None = None) -> str:
     """What `print_explanation` prints, in lines of `width` columns."""
     dense = problem.batch * problem.heads * prod(problem.lengths) * prod(problem.key_lengths)
     fewer = f"{dense / problem.useful_scores:.3g}x fewer than self attention"
@@ -44,7 +48,27 @@ def explanation(problem: Problem, width: int) -> str:
     if tilings:
         told = "Tilings, the first is used (waste: scores of whole tiles over useful ones):"
         lines += ["", *wrapped(told, width), *tilings]
+    if parts is not None:
+        lines += ["", *wrapped(_sent(problem, parts), width)]
     return "\n".join(lines)
+
+
+def _sent(problem: Problem, parts: tuple[int, ...]) -> str:
+    """What ranks send each other of a map cut into so many parts along each axis."""
+    shards = shards_of(problem.lengths, parts)
+    plan = halo(tuple(n.over((None,) * n.rank) for n in problem.neighborhoods), problem.lengths, shards)
+    per_token = problem.batch * problem.kv_heads * (problem.head_dim + problem.value_dim) * problem.dtype.itemsize
+    rank = max(range(len(shards)), key=plan.tokens_received)
+    received, peers = plan.tokens_received(rank), sum(map(bool, plan.receives(rank)))
+    others = prod(problem.lengths) - volume(plan.shards[rank])
+    inside = plan.inside(rank)
+    share = 0 if inside is None else volume(inside) / volume(plan.shards[rank])
+    fewer = f", {others / received:.3g}x fewer than all keys and values" if received else ""
+    return (
+        f"Split into {by(parts)} shards, a rank needs at most {received:,} tokens of {peers} others, "
+        f"{received * per_token / 1e6:.4g} MB forward (and as much home backward){fewer}; {share:.0%} of its queries "
+        f"need none of them."
+    )
 
 
 def _known(problem: Problem) -> str:

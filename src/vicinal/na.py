@@ -133,7 +133,8 @@ def na1d(
         attention_kwargs, q_tile_shape, ..., torch_compile: settings of NATTEN's kernels; ignored, with one warning.
         return_lse: also return the log-sum-exp of the scores.
         rpb: relative positional bias `[H, 2*K0-1]`.
-        boundary: "shift" (at a border the window moves inward) or "clip" (it is cut), per axis.
+        boundary: "shift" (at a border the window moves inward), "clip" (it is cut) or "wrap" (there is none: the axis
+            is a circle), per axis.
         clamp: take the largest window that fits where an axis is too short, `min(kernel_size, length // dilation)`, and
             of `rpb` the middle.
         key_mask: `[B, X0]` or `[X0]` of booleans, False for tokens that are not there.
@@ -240,7 +241,8 @@ def na2d(
         attention_kwargs, q_tile_shape, ..., torch_compile: settings of NATTEN's kernels; ignored, with one warning.
         return_lse: also return the log-sum-exp of the scores.
         rpb: relative positional bias `[H, 2*K0-1, 2*K1-1]`.
-        boundary: "shift" (at a border the window moves inward) or "clip" (it is cut), per axis.
+        boundary: "shift" (at a border the window moves inward), "clip" (it is cut) or "wrap" (there is none: the axis
+            is a circle), per axis.
         clamp: take the largest window that fits where an axis is too short, `min(kernel_size, length // dilation)`, and
             of `rpb` the middle.
         key_mask: `[B, X0, X1]` or `[X0, X1]` of booleans, False for tokens that are not there.
@@ -347,7 +349,8 @@ def na3d(
         attention_kwargs, q_tile_shape, ..., torch_compile: settings of NATTEN's kernels; ignored, with one warning.
         return_lse: also return the log-sum-exp of the scores.
         rpb: relative positional bias `[H, 2*K0-1, 2*K1-1, 2*K2-1]`.
-        boundary: "shift" (at a border the window moves inward) or "clip" (it is cut), per axis.
+        boundary: "shift" (at a border the window moves inward), "clip" (it is cut) or "wrap" (there is none: the axis
+            is a circle), per axis.
         clamp: take the largest window that fits where an axis is too short, `min(kernel_size, length // dilation)`, and
             of `rpb` the middle.
         key_mask: `[B, X0, X1, X2]` or `[X0, X1, X2]` of booleans, False for tokens that are not there.

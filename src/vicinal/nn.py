@@ -74,7 +74,7 @@ class NeighborhoodAttention(nn.Module):
             "exact" raises. "clamp" takes the largest window that fits, `min(kernel_size, length // dilation)`; of the
             bias it takes the middle. "pad" appends zeros to the input and crops the output, as NATTEN's module did
             until 0.15: the zeros are attended.
-        boundary: "shift" or "clip", per axis.
+        boundary: "shift", "clip" or "wrap", per axis.
         device, dtype: of the parameters, as in torch's modules.
 
     Attributes:

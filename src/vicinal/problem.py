@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vicinal.geometry.maps import Maps
 from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.unroll import unrolled
 from vicinal.geometry.work import backward_flops, call_scores, forward_flops
 from vicinal.words import by
 
@@ -86,7 +87,8 @@ class Problem:
         batch, lengths, heads, kv_heads, head_dim, value_dim: sizes of the tensors (see the module's docstring).
             `lengths` are the queries'.
         neighborhoods: resolved (no window is None); one for all heads, or one per query head. Where queries and keys
-            are parts of the axes, these say which (`Axis.span`), the same for all heads.
+            are parts of the axes, these say which (`Axis.span`), the same for all heads. Circular axes are unrolled:
+            their keys are more than the axis.
         additional: number of additional keys, 0 for none.
         has_rpb: whether there is a relative positional bias.
         has_key_mask: whether some keys may be masked.
@@ -130,6 +132,10 @@ class Problem:
             has_key_mask=inputs.key_mask is not None,
             has_window_sizes=inputs.window_sizes is not None,
         )
+
+    def __post_init__(self) -> None:
+        if any(n.is_circular for n in self.neighborhoods):
+            object.__setattr__(self, "neighborhoods", unrolled(self.neighborhoods, self.lengths))
 
     def __hash__(self) -> int:  # plans are looked up on every call: hash the fields once
         return self._hash

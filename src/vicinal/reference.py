@@ -19,7 +19,7 @@ from vicinal.problem import Inputs
 
 
 def neighbors(axis: Axis, length: int, query: int) -> list[int]:
-    """The keys that a query attends to along one axis, in token positions."""
+    """The keys that a query attends to along one axis, in token positions; of a circle before 0 and beyond it, too."""
     window, stride, dilation = axis.window, axis.stride, axis.dilation
     assert window is not None
     group = list(range(query % dilation, length, dilation))
@@ -30,6 +30,8 @@ def neighbors(axis: Axis, length: int, query: int) -> list[int]:
         return [group[j] for j in range(len(group)) if leader - window < j <= i]
     leader = min(block + stride // 2, last)
     start = leader - window // 2
+    if axis.boundary == "wrap":
+        return [j * dilation + query % dilation for j in range(start, start + window)]
     if axis.boundary == "shift":
         start = min(max(start, 0), len(group) - window)
     return [group[j] for j in range(start, start + window) if 0 <= j <= last]
@@ -37,11 +39,22 @@ def neighbors(axis: Axis, length: int, query: int) -> list[int]:
 
 def axis_mask(axis: Axis, length: int) -> Tensor:
     """`[length, keys]`, True where a query (row) attends to a key (column); of a span, its queries and keys."""
+    return axis_offsets(axis, length) > 0
+
+
+def axis_offsets(axis: Axis, length: int) -> Tensor:
+    """`[length, keys]`: how far the key (column) is from the query (row), in units of the dilation, plus the window.
+
+    From 1 to twice the window less 1; 0 where it does not attend.
+    """
+    assert axis.window is not None
     span = axis.span or Span.whole(length)
-    mask = torch.zeros(span.query_length, span.key_length, dtype=torch.bool, device="cpu")
+    offsets = torch.zeros(span.query_length, span.key_length, dtype=torch.int64, device="cpu")
     for row, query in enumerate(range(*span.queries)):
-        mask[row, [key - span.keys[0] for key in neighbors(axis, span.length, query)]] = True
-    return mask
+        for key in neighbors(axis, span.length, query):
+            column = key % length if axis.span is None else key - span.keys[0]
+            offsets[row, column] = key // axis.dilation - query // axis.dilation + axis.window
+    return offsets
 
 
 def neighborhood_mask(neighborhood: Neighborhood, lengths: Sequence[int]) -> Tensor:
@@ -57,19 +70,15 @@ def neighborhood_mask(neighborhood: Neighborhood, lengths: Sequence[int]) -> Ten
 def bias_of(rpb: Tensor, neighborhood: Neighborhood, lengths: Sequence[int]) -> Tensor:
     """`[H, N, M]`: the bias of every pair that the window allows (elsewhere its value has no meaning)."""
     index: list[Any] = [slice(None)]  # then one [N, M] index per axis
-    spans = [axis.span or Span.whole(n) for axis, n in zip(neighborhood.axes, lengths)]
-    queries, keys = _positions([span.queries for span in spans]), _positions([span.keys for span in spans])
-    for a, axis in enumerate(neighborhood.axes):
-        assert axis.window is not None
-        offset = keys[None, :, a] // axis.dilation - queries[:, None, a] // axis.dilation + axis.window - 1
-        index.append(offset.clamp(0, 2 * axis.window - 2).to(rpb.device))
+    each = [axis_offsets(axis, length) for axis, length in zip(neighborhood.axes, lengths)]
+    for a in range(len(each)):
+        offset = torch.zeros(1, 1, dtype=torch.int64, device="cpu")
+        for i, own in enumerate(each):
+            along = own if i == a else torch.zeros_like(own)
+            sizes = offset.shape[0] * own.shape[0], offset.shape[1] * own.shape[1]
+            offset = (offset[:, None, :, None] + along[None, :, None, :]).reshape(sizes)
+        index.append((offset - 1).clamp(min=0).to(rpb.device))
     return rpb[tuple(index)]
-
-
-def _positions(intervals: Sequence[tuple[int, int]]) -> Tensor:
-    """`[N, rank]`: where each token is along every axis."""
-    along = [torch.arange(start, stop, dtype=torch.int64, device="cpu") for start, stop in intervals]
-    return torch.cartesian_prod(*along).reshape(-1, len(intervals))
 
 
 def _masks(per_head: Sequence[Neighborhood], lengths: Sequence[int]) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vicinal import sharding, torch_internals
+from vicinal import circular, sharding, torch_internals
 from vicinal.backends.torch import formulas
 from vicinal.caching import Cache
 from vicinal.checks import check_call
@@ -34,6 +34,12 @@ def route(
     Raises:
         TypeError, ValueError: see `vicinal.checks.check_call`; ValueError also where the backend cannot run it.
     """
+    if sharding.splits_map(inputs):
+        check_call(inputs, neighborhoods, backend)
+        return sharding.attend_split(inputs, neighborhoods, scale, backend)
+    if any(isinstance(n, Neighborhood) and n.is_circular for n in neighborhoods):
+        check_call(inputs, neighborhoods, backend)
+        inputs, neighborhoods = circular.unroll(inputs, neighborhoods)
     if torch.compiler.is_compiling():
         checked = Checked.of(inputs, neighborhoods, scale, backend)
         sharding.prepare(inputs, len(checked.neighborhoods) > 1)

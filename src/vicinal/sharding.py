@@ -1,5 +1,7 @@
 """How `torch.distributed.tensor` splits the operators: over batch elements or heads, without communication.
 
+Where a map is split along spatial axes, the way goes to `vicinal.distributed`, which exchanges halos.
+
 Registered when the first `DTensor` comes, since importing it takes longer than all of vicinal.
 """
 
@@ -8,9 +10,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import cache
+from math import prod
 from typing import Any
 
-from vicinal.geometry.neighborhood import decode
+import torch
+
+from vicinal.geometry.neighborhood import Neighborhood, decode
 from vicinal.operators import attend, attend_backward
 from vicinal.problem import Inputs
 from vicinal.torch_internals import run_when_traced
@@ -22,7 +27,7 @@ def prepare(inputs: Sequence[Any], per_head: bool) -> None:
     """Where the inputs are `DTensor`s: checks how they are split, and registers the strategies.
 
     Raises:
-        ValueError: a tensor is split along a spatial axis or its head_dim, or heads are split that cannot be.
+        ValueError: a tensor is split along its head_dim, or heads are split that cannot be.
     """
     module = sys.modules.get("torch.distributed.tensor")
     if module is None or not any(isinstance(t, module.DTensor) for t in inputs):
@@ -39,14 +44,71 @@ def prepare(inputs: Sequence[Any], per_head: bool) -> None:
 
 def _check(name: str, tensor: Any) -> None:
     heads = tensor.ndim - 2
-    for placement in tensor.placements:
-        if placement.is_shard() and placement.dim not in (0, heads):
-            what = "its head_dim" if placement.dim > heads else f"spatial axis {placement.dim - 1}"
-            raise ValueError(
-                f"{name} is split along {what}; neighborhood attention of DTensors is split over the batch, Shard(0), "
-                f"or over heads, Shard({heads}). Ranks that split a spatial axis must exchange halos: that is context "
-                f"parallelism, not a placement"
-            )
+    if any(placement.is_shard() and placement.dim > heads for placement in tensor.placements):
+        raise ValueError(
+            f"{name} is split along its head_dim; neighborhood attention of DTensors is split over the batch, "
+            f"Shard(0), over heads, Shard({heads}), or over spatial axes, Shard(1) to Shard({heads - 1})"
+        )
+
+
+def splits_map(inputs: Sequence[Any]) -> bool:
+    """Whether the query is a `DTensor` that is split along a spatial axis."""
+    module = sys.modules.get("torch.distributed.tensor")
+    query = inputs[0]
+    if module is None or not isinstance(query, module.DTensor):
+        return False
+    return any(p.is_shard() and 1 <= p.dim < query.ndim - 2 for p in query.placements)
+
+
+def attend_split(
+    inputs: Inputs, neighborhoods: tuple[Neighborhood, ...], scale: float | None, backend: str | None
+) -> tuple[Any, Any]:
+    """Output and log-sum-exp of `DTensor`s that are split along spatial axes, by halo exchange; placed as the query is.
+
+    Keys and values are brought to the query's placements, what has no spatial axes to those of its batch and heads.
+
+    Raises:
+        TypeError: some input is no DTensor.
+        ValueError: there are masks; or see `prepare`, and `vicinal.distributed.context_parallel.attend`.
+    """
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+    from vicinal.distributed.context_parallel import attend as attend_shards
+    from vicinal.distributed.layout import Layout
+
+    for name, t in zip(Inputs._fields, inputs):
+        if t is not None and not isinstance(t, DTensor):
+            raise TypeError(f"{name} must be a DTensor, as query is, got {type(t).__name__}")
+    for name, given in zip(inputs._fields[len(inputs.numbers) :], inputs[len(inputs.numbers) :]):
+        if given is not None:
+            raise ValueError(f"{name} must be None where a map is split along spatial axes: it is not exchanged")
+    prepare(inputs, len(neighborhoods) > 1)
+    query: Any = inputs.query
+    mesh, placements, heads = query.device_mesh, query.placements, query.ndim - 2
+    if not all(p.is_shard() or p.is_replicate() for p in placements):
+        raise ValueError(f"query must be sharded or replicated along every dimension of the mesh, got {placements}")
+    axes: dict[str | int, int] = {i: p.dim - 1 for i, p in enumerate(placements) if p.is_shard() and 1 <= p.dim < heads}
+
+    def placed(of_batch: Any, of_heads: Any, otherwise: Any) -> list[Any]:
+        """The placements of what has no spatial axes."""
+        choice = {0: of_batch, heads: of_heads}
+        return [choice.get(p.dim, otherwise) if p.is_shard() else Replicate() for p in placements]
+
+    extra = placed(Shard(0), Shard(2), Replicate()), placed(Shard(0), Shard(2), Partial())
+    bias = placed(Replicate(), Shard(0), Replicate()), placed(Partial(), Shard(0), Partial())
+    each: list[Any] = [(placements, placements)] * 3 + [extra] * 2 + [bias]
+    local = [
+        None if t is None else t.redistribute(mesh, own).to_local(grad_placements=grads)  # type: ignore[attr-defined]
+        for t, (own, grads) in zip(inputs, each)
+    ]
+    layout = Layout.of(mesh, axes, tuple(query.shape[1:-2]))
+    output, lse = attend_shards(Inputs(*local), neighborhoods, scale, layout, backend)  # type: ignore[arg-type]
+
+    def whole(t: Any, shape: tuple[int, ...]) -> Any:
+        stride = tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+        return DTensor.from_local(t, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
+
+    return whole(output, (*query.shape[:-1], inputs.value.shape[-1])), whole(lse, tuple(query.shape[:-1]))
 
 
 def _parts(query: Any) -> int:

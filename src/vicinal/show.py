@@ -20,6 +20,7 @@ from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.span import Interval
 from vicinal.geometry.tiles import key_interval
 from vicinal.geometry.window import group_length, leader, window_start, window_stop
+from vicinal.words import by
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +32,7 @@ LABEL = 5  # columns of a row's number
 
 
 class Mark(IntEnum):
-    """What a token is to the query."""
+    """What a token is to the query, or to a rank that holds a shard."""
 
     OTHER = 0
     BOX = 1
@@ -40,6 +41,9 @@ class Mark(IntEnum):
     LEADER = 4
     QUERY = 5
     MASKED = 6
+    INSIDE = 7  # this and those below: of a rank's shard of a map
+    BORDER = 8
+    HALO = 9
 
 
 @dataclass(frozen=True)
@@ -60,22 +64,27 @@ STYLES: dict[Mark, _Style] = {
     ),
     Mark.QUERY: _Style("Q", "bold white on red3", "#d84315", "the query"),
     Mark.MASKED: _Style("x", "white on grey37", "#5f6368", "masked: no query attends to it"),
+    Mark.INSIDE: _Style("o", "black on dark_turquoise", "#26a69a", "the rank's own: needs no halo, computed meanwhile"),
+    Mark.BORDER: _Style("b", "black on light_salmon1", "#ffcc80", "the rank's own: its window reaches into the halo"),
+    Mark.HALO: _Style("h", "black on plum3", "#b39ddb", "halo: keys and values that other ranks send"),
 }
+OF_A_QUERY = (Mark.MASKED, Mark.QUERY, Mark.LEADER, Mark.TILE, Mark.KEY, Mark.BOX, Mark.OTHER)
+OF_A_SHARD = (Mark.INSIDE, Mark.BORDER, Mark.HALO, Mark.OTHER)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The marks of all tokens for one query.
+    """The marks of all tokens for one query, or for one rank's shard.
 
     Attributes:
         lengths: tokens along each axis.
-        query: its position.
+        kinds: the marks that there may be.
         marks: of the tokens that are not OTHER.
         view: the part worth showing, one interval per axis.
     """
 
     lengths: tuple[int, ...]
-    query: Place
+    kinds: tuple[Mark, ...]
     marks: dict[Place, Mark]
     view: tuple[Interval, ...]
 
@@ -122,7 +131,40 @@ def picture(
         marks |= dict.fromkeys(product(*(range(*own) for own in masked)), Mark.MASKED)
     marks[query] = Mark.QUERY
     view = tuple(_view(line, n) for line, n in zip(lines, lengths))
-    return Picture(lengths, query, marks, view)
+    return Picture(lengths, OF_A_QUERY, marks, view)
+
+
+def shard_picture(neighborhood: Neighborhood, lengths: tuple[int, ...], parts: tuple[int, ...], rank: int) -> Picture:
+    """Mark what a rank holds and needs of a map that is cut into `parts` along each axis, as `torch.chunk` cuts.
+
+    Args:
+        neighborhood: resolved for `lengths`.
+        rank: of the parts in row-major order.
+
+    Raises:
+        ValueError: there is no such rank, or it holds nothing.
+    """
+    from vicinal.distributed.halo import halo, shards_of
+
+    shards = shards_of(lengths, parts)
+    if not 0 <= rank < len(shards):
+        raise ValueError(f"rank must be from 0 to {len(shards) - 1}, got {rank}")
+    plan = halo((neighborhood,), lengths, shards)
+    marks: dict[Place, Mark] = {}
+    for pieces in plan.receives(rank):
+        marks |= {token: Mark.HALO for piece in pieces for token in product(*(range(*own) for own in piece.box))}
+    if plan.keys(rank) is None:
+        raise ValueError(f"rank {rank} holds no token of {by(lengths)} in {by(parts)} parts")
+    own, inside = plan.shards[rank], plan.inside(rank)
+    marks |= dict.fromkeys(product(*(range(*each) for each in own)), Mark.BORDER)
+    if inside is not None:
+        marks |= dict.fromkeys(product(*(range(*each) for each in inside)), Mark.INSIDE)
+    view = []
+    for axis, n in enumerate(lengths):
+        places = [token[axis] for token in marks]
+        near = max(0, min(places) - MARGIN), min(n, max(places) + 1 + MARGIN)
+        view.append((0, n) if n <= MAX_SHOWN else near)
+    return Picture(lengths, OF_A_SHARD, marks, tuple(view))
 
 
 def print_picture(console: Console, shown: Picture) -> None:
@@ -138,7 +180,7 @@ def print_picture(console: Console, shown: Picture) -> None:
     _print_note(console, shown)
     start, stop = shown.view[-1]
     _print_width(console, stop - start)
-    for mark in reversed(Mark):
+    for mark in shown.kinds:
         if mark in (Mark.LEADER, Mark.MASKED) and mark not in shown.marks.values():
             continue  # of strides, and of masks, alone
         style = STYLES[mark]
@@ -202,8 +244,8 @@ def _line(axis: Axis, length: int, query: int, tile: int) -> _Line:
     first = place // tile * tile
     queries = (first, min(first + tile, group))
 
-    def tokens(start: int, stop: int) -> list[int]:
-        return [offset + axis.dilation * i for i in range(start, stop)]
+    def tokens(start: int, stop: int) -> list[int]:  # around a circle, on from the other side
+        return [(offset + axis.dilation * i) % length for i in range(start, stop)]
 
     window = window_start(axis, group, place), window_stop(axis, group, place)
     own = offset + axis.dilation * leader(axis, group, place)
@@ -263,7 +305,8 @@ def _save(cells: list[list[list[Mark]]], names: list[str], first: tuple[int, int
     across = min(len(cells), 4)
     down = -(-len(cells) // across)
     side = min(0.28, 7 / max(width, height))  # inches per token
-    named = [mark for mark in Mark if mark is not Mark.MASKED or any(mark in row for plane in cells for row in plane)]
+    has_masked = any(Mark.MASKED in row for plane in cells for row in plane)
+    named = OF_A_QUERY if has_masked else OF_A_QUERY[1:]
     legend = 0.23 * len(named) + 0.2
     size = (max(4.5, across * (width * side + 0.7)), down * (height * side + 0.7) + legend)
     figure = Figure(figsize=size, layout="constrained")

@@ -73,3 +73,16 @@ def is_differentiated_by_a_transform(tensor: Tensor | None) -> bool:
             return True
         tensor = _unwrapped(tensor)
     return False
+
+
+def all_to_all(sent: Tensor, received: list[int], sizes: list[int], group: str) -> Tensor:
+    """Functional and asynchronous: elements of `sent`, `sizes` to every rank; those that come, to be waited for.
+
+    `received`: how many come from every rank. `group`: a process group's name.
+    """
+    return torch.ops._c10d_functional.all_to_all_single(sent, received, sizes, group)
+
+
+def wait(coming: Tensor) -> Tensor:
+    """What a functional collective makes, once it has come (on a GPU, for what is launched after this)."""
+    return torch.ops._c10d_functional.wait_tensor(coming)

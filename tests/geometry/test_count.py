@@ -39,12 +39,16 @@ def given_of(axis: Axis, length: int, inverse: bool) -> list[tuple[list[tuple[in
     span, found = axis.span or Span.whole(length), []
     own, other = (span.keys, span.queries) if inverse else (span.queries, span.keys)
     for g in range(min(axis.dilation, span.length)):
-        tokens = range(g, span.length, axis.dilation)
-        every = intervals(axis, len(tokens), inverse)
-        walked = [i for i, token in enumerate(tokens) if other[0] <= token < other[1]]
+        n = len(range(g, span.length, axis.dilation))
+        walked = [token // axis.dilation for token in range(*other) if token % axis.dilation == g]
         low, high = (walked[0], walked[-1] + 1) if walked else (0, 0)
-        cut = [(min(max(start, low), high), min(max(stop, low), high)) for start, stop in every]
-        mine = [cut[i] for i, token in enumerate(tokens) if own[0] <= token < own[1]]
+        mine = []
+        for i in (token // axis.dilation for token in range(*own) if token % axis.dilation == g):
+            if inverse:
+                start, stop = first_query_stopping_after(axis, n, i), first_query_starting_at(axis, n, i + 1)
+            else:
+                start, stop = window_start(axis, n, i), window_stop(axis, n, i)
+            mine.append((min(max(start, low), high), min(max(stop, low), high)))
         if mine:
             found.append((mine, high - low))
     return found

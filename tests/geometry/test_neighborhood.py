@@ -24,7 +24,7 @@ from vicinal.geometry.neighborhood import Axis, Neighborhood, decode, encode
         ({"window": 3, "stride": "1"}, TypeError, "stride must be an integer"),
         ({"window": 3, "dilation": 0}, ValueError, "dilation must be at least 1"),
         ({"window": 3, "causal": 1}, TypeError, "is_causal must be a bool"),
-        ({"window": 3, "boundary": "wrap"}, ValueError, "boundary must be one of"),
+        ({"window": 3, "boundary": "mirror"}, ValueError, "boundary must be one of"),
     ],
 )
 def test_bad_axis(values, error, message):
@@ -155,3 +155,8 @@ def test_clamp_is_the_largest_that_fits(axis, length, expected):
     assert axis.clamp(length) == expected
     assert expected.least <= length
     expected.resolve(length)
+
+
+def test_a_circle_has_no_order():
+    with pytest.raises(ValueError, match="'wrap' has no order: is_causal must be False on such an axis, got True"):
+        Neighborhood.of(2, 3, is_causal=(True, False), boundary="wrap")

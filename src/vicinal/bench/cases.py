@@ -70,11 +70,12 @@ def random_inputs(problem: Problem, seed: int = 0) -> Inputs:
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float32, device=problem.device).to(problem.dtype)
 
-    tokens, kv_heads, dims = (problem.batch, *problem.lengths), problem.kv_heads, (problem.head_dim, problem.value_dim)
-    inputs = Inputs(normal(*tokens, problem.heads, dims[0]), *(normal(*tokens, kv_heads, dim) for dim in dims))
+    queries, keys = (problem.batch, *problem.lengths), (problem.batch, *problem.key_lengths)
+    kv_heads, dims = problem.kv_heads, (problem.head_dim, problem.value_dim)
+    inputs = Inputs(normal(*queries, problem.heads, dims[0]), *(normal(*keys, kv_heads, dim) for dim in dims))
     if problem.additional:
-        keys, values = (normal(problem.batch, problem.additional, kv_heads, dim) for dim in dims)
-        inputs = inputs._replace(additional_keys=keys, additional_values=values)
+        more, values = (normal(problem.batch, problem.additional, kv_heads, dim) for dim in dims)
+        inputs = inputs._replace(additional_keys=more, additional_values=values)
     if problem.has_rpb:
         window = [k for k in problem.neighborhoods[0].window if k is not None]
         inputs = inputs._replace(rpb=normal(problem.heads, *(2 * k - 1 for k in window)))

@@ -183,7 +183,10 @@ def _flex() -> System:
     def no_backward(problem: Problem) -> str | None:
         return None if problem.device.type == "cuda" else "FlexAttention has no backward on CPU"
 
-    return System("FlexAttention", "neighborhood", "heads-first", _any, prepare, no_backward)
+    def unsupported(problem: Problem) -> str | None:
+        return "its block masks are written for whole axes without circles" if problem.is_part else None
+
+    return System("FlexAttention", "neighborhood", "heads-first", unsupported, prepare, no_backward)
 
 
 def _cudnn_flex() -> list[System]:

@@ -15,8 +15,8 @@ from typing import Any, Literal, NoReturn, TypeAlias, TypeVar, cast
 from vicinal.geometry.span import WHOLE, Span
 from vicinal.words import by
 
-Boundary = Literal["shift", "clip"]
-BOUNDARIES: tuple[Boundary, ...] = ("shift", "clip")
+Boundary = Literal["shift", "clip", "wrap"]
+BOUNDARIES: tuple[Boundary, ...] = ("shift", "clip", "wrap")
 MAX_RANK = 3
 
 T = TypeVar("T")
@@ -32,8 +32,8 @@ class Axis:
         stride: queries that share one window, from 1 to `window`.
         dilation: distance between neighboring keys, at least 1.
         causal: whether a query sees only keys at or before its own position.
-        boundary: at a border, "shift" moves the window inward (it never shrinks), "clip" cuts it.
-            A causal axis is always cut at its start.
+        boundary: at a border, "shift" moves the window inward (it never shrinks), "clip" cuts it; "wrap": there is
+            none, the axis is a circle. A causal axis is always cut at its start.
         span: the part of the axis that queries and keys are; None where they are all of it.
     """
 
@@ -61,15 +61,18 @@ class Axis:
             raise TypeError(f"is_causal must be a bool on every axis, got {self.causal!r}")
         if self.boundary not in BOUNDARIES:
             raise ValueError(f"boundary must be one of {BOUNDARIES}, got {self.boundary!r}")
+        if self.boundary == "wrap" and self.causal:
+            raise ValueError("boundary 'wrap' has no order: is_causal must be False on such an axis, got True")
         if self.span is not None:
-            _check_span(self.span)
+            _check_span(self.span, self.boundary == "wrap")
 
     def resolve(self, length: int, index: int = 0) -> Axis:
         """This axis for queries of `length`: a window of None becomes the axis' length.
 
         Raises:
-            ValueError: `window * dilation` exceeds the axis where the window shifts at borders (a causal or clipped one
-                always fits), `stride > window`, or `length` is not the span's.
+            ValueError: `window * dilation` exceeds the axis where the window shifts at borders or goes around (a causal
+                or clipped one always fits), `stride > window`, or `length` is not the span's; around a circle, the
+                dilation does not divide the axis.
         """
         if self.span is not None:
             if length != self.span.query_length:
@@ -86,11 +89,16 @@ class Axis:
             raise ValueError(
                 f"stride must not exceed kernel_size, got stride {axis.stride} > {axis.window} on axis {index}"
             )
-        shifts = axis.boundary == "shift" and not axis.causal
-        if shifts and axis.window * axis.dilation > length:
+        whole = axis.boundary != "clip" and not axis.causal
+        if whole and axis.window * axis.dilation > length:
             raise ValueError(
                 f"kernel_size * dilation must not exceed the axis: axis {index} has length {length}, got "
                 f"kernel_size {axis.window} * dilation {axis.dilation} = {axis.window * axis.dilation}"
+            )
+        if axis.boundary == "wrap" and length % axis.dilation:
+            raise ValueError(
+                f"dilation must divide a circular axis (boundary 'wrap'): axis {index} has length {length}, got "
+                f"dilation {axis.dilation}"
             )
         return axis
 
@@ -100,8 +108,8 @@ class Axis:
 
     @property
     def least(self) -> int:
-        """The fewest tokens that the window fits: more than one only where it shifts at borders."""
-        return 1 if self.window is None or self.causal or self.boundary != "shift" else self.window * self.dilation
+        """The fewest tokens that the window fits: one where borders cut it."""
+        return 1 if self.window is None or self.causal or self.boundary == "clip" else self.window * self.dilation
 
     def clamp(self, length: int) -> Axis:
         """With the largest window that fits tokens of `length`: `min(window, length // dilation)`, at least one key.
@@ -211,6 +219,11 @@ class Neighborhood:
         return Neighborhood(tuple(replace(axis, span=span) for axis, span in zip(self.axes, spans)))
 
     @property
+    def is_circular(self) -> bool:
+        """Whether some axis is a circle of which no part is given yet (`vicinal.geometry.unroll`)."""
+        return any(axis.boundary == "wrap" and axis.span is None for axis in self.axes)
+
+    @property
     def spans(self) -> tuple[Span | None, ...]:
         return tuple(axis.span for axis in self.axes)
 
@@ -294,12 +307,14 @@ def per_axis(name: str, value: PerAxis[T], rank: int) -> tuple[T, ...]:
     return (value,) * rank  # type: ignore[return-value]
 
 
-def _check_span(span: object) -> None:
+def _check_span(span: object, circular: bool) -> None:
     if not isinstance(span, Span):
         raise TypeError(f"spans must be a Span or None for every axis, got {span!r} of type {type(span).__name__}")
     start, stop = span.keys
-    if not 0 <= start < stop <= span.length:
-        raise ValueError(f"spans: keys must be some of the axis, [0, {span.length}), got [{start}, {stop})")
+    around = span.length if circular else 0
+    if not -around <= start < stop <= span.length + around:
+        allowed = f"[{-around}, {span.length + around})"
+        raise ValueError(f"spans: keys must be some of the axis, {allowed}, got [{start}, {stop})")
 
 
 def _require_int(name: str, value: object) -> None:

@@ -16,14 +16,14 @@ from typing import Any
 
 from vicinal.geometry.neighborhood import Axis
 
-SHIFT, CLIP, CAUSAL = 0, 1, 2  # what a window does at a border, as kernels number it
+SHIFT, CLIP, CAUSAL, WRAP = 0, 1, 2, 3  # what a window does at a border, as kernels number it
 
 
 def mode(axis: Axis) -> int:
-    """`CAUSAL`, or what `axis.boundary` says: `SHIFT` or `CLIP`."""
+    """`CAUSAL`, or what `axis.boundary` says: `SHIFT`, `CLIP` or `WRAP`."""
     if axis.causal:
         return CAUSAL
-    return CLIP if axis.boundary == "clip" else SHIFT
+    return {"shift": SHIFT, "clip": CLIP, "wrap": WRAP}[axis.boundary]
 
 
 def group_length(length: int, dilation: int, group: int) -> int:
@@ -48,7 +48,10 @@ def leader(axis: Axis, length: int, query: int) -> int:
 
 def window_start(axis: Axis, length: int, query: int) -> int:
     """The first key of `query`."""
-    start = _most(leader(axis, length, query) - left_reach(axis), 0)
+    start = leader(axis, length, query) - left_reach(axis)
+    if axis.boundary == "wrap":  # it goes on: positions before 0 and beyond the axis are those around the circle
+        return start
+    start = _most(start, 0)
     return start if axis.causal or axis.boundary == "clip" else _least(start, length - _window(axis))
 
 
@@ -63,7 +66,7 @@ def window_stop(axis: Axis, length: int, query: int) -> int:
 
 def first_query_starting_at(axis: Axis, length: int, key: int) -> int:
     """The first query whose window starts at `key` or later; `length` if none does."""
-    if key <= 0:
+    if key <= 0 and mode(axis) != WRAP:
         return 0
     if key > length - _window(axis) and mode(axis) == SHIFT:
         return length
@@ -74,7 +77,7 @@ def first_query_stopping_after(axis: Axis, length: int, key: int) -> int:
     """The first query whose window includes `key` or goes beyond it; `length` if none does."""
     if axis.causal:
         return min(max(key, 0), length)
-    if axis.boundary == "shift":
+    if axis.boundary in ("shift", "wrap"):
         return first_query_starting_at(axis, length, key - _window(axis) + 1)
     if key >= length:
         return length

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies import KINDS, Layout
-from vicinal.backends.hopper import arguments, backward, forward, layout, onepass
+from strategies import KINDS, Layout, neighborhoods, part_of
+from vicinal.backends.gpu.arguments import placed
+from vicinal.backends.hopper import arguments, backward, forward, layout, onepass, part_unsupported
 from vicinal.backends.hopper.layout import (
     LARGEST,
     RANK,
@@ -27,6 +28,7 @@ from vicinal.backends.hopper.layout import (
 )
 from vicinal.backends.hopper.tilings import backward_configs, forward_configs, one_pass_configs
 from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.span import Span
 from vicinal.geometry.window import window_start, window_stop
 from vicinal.problem import Inputs, Problem
 
@@ -327,3 +329,56 @@ def test_what_is_read_by_pointers_is_packed(kind, seed, columns):
     assert ours.is_contiguous()
     assert not ours.is_neg()
     assert torch.equal(ours, tensor)
+
+
+@st.composite
+def parts(draw):
+    """A problem of parts of axes that these kernels take, and its queries' and keys' tokens as numbers."""
+    case, lengths = draw(neighborhoods(draw(st.integers(1, 3)), 9, circular=True))
+    pairs = enumerate(zip(case.axes, lengths))
+    spans = [part_of(draw, [axis], n) if i == 0 or draw(st.booleans()) else None for i, (axis, n) in pairs]
+    own = tuple(n if s is None else s.query_length for s, n in zip(spans, lengths))
+    case = case.over(spans)
+    x = torch.arange(2 * prod(own) * HEADS * COLUMNS, dtype=torch.float32).reshape(2, *own, HEADS, COLUMNS)
+    keys = case.key_lengths(own)
+    y = torch.arange(2 * prod(keys) * HEADS * COLUMNS, dtype=torch.float32).reshape(2, *keys, HEADS, COLUMNS)
+    return Problem.of(Inputs(x, y, y), [case], 1.0), x, y
+
+
+@settings(max_examples=200)
+@given(parts())
+def test_parts_of_axes_are_where_they_are_said_to_be(case):
+    """Positions of queries and keys along the whole axes, from what kernels are told; each token once."""
+    problem, x, y = case
+    if not problem.is_part or part_unsupported(problem) is not None:
+        return
+    spans = three_axes(problem)
+    for tensor, keys in ((x, False), (y, True)):
+        seen = []
+        own = Strided(tuple(tensor.shape), tensor.stride(), keys)
+        for part in subproblems(problem, Reach.of([own])):
+            d = describe(problem, part, own)
+            mine, numbers = part.of_keys if keys else part, arguments.axes_of(problem, part).lengths
+            starts, counts = (numbers[9:12], numbers[12:]) if keys else (numbers[3:6], numbers[6:9])
+            assert d.shape[1:4] == mine.lengths == counts
+            view = tensor.as_strided(d.shape, d.strides, d.offset)
+            for outer, *group in product(range(part.batch), *(range(n) for n in part.groups)):
+                values = view[outer, ..., part.tokens(group) * d.token_columns] // (HEADS * COLUMNS)
+                for place in product(*map(range, counts)):
+                    token = int(values[place])
+                    shape = (2, *three(tensor.shape[1:-2], 1))
+                    where = [int(n) for n in torch.unravel_index(torch.tensor(token), shape)]
+                    seen.append(token)
+                    for a, (span, dilation) in enumerate(spans):
+                        at = where[1 + a] + (span.keys if keys else span.queries)[0]
+                        assert at // dilation == place[a] + starts[a]
+                        assert numbers[a] == len(range(at % dilation, span.length, dilation))
+        assert sorted(seen) == list(range(tensor.shape[:-2].numel()))
+
+
+def three_axes(problem):
+    """Of each of three axes the span, moved on as kernels see it, and the dilation."""
+    spans = placed(problem.neighborhoods, problem.lengths)
+    dilations = problem.neighborhoods[0].dilation
+    missing = RANK - problem.rank
+    return [(Span.whole(1), 1)] * missing + list(zip(spans, dilations))

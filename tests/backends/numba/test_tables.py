@@ -68,18 +68,15 @@ def test_tables_hold_every_window_of_every_small_axis(length, dilation, border):
 def test_tables_of_spans_hold_every_window(case, size):
     axis, length = case
     own, dilation, span = tables.axis_table(axis, length, size), axis.dilation, axis.span
-    mask = torch.zeros(span.length, span.length, dtype=torch.bool)
+    mask = torch.zeros(span.query_length, span.key_length, dtype=torch.bool)
     for index in range(own.fields[c.TILE_COUNT]):
         first_query, first_key, keys, windows, offset = tile(own, index)
         assert 0 <= offset + own.fields[c.REACH] <= own.fields[c.OFFSETS] - keys
         for i, (start, stop) in enumerate(windows):
-            query, low, high = (
-                first + n * dilation for first, n in zip((first_query, first_key, first_key), (i, start, stop))
-            )
-            mask[query, low:high:dilation] = True
-    assert not mask[: span.queries[0]].any()
-    assert not mask[span.queries[1] :].any()
-    assert torch.equal(mask[slice(*span.queries), slice(*span.keys)], axis_mask(axis, length))
+            low, high = (first_key + n * dilation - span.keys[0] for n in (start, stop))
+            assert min(first_query - span.queries[0], low) >= 0
+            mask[first_query + i * dilation - span.queries[0], low:high:dilation] = True
+    assert torch.equal(mask, axis_mask(axis, length))
 
 
 @pytest.mark.parametrize("axis", [Axis(255), Axis(64, 48), Axis(300, causal=True), Axis(9, 4, 5, boundary="clip")])

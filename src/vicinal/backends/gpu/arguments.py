@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import lcm
 from typing import Any
 
 import torch
@@ -16,13 +18,21 @@ from vicinal.geometry.window import SHIFT, mode
 MAX_WINDOW = 2**31 - 1  # that covers any axis
 
 
-def axes_of(neighborhood: Neighborhood, lengths: tuple[int, ...], unfolded: int | None = None) -> Axes:
-    """A neighborhood as kernels take it, for queries of `lengths`: in 32 bits, as are lengths."""
+def axes_of(
+    neighborhood: Neighborhood,
+    lengths: tuple[int, ...],
+    unfolded: int | None = None,
+    heads: tuple[Neighborhood, ...] = (),
+) -> Axes:
+    """A neighborhood as kernels take it, for queries of `lengths`: in 32 bits, as are lengths.
+
+    `heads`: all heads' neighborhoods, where these differ.
+    """
     axes = neighborhood.axes
     parts = None
-    if any(a.span is not None for a in axes):
+    if any(neighborhood.spans):
         assert unfolded is None, "parts of axes are not seen as two"
-        spans = [a.span or Span.whole(n) for a, n in zip(axes, lengths)]
+        spans = placed(heads or (neighborhood,), lengths)
         lengths = tuple(s.length for s in spans)
         starts, key_starts = tuple(s.queries[0] for s in spans), tuple(s.keys[0] for s in spans)
         parts = Parts(starts, tuple(s.query_length for s in spans), key_starts, tuple(s.key_length for s in spans))
@@ -35,6 +45,21 @@ def axes_of(neighborhood: Neighborhood, lengths: tuple[int, ...], unfolded: int 
         seen(tuple(mode(a) for a in axes), unfolded, SHIFT),
         parts,
     )
+
+
+def placed(neighborhoods: Sequence[Neighborhood], lengths: tuple[int, ...]) -> list[Span]:
+    """The axes' spans, moved on where keys begin before 0 (around a circle): kernels divide no negative positions.
+
+    By whole blocks of a stride in every dilation group, so that the rule of windows stays what it is.
+    """
+    found = []
+    for i, length in enumerate(lengths):
+        span = neighborhoods[0].axes[i].span or Span.whole(length)
+        block = lcm(*(n.axes[i].stride * n.axes[i].dilation for n in neighborhoods))
+        by = -(min(span.keys[0], 0) // block) * block
+        queries, keys = ((start + by, stop + by) for start, stop in (span.queries, span.keys))
+        found.append(Span(span.length + by, queries, keys) if by else span)
+    return found
 
 
 def in_vectors(strides: tuple[int, ...], vector: int, unfolded: int | None = None) -> Strides:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vicinal.backends.gpu import hardware
+from vicinal.backends.gpu.arguments import placed
 from vicinal.backends.gpu.devices import capability, current
 from vicinal.backends.gpu.hardware import gpu_of
 from vicinal.backends.hopper import ahead, backward, estimate, forward, onepass, runs
@@ -132,12 +133,26 @@ def unsupported_anywhere(problem: Problem) -> str | None:
         return "it has no key mask"
     if problem.has_window_sizes:
         return "it has no windows per token"
-    if problem.is_part:
-        return "it takes whole axes, no spans"
+    if problem.is_part and (reason := part_unsupported(problem)) is not None:
+        return reason
     if problem.batch == 0:
         return "the batch is empty"
     if prod(problem.lengths) * max(problem.heads, 4) > LARGEST:  # numbers of log-sum-exps, which come in fours
         return "a batch element has 2**31 or more log-sum-exps"
+    return None
+
+
+def part_unsupported(problem: Problem) -> str | None:
+    """Why parts of axes are not what these kernels take."""
+    if problem.additional:
+        return "it has no additional keys for spans"
+    if max(span.length for span in placed(problem.neighborhoods, problem.lengths)) > LARGEST // 4:
+        return "an axis is too long"
+    dilations = problem.neighborhoods[0].dilation
+    if any(d > 1 and n < d for d, n in zip(dilations, problem.lengths)):
+        return "a span has fewer queries than there are dilation groups"
+    if max(dilations) > 1 and problem.lengths[1:] != problem.key_lengths[1:]:
+        return "dilated, it takes spans along the first axis only"
     return None
 
 

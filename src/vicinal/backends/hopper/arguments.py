@@ -51,14 +51,14 @@ class Tensors(NamedTuple):
     @classmethod
     def of(cls, problem: Problem, strides: tuple[tuple[int, ...], ...]) -> Tensors:
         """`strides`: of query, key and value, and of additional keys and values as `additional.readable` makes them."""
-        x = (problem.batch, *problem.lengths)
+        x, y = (problem.batch, *problem.lengths), (problem.batch, *problem.key_lengths)
         query, key, value, *more = strides
         shape = (problem.batch, more_keys(problem), problem.kv_heads)
         dims = (problem.head_dim, problem.value_dim)
         return cls(
             Strided((*x, problem.heads, problem.head_dim), query),
-            Strided((*x, problem.kv_heads, problem.head_dim), key),
-            Strided((*x, problem.kv_heads, problem.value_dim), value),
+            Strided((*y, problem.kv_heads, problem.head_dim), key, keys=True),
+            Strided((*y, problem.kv_heads, problem.value_dim), value, keys=True),
             Strided.contiguous(*x, problem.heads, problem.value_dim),
             Strided.contiguous(*x, problem.heads, 1),
             tuple(Strided((*shape, d), own) for d, own in zip(dims, more)),
@@ -80,12 +80,17 @@ def reach_of(
 
 def axes_of(problem: Problem, part: Subproblem) -> GroupAxes:
     """The three axes (of the first head)."""
-    return GroupAxes(part.lengths, *_rule(problem, problem.neighborhoods[0]))
+    lengths: tuple[int, ...] = part.lengths
+    if part.extent is not None:
+        e = part.extent
+        lengths = (*e.lengths, *e.query_starts, *part.lengths, *e.key_starts, *e.key_lengths)
+    return GroupAxes(lengths, *_rule(problem, problem.neighborhoods[0]))
 
 
 def grid_of(problem: Problem, part: Subproblem, constants: Constants, heads: int) -> Grid:
     """What work items are counted over: `heads` times the tiles of one."""
-    tiles = tuple(-(-length // size) for length, size in zip(part.lengths, extent_of(constants)))
+    own = part.of_keys if constants.inverse else part
+    tiles = tuple(-(-length // size) for length, size in zip(own.lengths, extent_of(constants)))
     items = prod(tiles) * heads * prod(part.groups) * part.batch
     return Grid(tiles, heads, problem.kv_heads, problem.group_size, items)
 
@@ -99,7 +104,8 @@ def extent_of(constants: Constants) -> Triple:
 
 def is_ragged(part: Subproblem, constants: Constants) -> bool:
     """Whether some tiles may pass the end of an axis; dilation groups need not be of one length."""
-    return constants.grouped or any(n % size for n, size in zip(part.lengths, extent_of(constants)))
+    own = part.of_keys if constants.inverse else part
+    return constants.grouped or any(n % size for n, size in zip(own.lengths, extent_of(constants)))
 
 
 def groups_of(part: Subproblem) -> Groups:
@@ -135,6 +141,7 @@ def constants_of(problem: Problem, config: HopperConfig, tile: Triple, step: Tri
         grouped=dilated(problem),
         chained=chains(problem.device),
         padded=is_padded(problem, is_one_pass(config)),
+        parts=problem.is_part,
         scaled=problem.scale < LEAST_SCALE,
     )
 
@@ -167,7 +174,8 @@ def head_table(problem: Problem) -> Tensor | None:
 def _rule(problem: Problem, neighborhood: Neighborhood) -> tuple[Triple, Triple, Triple]:
     """Windows, strides and modes of three axes, in 32 bits: what is more than twice the length acts like that."""
     axes = (*(Axis(1),) * (RANK - problem.rank), *neighborhood.axes)
-    most = [2 * n for n in three(problem.lengths, 1)]
+    whole = tuple(axis.whole_length(n) for axis, n in zip(neighborhood.axes, problem.lengths))
+    most = [2 * n for n in three(whole, 1)]
     windows = tuple(min(axis.window or 1, n) for axis, n in zip(axes, most))
     strides = tuple(min(axis.stride, n) for axis, n in zip(axes, most))
     return three(windows, 1), three(strides, 1), three(tuple(map(mode, axes)), SHIFT)

@@ -142,7 +142,7 @@ def launchers(
 ) -> tuple[Launchers, ...]:
     """The backward's launchers, one set per subproblem; `strides`: `Given.strides`."""
     tensors = Tensors.of(problem, strides)
-    gradients = [Strided.contiguous(*t.shape) for t in tensors[:3]]
+    gradients = [Strided.contiguous(*t.shape, keys=t.keys) for t in tensors[:3]]
     reach = reach_of(problem, config, (*tensors[:4], *tensors.additional, *gradients))
     return tuple(_launchers(problem, config, tensors, gradients, part, passes) for part in subproblems(problem, reach))
 

@@ -23,10 +23,11 @@ from math import prod
 
 from torch import Tensor
 
+from vicinal.backends.gpu.arguments import placed
 from vicinal.backends.gpu.strides import contiguous_strides, dense
 from vicinal.backends.hopper.kernels.arguments import UnitStrides
 from vicinal.geometry.neighborhood import Axis
-from vicinal.geometry.tiles import alike
+from vicinal.geometry.tiles import Alike, alike
 from vicinal.problem import Inputs, Problem
 
 ALIGNMENT = 8  # elements of 2 bytes: descriptors take strides and addresses of 16 bytes
@@ -41,14 +42,18 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Strided:
-    """A tensor `[B, *X, heads, columns]` without its memory; strides are in elements."""
+    """A tensor `[B, *X, heads, columns]` without its memory; strides are in elements.
+
+    `keys`: its tokens are keys, else queries; they differ where a problem is of parts of axes.
+    """
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    keys: bool = False
 
     @classmethod
-    def contiguous(cls, *shape: int) -> Strided:
-        return cls(shape, contiguous_strides(shape))
+    def contiguous(cls, *shape: int, keys: bool = False) -> Strided:
+        return cls(shape, contiguous_strides(shape), keys)
 
     @property
     def token(self) -> int:
@@ -101,16 +106,38 @@ def suits(tensor: Strided) -> bool:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """Of a subproblem of parts of axes: what of each of its dilation groups is given, along each of three axes.
+
+    Attributes:
+        lengths: tokens per group, whole.
+        query_starts: the position of the first query.
+        key_starts: the position of the first key.
+        key_lengths: keys.
+        key_first: the first key of the first group, among the keys.
+        key_spread: keys of the whole problem along each of the last two axes.
+    """
+
+    lengths: Triple
+    query_starts: Triple
+    key_starts: Triple
+    key_lengths: Triple
+    key_first: Triple
+    key_spread: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Subproblem:
     """The part of a problem that one launch computes: dilation groups of the same lengths, of some batch elements.
 
     Attributes:
-        lengths: tokens per group along each of three axes.
+        lengths: tokens (of a part of axes: queries) per group along each of three axes.
         groups: groups along each of three axes.
         first: first token of the first group along each axis.
         spread: tokens of the whole problem along each of the last two axes.
         batch: batch elements.
         first_batch: the first of them.
+        extent: of a problem of parts of axes.
     """
 
     lengths: Triple
@@ -119,6 +146,13 @@ class Subproblem:
     spread: tuple[int, int]
     batch: int
     first_batch: int = 0
+    extent: Extent | None = None
+
+    @property
+    def of_keys(self) -> Subproblem:
+        """The same of keys: their lengths, first tokens and spread."""
+        e = self.extent
+        return self if e is None else replace(self, lengths=e.key_lengths, first=e.key_first, spread=e.key_spread)
 
     def tokens(self, group: Triple) -> int:
         """Tokens from the first group's first to this group's."""
@@ -159,13 +193,49 @@ class Reach:
 
 def subproblems(problem: Problem, reach: Reach = Reach()) -> list[Subproblem]:
     """Those that together cover `problem`, of at most `LARGEST` columns each; the first is one of the largest."""
-    lengths = three(problem.lengths, 1)
-    kinds = [alike(_axis(problem, a), lengths[a]) for a in range(RANK)]
-    per_axis = [[(kind.length, kind.count, kind.first) for kind in each] for each in kinds]
-    parts = [tuple(zip(*axes)) for axes in product(*per_axis)]
-    parts.sort(key=lambda part: -prod(part[0]) * prod(part[1]))
-    whole = [Subproblem(x, g, first, (lengths[1], lengths[2]), problem.batch) for x, g, first in parts]
+    lengths, keys = three(problem.lengths, 1), three(problem.key_lengths, 1)
+    axes = _axes(problem)
+    kinds = [alike(axis, n) for axis, n in zip(axes, lengths)]
+    parts: list[tuple[Alike, ...]] = list(product(*kinds))
+    whole = []
+    for part in parts:
+        tokens, starts, key_starts, firsts = [], [], [], []
+        for axis, kind in zip(axes, part):
+            queries, of_keys = (axis.span.queries[0], axis.span.keys[0]) if axis.span else (0, 0)
+            tokens.append((kind.own[1] - kind.own[0], kind.other[1] - kind.other[0]))
+            starts.append(kind.own[0])
+            key_starts.append(kind.other[0])
+            firsts.append(
+                (
+                    kind.own[0] * axis.dilation + kind.first - queries,
+                    kind.other[0] * axis.dilation + kind.first - of_keys,
+                )
+            )
+        own_lengths, key_lengths = zip(*tokens)
+        first, key_first = zip(*firsts)
+        extent = None
+        if problem.is_part:
+            extent = Extent(
+                _triple(kind.length for kind in part),
+                _triple(starts),
+                _triple(key_starts),
+                _triple(key_lengths),
+                _triple(key_first),
+                (keys[1], keys[2]),
+            )
+        groups = _triple([kind.count for kind in part])
+        spread = (lengths[1], lengths[2])
+        whole.append(Subproblem(_triple(own_lengths), groups, _triple(first), spread, problem.batch, extent=extent))
+    whole.sort(key=lambda each: -prod(each.lengths) * prod(each.groups))
     return [part for each in whole for part in _halved(each, reach)]
+
+
+def _axes(problem: Problem) -> list[Axis]:
+    """Three axes; spans where they begin at 0 or later (`vicinal.backends.gpu.arguments.placed`)."""
+    axes = list(problem.neighborhoods[0].axes)
+    if problem.is_part:
+        axes = [replace(a, span=s) for a, s in zip(axes, placed(problem.neighborhoods, problem.lengths))]
+    return [Axis(1)] * (RANK - problem.rank) + axes
 
 
 def three(values: tuple[int, ...], fill: int) -> Triple:
@@ -193,6 +263,9 @@ def _halves(part: Subproblem, along: int) -> tuple[Subproblem, Subproblem]:
     fewer = part.groups[along] // 2
     rest = replace(part, groups=_with(part.groups, along, part.groups[along] - fewer))
     rest = replace(rest, first=_with(part.first, along, part.first[along] + fewer))
+    if part.extent is not None:
+        key_first = _with(part.extent.key_first, along, part.extent.key_first[along] + fewer)
+        rest = replace(rest, extent=replace(part.extent, key_first=key_first))
     return replace(part, groups=_with(part.groups, along, fewer)), rest
 
 
@@ -201,9 +274,9 @@ def _with(values: Triple, a: int, value: int) -> Triple:
     return changed[0], changed[1], changed[2]
 
 
-def _axis(problem: Problem, a: int) -> Axis:
-    missing = RANK - problem.rank
-    return Axis(1) if a < missing else problem.neighborhoods[0].axes[a - missing]
+def _triple(values: Iterable[int]) -> Triple:
+    a, b, c = values
+    return a, b, c
 
 
 # --- descriptors -------------------------------------------------------------------------------------------
@@ -233,6 +306,7 @@ class Descriptor:
 def describe(problem: Problem, part: Subproblem, tensor: Strided) -> Descriptor:
     """The descriptor of a tensor's part `[batch, X0, X1, X2, columns]`."""
     dilation = three(problem.neighborhoods[0].dilation, 1)
+    part = part.of_keys if tensor.keys else part
     token = tensor.token
     x = (token * part.spread[0] * part.spread[1], token * part.spread[1], token)
     steps = [s * d if n > 1 else ANY_STRIDE for s, d, n in zip(x, dilation, part.lengths)]

@@ -85,7 +85,7 @@ def launchers(
 ) -> tuple[Launchers, ...]:
     """The launchers, one set per subproblem; `strides`: `Given.strides`."""
     tensors = Tensors.of(problem, strides)
-    gradients = [Strided.contiguous(*t.shape) for t in tensors[:3]]
+    gradients = [Strided.contiguous(*t.shape, keys=t.keys) for t in tensors[:3]]
     reach = reach_of(problem, config, (*tensors[:4], *tensors.additional, *gradients))
     made = partial(_launchers, problem, config, tensors, gradients, has_grad_lse)
     return tuple(made(part) for part in subproblems(problem, reach))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vicinal.backends.gpu import hardware
-from vicinal.backends.gpu.arguments import precision_of
+from vicinal.backends.gpu.arguments import placed, precision_of
 from vicinal.backends.gpu.devices import capability, current
 from vicinal.backends.gpu.launch import MAX_GRID
 from vicinal.backends.gpu.strides import dense
@@ -143,7 +143,7 @@ def _too_large(problem: Problem) -> str | None:
     tokens = max(prod(problem.lengths), prod(problem.key_lengths))
     if tokens > MAX_TOKENS:
         return f"a batch element has {tokens} tokens, more than 2**30"
-    if any(span is not None and span.length > MAX_TOKENS for span in problem.neighborhoods[0].spans):
+    if problem.is_part and max(s.length for s in placed(problem.neighborhoods, problem.lengths)) > MAX_TOKENS:
         return "an axis has more than 2**30 tokens"
     if any(stride > MAX_TOKENS for n in problem.neighborhoods for stride in n.stride):
         return "a stride exceeds 2**30"

@@ -113,7 +113,7 @@ class Prepared:
         problem = self.problem
         own = [in_vectors(each, self.vector, unfolded) for each in self.strides[:3]]
         extra = [in_vectors(each, self.vector) for each in self.strides[3:]]
-        axes = axes_of(problem.neighborhoods[0], problem.lengths, unfolded)
+        axes = axes_of(problem.neighborhoods[0], problem.lengths, unfolded, problem.neighborhoods)
         return axes, InputStrides(*own, *extra), problem.head_dim, problem.value_dim
 
     def options(self, config: Tiling) -> dict[str, int]:

@@ -35,6 +35,7 @@ from vicinal.backends.hopper import forward as hopper_forward
 from vicinal.backends.hopper.config import ForwardConfig
 from vicinal.backends.hopper.tilings import one_pass_configs
 from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.span import Span
 from vicinal.problem import Inputs, Problem
 
 # name: lengths, heads, kv heads, head dim, value dim, dtype, neighborhood's arguments
@@ -70,17 +71,33 @@ CASES = {
     "d48-more": ((64, 64), 2, 2, 48, 48, BF16, {"kernel_size": 13}),
     "d256-more": ((64, 64), 2, 2, 256, 256, BF16, {"kernel_size": 13}),
     "3d-more": ((8, 16, 16), 4, 2, 128, 128, BF16, {"kernel_size": (5, 9, 9)}),
+    "2d-part": ((40, 64), 2, 2, 128, 128, BF16, {"kernel_size": 13, "spans": (Span(96, (30, 70), (24, 77)), None)}),
+    "3d-part": (
+        (8, 16, 16),
+        2,
+        2,
+        128,
+        128,
+        BF16,
+        {"kernel_size": (4, 8, 8), "stride": (1, 2, 4), "spans": (Span(20, (4, 12), (2, 14)), None, None)},
+    ),
     "negative": ((64, 64), 2, 2, 64, 64, BF16, {"kernel_size": 13}),
 }
+
+
+def neighborhood_of(rank: int, spans: tuple[Span | None, ...] = (), **arguments) -> Neighborhood:
+    neighborhood = Neighborhood.of(rank, **arguments)
+    return neighborhood.over(spans) if spans else neighborhood
 
 
 def problem_of(case: str) -> Problem:
     lengths, heads, kv_heads, head_dim, value_dim, dtype, arguments = CASES[case]
     each = arguments if isinstance(arguments, list) else [arguments]
-    neighborhoods = [Neighborhood.of(len(lengths), **own) for own in each]
+    neighborhoods = [neighborhood_of(len(lengths), **own) for own in each]
+    keys = neighborhoods[0].key_lengths(lengths)
     query = torch.zeros(1, *lengths, heads, head_dim, dtype=dtype)
-    key = torch.zeros(1, *lengths, kv_heads, head_dim, dtype=dtype)
-    value = torch.zeros(1, *lengths, kv_heads, value_dim, dtype=dtype)
+    key = torch.zeros(1, *keys, kv_heads, head_dim, dtype=dtype)
+    value = torch.zeros(1, *keys, kv_heads, value_dim, dtype=dtype)
     more = [torch.zeros(1, 77, kv_heads, d, dtype=dtype) for d in (head_dim, value_dim)] if "more" in case else []
     scale = -1.0 if case == "negative" else head_dim**-0.5
     return Problem.of(Inputs(query, key, value, *more), neighborhoods, scale)
@@ -130,8 +147,9 @@ def tensors_of(problem: Problem) -> tuple[torch.Tensor, ...]:
     """Query, key, value, output, log-sum-exp and the table of heads; additional keys and values."""
     x = (problem.batch, *problem.lengths)
     query = torch.zeros(*x, problem.heads, problem.head_dim, dtype=problem.dtype)
-    key = torch.zeros(*x, problem.kv_heads, problem.head_dim, dtype=problem.dtype)
-    value = torch.zeros(*x, problem.kv_heads, problem.value_dim, dtype=problem.dtype)
+    y = (problem.batch, *problem.key_lengths)
+    key = torch.zeros(*y, problem.kv_heads, problem.head_dim, dtype=problem.dtype)
+    value = torch.zeros(*y, problem.kv_heads, problem.value_dim, dtype=problem.dtype)
     output = torch.zeros(*x, problem.heads, problem.value_dim, dtype=problem.dtype)
     lse = torch.zeros(*x, problem.heads)
     table = hopper_arguments.head_table(problem)

@@ -46,6 +46,11 @@ EXPECTED = {
     "dv:2d": 2 * (8 + 4),
     "dk:d256": 16 + 16 + 4,  # the warpgroup that makes dV has nothing to do
     "dv:d256": 16 + 4,
+    "paired:2d-part": 2 * (2 * 8 + 2 * 8),
+    "forward:3d-part": 2 * (2 * 8 + 2 * 8),
+    "keys:2d-part": 2 * (8 + 8 + 4 + 4),
+    "queries:2d-part": 2 * (8 + 8 + 4),
+    "onepass:2d-part": 2 * (8 + 8 + 4 + 4 + 2 * 8),
     "forward:d48": 2 * (2 * 4 + 2 * 8),  # as d64
     "keys:d200": (16 + 4) + (16 + 16 + 4),
     "onepass:d72": 2 * (8 + 8 + 4 + 4 + 2 * 8),

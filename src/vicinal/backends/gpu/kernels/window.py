@@ -18,6 +18,7 @@ from vicinal.geometry import window as definition
 SHIFT = tl.constexpr(definition.SHIFT)  # at a border the window moves inward
 CLIP = tl.constexpr(definition.CLIP)  # at a border the window is cut
 CAUSAL = tl.constexpr(definition.CAUSAL)  # the window ends at the query
+# `WRAP`, around a circle, is none of these: the window goes on, before and beyond the axis, where the keys given are.
 
 
 class Parts(NamedTuple):

@@ -34,6 +34,7 @@ class Constants(NamedTuple):
     additional: bool = False  # forward and dQ: tiles of additional keys follow the walk
     cut: int = -1  # dK and dV of additional keys: see `vicinal.backends.hopper.kernels.additional`
     ragged: bool = False  # dK, dV and dQ in one pass: some tiles pass the end of an axis
+    parts: bool = False  # queries and keys are parts of the axes: see `GroupAxes`
     scaled: bool = False  # scores are scaled before they are masked: the scale is not positive, or next to nothing
 
 
@@ -50,7 +51,11 @@ class RowConstants(NamedTuple):
 
 
 class GroupAxes(NamedTuple):
-    """Three axes, of one dilation group: each field has one integer per axis."""
+    """Three axes, of one dilation group: each field has one integer per axis.
+
+    With `Constants.parts`, lengths are followed by where the queries that are given start, how many they are, where the
+    keys start, and how many they are, three integers each. All else speaks of positions among those given.
+    """
 
     lengths: Any
     windows: Any

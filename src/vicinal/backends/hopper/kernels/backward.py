@@ -443,7 +443,7 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
     x = beside(walk.first, W, C)
     rows = rows_of(x, axes, row_layout, C)
     share = share_of(x[C.split], walk, axes, W, C)
-    inside = rows_inside(rows, work.axes)
+    inside = rows_inside(rows, work.axes, C)
     at = _prepared_rows(item.place * work.grid.heads + item.head, rows.positions, work.strides.prepared)
     await_previous(C.chained)
     lse = gl.load(lse_ptr + at, mask=inside, other=0.0)

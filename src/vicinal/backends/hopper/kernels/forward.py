@@ -416,7 +416,7 @@ def _store_rows(lse_ptr, lse, item, head, rows, work, C: gl.constexpr):
     strides = work.strides.lse
     x = rows.positions
     at = item.batch.to(gl.int64) * strides.batch + item.token * strides.token + head
-    inside = rows_inside(rows, work.axes)
+    inside = rows_inside(rows, work.axes, C)
     offset = x[0].to(gl.int64) * strides.axes[0] + x[1].to(gl.int64) * strides.axes[1] + x[2] * strides.axes[2]
     if C.heads > 1:
         offset += gl.arange(0, lse.shape[0], layout=lse.type.layout) % C.heads

@@ -84,12 +84,26 @@ class OwnRows(NamedTuple):
 
 
 @gluon.jit
+def own_length(axes, A: gl.constexpr, C: gl.constexpr):
+    """How many tokens there are, along axis `A`, of which own tiles are."""
+    if C.parts:
+        return axes.lengths[(12 if C.inverse else 6) + A]
+    else:
+        return axes.lengths[A]
+
+
+@gluon.jit
 def key_bounds(i, axes, A: gl.constexpr, C: gl.constexpr):
     """The window `[start, stop)` along axis `A` of queries at `i` (past the end: of the last query)."""
     length = axes.lengths[A]
-    i = gl.minimum(i, length - 1)
+    i = gl.minimum(i, own_length(axes, A, C) - 1)
+    if C.parts:
+        i += axes.lengths[3 + A]
     start = window_start(i, length, axes.windows[A], axes.strides[A], axes.modes[A], C.strided, C.moded)
     stop = window_stop(i, length, axes.windows[A], axes.strides[A], axes.modes[A], C.strided, C.moded)
+    if C.parts:
+        start -= axes.lengths[9 + A]
+        stop -= axes.lengths[9 + A]
     return start, stop
 
 
@@ -98,9 +112,16 @@ def query_bounds(j, axes, A: gl.constexpr, C: gl.constexpr):
     """The interval `[first, last)` along axis `A` of the queries that attend to keys at `j`; empty past the end."""
     length = axes.lengths[A]
     window = axes.windows[A]
-    first = first_query_stopping_after(j, length, window, axes.strides[A], axes.modes[A], C.strided, C.moded)
-    last = first_query_starting_at(j + 1, length, window, axes.strides[A], axes.modes[A], C.strided, C.moded)
-    inside = j < length
+    key = j
+    if C.parts:
+        key = j + axes.lengths[9 + A]
+    first = first_query_stopping_after(key, length, window, axes.strides[A], axes.modes[A], C.strided, C.moded)
+    last = first_query_starting_at(key + 1, length, window, axes.strides[A], axes.modes[A], C.strided, C.moded)
+    inside = j < own_length(axes, A, C)
+    if C.parts:  # of those that are given
+        length = axes.lengths[6 + A]
+        first = gl.minimum(gl.maximum(first - axes.lengths[3 + A], 0), length)
+        last = gl.minimum(last - axes.lengths[3 + A], length)
     return gl.where(inside, first, length), gl.where(inside, gl.maximum(last, first), length)
 
 
@@ -116,8 +137,8 @@ def bounds(x, axes, A: gl.constexpr, C: gl.constexpr):
 @gluon.jit
 def box(x, SIZE: gl.constexpr, axes, A: gl.constexpr, C: gl.constexpr):
     """Of tokens `[x, x + SIZE)` of axis `A`: their box `[start, stop)`, and the part `[low, high)` common to all."""
-    first = gl.minimum(x, axes.lengths[A] - 1)
-    last = gl.minimum(x + SIZE, axes.lengths[A]) - 1
+    first = gl.minimum(x, own_length(axes, A, C) - 1)
+    last = gl.minimum(x + SIZE, own_length(axes, A, C)) - 1
     start, high = bounds(first, axes, A, C)
     low, stop = bounds(gl.maximum(first, last), axes, A, C)
     return start, stop, low, high
@@ -250,16 +271,16 @@ def beyond_masked(rows, x, axes, C: gl.constexpr):
 @gluon.jit
 def _high(rows, x, axes, A: gl.constexpr, C: gl.constexpr):
     if C.tile[A] > 1 or C.split == A:
-        return gl.where(x[A] + C.tile[A] <= axes.lengths[A], rows.high[A], rows.low[A])
+        return gl.where(x[A] + C.tile[A] <= own_length(axes, A, C), rows.high[A], rows.low[A])
     else:
         return rows.high[A]  # there is a row
 
 
 @gluon.jit
-def rows_inside(rows, axes):
+def rows_inside(rows, axes, C: gl.constexpr):
     """Whether each row's token exists."""
     y = rows.positions
-    return (y[0] < axes.lengths[0]) & (y[1] < axes.lengths[1]) & (y[2] < axes.lengths[2])
+    return (y[0] < own_length(axes, 0, C)) & (y[1] < own_length(axes, 1, C)) & (y[2] < own_length(axes, 2, C))
 
 
 # --- walks -------------------------------------------------------------------------------------------------
