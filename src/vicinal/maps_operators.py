@@ -39,7 +39,7 @@ def can_launch(inputs: Inputs, maps: Maps, backend: str | None) -> bool:
     if torch.compiler.is_compiling() or torch_internals.in_forward_mode() or torch_internals.in_transform():
         return False
     problem = PackedProblem.of(inputs, maps, 1.0)
-    return unsupported("triton", problem.typical) is None
+    return not problem.typical.is_part and unsupported("triton", problem.typical) is None  # circles: one by one
 
 
 def attend_maps(query: Tensor, key: Tensor, value: Tensor, maps: Maps, scale: float) -> tuple[Tensor, Tensor]:
