@@ -47,7 +47,7 @@ demo: $(READY)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python demo/denoise_photo.py   # spinning threads stall each other on a busy machine
 
 demo-distributed: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 examples/guide/context_parallel.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 examples/context_parallel.py
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --timeout $(TEST_TIMEOUT) tests

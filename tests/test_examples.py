@@ -12,7 +12,7 @@ import torch
 FOLDER = Path(__file__).parents[1] / "examples"
 pytestmark = pytest.mark.skipif(not all(map(find_spec, ("timm", "sklearn", "rich", "matplotlib"))), reason="extras")
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # as torchrun sets them
-GUIDE = sorted((FOLDER / "guide").glob("*.py"))
+GUIDE = [*sorted((FOLDER / "guide").glob("*.py")), FOLDER / "context_parallel.py"]
 
 
 @pytest.mark.parametrize("path", GUIDE, ids=[path.stem for path in GUIDE])

@@ -21,6 +21,6 @@ def test_command_makes_its_picture(arguments, tmp_path):
 
 
 def test_pictures_of_the_concepts_are_those_of_the_commands():
-    page = (ROOT / "docs" / "concepts.md").read_text()
-    shown = re.findall(r"\(pictures/([^)]+)\)", page)
+    pages = "".join((ROOT / "docs" / name).read_text() for name in ("concepts.md", "distributed.md"))
+    shown = re.findall(r"\(pictures/([^)]+)\)", pages)
     assert shown == [Path(arguments[-1]).name for arguments in COMMANDS]

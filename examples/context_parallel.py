@@ -1,4 +1,4 @@
-"""One image over several processes: `torchrun --nproc-per-node 2 examples/guide/context_parallel.py`."""
+"""One image over several processes: `torchrun --nproc-per-node 2 examples/context_parallel.py`."""
 
 # --8<-- [start:training]
 import torch
