@@ -31,9 +31,6 @@ Given = tuple[Tensor | None, ...]
 def forward(problem: Problem, config: NumbaConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp, contiguous."""
     dtype = lse_dtype(problem.dtype)
-    silent = None if problem.is_part else _silent(inputs)
-    if silent is not None:
-        inputs = inputs._replace(query=inputs.query.masked_fill(silent[..., None], 0.0))
     given = tuple([None if t is None else _rows(t, dtype) for t in inputs[:5]])
     call = _call(problem, "forward", config, given, NOBODY)
     shape = inputs.query.shape[:-1]
@@ -45,9 +42,11 @@ def forward(problem: Problem, config: NumbaConfig, inputs: Inputs) -> tuple[Tens
     else:
         running.spread(inputs.rpb)
         running.run_next("biased forward", call.threads)
-    if silent is not None:
-        output.masked_fill_(silent[..., None], 0.0)
-        lse.masked_fill_(silent, -inf)
+    if inputs.key_mask is not None and not problem.is_part:  # a masked token's query may be no number
+        silent = ~(inputs.key_mask[..., None] | (lse < inf))
+        if silent.any():
+            output.masked_fill_(silent[..., None], 0.0)
+            lse.masked_fill_(silent, -inf)
     return _narrow(output, problem.value_dim, problem.dtype), lse
 
 
@@ -96,14 +95,6 @@ def backward(
             found.append(_narrow(grad, t.shape[-1], problem.dtype))
     found.append(None if grad_bias is None else grad_bias.to(problem.dtype))
     return Inputs(*found)  # type: ignore[arg-type]
-
-
-def _silent(inputs: Inputs) -> Tensor | None:
-    """Queries `[B, *X, H]` of masked tokens that are no numbers; None where there are none."""
-    if inputs.key_mask is None:
-        return None
-    silent = ~inputs.key_mask[..., None] & ~inputs.query.isfinite().all(-1)
-    return silent if silent.any() else None
 
 
 def _call(problem: Problem, direction: Direction, config: NumbaConfig, given: Given, wanted: Wanted) -> KernelCall:
