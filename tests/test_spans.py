@@ -15,6 +15,7 @@ from vicinal import Neighborhood, Span, dispatch, neighborhood_attention
 from vicinal.geometry.neighborhood import Axis, decode, encode
 from vicinal.geometry.tiles import reach
 from vicinal.problem import Inputs, Problem
+from vicinal.reference import reference
 
 BACKENDS = ["torch", "numba"]  # Triton's interpreter and GPUs: tests/backends/triton, tests/gpu
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
@@ -171,3 +172,18 @@ def test_a_circle_in_a_compiled_function():
         return vicinal.na1d(q, q, q, 5, boundary="wrap")
 
     assert torch.equal(torch.compile(attend, fullgraph=True, backend="aot_eager")(q), attend(q))
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_masked_tokens_around_a_circle_are_never_numbers(backend):
+    generator = torch.Generator().manual_seed(0)
+    neighborhood = Neighborhood.of(2, (3, 5), dilation=(1, 2), boundary=("shift", "wrap"))
+    mask = torch.rand(2, 7, 10, generator=generator) > 0.4
+    leaves = [torch.randn(2, 7, 10, h, 8, generator=generator, dtype=torch.float64) for h in (4, 2, 2)]
+    q, k, v = (t.masked_fill(~mask[..., None, None], torch.nan).requires_grad_() for t in leaves)
+    found = vicinal.neighborhood_attention(q, k, v, neighborhood, key_mask=mask, return_lse=True, backend=backend)
+    expected = reference(Inputs(q, k, v, key_mask=mask), [neighborhood], 8**-0.5)
+    torch.testing.assert_close(found, expected)
+    above = [torch.randn_like(t).masked_fill(expected[1] == -torch.inf, 0) for t in found[1:]]
+    grads = (torch.autograd.grad(lse, (q, k), above) for _, lse in (found, expected))
+    torch.testing.assert_close(*grads)

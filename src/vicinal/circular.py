@@ -22,13 +22,23 @@ def unroll(inputs: Inputs, neighborhoods: Neighborhoods) -> tuple[Inputs, Neighb
     lengths = tuple(inputs.query.shape[1:-2])
     spanned = unrolled(tuple(n.resolve(lengths) for n in neighborhoods), lengths)
     query, key, value, mask = inputs.query, inputs.key, inputs.value, inputs.key_mask
-    if mask is not None:  # a masked token is no query of a part: what it asks need be no number
-        query = query.masked_fill((~mask[..., None] & ~query.isfinite().all(-1))[..., None], 0.0)
+    if (gone := silent(inputs)) is not None:
+        query = query.masked_fill(gone[..., None], 0.0)
     for axis, (before, span) in enumerate(zip(neighborhoods[0].spans, spanned[0].spans)):
         if span is not None and before is None:
             key, value = around(key, axis + 1, span), around(value, axis + 1, span)
             mask = None if mask is None else around(mask, axis + 1, span)
     return inputs._replace(query=query, key=key, value=value, key_mask=mask), spanned
+
+
+def silent(inputs: Inputs) -> Tensor | None:
+    """Of whole axes the queries `[B, *X, H]` of masked tokens that are no numbers; None without a mask.
+
+    They have output 0 and log-sum-exp minus infinity; a part's queries are other tokens than its keys, to backends.
+    """
+    if inputs.key_mask is None:
+        return None
+    return ~inputs.key_mask[..., None] & ~inputs.query.isfinite().all(-1)
 
 
 def around(tokens: Tensor, dim: int, span: Span) -> Tensor:

@@ -39,7 +39,10 @@ def route(
         return sharding.attend_split(inputs, neighborhoods, scale, backend)
     if any(isinstance(n, Neighborhood) and n.is_circular for n in neighborhoods):
         check_call(inputs, neighborhoods, backend)
-        inputs, neighborhoods = circular.unroll(inputs, neighborhoods)
+        output, lse = route(*circular.unroll(inputs, neighborhoods), scale, backend)
+        if (gone := circular.silent(inputs)) is not None:
+            output, lse = output.masked_fill(gone[..., None], 0.0), lse.masked_fill(gone, float("-inf"))
+        return output, lse
     if torch.compiler.is_compiling():
         checked = Checked.of(inputs, neighborhoods, scale, backend)
         sharding.prepare(inputs, len(checked.neighborhoods) > 1)
