@@ -84,8 +84,7 @@ def elements(method: str, window: Neighborhood, layout: Layout, heads: int, head
     if method == "all-gather":
         return 2 * tokens * per_token * (ranks - 1)
     if method == "Ulysses":  # query, key and value, and the output back
-        whole = prod(layout.lengths)
-        return (3 * tokens + whole - tokens) * per_token * (ranks - 1) // ranks if ranks > 1 else 0
+        return (3 * tokens * (ranks - 1) + prod(layout.lengths) - tokens) * per_token // ranks
     plan = Halo((window.resolve(layout.lengths),), layout.lengths, layout.shards)
     return 2 * plan.tokens_sent(rank) * per_token
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from vicinal.bench.cp.methods import METHODS, Attend, elements
+from vicinal.bench.measure import words
 from vicinal.distributed import Halo, Layout
 from vicinal.distributed.exchange import Exchange, Pair, gathered
 from vicinal.files import write_text
@@ -214,13 +215,14 @@ def _points(
         point = Point(problem.name, lengths, problem.mode, name, dist.get_world_size(), passed, "ok")
         if _most(float(time.monotonic() > end), device):
             point.status = "no time was left"
-        else:
+            yield point
+            continue
+        try:
             if device.type == "cuda":
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
             if truth is not None and error is None:
-                error = max(_difference(a, b) for a, b in zip(_both(attend, tensors), truth))
-                error = _most(error, device)
+                error = _most(max(_difference(a, b) for a, b in zip(_both(attend, tensors), truth)), device)
             point.error = error
             if error is not None and not error <= ALLOWED[tensors[0].dtype]:
                 point.status = f"wrong: differs by {error:.2g}"
@@ -228,6 +230,8 @@ def _points(
                 point.seconds = _timed(call, device)
             if device.type == "cuda":
                 point.peak_bytes = int(_most(float(torch.cuda.max_memory_allocated()), device))
+        except Exception as failure:  # of all ranks, as of memory; where only some fail, torch's timeout ends the rest
+            point.status = f"failed: {words(failure)}"
         yield point
 
 
