@@ -61,8 +61,9 @@ def attend(
 def _sized(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...]) -> Inputs:
     """With window sizes for every head, whose values are right; what is wrong otherwise is refused later."""
     sizes, query, key = inputs.window_sizes, inputs.query, inputs.key
-    if not isinstance(sizes, Tensor) or not isinstance(query, Tensor) or not isinstance(key, Tensor):
+    if not all(isinstance(t, Tensor) and not t.is_nested for t in (sizes, query, key)):
         return inputs
+    assert sizes is not None
     if sizes.shape == query.shape[:-2]:
         sizes = sizes[..., None].expand(query.shape[:-1])
     plain = type(sizes) is Tensor and not sizes.is_meta and not torch.compiler.is_compiling()
@@ -78,8 +79,10 @@ def clamped(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...]) -> tuple[In
     What is wrong otherwise stays so, and is refused where calls are checked.
     """
     query, rpb = inputs.query, inputs.rpb
-    if not isinstance(query, Tensor) or any(
-        not isinstance(n, Neighborhood) or n.rank != query.ndim - 3 for n in neighborhoods
+    if (
+        not isinstance(query, Tensor)
+        or query.is_nested
+        or any(not isinstance(n, Neighborhood) or n.rank != query.ndim - 3 for n in neighborhoods)
     ):
         return inputs, neighborhoods
     lengths = query.shape[1:-2]

@@ -34,7 +34,9 @@ class Grid:
             ValueError: there is a bias table.
         """
         query, key = inputs.query, inputs.key
-        if not isinstance(query, Tensor) or not isinstance(key, Tensor) or query.ndim != key.ndim or query.ndim < 4:
+        if not isinstance(query, Tensor) or not isinstance(key, Tensor) or query.is_nested or key.is_nested:
+            return None
+        if query.ndim != key.ndim or query.ndim < 4:
             return None
         own, others = tuple(query.shape[1:-2]), tuple(key.shape[1:-2])
         if own == others or 0 in (*own, *others, query.shape[-2], key.shape[-2]) or query.shape[-2] % key.shape[-2]:

@@ -14,6 +14,7 @@ import torch
 import vicinal.unfused  # noqa: F401 - registers the operators that are counted
 from vicinal.geometry.neighborhood import PerAxis, decode, per_axis
 from vicinal.geometry.work import call_scores
+from vicinal.problem import Inputs
 
 
 def get_flops(model: torch.nn.Module, input: Any, disable_warnings: bool = False) -> int:
@@ -108,7 +109,7 @@ def attend(inputs: list[Any], outputs: list[Any]) -> int:
     """Of `vicinal::attend`, from a graph's values."""
     query, value = _shape(inputs[0]), _shape(inputs[2])
     additional = 0 if inputs[3].type().kind() == "NoneType" else _shape(inputs[3])[1]
-    return _pairs(query, _integers(inputs[6]), additional) * (query[-1] + value[-1])
+    return _pairs(query, _integers(inputs[len(Inputs._fields)]), additional) * (query[-1] + value[-1])
 
 
 def _pn(inputs: list[Any], outputs: list[Any]) -> int:
