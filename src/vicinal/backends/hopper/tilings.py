@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from math import prod
 from operator import itemgetter
 
@@ -43,12 +44,15 @@ MOST_HEADS = 16  # in a tile
 
 def kernel_dims(problem: Problem, one_pass: bool = False) -> tuple[int, int]:
     """Head dim and value dim of the kernels that run a problem: its own, or the next that there are."""
-    dims = problem.head_dim, problem.value_dim
     if one_pass:
-        both = next(d for d in ONE_PASS_DIMS if d >= max(dims))
+        both = next(d for d in ONE_PASS_DIMS if d >= max(problem.head_dim, problem.value_dim))
         return both, both
-    d, dv = (next(n for n in HEAD_DIMS if n >= dim) for dim in dims)
-    return d, dv
+    return _kernel_dim(problem.head_dim), _kernel_dim(problem.value_dim)
+
+
+@cache
+def _kernel_dim(dim: int) -> int:
+    return next(n for n in HEAD_DIMS if n >= dim)
 
 
 def is_padded(problem: Problem, one_pass: bool = False) -> bool:
