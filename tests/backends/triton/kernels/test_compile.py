@@ -25,6 +25,7 @@ ALLOWED = {
     ("sm_90", "float32", "query_gradient"): 40,
     ("sm_90", "float32", "key_value_gradient"): 40,
     ("sm_100", "nat", "bias_gradient"): 8,
+    ("sm_100", "nat", "key_value_gradient"): 96,
     ("sm_100", "small", "gradients"): 8,
     ("sm_100", "2d: value", "key_value_gradient"): 56,
     ("gfx942", "2d", "key_value_gradient"): 60,
