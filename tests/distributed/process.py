@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import parallelize_module
+from torch.utils.flop_counter import FlopCounterMode
 
 import vicinal
 from vicinal import Neighborhood, distributed
@@ -156,6 +157,11 @@ def counted():
     forward, home = (4 * per_token * rows[0], per_token * rows[1]), (4 * per_token * rows[1], per_token * rows[0])
     assert sent == [forward, home] * 2
     assert rows == ((20, 20) if layout.rank == 1 else (10, 10))
+    with FlopCounterMode(display=False) as counter:
+        leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+        distributed.na2d(*leaves, (5, 3), layout=layout, backend="torch").sum().backward()
+    scores = 2 * 6 * 5 * 5 * 3  # heads, queries, windows
+    assert counter.get_total_flops() == 2 * scores * (2 * 8 + 5 * 8)
 
 
 # DTensors ----------------------------------------------------------------------------------------------------------

@@ -18,12 +18,14 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from vicinal.distributed.agreement import check_together
 from vicinal.distributed.exchange import Exchange, Pair, cut, gathered, scattered
 from vicinal.distributed.halo import Box, Part, halo
 from vicinal.distributed.layout import Layout
 from vicinal.geometry.neighborhood import Neighborhood, decode, encode
+from vicinal.geometry.work import backward_flops, call_scores, forward_flops
 from vicinal.operators import attend as attend_once
 from vicinal.operators import attend_backward
 from vicinal.problem import Inputs, Wanted, lse_dtype
@@ -34,11 +36,14 @@ _SETTINGS = (
     "int[] neighborhoods, float scale, str? backend, int[] lengths, int[] shards, int rank, str group, bool overlap"
 )
 
-torch.library.define("vicinal::attend_shards", f"({_INPUTS}, {_SETTINGS}) -> (Tensor, Tensor, Tensor)")
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
+
+torch.library.define("vicinal::attend_shards", f"({_INPUTS}, {_SETTINGS}) -> (Tensor, Tensor, Tensor)", tags=_TAGS)
 torch.library.define(
     "vicinal::attend_shards_backward",
     f"(Tensor grad_output, Tensor? grad_lse, Tensor output, Tensor lse, Tensor came, {_INPUTS}, {_SETTINGS}, "
     "bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=_TAGS,
 )
 attend_shards = torch.ops.vicinal.attend_shards.default
 attend_shards_backward = torch.ops.vicinal.attend_shards_backward.default
@@ -230,6 +235,29 @@ def _second(ctx: Any, *_: Any) -> NoReturn:
 
 torch.library.register_autograd("vicinal::attend_shards", _first, setup_context=_save)
 torch.library.register_autograd("vicinal::attend_shards_backward", _second)
+
+
+@register_flop_formula(torch.ops.vicinal.attend_shards)
+def _flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return forward_flops(_scores(query, *args), query[-1], value[-1])
+
+
+@register_flop_formula(torch.ops.vicinal.attend_shards_backward)
+def _backward_flops(grad_output: Any, *args: Any, **kwargs: Any) -> int:
+    query, _, value, *rest = args[4:]  # after what is saved
+    return backward_flops(_scores(query, *rest), query[-1], value[-1])
+
+
+def _scores(query: Any, extra_keys: Any, extra_values: Any, rpb: Any, *settings: Any) -> int:
+    """Useful scores of our queries, from shapes (the flop counter passes shapes for tensors)."""
+    batch, *lengths, heads, _head_dim = query
+    plan = plan_of(*settings[:8])
+    additional = 0 if extra_keys is None else extra_keys[1]
+    found = 0
+    for part, code in plan.parts:
+        own = tuple(stop - start for start, stop in part.queries)
+        found += batch * call_scores(decode(code, len(lengths)), own, heads, additional)
+    return found
 
 
 def _together(plan: Plan, results: list[tuple[Tensor, Tensor]], inputs: Inputs) -> tuple[Tensor, Tensor]:
