@@ -29,6 +29,13 @@ WRONG = {  # arguments, what the one line must say
     "query of another rank": (["show", "8x8", "--window", "3", "--query", "1"], "--query must have 2 values"),
     "tile of 0": (["show", "8x8", "--window", "3", "--tile", "0"], "--tile must be at least 1"),
     "matrix of a plane": (["show", "8x8", "--window", "3", "--matrix"], "--matrix needs one axis"),
+    "shards of 0": (["show", "8x8", "--window", "3", "--shards", "0x1"], "--shards must be at least 1"),
+    "a rank that there is not": (
+        ["show", "8x8", "--window", "3", "--shards", "2x1", "--rank", "2"],
+        "--rank must be from",
+    ),
+    "a report of nothing": (["bench", "cp", "--report-only"], "--report-only need --json"),
+    "a circle in bench": ([*BENCH, "--boundary", "wrap"], "--boundary: circles are timed by"),
     "picture in no folder": (["show", "8x8", "--window", "3", "--png", "/no/a.png"], "--png: cannot write '/no/a.png'"),
     "picture of no known kind": (["show", "8x8", "--window", "3", "--png", "a.txt"], "--png: must end in"),
     "heads that do not divide": (["explain", "8", "--window", "3", "--heads", "3", "--kv-heads", "2"], "--kv-heads"),

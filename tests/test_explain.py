@@ -26,3 +26,11 @@ def test_brackets_are_printed(monkeypatch):
     monkeypatch.setattr(dispatch, "unsupported", lambda *_: "pip install 'vicinal[cpu]'")
     neighborhood = Neighborhood.of(1, 3).resolve((8,))
     assert "no: pip install 'vicinal[cpu]'" in explanation(Case("", (8,), neighborhood, 1, 8).problem("cpu"), 80)
+
+
+def test_what_ranks_send_is_told():
+    neighborhood = Neighborhood.of(2, (5, 3)).resolve((16, 10))
+    said = " ".join(explanation(Case("", (16, 10), neighborhood, 2, 8).problem("cpu"), 80, (4, 1)).split())
+    # Two rows of 10 tokens from each side, of keys and values: 40 tokens of 2 heads, 8 + 8 numbers of 4 bytes.
+    assert "Split into 4x1 shards, a rank needs at most 40 tokens of 2 others, 0.00512 MB forward" in said
+    assert "3x fewer than all keys and values; 0% of its queries need none of them." in said

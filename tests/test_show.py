@@ -8,7 +8,17 @@ from rich.console import Console
 
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.reference import neighbors
-from vicinal.show import STYLES, Mark, matrix, picture, print_matrix, print_picture, save_matrix, save_picture
+from vicinal.show import (
+    STYLES,
+    Mark,
+    matrix,
+    picture,
+    print_matrix,
+    print_picture,
+    save_matrix,
+    save_picture,
+    shard_picture,
+)
 
 KEYS = {Mark.KEY, Mark.TILE, Mark.LEADER, Mark.QUERY}
 
@@ -178,3 +188,31 @@ def test_a_matrix_of_queries_on_another_grid():
     rows = matrix(Neighborhood.of(1, 3).resolve((4,)), 4, 8)
     same = matrix(Neighborhood.of(1, 3).resolve((4,)), 4)
     assert rows == [row for row in same for _ in range(2)]
+
+
+def test_a_ranks_shard_and_halo():
+    """Its own tokens, inside where their windows are its own tokens, and what others must send, by the definition."""
+    neighborhood, lengths = Neighborhood.of(2, (3, 5), boundary=("shift", "wrap")).resolve((6, 12)), (6, 12)
+    shown = shard_picture(neighborhood, lengths, (1, 3), 2)
+    own = set(product(range(6), range(8, 12)))
+    of_each = {
+        query: {(r, c % 12) for r, c in product(*map(neighbors, neighborhood.axes, lengths, query))} for query in own
+    }
+    halo = set().union(*of_each.values()) - own
+    marked = {mark: {t for t in product(*map(range, lengths)) if shown.mark(t) is mark} for mark in Mark}
+    assert marked[Mark.HALO] == halo
+    assert marked[Mark.INSIDE] == {query for query, keys in of_each.items() if keys <= own}
+    assert marked[Mark.BORDER] == own - marked[Mark.INSIDE]
+    assert "halo: keys and values that other ranks send" in text_of(print_picture, shown)
+
+
+@pytest.mark.parametrize(("rank", "words"), [(3, "rank must be from 0 to 2, got 3"), (2, "rank 2 holds no token")])
+def test_a_rank_without_a_shard(rank, words):
+    with pytest.raises(ValueError, match=words):
+        shard_picture(Neighborhood.of(1, 1).resolve((2,)), (2,), (3,), rank)
+
+
+def test_the_keys_around_a_circle_are_on_the_map():
+    neighborhood = Neighborhood.of(1, 5, boundary="wrap").resolve((12,))
+    shown = picture(neighborhood, (12,), (1,), (1,))
+    assert {t for t in range(12) if shown.mark((t,)) in KEYS} == {11, 0, 1, 2, 3}

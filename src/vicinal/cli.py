@@ -116,8 +116,7 @@ def show(
                 drawing.save_matrix(neighborhood, sizes[0], png, title, queries)
         else:
             if shards is not None:
-                parts = per_axis("shards", arguments.one_or_each("--shards", shards, len(sizes), int), len(sizes))
-                shown = drawing.shard_picture(neighborhood, sizes, parts, rank)
+                shown = drawing.shard_picture(neighborhood, sizes, _parts(shards, len(sizes)), rank)
                 title += f", rank {rank} of {shards}"
             else:
                 shown = drawing.picture(neighborhood, sizes, at, tiles, box)
@@ -153,10 +152,16 @@ def explain(
     sizes = arguments.sizes("LENGTHS", lengths)
     neighborhood = arguments.NeighborhoodOptions(window, stride, dilation, causal, boundary).read(sizes)
     case = arguments.ProblemOptions(batch, heads, kv_heads, head_dim, value_dim, dtype).read(sizes, neighborhood)
-    parts = None
-    if shards is not None:
-        parts = per_axis("shards", arguments.one_or_each("--shards", shards, len(sizes), int), len(sizes))
+    parts = None if shards is None else _parts(shards, len(sizes))
     print_explanation(case.problem(arguments.device_of(device)), parts)
+
+
+def _parts(typed: str, rank: int) -> tuple[int, ...]:
+    """`--shards`: parts along each axis."""
+    parts = per_axis("shards", arguments.one_or_each("--shards", typed, rank, int), rank)
+    if min(parts) < 1:
+        raise wrong(f"--shards must be at least 1 on every axis, got {typed}")
+    return parts
 
 
 @app.command(short_help="Remove noise from an image file.")
