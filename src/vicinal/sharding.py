@@ -69,7 +69,7 @@ def attend_split(
 
     Raises:
         TypeError: some input is no DTensor.
-        ValueError: there are masks; or see `prepare`, and `vicinal.distributed.context_parallel.attend`.
+        ValueError: see `prepare`, and `vicinal.distributed.context_parallel.attend`.
     """
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
@@ -79,9 +79,6 @@ def attend_split(
     for name, t in zip(Inputs._fields, inputs):
         if t is not None and not isinstance(t, DTensor):
             raise TypeError(f"{name} must be a DTensor, as query is, got {type(t).__name__}")
-    for name, given in zip(inputs._fields[len(inputs.numbers) :], inputs[len(inputs.numbers) :]):
-        if given is not None:
-            raise ValueError(f"{name} must be None where a map is split along spatial axes: it is not exchanged")
     prepare(inputs, len(neighborhoods) > 1)
     query: Any = inputs.query
     mesh, placements, heads = query.device_mesh, query.placements, query.ndim - 2
@@ -96,10 +93,11 @@ def attend_split(
 
     extra = placed(Shard(0), Shard(2), Replicate()), placed(Shard(0), Shard(2), Partial())
     bias = placed(Replicate(), Shard(0), Replicate()), placed(Partial(), Shard(0), Partial())
-    each: list[Any] = [(placements, placements)] * 3 + [extra] * 2 + [bias]
+    mask = [p if p.is_shard() and p.dim < heads else Replicate() for p in placements]
+    each: list[Any] = [(placements, placements)] * 3 + [extra] * 2 + [bias] + [(mask, mask)] * 2
     local = [
         None if t is None else t.redistribute(mesh, own).to_local(grad_placements=grads)  # type: ignore[attr-defined]
-        for t, (own, grads) in zip(inputs, each)
+        for t, (own, grads) in zip(inputs, each, strict=True)
     ]
     layout = Layout.of(mesh, axes, tuple(query.shape[1:-2]))
     output, lse = attend_shards(Inputs(*local), neighborhoods, scale, layout, backend)  # type: ignore[arg-type]

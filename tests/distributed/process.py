@@ -101,6 +101,7 @@ def random_case(seed):
     if rng.random() < 0.5:
         extra["rpb"] = make(heads, *(2 * a.window - 1 for a in every[0].axes))
     above = make(2, *lengths, heads, 5), make(2, *lengths, heads)
+    mask = torch.rand((2, *lengths), generator=generator) < 0.8 if rng.random() < 0.4 else None
     given = {"neighborhood": every[0] if len(every) == 1 else every, "return_lse": True, "backend": "torch"}
 
     def run(function, tensors, above, **more):
@@ -110,11 +111,11 @@ def random_case(seed):
         every_leaf = [*leaves, *shared.values()]
         return results, torch.autograd.grad(results, every_leaf, above)
 
-    truth, true_grads = run(vicinal.neighborhood_attention, (q, k, v), above)
+    truth, true_grads = run(vicinal.neighborhood_attention, (q, k, v), above, key_mask=mask)
     own = [layout.local(t) for t in (q, k, v)]
     found, grads = run(
         distributed.neighborhood_attention, own, [layout.local(t) for t in above],
-        layout=layout, overlap=rng.random() < 0.8,
+        layout=layout, overlap=rng.random() < 0.8, key_mask=None if mask is None else layout.local(mask),
     )  # fmt: skip
     torch.testing.assert_close(found, tuple(layout.local(t) for t in truth), **EXACT)
     torch.testing.assert_close(grads[:3], tuple(layout.local(t) for t in true_grads[:3]), **EXACT)
@@ -189,22 +190,25 @@ def dtensors(case):
 
     def run(tensors):
         output, lse = vicinal.na2d(
-            *tensors[:3], (5, 3), return_lse=True, backend="torch", **dict(zip(names, tensors[3:]))
-        )
+            *tensors[:3], (5, 3), return_lse=True, backend="torch", **dict(zip(names, tensors[3:6])),
+            key_mask=tensors[6],
+        )  # fmt: skip
         return output, lse, output.sin().sum() + lse.sin().sum()
 
-    plain = [t.clone().requires_grad_() for t in values]
+    there = torch.rand(2, 11, 7, generator=generator) < 0.8
+    plain = [*(t.clone().requires_grad_() for t in values), there]
     true_output, true_lse, loss = run(plain)
     loss.backward()
     split = [
         distribute_tensor(t, mesh, placements if i < 3 else [Replicate()] * mesh.ndim).requires_grad_()
         for i, t in enumerate(values)
     ]
+    split.append(distribute_tensor(there, mesh, [Replicate()] * mesh.ndim))
     output, lse, loss = run(split)
     loss.backward()
     assert output.placements == lse.placements == split[0].placements
     torch.testing.assert_close((output.full_tensor(), lse.full_tensor()), (true_output, true_lse), **EXACT)
-    for one, true in zip(split, plain):
+    for one, true in zip(split[:6], plain[:6]):
         torch.testing.assert_close(one.grad.full_tensor(), true.grad, **EXACT)
 
 

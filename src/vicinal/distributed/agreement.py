@@ -75,7 +75,10 @@ def _signature(
         return (*(n for i, n in enumerate(t.shape) if not 1 <= i <= spatial), str(t.dtype))
 
     rank = len(layout.lengths)
-    shapes = {name: rest(t, rank if name in ("query", "key", "value") else 0) for name, t in inputs._asdict().items()}
+    shapes = {
+        name: rest(t, rank if name in ("query", "key", "value", "key_mask") else 0)
+        for name, t in inputs._asdict().items()
+    }
     said = tuple(" ".join(n.in_words()) for n in neighborhoods)
     return {
         "neighborhood": said,

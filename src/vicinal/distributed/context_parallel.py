@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from vicinal.circular import silent
 from vicinal.distributed.agreement import check_together
 from vicinal.distributed.exchange import Exchange, Pair, cut, gathered, scattered
 from vicinal.distributed.halo import Box, Part, halo
@@ -31,7 +32,11 @@ from vicinal.operators import attend_backward
 from vicinal.problem import Inputs, Wanted, lse_dtype
 from vicinal.torch_internals import wait
 
-_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? additional_keys, Tensor? additional_values, Tensor? rpb"
+_INPUTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? additional_keys, Tensor? additional_values, Tensor? rpb, "
+    "Tensor? key_mask"
+)
+_COUNT = 7  # of them
 _SETTINGS = (
     "int[] neighborhoods, float scale, str? backend, int[] lengths, int[] shards, int rank, str group, bool overlap"
 )
@@ -63,11 +68,10 @@ def attend(
     whole, as of any parameter that they all have.
 
     Raises:
-        TypeError, ValueError: there are masks; or see `vicinal.distributed.agreement.check_together`.
+        TypeError, ValueError: there are windows per token; or see `vicinal.distributed.agreement.check_together`.
     """
-    for name, given in zip(inputs._fields[len(inputs.numbers) :], inputs[len(inputs.numbers) :]):
-        if given is not None:
-            raise ValueError(f"{name} must be None where ranks hold shards of a map: it is not exchanged")
+    if inputs.window_sizes is not None:
+        raise ValueError("window_sizes must be None where ranks hold shards of a map: backends with spans have none")
     factor = inputs.query.shape[-1] ** -0.5 if scale is None else float(scale)
     if all(n == neighborhoods[0] for n in neighborhoods):
         neighborhoods = neighborhoods[:1]
@@ -75,8 +79,12 @@ def attend(
     shards = [n for box in layout.shards for interval in box for n in interval]
     code, group = encode(neighborhoods), layout.group.group_name
     settings = (code, factor, backend, list(layout.lengths), shards, layout.rank, group, overlap)
-    output, lse, _ = attend_shards(*inputs.numbers, *settings)
-    return output, lse
+    if (gone := silent(inputs)) is None:
+        output, lse, _ = attend_shards(*inputs[:_COUNT], *settings)
+        return output, lse
+    inputs = inputs._replace(query=inputs.query.masked_fill(gone[..., None], 0.0))
+    output, lse, _ = attend_shards(*inputs[:_COUNT], *settings)
+    return output.masked_fill(gone[..., None], 0.0), lse.masked_fill(gone, float("-inf"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,19 +141,20 @@ def _plan(
 @torch.library.impl("vicinal::attend_shards", "default")
 def _attend(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Output, log-sum-exp, and what came of other ranks, for the backward pass."""
-    inputs, plan = Inputs(*args[:6]), plan_of(*args[6:])
+    inputs, plan = Inputs(*args[:_COUNT]), plan_of(*args[_COUNT:])
     exchange = plan.exchange
     held = Pair(inputs.key, inputs.value)
     sources = exchange.own(held)
     coming = None if exchange.is_silent else exchange.start(held)
     came, results = None, []
-    for part, code in plan.parts:
+    for (part, code), mask in zip(plan.parts, _masks(plan, inputs)):
         if not part.inside and coming is not None and came is None:
             came = wait(coming)
             sources += exchange.others(came, held)
         keys = gathered(sources, part.keys)
         query = cut(inputs.query, part.queries, plan.shard)
-        results.append(attend_once(query, *keys, *inputs[3:], code, plan.scale, plan.backend))
+        own = Inputs(query, *keys, *inputs[3:6], key_mask=mask)
+        results.append(attend_once(*own, code, plan.scale, plan.backend))
     if came is None:  # nothing of it is needed here
         came = inputs.key.new_empty(0) if coming is None else wait(coming)
     return (*_together(plan, results, inputs), came)
@@ -155,7 +164,7 @@ def _attend(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _attend_backward(
     grad_output: Tensor, grad_lse: Tensor | None, output: Tensor, lse: Tensor, came: Tensor, *args: Any
 ) -> tuple[Tensor, ...]:
-    inputs, plan, needed = Inputs(*args[:6]), plan_of(*args[6:14]), Wanted(*args[14])
+    inputs, plan, needed = Inputs(*args[:_COUNT]), plan_of(*args[_COUNT:-1]), Wanted(*args[-1])
     exchange, wants_keys = plan.exchange, needed.key or needed.value
     wanted = needed._replace(key=wants_keys, value=wants_keys)
     held = Pair(inputs.key, inputs.value)
@@ -165,14 +174,15 @@ def _attend_backward(
     queries: list[Tensor] = []
     own: list[tuple[Part, Pair]] = []
     shared: list[Tensor | None] = [None] * 3
-    for part, code in reversed(plan.parts):
+    for (part, code), mask in reversed(list(zip(plan.parts, _masks(plan, inputs)))):
         if part.inside and theirs is not None:
             home = exchange.start_home(theirs, held)
         above = (grad_output, grad_lse, output, lse)
         cuts = [None if t is None else cut(t, part.queries, plan.shard) for t in above]
         query, keys = cut(inputs.query, part.queries, plan.shard), gathered(sources, part.keys)
+        given = Inputs(query, *keys, *inputs[3:6], key_mask=mask)
         settings = (code, plan.scale, plan.backend, list(wanted))
-        d_query, d_key, d_value, *rest = attend_backward(*cuts, query, *keys, *inputs[3:], *settings)
+        d_query, d_key, d_value, *rest = attend_backward(*cuts, *given, *settings)
         queries.append(d_query)
         if wants_keys:
             own.append((part, Pair(d_key, d_value)))
@@ -189,7 +199,7 @@ def _attend_backward(
         found[1:3] = total = _own_gradients(exchange, own, held)
         if home is not None:
             exchange.add_home(wait(home), total)
-    for i, (t, wants) in enumerate(zip(inputs, needed)):
+    for i, (t, wants) in enumerate(zip(inputs.numbers, needed)):
         if not wants or t is None:
             found[i] = grad_output.new_empty(0)
         elif found[i] is None:  # a rank without queries
@@ -200,7 +210,7 @@ def _attend_backward(
 @torch.library.register_fake("vicinal::attend_shards")
 def _attend_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     query, key, value = args[:3]
-    exchange = plan_of(*args[6:]).exchange
+    exchange = plan_of(*args[_COUNT:]).exchange
     tokens = exchange.halo.tokens_received(exchange.rank)
     came = key.new_empty(tokens * key.shape[0] * (prod(key.shape[-2:]) + prod(value.shape[-2:])))
     output = query.new_empty((*query.shape[:-1], value.shape[-1]))
@@ -209,15 +219,17 @@ def _attend_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake("vicinal::attend_shards_backward")
 def _attend_backward_fake(*args: Any) -> tuple[Tensor, ...]:
-    inputs, wanted = args[5:11], args[19]
-    return tuple(t.new_empty(t.shape) if wants else args[0].new_empty(0) for t, wants in zip(inputs, wanted))
+    inputs, wanted = Inputs(*args[5 : 5 + _COUNT]).numbers, args[-1]
+    return tuple(
+        t.new_empty(t.shape) if wants and t is not None else args[0].new_empty(0) for t, wants in zip(inputs, wanted)
+    )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[2])
-    ctx.save_for_backward(*inputs[:6], *output)
-    ctx.settings = inputs[6:]
+    ctx.save_for_backward(*inputs[:_COUNT], *output)
+    ctx.settings = inputs[_COUNT:]
 
 
 def _first(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
@@ -226,7 +238,8 @@ def _first(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None, _: Non
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     grads = attend_shards_backward(grad_output, grad_lse, output, lse, came, *inputs, *ctx.settings, wanted)
-    return (*(grad if wants else None for wants, grad in zip(wanted, grads)), *[None] * len(ctx.settings))
+    rest = [None] * (len(ctx.needs_input_grad) - len(wanted))
+    return (*(grad if wants else None for wants, grad in zip(wanted, grads)), *rest)
 
 
 def _second(ctx: Any, *_: Any) -> NoReturn:
@@ -248,7 +261,7 @@ def _backward_flops(grad_output: Any, *args: Any, **kwargs: Any) -> int:
     return backward_flops(_scores(query, *rest), query[-1], value[-1])
 
 
-def _scores(query: Any, extra_keys: Any, extra_values: Any, rpb: Any, *settings: Any) -> int:
+def _scores(query: Any, extra_keys: Any, extra_values: Any, rpb: Any, mask: Any, *settings: Any) -> int:
     """Useful scores of our queries, from shapes (the flop counter passes shapes for tensors)."""
     batch, *lengths, heads, _head_dim = query
     plan = plan_of(*settings[:8])
@@ -258,6 +271,18 @@ def _scores(query: Any, extra_keys: Any, extra_values: Any, rpb: Any, *settings:
         own = tuple(stop - start for start, stop in part.queries)
         found += batch * call_scores(decode(code, len(lengths)), own, heads, additional)
     return found
+
+
+def _masks(plan: Plan, inputs: Inputs) -> list[Tensor | None]:
+    """Which keys of every part are there, of other ranks too, in an exchange of its own; None without a mask."""
+    if inputs.key_mask is None:
+        return [None] * len(plan.parts)
+    bits = inputs.key_mask.to(torch.uint8)[..., None, None]
+    held, exchange = Pair(bits, bits[..., :0]), plan.exchange
+    sources = exchange.own(held)
+    if not exchange.is_silent:
+        sources += exchange.others(wait(exchange.start(held)), held)
+    return [gathered(sources, part.keys).key[..., 0, 0] != 0 for part, _ in plan.parts]
 
 
 def _together(plan: Plan, results: list[tuple[Tensor, Tensor]], inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ def neighborhood_attention(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     rpb: Tensor | None = None,
+    key_mask: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
     overlap: bool = True,
@@ -42,6 +43,7 @@ def neighborhood_attention(
         value: its shard `[B, *X, Hkv, Dv]`.
         neighborhood: one `Neighborhood` for all heads, or one per query head; windows are those of the whole map.
         layout: who holds what.
+        key_mask: `[B, *X]` of booleans, this rank's shard: False for tokens that are not there.
         scale, additional_keys, additional_values, rpb, return_lse, backend: as of `vicinal.neighborhood_attention`.
             What all ranks have (additional keys and values, the bias) gets on each rank its share of the gradient, to
             be summed over ranks as the gradients of parameters are.
@@ -65,7 +67,7 @@ def neighborhood_attention(
     check_switch("overlap", overlap)
     if scale is not None:
         scale = check_scale("scale", scale)
-    inputs = Inputs(*autocast(Inputs(query, key, value, additional_keys, additional_values, rpb)))
+    inputs = Inputs(*autocast(Inputs(query, key, value, additional_keys, additional_values, rpb, key_mask)))
     output, lse = attend(inputs, neighborhoods, scale, layout, backend, overlap)
     return (output, lse) if return_lse else output
 
