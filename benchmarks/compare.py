@@ -18,26 +18,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import geometric_mean
 
-DEFAULT = ("--suite", "gpu", "--no-peers", "--samples", "5", "--seconds", "0.1")
+OURS = ("--backend", "hopper", "--backend", "triton")  # not torch's operations, which take most of a run
+DEFAULT = ("--suite", "gpu", "--no-peers", *OURS, "--samples", "5", "--seconds", "0.1")
 Key = tuple[str, str, str]  # case, system, pass
 
 
 def main() -> None:
-    """Run, compare, print, write."""
+    """Run, compare, print, write; what two runs of each give replaces what the first ones gave."""
     before, after, results, *options = sys.argv[1:]
     runs: dict[str, list[dict[Key, float]]] = {before: [], after: []}
     for source in (before, after, after, before):
         runs[source].append(dict(timings(source, options or list(DEFAULT))))
-    keys = sorted(set.intersection(*(set(run) for each in runs.values() for run in each)))
-    rows = {key: mean_of(*runs[after], key=key) / mean_of(*runs[before], key=key) for key in keys}
-    noise = {key: max(run[1][key] / run[0][key] for run in runs.values()) for key in keys}
+        if runs[before] and runs[after]:
+            write(Path(results), runs[before], runs[after])
+
+
+def write(target: Path, before: list[dict[Key, float]], after: list[dict[Key, float]]) -> None:
+    """Print a line for each system and pass, and write every ratio; noise is how much runs of one checkout differ."""
+    keys = sorted(set.intersection(*(set(run) for run in (*before, *after))))
+    rows = {key: mean_of(*after, key=key) / mean_of(*before, key=key) for key in keys}
+    noise = {key: max(run[-1][key] / run[0][key] for run in (before, after)) for key in keys}
     for system, passed in sorted({key[1:] for key in keys}):
         own = {case: rows[case, system, passed] for case, *rest in keys if tuple(rest) == (system, passed)}
         best, worst = min(own, key=own.__getitem__), max(own, key=own.__getitem__)
         mean = geometric_mean(own.values())
-        print(f"{system}, {passed}: {mean:.3f} ({own[best]:.3f} {best}; {own[worst]:.3f} {worst})")
+        print(f"{system}, {passed}: {mean:.3f} ({own[best]:.3f} {best}; {own[worst]:.3f} {worst})", flush=True)
     listed = [{"case": c, "system": s, "pass": p, "ratio": rows[c, s, p], "noise": noise[c, s, p]} for c, s, p in keys]
-    Path(results).write_text(json.dumps({"command": sys.argv, "ratios": listed}, indent=1) + "\n")
+    target.write_text(json.dumps({"command": sys.argv, "ratios": listed}, indent=1) + "\n")
 
 
 def timings(source: str, options: list[str]) -> Iterator[tuple[Key, float]]:

@@ -16,7 +16,7 @@ left() { echo $((SECONDS_IN_ALL - SECONDS)); }
 part() { # name, seconds, options of `vicinal bench`
     local name=$1 limit=$2
     shift 2
-    timeout "$limit" python3 -m vicinal bench --suite gpu --samples 4 --seconds 0.1 \
+    timeout "$limit" python3 -m vicinal bench --suite gpu --backend hopper --backend triton --samples 4 --seconds 0.1 \
         --json "$OUT/gpu-$name.json" "$@" > "$OUT/gpu-$name.log" 2>&1
     echo "suite, $name: exit status $?, $(left) s left"
 }
