@@ -132,13 +132,13 @@ class _Window:
     def __init__(self, axis: Axis, length: int, device: torch.device) -> None:
         assert axis.window is not None
         self.axis, span = axis, axis.span or Span.whole(length)
-        query = torch.arange(*span.queries, device=device)
+        query = torch.arange(*span.queries, dtype=torch.int64, device=device)
         group, place = query % axis.dilation, query // axis.dilation
         most = rule.group_length(span.length, axis.dilation, 0)
         total = cast(Any, rule.group_length)(span.length, axis.dilation, group)
         start: Tensor = cast(Any, rule.window_start)(axis, total, place)
         stop: Tensor = cast(Any, rule.window_stop)(axis, total, place)
-        keys = start[:, None] + torch.arange(min(axis.window, most), device=device)
+        keys = start[:, None] + torch.arange(min(axis.window, most), dtype=torch.int64, device=device)
         self.valid = keys < stop[:, None]
         keys = torch.where(self.valid, keys, start[:, None])
         self.keys = keys * axis.dilation + group[:, None] - span.keys[0]

@@ -130,7 +130,7 @@ def _prepare_numba(chosen: dispatch.Plan) -> None:
     x, tokens = (problem.batch, *problem.lengths), (problem.heads, problem.kv_heads)
 
     def layout(heads: int, columns: int) -> tuple[int, ...]:
-        return (*torch.empty((*x, heads, columns), device="meta").stride(), columns)
+        return (*torch.empty((*x, heads, columns), dtype=problem.dtype, device="meta").stride(), columns)
 
     q, k, v, o, lse = (
         layout(*each)

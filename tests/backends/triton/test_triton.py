@@ -367,7 +367,8 @@ def test_random_calls_in_any_layout(drawn, layouts):
 
 @pytest.mark.parametrize("kind", strategies.KINDS)
 def test_every_kind_of_layout(kind):
-    every = strategies.Layouts(*((strategies.Layout(kind, seed),) * n for seed, n in ((1, 6), (2, 4))))
+    counts = (1, len(Inputs._fields)), (2, 4)
+    every = strategies.Layouts(*((strategies.Layout(kind, seed),) * n for seed, n in counts))
     if kind == "expanded":  # the forward's results have the values they have
         saved = strategies.Layout("contiguous")
         every = replace(every, of_upstream=(saved, saved, *every.of_upstream[2:]))
@@ -588,7 +589,8 @@ def test_two_threads_first_calls(monkeypatch):
                 thread.join()
             first, second = sorted(compiled.launched, key=lambda a: a[0] is not inputs[0].query)
             assert len(first) == len(second)
-            assert first[9:] == second[9:]
+            others = [[a for a in each if not isinstance(a, torch.Tensor)] for each in (first, second)]
+            assert others[0] == others[1]
             for own, got in zip(inputs, (first, second)):
                 assert all(a is b for a, b in zip(got, own[:3]))
     finally:
@@ -602,7 +604,7 @@ def test_backward_has_the_same_bits_every_run():
     forward, config = (backend.BACKEND.configs(problem, d)[0] for d in ("forward", "backward"))
     output, lse = backend.BACKEND.forward(problem, forward, inputs)
     first, second = (gradients_of(backend.BACKEND, problem, config, inputs, output, lse, output, lse) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize(
