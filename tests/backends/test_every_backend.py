@@ -38,6 +38,15 @@ def can_run(name, inputs, call):
     return dispatch.unsupported(name, Problem.of(inputs, call.neighborhoods, call.scale)) is None
 
 
+def assert_exact(name, call, inputs, layouts: Layouts, with_lse):
+    """Results and all gradients, those from above in layouts of their own, against the oracle."""
+    output, lse = run(name, call)(inputs)
+    above = layouts.gradients(*random_gradients(output, lse, call.seed, with_lse))
+    found = gradients(run(name, call), inputs, *above)
+    truth = gradients(lambda i: reference(i, call.neighborhoods, call.scale), inputs, *above)
+    torch.testing.assert_close(found, truth, **EXACT)
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 @settings(max_examples=60)
 @given(call=calls(spans=True), layouts=any_layouts(), with_lse=st.booleans())
@@ -45,11 +54,7 @@ def test_any_layout(name, call, layouts: Layouts, with_lse):
     inputs = layouts.inputs(call.inputs())
     if not can_run(name, inputs, call):
         return
-    output, lse = run(name, call)(inputs)
-    above = layouts.gradients(*random_gradients(output, lse, call.seed, with_lse))
-    found = gradients(run(name, call), inputs, *above)
-    truth = gradients(lambda i: reference(i, call.neighborhoods, call.scale), inputs, *above)
-    torch.testing.assert_close(found, truth, **EXACT)
+    assert_exact(name, call, inputs, layouts, with_lse)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -76,11 +81,7 @@ def test_masked_keys(name, call, layouts: Layouts, masked, with_lse):
     inputs = layouts.inputs(call.inputs())
     if not can_run(name, inputs, call):
         return
-    output, lse = run(name, call)(inputs)
-    above = layouts.gradients(*random_gradients(output, lse, call.seed, with_lse))
-    found = gradients(run(name, call), inputs, *above)
-    truth = gradients(lambda i: reference(i, call.neighborhoods, call.scale), inputs, *above)
-    torch.testing.assert_close(found, truth, **EXACT)
+    assert_exact(name, call, inputs, layouts, with_lse)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
