@@ -8,10 +8,11 @@ Plans are made once and cached. `plan` raises with a reason; `explain` tells eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
 from importlib import import_module
+from math import inf
 from typing import Any, get_args
 
 import torch
@@ -21,7 +22,6 @@ from vicinal.backends.protocol import Backend, Config, Direction
 from vicinal.compiling import Job
 from vicinal.problem import Inputs, Problem, Wanted
 from vicinal.tuning.cache import kept_plans, look_up
-from vicinal.tuning.table import settings
 from vicinal.warning import warn
 
 BACKENDS: dict[str, str] = {  # name -> module; in order of preference, imported when first asked for
@@ -31,6 +31,7 @@ BACKENDS: dict[str, str] = {  # name -> module; in order of preference, imported
     "torch": "vicinal.backends.torch",
     "unfused": "vicinal.backends.unfused",
 }
+LIKELY = 1.15  # of the estimated time of the estimate's choice, up to which that of a class near by is taken
 CLEARLY = 0.95  # of the preferred backend's estimated time, below which another's counts as shorter
 AUTOMATIC = ("hopper", "triton", "numba", "torch")  # the unfused one runs only when named
 
@@ -138,27 +139,33 @@ def _choice(plan: Plan, direction: Direction) -> tuple[Backend[Any], Config]:
     for told in chosen_by:
         told(plan, direction)
     problem, able = plan.problem, plan.able
-    measured = _measured(able, problem, direction)
-    if measured:
-        return measured[0]
+    measured = next(_measured(able, problem, direction), None)
+    if measured is not None:
+        return measured
     best = preferred(able, problem, direction)
     return best, best.best(problem, direction)
 
 
 def _measured(
     able: Sequence[Backend[Any]], problem: Problem, direction: Direction
-) -> list[tuple[Backend[Any], Config]]:
-    """Of all configurations for a problem those that were measured for its class, the fastest first."""
-    entry = look_up(problem, direction)
-    if entry is None:
-        return []
-    listed = [(each, config, settings(config)) for each in able for config in each.configs(problem, direction)]
-    return [
-        (each, config)
-        for timed in entry.timings
-        for each, config, own in listed
-        if each.name == timed.backend and own == timed.config
-    ]
+) -> Iterator[tuple[Backend[Any], Config]]:
+    """Of the configurations that were measured for its class, or one near, those that the problem can take.
+
+    The fastest first. Of a class that is only near, what is estimated to take much longer here is left out.
+    """
+    found = look_up(problem, direction)
+    if found is None:
+        return
+    names = {each.name: each for each in able}
+    most = inf
+    if found.distance:
+        best = preferred(able, problem, direction)
+        most = LIKELY * (_seconds(best, problem, direction) or inf)
+    for timed in found.entry.timings:
+        each = names.get(timed.backend)
+        config = None if each is None else each.configured(problem, direction, timed.config)
+        if each is not None and config is not None and (each.seconds(problem, direction, config) or 0.0) <= most:
+            yield each, config
 
 
 def ranked(chosen: Backend[Any], problem: Problem, direction: Direction) -> list[Config]:

@@ -73,12 +73,19 @@ def _sent(problem: Problem, parts: tuple[int, ...]) -> str:
 
 def _known(problem: Problem) -> str:
     """What the choice is made by."""
-    entries = {direction: cache.look_up(problem, direction) for direction in get_args(Direction)}
-    words = [f"{d} by {e.measured}" for d, e in entries.items() if e is not None]
+    each = {direction: cache.look_up(problem, direction) for direction in get_args(Direction)}
+    words = [f"{direction} {_source(found)}" for direction, found in each.items() if found is not None]
     if words:
-        return f"Measured on this device: {', '.join(words)}."
+        return f"Measured on such a device: {', '.join(words)}."
     what = "This kind of problem" if cache.is_measured(problem.device) else f"{device_name(problem.device)}"
     return f"{what} was never measured: the choice is an estimate. To measure: vicinal tune."
+
+
+def _source(found: cache.Found) -> str:
+    """Where an entry is from."""
+    kind = "of this class" if found.distance == 0 else f"of a class at distance {found.distance}"
+    table = "the package's table" if found.shipped else "your table"
+    return f"by {found.entry.measured}, {kind}, in {table}"
 
 
 def _chosen(problem: Problem) -> dict[Direction, str]:

@@ -9,21 +9,22 @@ import pytest
 from typer.testing import CliRunner
 
 from vicinal.backends.gpu import hardware
-from vicinal.bench.planning import CARD, PLANNERS, named, percentiles, plan, random_problem
+from vicinal.backends.gpu.hardware import standing_for
+from vicinal.bench.planning import CARD, PLANNERS, percentiles, plan, random_problem
 from vicinal.cli import app
 
 
 @pytest.mark.parametrize("name", PLANNERS)
 def test_random_problems_are_planned_and_prepared(name):
     planner, rng = PLANNERS[name], random.Random(5)
-    with named(None if name == "numba" else CARD):
+    with standing_for(None if name == "numba" else CARD):
         found = [plan(random_problem(rng, planner.dtypes), planner) for _ in range(4)]
     assert any(each is not None for each in found)
     assert all(each is None or (each.choosing > 0 and each.preparing > 0) for each in found)
 
 
 def test_the_card_that_is_planned_for_is_forgotten():
-    with named(CARD):
+    with standing_for(CARD):
         assert hardware.named is CARD
     assert hardware.named is None
 

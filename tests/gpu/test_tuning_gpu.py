@@ -7,12 +7,12 @@ import torch
 
 import vicinal
 from vicinal import dispatch
+from vicinal.backends.protocol import settings
 from vicinal.bench.cases import Case
 from vicinal.bench.cold import time_cold
 from vicinal.bench.measure import Effort
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.tuning import cache, search
-from vicinal.tuning.table import settings
 
 pytestmark = pytest.mark.gpu
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from vicinal import dispatch, na2d
+from vicinal.backends.protocol import settings
+from vicinal.bench.cases import Case
 from vicinal.explain import explanation
 from vicinal.extras import MissingExtra
 from vicinal.machine import device_name
 from vicinal.tuning import cache
-from vicinal.tuning.table import Entry, ProblemClass, Table, Timed, settings
+from vicinal.tuning.table import Entry, ProblemClass, Table, Timed
 
 CPU = torch.device("cpu")
 DEVICE = device_name(CPU)
@@ -137,11 +139,42 @@ def test_the_user_s_table_comes_before_the_package_s(problem, monkeypatch):
     assert dispatch.plan(problem).forward == tilings(problem)[2]
 
 
+def near_problem(problem, lengths):
+    return Case("", lengths, problem.neighborhood, heads=2, head_dim=8).problem("cpu")
+
+
+def test_a_class_near_by_stands_for_one_that_was_never_measured(problem):
+    near, nearer, far = (near_problem(problem, lengths) for lengths in ((9, 20), (9, 15), (9, 40)))
+    (*_, last) = tilings(near)
+    cache.publish(CPU, [entry_of(problem, [last])])
+    assert [cache.look_up(p, "forward").distance for p in (problem, nearer, near)] == [0, 1, 2]
+    assert cache.look_up(far, "forward") is None
+    assert cache.look_up(near, "backward") is None
+    assert cache.look_up(replace(near, head_dim=16), "forward") is None
+    assert settings(dispatch.plan(near).forward) == settings(last)
+    said = " ".join(explanation(near, 200).split())
+    assert f"forward by {problem.in_words()}, of a class at distance 2, in your table" in said
+
+
+def test_the_nearest_counts_and_of_two_the_user_s(problem, monkeypatch):
+    first, second, third = (near_problem(problem, lengths) for lengths in ((9, 12), (9, 20), (9, 40)))
+    shipped = {e.key: e for e in (entry_of(p, tilings(p)[1:], "forward") for p in (first, third))}
+    monkeypatch.setattr(cache, "_shipped", lambda name: Table(name, shipped))
+    cache.reload()
+    own = entry_of(second, tilings(second)[2:])
+    found = cache.look_up(first, "forward")
+    assert (found.distance, found.shipped) == (0, True)
+    cache.publish(CPU, [own])
+    assert cache.look_up(first, "forward") == found  # its own class comes before any near one
+    middle = near_problem(problem, (17, 20))
+    assert cache.look_up(middle, "forward")[1:] == (1, False)
+
+
 def test_explain_says_whether_the_device_was_measured(problem):
     assert f"{DEVICE} was never measured" in " ".join(explanation(problem, 200).split())
     cache.publish(CPU, [entry_of(problem, tilings(problem)[1:])])
     said = " ".join(explanation(problem, 200).split())
-    assert f"Measured on this device: forward by {problem.in_words()}" in said
+    assert f"Measured on such a device: forward by {problem.in_words()}, of this class, in your table." in said
     assert "This kind of problem was never measured" in explanation(replace(problem, has_rpb=True), 200)
 
 
@@ -160,6 +193,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 def test_tuning_names_the_extra_that_is_missing(monkeypatch):
     monkeypatch.setattr("vicinal.extras.find_spec", lambda module: None)
+    with pytest.raises(MissingExtra, match="tuning needs filelock: .*vicinal.tune."):
+        cache.check_writable()
+    monkeypatch.delenv(cache.VARIABLE)  # the folder is to be found
     with pytest.raises(MissingExtra, match="tuning needs platformdirs and filelock.*vicinal.tune."):
         cache.check_writable()
 

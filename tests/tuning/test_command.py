@@ -15,7 +15,7 @@ ONE = ["--lengths", "9x12", "--window", "3", "--heads", "2", "--head-dim", "8", 
 pytestmark = pytest.mark.usefixtures("quick")
 
 WRONG = {
-    "nothing to tune": (["tune"], "give one of SCRIPT, --suite, --lengths, --show, --clear, --export"),
+    "nothing to tune": (["tune"], "give one of SCRIPT, --suite, --lengths, --show, --clear, --export, --fit"),
     "two things": (["tune", "--show", *ONE], "; got --lengths and --show"),
     "no window": (["tune", "--lengths", "9x12"], "--lengths needs --window"),
     "wrong lengths": (["tune", "--lengths", "9by12", "--window", "3"], "--lengths: cannot read"),
@@ -109,7 +109,7 @@ def test_what_a_script_meets(tmp_path, capsys, status, measured):
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr("vicinal.extras.find_spec", lambda module: None)
     assert main(["tune", *ONE]) == 2
-    assert capsys.readouterr().err.startswith("vicinal: tuning needs platformdirs and filelock: pip install")
+    assert capsys.readouterr().err.startswith("vicinal: tuning needs filelock: pip install")
 
 
 @pytest.mark.parametrize(("options", "count"), [([], 2), (["--forward"], 1), (["--lengths", "10x13"], 4)])

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 import vicinal
 from vicinal import Neighborhood, dispatch, na2d
+from vicinal.backends.protocol import settings
 from vicinal.bench.cases import Case
 from vicinal.bench.measure import Timing
 from vicinal.machine import device_name
 from vicinal.tuning import cache, search
 from vicinal.tuning.search import Task, candidates
-from vicinal.tuning.table import Entry, ProblemClass, Timed, settings
+from vicinal.tuning.table import Entry, ProblemClass, Timed
 
 DEVICE = device_name(torch.device("cpu"))
 pytestmark = pytest.mark.usefixtures("quick")
@@ -142,7 +143,7 @@ def test_interrupted_it_keeps_what_it_has(problem, clock, monkeypatch):
     told = search.time_cold
 
     def interrupted(calls, device, effort):
-        if clock:
+        if len(clock) > search.SHORT:  # the first pass was timed, roughly and then with effort
             raise KeyboardInterrupt
         return told(calls, device, effort)
 
@@ -222,3 +223,28 @@ def test_the_extra_is_asked_for_before_the_code_runs(monkeypatch):
     monkeypatch.setattr("vicinal.extras.find_spec", lambda module: None)
     with pytest.raises(ImportError, match="tuning needs"):
         vicinal.tune()
+
+
+def test_candidates_that_are_far_behind_are_timed_no_more(problem, monkeypatch):
+    efforts = []
+
+    def time_cold(calls, device, effort):
+        efforts.append((list(calls), effort))
+        return {i: Timing(1.0 if i in (1, 3) else 2.0, 0.0, 0.0, effort.samples, 1) for i in calls}
+
+    monkeypatch.setattr(search, "time_cold", time_cold)
+    (entry,) = vicinal.tune(problem, directions=("forward",))
+    assert efforts == [([0, 1, 2, 3], search.ROUGH), ([1, 3], search.EFFORT)]
+    assert [t.seconds for t in entry.timings] == [1.0, 1.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+def test_what_is_estimated_to_take_far_longer_is_not_measured(problem, monkeypatch, thorough):
+    numba = dispatch.backend("numba")
+    first, *_, last = numba.configs(problem, "forward")
+    monkeypatch.setattr(type(numba), "configs", lambda self, problem, direction: [first, last])
+    monkeypatch.setattr(
+        type(numba), "seconds", lambda self, problem, direction, config: 1.0 if config == first else 2.1
+    )
+    own = [config for _, config in candidates(Task(problem, "forward"), thorough)]
+    assert own == ([first, last] if thorough else [first])

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from vicinal.backends.hopper.tilings import backward_configs, forward_configs
-from vicinal.backends.protocol import Direction
+from vicinal.backends.protocol import Direction, settings
 from vicinal.backends.triton.tilings import tilings
 from vicinal.bench.cases import Case
 from vicinal.dispatch import backend
 from vicinal.geometry.neighborhood import Neighborhood
-from vicinal.tuning.table import Entry, ProblemClass, Table, Timed, Versions, settings
+from vicinal.tuning.table import Entry, ProblemClass, Table, Timed, Versions
 
 
 def problem_of(lengths=(30, 40), window=7, heads=2, head_dim=64, dtype=torch.float16, **options):
@@ -86,6 +86,31 @@ def test_settings_survive_json_and_tell_configurations_apart(name, config):
     assert json.loads(json.dumps(own)) == own
     same = [c for other, c in configs() if other == name and type(c) is type(config) and settings(c) == own]
     assert set(same) == {config}
+
+
+@pytest.mark.parametrize("direction", get_args(Direction))
+@pytest.mark.parametrize("name", ["triton", "numba", "torch", "unfused"])
+def test_settings_become_the_configuration_again(name, direction):
+    own = backend(name)
+    for config in own.configs(PROBLEM, direction):
+        given = json.loads(json.dumps(settings(config)))
+        assert own.configured(PROBLEM, direction, given) == config
+        assert own.configured(PROBLEM, direction, given | {"colour": 3}) is None
+        assert own.configured(PROBLEM, direction, {}) is None
+
+
+def test_a_tiling_is_taken_by_problems_that_its_kernel_can_run():
+    own, dilated = backend("triton"), problem_of((90, 90), dilation=12)
+    tiling = settings(tilings(PROBLEM, "forward")[0])
+    listed = [settings(t) for t in tilings(dilated, "forward")]
+    unfolded = next(s for s in listed if s["unfolded"] is not None)
+    assert own.configured(problem_of((300, 200), window=5), "forward", tiling) is not None
+    assert own.configured(PROBLEM, "backward", tiling) is None
+    assert own.configured(PROBLEM, "forward", unfolded) is None
+    assert own.configured(dilated, "forward", unfolded) is not None
+    assert own.configured(problem_of((300,)), "forward", tiling) is None
+    for change in ({"warps": 3}, {"stages": 7}, {"tile": [3, 16]}, {"tile": [512, 16]}, {"step": [1, 1]}, {"tile": []}):
+        assert own.configured(PROBLEM, "forward", tiling | change) is None
 
 
 def test_what_follows_from_the_problem_is_no_setting():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -42,6 +43,24 @@ class Config(Protocol):
 C = TypeVar("C", bound=Config)
 
 
+def settings(config: Config) -> dict[str, Any]:
+    """What there is to choose in a configuration, as JSON; what follows from the problem (`DERIVED`) is left out."""
+    chosen: Any = config  # a dataclass, as every configuration is
+    return {f.name: _plain(getattr(chosen, f.name)) for f in fields(chosen) if not f.metadata.get("derived")}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON gives it back."""
+    if hasattr(value, "__dataclass_fields__"):
+        return settings(value)
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+def listed(configs: Sequence[C], given: Mapping[str, Any]) -> C | None:
+    """Of these the configuration of the settings that are given."""
+    return next((config for config in configs if settings(config) == given), None)
+
+
 class Backend(Protocol[C]):
     """Launching only: geometry comes from `vicinal.geometry`, kernels from `vicinal.backends.*.kernels`."""
 
@@ -57,6 +76,10 @@ class Backend(Protocol[C]):
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[C]:
         """Those worth measuring for a supported problem: all valid, the best guess first."""
+        ...
+
+    def configured(self, problem: Problem, direction: Direction, given: Mapping[str, Any]) -> C | None:
+        """The configuration of these `settings`; None where it is not one for this problem, or none at all."""
         ...
 
     def seconds(self, problem: Problem, direction: Direction, config: C) -> float | None:

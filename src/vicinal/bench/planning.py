@@ -15,8 +15,7 @@ import gc
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from math import ceil, log2
@@ -26,8 +25,7 @@ from typing import Any
 import torch
 
 from vicinal import dispatch
-from vicinal.backends.gpu import hardware
-from vicinal.backends.gpu.hardware import ARCHITECTURES, Gpu
+from vicinal.backends.gpu.hardware import ARCHITECTURES, Gpu, standing_for
 from vicinal.files import write_text
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.machine import machine, versions
@@ -76,16 +74,6 @@ def random_problem(rng: random.Random, dtypes: Sequence[torch.dtype]) -> Problem
     neighborhoods, device = (Neighborhood(tuple(axes)),), torch.device("cpu")
     batch, dtype = rng.choice((1, 2, 8)), rng.choice(tuple(dtypes))
     return Problem(batch, lengths, heads, kv_heads, dim, dim, dtype, device, neighborhoods, dim**-0.5)
-
-
-@contextmanager
-def named(card: Gpu | None) -> Iterator[None]:
-    """Within it GPU backends plan CPU tensors for `card`."""
-    before, hardware.named = hardware.named, card
-    try:
-        yield
-    finally:
-        hardware.named = before
 
 
 @dataclass(frozen=True)
@@ -158,7 +146,7 @@ def timed(what: Callable[[], Any]) -> tuple[Any, float]:
 def measure(planner: Planner, count: int, seed: int) -> list[Planned]:
     """Plan `count` random problems that the planner can run, all different."""
     rng, found = random.Random(seed), []
-    with named(None if planner.name == "numba" else CARD):
+    with standing_for(None if planner.name == "numba" else CARD):
         for warm in range(-WARM_UP, count):
             done = None
             while done is None:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from hashlib import sha256
 from importlib import metadata, resources
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from vicinal.backends.gpu import hardware
 from vicinal.backends.protocol import Direction
 from vicinal.extras import need
 from vicinal.files import write_text
@@ -26,34 +28,89 @@ from vicinal.warning import warn
 
 VARIABLE = "VICINAL_CACHE_DIR"
 LOCK_SECONDS = 30
+NEAR = 2  # the distance of classes up to which one stands for the other
+KEPT = 4096  # classes whose entries are not searched for again
 
 _Entries = dict[tuple[ProblemClass, Direction], Entry]
 _forgetters: list[Callable[[], None]] = []
 
 
-def look_up(problem: Problem, direction: Direction) -> Entry | None:
-    """What is known of a problem's class: from the user's table of these versions, or else from the package's."""
-    for entries in _tables(_name(problem.device)):
-        if entries:
-            entry = entries.get((ProblemClass.of(problem), direction))
-            if entry is not None:
-                return entry
-    return None
+class Found(NamedTuple):
+    """What is known of a problem.
+
+    Attributes:
+        distance: of the entry's class from the problem's (`ProblemClass.distance`); 0: it is that one.
+        shipped: whether it is of the package's table, not of the user's.
+    """
+
+    entry: Entry
+    distance: int
+    shipped: bool
+
+
+def look_up(problem: Problem, direction: Direction) -> Found | None:
+    """The entry of the problem's class, or of the nearest within `NEAR`: of the user's table, or else of the package's.
+
+    The user's are those of the versions that are installed; the package's are of any.
+    """
+    known = _known(_name(problem.device))
+    return known.find(ProblemClass.of(problem), direction) if known.entries else None
 
 
 def is_measured(device: torch.device) -> bool:
     """Whether there is any entry for the device."""
-    return any(_tables(_name(device)))
+    return bool(_known(_name(device)).entries)
 
 
 _name = cache(device_name)
 
 
+class _Known:
+    """A device's entries, the user's in place of the package's."""
+
+    def __init__(self, shipped: _Entries, own: _Entries) -> None:
+        self.entries = {key: (entry, True) for key, entry in shipped.items()}
+        self.found: dict[tuple[ProblemClass, Direction], Found | None] = {}
+        self.add(own.values())
+
+    def add(self, own: Iterable[Entry]) -> None:
+        """The user's."""
+        self.entries |= {(entry.problems, entry.direction): (entry, False) for entry in own}
+        self.found.clear()
+
+    def find(self, problems: ProblemClass, direction: Direction) -> Found | None:
+        """See `look_up`; of several that are as near the user's, the first."""
+        key = (problems, direction)
+        if key not in self.found:
+            if len(self.found) >= KEPT:
+                self.found.clear()
+            self.found[key] = self._nearest(problems, direction)
+        return self.found[key]
+
+    def _nearest(self, problems: ProblemClass, direction: Direction) -> Found | None:
+        kin = problems.kin
+        near = [
+            Found(entry, problems.distance(other), shipped)
+            for (other, own), (entry, shipped) in self.entries.items()
+            if own == direction and other.kin == kin
+        ]
+        best = min(near, key=lambda found: (found.distance, found.shipped), default=None)
+        return best if best is not None and best.distance <= NEAR else None
+
+
 @cache
-def _tables(name: str) -> tuple[_Entries, _Entries]:
-    """The user's, and the package's."""
+def _known(name: str) -> _Known:
     shipped = _shipped(name)
-    return dict(read(name).of_versions(versions())), {} if shipped is None else shipped.latest()
+    return _Known({} if shipped is None else shipped.latest(), read(name).of_versions(versions()))
+
+
+def fitted_to(device: str) -> dict[str, float]:
+    """Constants of estimates that were fitted to a device: the user's, or else the package's."""
+    shipped = _shipped(device)
+    return read(device).fitted or ({} if shipped is None else shipped.fitted)
+
+
+hardware.fitted_to = fitted_to
 
 
 def kept_plans(forget: Callable[[], None]) -> None:
@@ -63,14 +120,13 @@ def kept_plans(forget: Callable[[], None]) -> None:
 
 def publish(device: torch.device, entries: list[Entry]) -> None:
     """Plan by these entries too, in this process, from now on."""
-    own, _ = _tables(_name(device))
-    own.update({entry.key[:2]: entry for entry in entries})
+    _known(_name(device)).add(entries)
     forget_plans()
 
 
 def reload() -> None:
     """Read all tables again when they are needed."""
-    _tables.cache_clear()
+    _known.cache_clear()
     forget_plans()
 
 
@@ -130,8 +186,8 @@ def check_writable() -> None:
     _writable_folder()
 
 
-def save(device: str, entries: list[Entry]) -> Path:
-    """Add entries to the user's table; other processes may do the same. Returns the file.
+def save(device: str, entries: Iterable[Entry], fitted: Mapping[str, float] | None = None) -> Path:
+    """Add entries and constants to the user's table; other processes may do the same. Returns the file.
 
     Raises:
         MissingExtra, OSError: see `check_writable`.
@@ -143,6 +199,7 @@ def save(device: str, entries: list[Entry]) -> Path:
         table = read(device)
         for entry in entries:
             table.add(entry)
+        table.fitted |= fitted or {}
         write_text(path, table.to_json())
     return path
 
@@ -159,7 +216,7 @@ def clear(device: str) -> bool:
 
 
 def _writable_folder() -> Path:
-    need("tuning", "platformdirs", "filelock")
+    need("tuning", *(() if os.environ.get(VARIABLE) else ("platformdirs",)), "filelock")
     found = folder()
     assert found is not None
     found.mkdir(parents=True, exist_ok=True)

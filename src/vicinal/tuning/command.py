@@ -68,19 +68,26 @@ def tune(
     show: Annotated[bool, typer.Option("--show", help="Print what was measured on the device.")] = False,
     clear: Annotated[bool, typer.Option("--clear", help="Forget what was measured on the device.")] = False,
     export: Annotated[Path | None, typer.Option(help="Write what was measured, with these versions, here.")] = None,
+    timings: Annotated[Path | None, typer.Option(help="Add what candidates take to this file, .jsonl.gz.")] = None,
+    fit: Annotated[Path | None, typer.Option(help="Fit the estimates to a GPU's timings, a file of --timings.")] = None,
 ) -> None:
     """Measure how a problem, a suite, or what a script meets runs fastest here; later calls run so."""
     asked = {"SCRIPT": script, "--suite": suite, "--lengths": lengths, "--show": show, "--clear": clear}
-    given = [name for name, value in (asked | {"--export": export}).items() if value]
+    given = [name for name, value in (asked | {"--export": export, "--fit": fit}).items() if value]
     if len(given) != 1:
-        raise wrong(f"give one of {', '.join(asked)}, --export" + (f"; got {' and '.join(given)}" if given else ""))
+        every = f"{', '.join(asked)}, --export, --fit"
+        raise wrong(f"give one of {every}" + (f"; got {' and '.join(given)}" if given else ""))
     arguments.check_output("--export", export)
+    arguments.check_output("--timings", timings)
+    if fit is not None:
+        _fit(fit)
+        return
     if show or clear or export is not None:
         _look_after(arguments.device_of(device), clear, export)
         return
     try:
         if script:
-            found = _tune_script(script, thorough, _directions(forward, backward))
+            found = _tune_script(script, thorough, _directions(forward, backward), timings)
         else:
             typed = arguments.NeighborhoodOptions(window or "", stride, dilation, causal, boundary)
             sizes = arguments.ProblemOptions(batch, heads, kv_heads, head_dim, value_dim, dtype)
@@ -88,7 +95,8 @@ def tune(
             from vicinal.tuning import search
 
             problems = [case.problem(on) for case in cases]
-            found = search.tune(problems, thorough=thorough, directions=_directions(forward, backward))
+            directions = _directions(forward, backward)
+            found = search.tune(problems, thorough=thorough, directions=directions, timings=timings)
     except OSError as error:
         raise wrong(str(error)) from error
     from vicinal.tuning.report import lines
@@ -168,7 +176,9 @@ def _directions(forward: bool, backward: bool) -> tuple[Direction, ...]:
     return ("forward",) if forward else ("backward",)
 
 
-def _tune_script(words: Sequence[str], thorough: bool, directions: Sequence[Direction]) -> list[Entry]:
+def _tune_script(
+    words: Sequence[str], thorough: bool, directions: Sequence[Direction], timings: Path | None
+) -> list[Entry]:
     """Run a script as `python` would, and measure what it met."""
     path = Path(words[0])
     if not path.is_file():
@@ -178,7 +188,7 @@ def _tune_script(words: Sequence[str], thorough: bool, directions: Sequence[Dire
     before = sys.argv, sys.path
     sys.argv, sys.path = list(words), [str(path.resolve().parent), *sys.path]
     try:
-        with search.tune(thorough=thorough, directions=directions) as found:
+        with search.tune(thorough=thorough, directions=directions, timings=timings) as found:
             try:
                 runpy.run_path(str(path), run_name="__main__")
             except SystemExit as end:  # as a script ends that is done
@@ -187,6 +197,27 @@ def _tune_script(words: Sequence[str], thorough: bool, directions: Sequence[Dire
         return found
     finally:
         sys.argv, sys.path = before
+
+
+def _fit(path: Path) -> None:
+    """Fit what there are enough timings for, and keep it for the device that they are of."""
+    from vicinal.tuning import cache, timings
+    from vicinal.tuning.fit import ESTIMATES, fit
+
+    try:
+        rows = timings.read(path)
+        fits = [fit(rows, backend) for backend in ESTIMATES if any(row.backend == backend for row in rows)]
+        if not fits:
+            raise ValueError(f"{path} has no timings of {' or '.join(ESTIMATES)}")
+        kept = cache.save(rows[0].device, (), {name: n for each in fits for name, n in each.constants.items()})
+    except (OSError, ValueError) as error:
+        raise wrong(f"--fit: {error}") from error
+    for each in fits:
+        typer.echo(f"{each.backend} before: {each.before.in_words()}")
+        typer.echo(f"{each.backend} fitted: {each.after.in_words()}")
+        for what, quality in zip(("before", "fitted to the others"), each.held_out):
+            typer.echo(f"{each.backend}, problems left out, {what}: {quality.in_words()}")
+    typer.echo(f"kept for {rows[0].device} in {kept}")
 
 
 def _look_after(device: torch.device, clear: bool, export: Path | None) -> None:
@@ -202,11 +233,12 @@ def _look_after(device: torch.device, clear: bool, export: Path | None) -> None:
     if clear:
         typer.echo(f"{path} is deleted" if cache.clear(name) else f"nothing was measured on {name}")
         return
-    entries = cache.read(name).of_versions(cache.versions())
+    known = cache.read(name)
+    entries = known.of_versions(cache.versions())
     if export is not None:
-        if not entries:
+        if not entries and not known.fitted:
             raise wrong(f"--export: nothing was measured on {name} with these versions")
-        table = Table(name)
+        table = Table(name, fitted=known.fitted)
         for entry in entries.values():
             table.add(entry)
         write_text(export, table.to_json())

@@ -1,37 +1,44 @@
 """`tune`: measures the candidates for classes of problems on this device, and plans by what it finds from then on.
 
-What is timed starts from an empty cache, candidates take turns, and a candidate whose result differs from that of the
-estimate's choice is left out. Nothing is timed while other code runs: `with tune():` notes the problems that it meets,
-and measures at its end.
+What is timed starts from an empty cache, candidates take turns, those that are far behind after a few samples are timed
+no more, and a candidate whose result differs from that of the estimate's choice is left out. Nothing is timed while
+other code runs: `with tune():` notes the problems that it meets, and measures at its end.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
+from math import inf
+from pathlib import Path
 from typing import Any, NamedTuple, get_args, overload
 
 import torch
 from torch import Tensor
 
 from vicinal import dispatch
-from vicinal.backends.protocol import Backend, Config, Direction
+from vicinal.backends.gpu.hardware import gpu_of
+from vicinal.backends.protocol import Backend, Config, Direction, settings
 from vicinal.bench.cases import random_inputs
 from vicinal.bench.cold import time_cold
 from vicinal.bench.graphs import own_stream
-from vicinal.bench.measure import Effort, words
+from vicinal.bench.measure import Effort, Timing, words
 from vicinal.machine import device_name
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.tuning import cache
 from vicinal.tuning.progress import Advance, progress
 from vicinal.tuning.ranks import Ranks
-from vicinal.tuning.table import Entry, ProblemClass, Timed, fastest_first, settings
+from vicinal.tuning.table import Entry, ProblemClass, Timed, fastest_first
+from vicinal.tuning.timings import Measured, append
 
 SHORT = 4  # candidates of a backend, unless the search is thorough
-EFFORT = Effort(samples=15, seconds=1.0)
+FAR = 2.0  # times the estimate of the first: candidates beyond are not measured, unless the search is thorough
+ROUGH = Effort(samples=3, seconds=1.0)
+EFFORT = Effort(samples=15, seconds=0.5)
+NEAR = 1.25  # times the fastest, by a few samples: candidates within it are timed with more effort
 AGREE = {  # relative difference of two right results, root mean square; products in TF32 are allowed on GPUs
     torch.float16: 2**-8,
     torch.bfloat16: 2**-5,
@@ -52,11 +59,19 @@ class Task(NamedTuple):
 
 @overload
 def tune(
-    problems: None = None, *, thorough: bool = False, directions: Sequence[Direction] = ...
+    problems: None = None,
+    *,
+    thorough: bool = False,
+    directions: Sequence[Direction] = ...,
+    timings: Path | None = None,
 ) -> AbstractContextManager[list[Entry]]: ...
 @overload
 def tune(
-    problems: Problem | Iterable[Problem], *, thorough: bool = False, directions: Sequence[Direction] = ...
+    problems: Problem | Iterable[Problem],
+    *,
+    thorough: bool = False,
+    directions: Sequence[Direction] = ...,
+    timings: Path | None = None,
 ) -> list[Entry]: ...
 
 
@@ -65,6 +80,7 @@ def tune(
     *,
     thorough: bool = False,
     directions: Sequence[Direction] = get_args(Direction),
+    timings: Path | None = None,
 ) -> AbstractContextManager[list[Entry]] | list[Entry]:
     """Measure how problems run fastest on this device, for this process and later ones.
 
@@ -80,6 +96,7 @@ def tune(
         problems: one or several `vicinal.problem.Problem`; None for those that the code within `with` meets.
         thorough: measure all candidates that are listed, not only the best few by the estimate.
         directions: which passes, of those that are met.
+        timings: a file that what every candidate took is added to (`vicinal.tuning.timings`), as it comes.
 
     Returns:
         What was found: for `with`, a list that is filled at its end.
@@ -92,13 +109,13 @@ def tune(
     if Ranks.here().rank == 0:
         cache.check_writable()
     if problems is None:
-        return _noting(thorough, directions)
+        return _noting(thorough, directions, timings)
     given = [problems] if isinstance(problems, Problem) else list(problems)
-    return measure([Task(problem, direction) for problem in given for direction in directions], thorough)
+    return measure([Task(problem, direction) for problem in given for direction in directions], thorough, timings)
 
 
 @contextmanager
-def _noting(thorough: bool, directions: Sequence[Direction]) -> Iterator[list[Entry]]:
+def _noting(thorough: bool, directions: Sequence[Direction], kept: Path | None) -> Iterator[list[Entry]]:
     met: dict[Task, None] = {}
     found: list[Entry] = []
 
@@ -112,11 +129,14 @@ def _noting(thorough: bool, directions: Sequence[Direction]) -> Iterator[list[En
         yield found
     finally:
         dispatch.chosen_by.remove(note)
-    found += measure(list(met), thorough)
+    found += measure(list(met), thorough, kept)
 
 
-def measure(tasks: Sequence[Task], thorough: bool) -> list[Entry]:
-    """Measure the first task of every class, of all ranks', that is not known yet; what is found is kept."""
+def measure(tasks: Sequence[Task], thorough: bool, kept: Path | None = None) -> list[Entry]:
+    """Measure the first task of every class, of all ranks', that is not known yet; what is found is kept.
+
+    `kept`: the file of raw timings, of rank 0.
+    """
     ranks = Ranks.here()
     everything = ranks.gather((_why_not(), tasks, torch.cuda.is_available() and device_name(_own())))
     reasons = [reason for reason, _, _ in everything if reason is not None]
@@ -142,7 +162,10 @@ def measure(tasks: Sequence[Task], thorough: bool) -> list[Entry]:
     steps = sum(len(own[ranks.rank :: ranks.size]) for _, own in todo)
     with progress("tuning", steps, ranks.rank == 0) as advance:
         for task, own in todo:
-            entry = _entry(task, own, ranks, advance)
+            rows = _timed(task, own, ranks, advance)
+            if kept is not None and ranks.rank == 0:
+                append(kept, rows)
+            entry = ranks.first(_entry(task, rows))
             if entry is not None:
                 found.append(entry)
                 cache.publish(task.problem.device, [entry])
@@ -152,16 +175,21 @@ def measure(tasks: Sequence[Task], thorough: bool) -> list[Entry]:
 
 
 def candidates(task: Task, thorough: bool = False) -> list[Candidate]:
-    """Of every backend with kernels for the problem the first configurations; the estimate's choice is the first."""
+    """Of every backend with kernels for the problem the first configurations; the estimate's choice is the first.
+
+    Without those that are estimated to take far longer; `thorough`: all.
+    """
     problem, direction = task
     able = [each for each in dispatch.plan(problem).able if each.name != "torch"]
     if not able:
         return []
     best = dispatch.preferred(able, problem, direction)
+    most = FAR * (best.seconds(*task, best.best(*task)) or inf)
     return [
         (each, config)
         for each in sorted(able, key=lambda other: other is not best)
         for config in _listed(each, task)[: None if thorough else SHORT]
+        if thorough or (each.seconds(*task, config) or 0.0) <= most
     ]
 
 
@@ -184,9 +212,10 @@ def _why_not() -> str | None:
 
 def _known(task: Task, thorough: bool) -> Entry | None:
     """What was measured of the task's class, if that was all of its candidates."""
-    entry = cache.look_up(task.problem, task.direction)
-    if entry is None or entry.versions != cache.versions():
+    found = cache.look_up(task.problem, task.direction)
+    if found is None or found.distance or found.entry.versions != cache.versions():
         return None
+    entry = found.entry
     return entry if all(entry.covers(each.name, config) for each, config in candidates(task, thorough)) else None
 
 
@@ -199,32 +228,42 @@ def _moved(task: Task) -> Task:
     return task._replace(problem=replace(task.problem, device=_own())) if task.problem.device.type == "cuda" else task
 
 
-def _entry(task: Task, own: list[Candidate], ranks: Ranks, advance: Advance) -> Entry | None:
-    """The candidates, timed by all ranks together, as rank 0 orders them."""
+def _timed(task: Task, own: list[Candidate], ranks: Ranks, advance: Advance) -> list[Measured]:
+    """What the candidates took, timed by all ranks together."""
+    problem = task.problem
     mine = list(range(len(own)))[ranks.rank :: ranks.size]
-    outcomes: dict[int, float | str] = {}
+    outcomes: dict[int, Timing | str] = {}
     for each in ranks.gather(_outcomes(task, own, mine, advance)):
         outcomes |= each
-    timings = []
+    about = (device_name(problem.device), _gpu(problem.device), cache.versions(), problem, task.direction)
+    rows = []
     for i, (backend, config) in enumerate(own):
         outcome = outcomes[i]
-        if isinstance(outcome, float):
-            timings.append(Timed(backend.name, settings(config), outcome))
+        if isinstance(outcome, Timing):
+            seconds = (outcome.lower, outcome.median, outcome.upper)
+            rows.append(Measured(*about, backend.name, settings(config), seconds, outcome.samples))
         elif ranks.rank == 0:
-            warnings.warn(f"tuning {task.problem.in_words()}: {backend.name}, {config}: {outcome}", stacklevel=4)
-    entry = Entry(
-        ProblemClass.of(task.problem),
-        task.direction,
-        cache.versions(),
-        task.problem.in_words(),
-        fastest_first(timings),
-    )
-    return ranks.first(entry if timings else None)
+            warnings.warn(f"tuning {problem.in_words()}: {backend.name}, {config}: {outcome}", stacklevel=4)
+    return rows
 
 
-def _outcomes(task: Task, own: list[Candidate], mine: Sequence[int], advance: Advance) -> dict[int, float | str]:
-    """Seconds of these candidates, or what is wrong with them; raises nothing that the other ranks would wait for."""
-    outcomes: dict[int, float | str] = dict.fromkeys(mine, "")
+def _gpu(device: torch.device) -> tuple[str, int] | None:
+    if device.type != "cuda":
+        return None
+    gpu = gpu_of(device)
+    return gpu.architecture.name, gpu.processors
+
+
+def _entry(task: Task, rows: Sequence[Measured]) -> Entry | None:
+    """What is kept of them; None where all failed."""
+    found = fastest_first(Timed(row.backend, row.config, row.median) for row in rows)
+    about = (ProblemClass.of(task.problem), task.direction, cache.versions(), task.problem.in_words())
+    return Entry(*about, found) if found else None
+
+
+def _outcomes(task: Task, own: list[Candidate], mine: Sequence[int], advance: Advance) -> dict[int, Timing | str]:
+    """What these candidates took, or what is wrong with them; raises nothing that the other ranks would wait for."""
+    outcomes: dict[int, Timing | str] = dict.fromkeys(mine, "")
     device = task.problem.device
     try:
         with own_stream(device), torch.no_grad():
@@ -239,10 +278,18 @@ def _outcomes(task: Task, own: list[Candidate], mine: Sequence[int], advance: Ad
                     ready[i] = calls[i]
                 else:
                     outcomes[i] = problem
-            outcomes |= {i: timing.median for i, timing in time_cold(ready, device, EFFORT).items()}
+            outcomes |= _timings(ready, device)
     except Exception as error:
         outcomes = {i: outcome or words(error) for i, outcome in outcomes.items()}
     return outcomes
+
+
+def _timings(calls: Mapping[int, Call], device: torch.device) -> dict[int, Timing]:
+    """Of all calls: of those that a few samples see far behind, these few."""
+    rough = time_cold(calls, device, ROUGH)
+    fastest = min((timing.median for timing in rough.values()), default=0.0)
+    near = {i: call for i, call in calls.items() if rough[i].median <= NEAR * fastest}
+    return rough | time_cold(near, device, EFFORT)
 
 
 def _calls(task: Task, own: Sequence[Candidate]) -> list[Call]:

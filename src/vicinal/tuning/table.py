@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from math import ceil, prod
 from typing import Any, get_args
 
-from vicinal.backends.protocol import Config, Direction
+from vicinal.backends.protocol import Config, Direction, settings
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Problem, dtype_name
 
 SHORT = 64  # tokens of a dilation group, from which on groups are alike
 MANY = 1 << 20  # queries of all heads, from which on a grid fills any device
 
-Settings = dict[str, Any]  # a configuration, as JSON
+Settings = dict[str, Any]  # of a configuration, as JSON
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,17 @@ class ProblemClass:
     window: tuple[int, ...]
     group: tuple[int, ...]
     queries: int
+
+    @property
+    def kin(self) -> tuple[object, ...]:
+        """What is the same in classes that are near each other: their kernels are."""
+        return self.head_dim, self.value_dim, self.dtype, self.features, len(self.window)
+
+    def distance(self, other: ProblemClass) -> int:
+        """From a class of the same kin: octaves of windows and groups, of all axes, and powers of four of queries."""
+        pairs = zip((*self.window, *self.group), (*other.window, *other.group))
+        apart = sum(abs(a.bit_length() - b.bit_length()) for a, b in pairs)
+        return apart + abs(self.queries.bit_length() - other.queries.bit_length()) // 2
 
     @classmethod
     def of(cls, problem: Problem) -> ProblemClass:
@@ -122,10 +133,16 @@ class Entry:
 
 @dataclass
 class Table:
-    """Entries of one device, by class of problem, pass, and versions."""
+    """What is known of one device.
+
+    Attributes:
+        entries: by class of problem, pass, and versions.
+        fitted: constants of estimates, by their names (`vicinal.tuning.fit`).
+    """
 
     device: str
     entries: dict[tuple[ProblemClass, Direction, Versions], Entry] = field(default_factory=dict)
+    fitted: dict[str, float] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
         """Add an entry, in place of what was measured before."""
@@ -142,7 +159,9 @@ class Table:
     def to_json(self) -> str:
         """Readable, the same for the same entries."""
         rows = [json.dumps(asdict(entry), sort_keys=True) for entry in self.entries.values()]
-        return f'{{"device": {json.dumps(self.device)}, "entries": [\n' + ",\n".join(rows) + "\n]}\n"
+        head = {"device": self.device, "fitted": self.fitted}
+        words = ", ".join(f"{json.dumps(name)}: {json.dumps(value, sort_keys=True)}" for name, value in head.items())
+        return f'{{{words}, "entries": [\n' + ",\n".join(rows) + "\n]}\n"
 
     @classmethod
     def from_json(cls, text: str) -> Table:
@@ -153,25 +172,13 @@ class Table:
         """
         try:
             document = json.loads(text)
-            found = cls(str(document["device"]))
+            fitted = {str(name): float(value) for name, value in document.get("fitted", {}).items()}
+            found = cls(str(document["device"]), fitted=fitted)
             for row in document["entries"]:
                 found.add(_entry(row))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"it is no table of timings: {error!r}") from error
         return found
-
-
-def settings(config: Config) -> Settings:
-    """What there is to choose in a configuration, as JSON; what follows from the problem (`DERIVED`) is left out."""
-    chosen: Any = config  # a dataclass, as every configuration is
-    return {f.name: _listed(getattr(chosen, f.name)) for f in fields(chosen) if not f.metadata.get("derived")}
-
-
-def _listed(value: Any) -> Any:
-    """A value as JSON gives it back."""
-    if hasattr(value, "__dataclass_fields__"):
-        return settings(value)
-    return [_listed(each) for each in value] if isinstance(value, tuple) else value
 
 
 def _octave(n: int) -> int:

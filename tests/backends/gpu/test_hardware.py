@@ -1,11 +1,13 @@
 """What is known of GPUs, and which of it a device gets."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from vicinal.backends.gpu import hardware
+from vicinal.backends.triton import estimate
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,7 @@ def test_the_nearest_architecture_that_is_not_newer(capability, name):
     ],
 )
 def test_a_device_has_its_architecture_and_its_multiprocessors(monkeypatch, hip, properties, name):
-    found = SimpleNamespace(multi_processor_count=76, **properties)
+    found = SimpleNamespace(name="a card", multi_processor_count=76, **properties)
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
     gpu = hardware._present.__wrapped__(torch.device("cuda", 0))
@@ -42,3 +44,15 @@ def test_a_device_has_its_architecture_and_its_multiprocessors(monkeypatch, hip,
 
 def test_without_a_gpu_an_h200_is_assumed():
     assert hardware.gpu_of(torch.device("cpu")) == hardware.Gpu(hardware.ARCHITECTURES["sm_90"], 132)
+
+
+def test_what_was_fitted_to_a_device_is_its_own(monkeypatch):
+    found = SimpleNamespace(name="a card", multi_processor_count=76, major=9, minor=0)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    monkeypatch.setattr(hardware, "fitted_to", {"a card": {"triton.clock": 2e9, "triton.gone": 1.0}}.__getitem__)
+    gpu = hardware._present.__wrapped__(torch.device("cuda", 0))
+    usual = replace(gpu, fitted=())
+    assert estimate.fitted(gpu) == replace(estimate.Constants(), clock=2e9)  # what no estimate has is passed over
+    assert estimate.fitted(usual) == estimate.Constants()
+    assert hash(gpu) != hash(usual)

@@ -9,8 +9,11 @@ products with float32 sums, over multiprocessors and boost clock, rounded to a p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cache, cached_property, lru_cache
+from typing import Any, TypeVar
 
 import torch
 
@@ -46,6 +49,9 @@ class Architecture:
     warpgroups: bool = False
     chains: bool = False
 
+    def __hash__(self) -> int:
+        return hash(self.name)
+
 
 ARCHITECTURES = {
     a.name: a
@@ -64,16 +70,49 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU: its architecture, and how many multiprocessors it has."""
+    """One GPU: its architecture, how many multiprocessors it has, and what was fitted to it.
+
+    `fitted`: constants of estimates (`constants_of`) by their names, "triton.clock", and values; others are as usual.
+    """
 
     architecture: Architecture
     processors: int
+    fitted: tuple[tuple[str, float], ...] = ()
+
+    def __hash__(self) -> int:  # estimates are looked up by it often: hash once
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.architecture, self.processors, self.fitted))
 
 
 ASSUMED = Gpu(ARCHITECTURES["sm_90"], 132)  # an H200, where tensors are not on a GPU
 
+Constants = TypeVar("Constants")
+
+
+@lru_cache(maxsize=256)
+def constants_of(gpu: Gpu, kind: type[Constants], backend: str) -> Constants:
+    """A backend's constants as fitted to a GPU; `kind`: their dataclass, whose defaults are the usual ones."""
+    known: Any = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    own = {name.removeprefix(f"{backend}."): value for name, value in gpu.fitted if name.startswith(f"{backend}.")}
+    return kind(**{name: value for name, value in own.items() if name in known})
+
 
 named: Gpu | None = None  # what the CPU stands for, in a process that compiles for a GPU that is not there
+fitted_to: Callable[[str], Mapping[str, float]] | None = None  # by a device's name: of `vicinal.tuning.cache`
+
+
+@contextmanager
+def standing_for(gpu: Gpu | None) -> Iterator[None]:
+    """Within it GPU backends plan CPU tensors for `gpu`."""
+    global named
+    before, named = named, gpu
+    try:
+        yield
+    finally:
+        named = before
 
 
 def gpu_of(device: torch.device) -> Gpu:
@@ -91,7 +130,8 @@ def _present(device: torch.device) -> Gpu:
         architecture = ARCHITECTURES.get(name, ARCHITECTURES["gfx942"])
     else:
         architecture = nearest(properties.major, properties.minor)
-    return Gpu(architecture, properties.multi_processor_count)
+    fitted = {} if fitted_to is None else fitted_to(properties.name)
+    return Gpu(architecture, properties.multi_processor_count, tuple(sorted(fitted.items())))
 
 
 def nearest(major: int, minor: int) -> Architecture:

@@ -5,9 +5,10 @@ Launching only: kernels are in `vicinal.backends.hopper.kernels`, tilings in `ti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, Hopper
 from vicinal.backends.hopper.launch import Launcher
 from vicinal.backends.hopper.layout import LARGEST, described
 from vicinal.backends.hopper.tilings import HEAD_DIMS, backward_configs, forward_configs, one_pass_configs
-from vicinal.backends.protocol import Direction
+from vicinal.backends.protocol import Direction, listed
 from vicinal.caching import Cache
 from vicinal.compiling import Job
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
@@ -56,6 +57,9 @@ class HopperBackend:
 
     def best(self, problem: Problem, direction: Direction) -> HopperConfig:
         return self.configs(problem, direction)[0]
+
+    def configured(self, problem: Problem, direction: Direction, given: Mapping[str, Any]) -> HopperConfig | None:
+        return listed(self.configs(problem, direction), given)
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[HopperConfig]:
         return _configs(problem, direction)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+from vicinal.backends.protocol import DERIVED
 from vicinal.words import by
 
 
@@ -27,7 +30,7 @@ class ForwardConfig:
     stages: int
     heads: int = 1
     paired: bool = False
-    persistent: bool = False
+    persistent: bool = field(default=False, metadata=DERIVED)
 
     @property
     def unfolded(self) -> None:
@@ -69,3 +72,10 @@ class BackwardConfig:
 
 
 HopperConfig = ForwardConfig | BackwardConfig
+
+
+def of_settings(settings: Mapping[str, Any]) -> HopperConfig:
+    """The configuration of these fields, as JSON gives them back."""
+    lists = {name: tuple(settings[name]) for name in ("query_tile", "key_tile")}
+    kind = BackwardConfig if "one_pass" in settings else ForwardConfig
+    return kind(**{**settings, **lists})

@@ -2,19 +2,19 @@
 
 A warpgroup takes a fixed time per query tile (queries in, output out, barriers) and a time per step of 64 queries
 against 64 keys, both growing with the head dim; a multiprocessor holds one pair of warpgroups; launches take their
-turns. Tiles differ where windows or a key's queries do, and where all run at once the longest decides. The constants
+turns. Tiles differ where windows or a key's queries do, and where all run at once the longest decides. The `Constants`
 are fits to timings on H200s of 5 us to 119 ms: forward 50 of 42 problems, half of them met within 5%, backward 331 of
-300 problems, among them the paper's sweep's, half of them met within 7%.
+300 problems, among them the paper's sweep's, half of them met within 7%; of the backward in one pass 10 on an H100, met
+within 13%. `vicinal.tuning.fit` refits them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, prod
 from operator import mul
 
-from vicinal.backends.gpu.hardware import gpu_of
+from vicinal.backends.gpu.hardware import Gpu, constants_of, gpu_of
 from vicinal.backends.gpu.shapes import sampled_walks
 from vicinal.backends.hopper.config import BackwardConfig, HopperConfig
 from vicinal.backends.hopper.layout import subproblems
@@ -34,27 +34,62 @@ from vicinal.problem import Problem
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Nanoseconds of one warpgroup, beside another; `d` is the mean of head dim and value dim.
+class Constants:
+    """What is fitted to timings of a GPU: nanoseconds of one warpgroup, beside another.
+
+    `d` is the mean of head dim and value dim.
 
     Attributes:
-        step: per step, as `max(step[0] + step[1] * d, step[2])`.
-        tile: per query tile, as `tile[0] + tile[1] * d`.
-        launch: per launch of all kernels of the pass.
+        forward_step, forward_step_d, forward_step_least: per step of the forward, as the first plus `d` times the
+            second, at least the third.
+        forward_tile, forward_tile_d: per query tile, likewise.
+        forward_launch: per launch.
+        backward_step, backward_step_d, backward_tile, backward_tile_d, backward_launch: likewise of both passes of the
+            backward.
+        one_pass_step, one_pass_step_d: of the backward in one pass, of a program's step.
+        one_pass_program, one_pass_program_d: of the rest of a program.
+        one_pass_launch: of all launches of a subproblem.
+        one_pass_spread: on three axes a walk's queries, and the sums of their gradients, outgrow the cache: times this.
+        one_pass_beside: per 1000 elements of float32 dQ: cleared, read, written in 16 bits.
     """
 
-    step: tuple[float, float, float]
-    tile: tuple[float, float]
-    launch: float
+    forward_step: float = 183.0
+    forward_step_d: float = 1.77
+    forward_step_least: float = 321.0
+    forward_tile: float = 106.0
+    forward_tile_d: float = 9.8
+    forward_launch: float = 3740.0
+    backward_step: float = 601.0
+    backward_step_d: float = 5.82
+    backward_tile: float = 976.0
+    backward_tile_d: float = 54.1
+    backward_launch: float = 9320.0
+    one_pass_step: float = 440.0
+    one_pass_step_d: float = 13.75
+    one_pass_program: float = 2000.0
+    one_pass_program_d: float = 64.0
+    one_pass_launch: float = 14_000.0
+    one_pass_spread: float = 1.2
+    one_pass_beside: float = 2.5
+
+    def step(self, direction: Direction, d: float) -> float:
+        """Of a step."""
+        if direction == "forward":
+            return max(self.forward_step + self.forward_step_d * d, self.forward_step_least)
+        return self.backward_step + self.backward_step_d * d
+
+    def tile(self, direction: Direction, d: float) -> float:
+        """Of a query tile."""
+        if direction == "forward":
+            return self.forward_tile + self.forward_tile_d * d
+        return self.backward_tile + self.backward_tile_d * d
+
+    def launch(self, direction: Direction) -> float:
+        """Of all kernels of the pass."""
+        return self.forward_launch if direction == "forward" else self.backward_launch
 
 
-RATES: Mapping[Direction, Rates] = {
-    "forward": Rates((183.0, 1.77, 321.0), (106.0, 9.8), 3740.0),
-    "backward": Rates((601.0, 5.82, 0.0), (976.0, 54.1), 9320.0),
-}
 PRODUCTS = (3, 4)  # of a step, in the backward's passes: the query gradient's, and those of key and value
-
-
 COPIED = 2 * 4 / 3.0e12  # seconds per element of 16 bits of what is read and written again
 
 
@@ -67,42 +102,44 @@ def seconds(problem: Problem, direction: Direction, config: HopperConfig) -> flo
         return copied + sum(seconds(run.problem, direction, config) for run in every)
     if isinstance(config, BackwardConfig) and config.one_pass:
         return _one_pass(problem, config)
-    rates = RATES[direction]
+    gpu = gpu_of(problem.device)
+    c = fitted(gpu)
     each, tiles = steps(problem, config)
     d = sum(kernel_dims(problem)) / 2
-    walk = each * max(rates.step[0] + rates.step[1] * d, rates.step[2])
-    ends = rates.tile[0] + rates.tile[1] * d
+    walk, ends = each * c.step(direction, d), c.tile(direction, d)
     launches = len(subproblems(problem))
-    turns = WARPGROUPS * ceil(tiles / launches / (WARPGROUPS * gpu_of(problem.device).processors))
+    turns = WARPGROUPS * ceil(tiles / launches / (WARPGROUPS * gpu.processors))
     mean, longest = (1.0, 0.0) if direction == "forward" else _both_passes(problem, config)
     walks = max(turns * mean, WARPGROUPS * longest) * walk
-    return 1e-9 * launches * (walks + (turns - 1) * ends + rates.launch)
+    return 1e-9 * launches * (walks + (turns - 1) * ends + c.launch(direction))
 
 
-# Nanoseconds of the one-pass backward: of a program's step and of the rest of a program, as `x[0] + x[1] * d`; of all
-# launches of a subproblem. Fits to 10 problems on an H100, met within 13%.
-STEP, PROGRAM, LAUNCHES = (440.0, 13.75), (2000.0, 64.0), 14_000.0
-SPREAD = 1.2  # on three axes a walk's queries, and the sums of their gradients, outgrow the cache
-BESIDE = 10 / 4.0e12  # seconds per element of float32 dQ: cleared, read, written in 16 bits
+def fitted(gpu: Gpu) -> Constants:
+    """The constants of a GPU."""
+    return constants_of(gpu, Constants, "hopper")
 
 
 def _one_pass(problem: Problem, config: BackwardConfig) -> float:
     """The estimate of the backward in one pass: a program has a multiprocessor for itself."""
+    gpu = gpu_of(problem.device)
+    c = fitted(gpu)
     d, _ = kernel_dims(problem, one_pass=True)
     steps, longest = one_pass_steps(problem, config)
     _, axes = sampled_walks(problem, True)[0]
     programs = problem.batch * problem.kv_heads * pairs_of(axes, config.key_tile, config.split)
     mean = steps * problem.batch * problem.heads / programs
-    turns = ceil(programs / gpu_of(problem.device).processors)
-    step = (STEP[0] + STEP[1] * d) * (SPREAD if problem.rank == 3 else 1.0)
+    turns = ceil(programs / gpu.processors)
+    step = (c.one_pass_step + c.one_pass_step_d * d) * (c.one_pass_spread if problem.rank == 3 else 1.0)
+    program = c.one_pass_program + c.one_pass_program_d * d
     walks = max(turns * mean, longest * problem.group_size) * step
-    ends = turns * (PROGRAM[0] + PROGRAM[1] * d)
+    ends = turns * program
     if problem.additional:  # programs of its own, which share the queries
         pairs = ceil(problem.additional / (WARPGROUPS * ROWS)) * ceil(prod(problem.lengths) / ROWS)
-        walks += pairs * problem.batch * problem.heads / gpu_of(problem.device).processors * step
-        ends += PROGRAM[0] + PROGRAM[1] * d
+        walks += pairs * problem.batch * problem.heads / gpu.processors * step
+        ends += program
     elements = problem.batch * prod(problem.lengths) * problem.heads * problem.head_dim
-    return 1e-9 * (walks + ends + LAUNCHES * len(subproblems(problem))) + BESIDE * elements
+    beside = c.one_pass_beside * elements / 1000
+    return 1e-9 * (walks + ends + c.one_pass_launch * len(subproblems(problem)) + beside)
 
 
 def _both_passes(problem: Problem, config: HopperConfig) -> tuple[float, float]:

@@ -8,13 +8,14 @@ a number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from typing import Any
 
 from torch import Tensor
 
 from vicinal.backends.numba.config import NumbaConfig, configs
-from vicinal.backends.protocol import Direction
+from vicinal.backends.protocol import Direction, listed
 from vicinal.compiling import Job
 from vicinal.extras import install
 from vicinal.problem import DTYPES, Inputs, Problem, Upstream, Wanted, lse_dtype
@@ -37,6 +38,9 @@ class NumbaBackend:
 
     def seconds(self, problem: Problem, direction: Direction, config: NumbaConfig) -> None:
         return None
+
+    def configured(self, problem: Problem, direction: Direction, given: Mapping[str, Any]) -> NumbaConfig | None:
+        return listed(self.configs(problem, direction), given)
 
     def best(self, problem: Problem, direction: Direction) -> NumbaConfig:
         return self.configs(problem, direction)[0]

@@ -6,13 +6,14 @@ computes is in `formulas`, which second derivatives, forward mode and `vmap` use
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vicinal.backends.protocol import Direction
+from vicinal.backends.protocol import Direction, listed
 from vicinal.backends.torch.formulas import attend, attend_backward
 from vicinal.backends.torch.tiles import tile_of
 from vicinal.compiling import Job
@@ -51,6 +52,9 @@ class TorchBackend:
 
     def seconds(self, problem: Problem, direction: Direction, config: TorchConfig) -> None:
         return None
+
+    def configured(self, problem: Problem, direction: Direction, given: Mapping[str, Any]) -> TorchConfig | None:
+        return listed(self.configs(problem, direction), given)
 
     def best(self, problem: Problem, direction: Direction) -> TorchConfig:
         return self.configs(problem, direction)[0]

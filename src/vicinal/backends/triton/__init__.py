@@ -13,9 +13,10 @@ groups are so short that a tile holds several, to those. It never leaves its bat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,11 +29,11 @@ from vicinal.backends.gpu.strides import dense
 from vicinal.backends.protocol import Direction
 from vicinal.backends.triton import packed
 from vicinal.backends.triton.backward import Backward
-from vicinal.backends.triton.config import GradientTilings, Tiling
+from vicinal.backends.triton.config import GradientTilings, Tiling, of_settings
 from vicinal.backends.triton.estimate import seconds
 from vicinal.backends.triton.forward import Forward
 from vicinal.backends.triton.launch import Prepared, readable, tiles_of
-from vicinal.backends.triton.tilings import best, tilings
+from vicinal.backends.triton.tilings import best, is_valid, tilings
 from vicinal.caching import Cache
 from vicinal.compiling import Job
 from vicinal.problem import Inputs, PackedProblem, Problem, Upstream, Wanted
@@ -92,6 +93,15 @@ class TritonBackend:
 
     def best(self, problem: Problem, direction: Direction) -> Tiling | GradientTilings:
         return best(problem, direction)
+
+    def configured(
+        self, problem: Problem, direction: Direction, given: Mapping[str, Any]
+    ) -> Tiling | GradientTilings | None:
+        try:
+            config = of_settings(given)
+        except (KeyError, TypeError, ValueError):
+            return None
+        return config if is_valid(problem, direction, config) else None
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[Tiling] | Sequence[GradientTilings]:
         return tilings(problem, direction)

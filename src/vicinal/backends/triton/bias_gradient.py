@@ -20,7 +20,7 @@ from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.tables import in_use, table_of
 from vicinal.backends.triton.bias import classes_of
 from vicinal.backends.triton.config import Tiling
-from vicinal.backends.triton.estimate import ISSUES, OVERLAP, estimate
+from vicinal.backends.triton.estimate import ISSUES, estimate
 from vicinal.backends.triton.kernels.bias import Classes
 from vicinal.backends.triton.kernels.bias_gradient import bias_gradient_kernel, bias_gradient_of_classes_kernel
 from vicinal.backends.triton.launch import Prepared, like, tiles_of
@@ -85,7 +85,7 @@ def _tiling(problem: Problem) -> Tiling:
         per_thread = prod(tiling.tile) * prod(tiling.step) / (gpu.architecture.warp * tiling.warps)
         issue = one.issue + tiling.warps * (MORE_INSTRUCTIONS - FEWER_PER_SCORE * per_thread) / ISSUES
         parts = one.products, issue, one.exponentials, one.loads
-        return walked.programs * walked.steps * (max(parts) + OVERLAP * (sum(parts) - max(parts)))
+        return walked.programs * walked.steps * (max(parts) + one.overlap * (sum(parts) - max(parts)))
 
     return min(candidates(problem, "query", SIZES, 2), key=cycles)
 

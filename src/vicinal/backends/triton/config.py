@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from vicinal.words import by
 
@@ -78,6 +80,17 @@ class GradientTilings:
         if self.together:
             return f"{by(self.query.tile)} queries by {by(self.query.step)} keys and {keys} at once, {own._launched}"
         return f"{self.query}; {keys}, {own._launched}"
+
+
+def of_settings(settings: Mapping[str, Any]) -> Tiling | GradientTilings:
+    """The configuration of these fields, as JSON gives them back."""
+    if "query" not in settings:
+        lists = {name: tuple(settings[name]) for name in ("tile", "step")}
+        return Tiling(**{**settings, **lists})
+    query, key_value = (of_settings(settings[name]) for name in ("query", "key_value"))
+    assert isinstance(query, Tiling)
+    assert isinstance(key_value, Tiling)
+    return GradientTilings(**{**settings, "query": query, "key_value": key_value})
 
 
 def can_be_together(query: Tiling, key_value: Tiling) -> bool:

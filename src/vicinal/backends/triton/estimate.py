@@ -4,9 +4,10 @@ A tiling costs what it computes (`vicinal.geometry.walks`: whole tiles, not only
 multiprocessor spends cycles on issuing instructions, on exponentials, on matrix products and on reading the step's
 tokens through L2; resident programs, as many as registers and shared memory let in, overlap them and fill each other's
 latencies; where there are few programs, one that is alone has no more than its own warps, and the longest decides. The
-constants are fits to timings on H200s (`docs/laboratory/triton.md`): 623 of 16 problems, 372 of small ones, and the
-paper's sweep; other GPUs differ by what `vicinal.backends.gpu.hardware` has of them, and were not measured. The
-register estimates are fits to what ptxas 12.8 reports, and `tests/backends/triton/kernels/test_compile.py` guards them.
+`Constants` are fits to timings on H200s (`docs/laboratory/triton.md`): 623 of 16 problems, 372 of small ones, and the
+paper's sweep; other GPUs differ by what `vicinal.backends.gpu.hardware` has of them, and by what `vicinal.tuning.fit`
+found. The register estimates are fits to what ptxas 12.8 reports, and `tests/backends/triton/kernels/test_compile.py`
+guards them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import lru_cache
 from math import ceil, prod
 from typing import Literal, NamedTuple
 
-from vicinal.backends.gpu.hardware import Gpu, gpu_of
+from vicinal.backends.gpu.hardware import Gpu, constants_of, gpu_of
 from vicinal.backends.gpu.shapes import sampled_walks
 from vicinal.backends.protocol import Direction
 from vicinal.backends.triton.config import GradientTilings, Tiling
@@ -27,27 +28,73 @@ Kernel = Literal["forward", "query", "key_value"]  # the kernels that take tilin
 
 SPILLED = 7  # registers per thread beyond those there are: a few bytes of spills cost less than smaller tiles
 AMD_REGISTERS = 2.0  # of those of the fits, which are NVIDIA's: below, gfx942 spills
-CLOCK = 1.6e9  # cycles per second: 1.7e9 met the kernels timed alone, 1.4e9 the sweep
-LAUNCH = 3e-7  # seconds, of a kernel beyond its programs
 KEPT = 30e6  # bytes of tensors that the cache keeps from one call to the next, about
 MOVED = 0.875  # of the memory's bandwidth, reached
-# Against another backend's time: what a pass takes over its kernels' cycles, and the share not hidden behind them of
-# moving what is not kept, in forward passes' tensors. Fits to the sweep.
-BEYOND = {"forward": (1.0, 0.3), "backward": (1.05, 0.25)}
 ISSUES = 4.0  # instructions per cycle
 EXPONENTIALS = 16.0  # per cycle
-L2_BYTES = 58.4  # per cycle and multiprocessor, and L1 helps
-WARPGROUP_FLOPS = 3230.0  # matrix FLOPs per cycle reached with 16-bit operands, by a warpgroup's instructions
-WARP_FLOPS = 1140.0  # likewise, by a single warp's
-SPLIT = 1.22  # products and instructions take so much longer where warps share their rows
-TOGETHER = 1.33  # of both gradients in one launch: registers of the larger, and delta computed twice
-NARROW = 0.387  # warpgroups' products slow down by this power of 64 / columns below 64
-OVERLAP = 0.369  # of what is not the bottleneck, what remains beside it in a lone program
-STEP_INSTRUCTIONS = 41.3  # per warp and step, besides those per score
-PROGRAM_INSTRUCTIONS = 219.0  # per warp and program
-MASK_INSTRUCTIONS = 6.14  # per score of a partial tile
-STEP_LATENCY = 634.0  # cycles of a step that other programs may fill
-PROGRAM_LATENCY = 3710.0  # likewise, of a program's start and end
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What is fitted to timings of a GPU.
+
+    Attributes:
+        clock: cycles per second: 1.7e9 met the kernels timed alone, 1.4e9 the sweep.
+        launch: seconds, of a kernel beyond its programs.
+        forward_share, backward_share: of moving what the cache does not keep, in forward passes' tensors, what is not
+            hidden behind the kernels.
+        backward_factor: what a backward takes over its kernels' cycles.
+        l2_bytes: per cycle and multiprocessor, and L1 helps.
+        warpgroup_flops: matrix FLOPs per cycle reached with 16-bit operands, by a warpgroup's instructions.
+        warp_flops: likewise, by a single warp's.
+        split: products and instructions take so much longer where warps share their rows.
+        together: of both gradients in one launch: registers of the larger, and delta computed twice.
+        narrow: warpgroups' products slow down by this power of 64 / columns below 64.
+        overlap: of what is not the bottleneck, what remains beside it in a lone program.
+        step_instructions: per warp and step, besides those per score.
+        program_instructions: per warp and program.
+        mask_instructions: per score of a partial tile.
+        step_latency: cycles of a step that other programs may fill; by kernel and stages in units of it.
+        program_latency: likewise, of a program's start and end.
+        forward, query, key_value: instructions of a kernel per score.
+        query_2, query_3, key_value_2, key_value_3: latency of a step of so many stages.
+    """
+
+    clock: float = 1.6e9
+    launch: float = 3e-7
+    forward_share: float = 0.3
+    backward_share: float = 0.25
+    backward_factor: float = 1.05
+    l2_bytes: float = 58.4
+    warpgroup_flops: float = 3230.0
+    warp_flops: float = 1140.0
+    split: float = 1.22
+    together: float = 1.33
+    narrow: float = 0.387
+    overlap: float = 0.369
+    step_instructions: float = 41.3
+    program_instructions: float = 219.0
+    mask_instructions: float = 6.14
+    step_latency: float = 634.0
+    program_latency: float = 3710.0
+    forward: float = 4.81
+    query: float = 9.36
+    key_value: float = 6.19
+    query_2: float = 0.762
+    query_3: float = 0.463
+    key_value_2: float = 1.36
+    key_value_3: float = 0.968
+
+    def instructions(self, kernel: Kernel) -> float:
+        """Of a kernel, per score."""
+        return {"forward": self.forward, "query": self.query, "key_value": self.key_value}[kernel]
+
+    def latency(self, kernel: Kernel, stages: int) -> float:
+        """Of a step, in cycles."""
+        if kernel == "forward":
+            return self.step_latency
+        each = {("query", 2): self.query_2, ("query", 3): self.query_3, ("key_value", 2): self.key_value_2}
+        return self.step_latency * each.get((kernel, stages), self.key_value_3)
 
 
 @dataclass(frozen=True)
@@ -56,26 +103,22 @@ class Costs:
 
     Attributes:
         products: matrix products of width head_dim and value_dim per step.
-        instructions: per score.
         registers: fits of registers per thread (per accumulator, per score, fixed), with warpgroup instructions.
         registers_without: the same with a single warp's instructions.
         demand: fits of what a single warp's instructions make a thread hold (per accumulator, per score, per element of
             the step, fixed): beyond the registers there are, it is spilled.
-        latency: of a step, by number of stages, in units of STEP_LATENCY.
     """
 
     products: tuple[int, int]
-    instructions: float
     registers: tuple[float, float, float]
     registers_without: tuple[float, float, float]
     demand: tuple[float, float, float, float]
-    latency: dict[int, float]
 
 
 COSTS: dict[Kernel, Costs] = {
-    "forward": Costs((1, 1), 4.81, (1.4, 1.5, 52), (2.2, 2.6, 30), (2.2, 2.6, 0.0, 30), {2: 1.0, 3: 1.0}),
-    "query": Costs((2, 1), 9.36, (1.8, 2.1, 26), (2.2, 1.7, 58), (2.2, 1.7, 0.3, 58), {2: 0.762, 3: 0.463}),
-    "key_value": Costs((2, 2), 6.19, (1.2, 4.2, 38), (0.9, 3.2, 90), (1.0, 1.95, 0.35, 90), {2: 1.36, 3: 0.968}),
+    "forward": Costs((1, 1), (1.4, 1.5, 52), (2.2, 2.6, 30), (2.2, 2.6, 0.0, 30)),
+    "query": Costs((2, 1), (1.8, 2.1, 26), (2.2, 1.7, 58), (2.2, 1.7, 0.3, 58)),
+    "key_value": Costs((2, 2), (1.2, 4.2, 38), (0.9, 3.2, 90), (1.0, 1.95, 0.35, 90)),
 }
 
 
@@ -128,6 +171,8 @@ class Program:
         masking: instructions' cycles besides, of a partial step.
         latency: of a step.
         ends: instructions' cycles of the program's start and end.
+        alone: latency of the program's start and end.
+        overlap: see `Constants`.
     """
 
     registers: float
@@ -140,12 +185,15 @@ class Program:
     loads: float
     latency: float
     ends: float
+    alone: float
+    overlap: float
 
 
 @lru_cache(maxsize=16384)
 def program(gpu: Gpu, kernel: Kernel, shape: ProgramShape) -> Program:
     """The estimate for one program."""
     rows, columns, warps, stages, head_dim, value_dim, size, has_rpb = shape
+    c = fitted(gpu)
     what, architecture, threads = COSTS[kernel], gpu.architecture, gpu.architecture.warp * warps
     d, dv = _padded(head_dim), _padded(value_dim)
     scores = rows * columns / threads
@@ -162,7 +210,7 @@ def program(gpu: Gpu, kernel: Kernel, shape: ProgramShape) -> Program:
     registers *= AMD_REGISTERS if architecture.warp == 64 else 1
     resident = rows * (d if kernel == "forward" else d + dv)  # elements
     shared = resident * size + stages * columns * ((d + dv) * size + (8 if kernel == "key_value" else 0))
-    flops = min(WARPGROUP_FLOPS if together else WARP_FLOPS, architecture.matrix_flops)
+    flops = min(c.warpgroup_flops if together else c.warp_flops, architecture.matrix_flops)
     splitting = 0.0
     if size == 4:
         split = THREE_PRODUCTS[together]
@@ -173,11 +221,11 @@ def program(gpu: Gpu, kernel: Kernel, shape: ProgramShape) -> Program:
         splitting = by * split.instructions * columns * (d + dv) / architecture.warp / ISSUES
     products = 2 * rows * columns * (what.products[0] * d + what.products[1] * dv) / flops
     if together and columns < 64:
-        products *= (64 / columns) ** NARROW
+        products *= (64 / columns) ** c.narrow
     rescaled = accumulators if kernel == "forward" else 0
-    issue = warps * (scores * what.instructions + rescaled + STEP_INSTRUCTIONS) / ISSUES + splitting
-    masking = warps * scores * MASK_INSTRUCTIONS / ISSUES
-    slower = SPLIT if rows < 16 * warps else 1.0
+    issue = warps * (scores * c.instructions(kernel) + rescaled + c.step_instructions) / ISSUES + splitting
+    masking = warps * scores * c.mask_instructions / ISSUES
+    slower = c.split if rows < 16 * warps else 1.0
     return Program(
         registers,
         shared,
@@ -186,9 +234,11 @@ def program(gpu: Gpu, kernel: Kernel, shape: ProgramShape) -> Program:
         issue * slower,
         masking * slower,
         exponentials=rows * columns / EXPONENTIALS,
-        loads=columns * (d + dv) * size / L2_BYTES,
-        latency=STEP_LATENCY * what.latency[stages],
-        ends=warps * PROGRAM_INSTRUCTIONS / ISSUES,
+        loads=columns * (d + dv) * size / c.l2_bytes,
+        latency=c.latency(kernel, stages),
+        ends=warps * c.program_instructions / ISSUES,
+        alone=c.program_latency,
+        overlap=c.overlap,
     )
 
 
@@ -216,8 +266,8 @@ class Estimate(NamedTuple):
         quarters = min(4, p.warps * at_once) / 4  # of the multiprocessor that have a warp
         computed = p.products, p.issue + self.partial * p.masking, p.exponentials
         parts = [part / quarters for part in computed] + [p.loads]
-        busy = max(parts) + OVERLAP * (sum(parts) - max(parts)) / at_once**0.9
-        return steps * (at_once * busy + p.latency) + at_once * p.ends / quarters + PROGRAM_LATENCY
+        busy = max(parts) + p.overlap * (sum(parts) - max(parts)) / at_once**0.9
+        return steps * (at_once * busy + p.latency) + at_once * p.ends / quarters + p.alone
 
 
 def estimate(problem: Problem, kernel: Kernel, tiling: Tiling) -> Estimate:
@@ -225,9 +275,7 @@ def estimate(problem: Problem, kernel: Kernel, tiling: Tiling) -> Estimate:
     gpu = gpu_of(problem.device)
     if tiling.unfolded is not None:
         problem = unfolded(problem, tiling.unfolded)
-    rows, columns = prod(tiling.tile), prod(tiling.step)
-    sizes = problem.head_dim, problem.value_dim, problem.dtype.itemsize, problem.has_rpb
-    one = program(gpu, kernel, ProgramShape(rows, columns, tiling.warps, tiling.stages, *sizes))
+    one, columns = program_of(problem, kernel, tiling), prod(tiling.step)
     programs, steps, most, full = 0, 0.0, 0, 1.0
     for number, (heads, axes) in enumerate(sampled_walks(problem, kernel == "key_value")):
         tiles, each, longest = heads, 1.0, 1
@@ -239,6 +287,13 @@ def estimate(problem: Problem, kernel: Kernel, tiling: Tiling) -> Estimate:
     extra = ceil(problem.additional / columns)
     found = Estimate(one, 1 - full, problem.batch * programs, steps / programs + extra, most + extra)
     return found._replace(cycles=launch_cycles(gpu, found))
+
+
+def program_of(problem: Problem, kernel: Kernel, tiling: Tiling) -> Program:
+    """The estimate for one program of a tiling."""
+    sizes = problem.head_dim, problem.value_dim, problem.dtype.itemsize, problem.has_rpb
+    shape = ProgramShape(prod(tiling.tile), prod(tiling.step), tiling.warps, tiling.stages, *sizes)
+    return program(gpu_of(problem.device), kernel, shape)
 
 
 def launch_cycles(gpu: Gpu, *kinds: Estimate) -> float:
@@ -259,27 +314,33 @@ def launch_cycles(gpu: Gpu, *kinds: Estimate) -> float:
 def backward_seconds(gpu: Gpu, query: Estimate, key_value: Estimate, together: bool) -> float:
     """Of both kernels of the backward pass."""
     if together:
-        return kernel_seconds(TOGETHER * launch_cycles(gpu, query, key_value), 1)
-    return kernel_seconds(query.cycles + key_value.cycles, 2)
+        return kernel_seconds(gpu, fitted(gpu).together * launch_cycles(gpu, query, key_value), 1)
+    return kernel_seconds(gpu, query.cycles + key_value.cycles, 2)
 
 
-def kernel_seconds(cycles: float, launches: int) -> float:
+def kernel_seconds(gpu: Gpu, cycles: float, launches: int) -> float:
     """Of kernels that take so many cycles."""
-    return cycles / CLOCK + launches * LAUNCH
+    c = fitted(gpu)
+    return cycles / c.clock + launches * c.launch
 
 
 def seconds(problem: Problem, direction: Direction, config: Tiling | GradientTilings) -> float:
     """An estimate of the time of a pass; against another backend's, only their ratio matters."""
     gpu = gpu_of(problem.device)
+    c = fitted(gpu)
     if isinstance(config, Tiling):
-        kernels = kernel_seconds(estimate(problem, "forward", config).cycles, 1)
+        kernels, share = kernel_seconds(gpu, estimate(problem, "forward", config).cycles, 1), c.forward_share
     else:
         each = estimate(problem, "query", config.query), estimate(problem, "key_value", config.key_value)
-        kernels = backward_seconds(gpu, *each, config.together)
+        kernels, share = c.backward_factor * backward_seconds(gpu, *each, config.together), c.backward_share
     columns = problem.heads * (problem.head_dim + problem.value_dim) * 2
     tensors = problem.batch * prod(problem.lengths) * columns * problem.dtype.itemsize
-    factor, share = BEYOND[direction]
-    return factor * kernels + share * max(0.0, tensors - KEPT) / (MOVED * gpu.architecture.bandwidth)
+    return kernels + share * max(0.0, tensors - KEPT) / (MOVED * gpu.architecture.bandwidth)
+
+
+def fitted(gpu: Gpu) -> Constants:
+    """The constants of a GPU."""
+    return constants_of(gpu, Constants, "triton")
 
 
 def most_registers(gpu: Gpu) -> int:

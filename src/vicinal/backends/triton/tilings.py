@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any, Literal, overload
 
 from vicinal.backends.gpu.hardware import gpu_of
 from vicinal.backends.gpu.shapes import Kind, kind_of
 from vicinal.backends.gpu.shapes import shapes as shapes_of_kind
 from vicinal.backends.protocol import Direction
-from vicinal.backends.triton.compiler import STAGES, is_compiled_badly
+from vicinal.backends.triton.compiler import STAGES, WARPS, is_compiled_badly
 from vicinal.backends.triton.config import GradientTilings, Tiling, can_be_together
 from vicinal.backends.triton.estimate import (
     Estimate,
@@ -18,9 +19,10 @@ from vicinal.backends.triton.estimate import (
     backward_seconds,
     estimate,
     most_registers,
+    program_of,
     unfolded,
 )
-from vicinal.backends.triton.shortlist import Size, every_size, shortlist
+from vicinal.backends.triton.shortlist import STEPS, Size, every_size, shortlist
 from vicinal.geometry.unfold import can_unfold
 from vicinal.problem import Problem
 
@@ -62,6 +64,35 @@ def _passes(problem: Problem, direction: Direction, shapes: int) -> Sequence[Til
     return _backward(problem, shapes)
 
 
+def is_valid(problem: Problem, direction: Direction, config: Tiling | GradientTilings) -> bool:
+    """Whether a configuration, of another problem perhaps, is one that could be listed for this one."""
+    if isinstance(config, Tiling):
+        return direction == "forward" and _is_one(problem, "forward", config)
+    both = _is_one(problem, "query", config.query) and _is_one(problem, "key_value", config.key_value)
+    return direction == "backward" and both
+
+
+def _is_one(problem: Problem, kernel: Kernel, tiling: Tiling) -> bool:
+    axis, rows, columns = tiling.unfolded, prod(tiling.tile), prod(tiling.step)
+    rank = problem.rank if axis is None else problem.rank + 1
+    if {len(tiling.tile), len(tiling.step)} != {rank} or axis not in (None, _unfolded_axis(problem)):
+        return False
+    if axis is not None and tiling.tile[axis + 1] * tiling.step[axis + 1] == 1:
+        return False
+    powers = all(n > 0 and n & (n - 1) == 0 for n in (*tiling.tile, *tiling.step))
+    if not powers or columns not in STEPS or tiling.stages not in STAGES[problem.rank]:
+        return False
+    return tiling.warps in WARPS.get(rows, ()) and fits(problem, kernel, tiling)
+
+
+def fits(problem: Problem, kernel: Kernel, tiling: Tiling, found: Estimate | None = None) -> bool:
+    """Whether a program has the registers and the shared memory it needs, and is compiled well."""
+    gpu = gpu_of(problem.device)
+    one = program_of(problem, kernel, tiling) if found is None else found.program
+    enough = one.registers <= most_registers(gpu) and one.shared <= gpu.architecture.shared
+    return enough and not is_compiled_badly(problem, kernel == "key_value", tiling)
+
+
 @lru_cache(maxsize=1024)
 def ranked(problem: Problem, kernel: Kernel, shapes: int = 1) -> tuple[tuple[Estimate, Tiling], ...]:
     """Tilings of a kernel that fit, of so many shapes for each size, the cheapest first.
@@ -69,18 +100,12 @@ def ranked(problem: Problem, kernel: Kernel, shapes: int = 1) -> tuple[tuple[Est
     If none should fit, the one with the fewest registers.
     """
     gpu = gpu_of(problem.device)
-    shared, registers = gpu.architecture.shared, most_registers(gpu)
+    shared = gpu.architecture.shared
     costed: list[tuple[Estimate, Tiling]] = []
     for sizes in (shortlist, every_size):
         listed = candidates(problem, kernel, sizes(problem, kernel, gpu), shapes)
         costed = [(estimate(problem, kernel, tiling), tiling) for tiling in listed]
-        fitting = [
-            (e, tiling)
-            for e, tiling in costed
-            if e.program.registers <= registers
-            and e.program.shared <= shared
-            and not is_compiled_badly(problem, kernel == "key_value", tiling)
-        ]
+        fitting = [each for each in costed if fits(problem, kernel, each[1], each[0])]
         if fitting:
             fitting.sort(key=lambda each: each[0].cycles)
             return tuple(fitting[:LISTED])

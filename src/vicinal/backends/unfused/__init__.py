@@ -7,13 +7,14 @@ dtype, as the paper's do, so in half precision this backend is less exact than f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vicinal.backends.protocol import Direction
+from vicinal.backends.protocol import Direction, listed
 from vicinal.backends.unfused import launch
 from vicinal.backends.unfused.config import UnfusedConfig
 from vicinal.backends.unfused.tilings import gemm_tile, too_large
@@ -41,6 +42,9 @@ class UnfusedBackend:
 
     def seconds(self, problem: Problem, direction: Direction, config: UnfusedConfig) -> None:
         return None
+
+    def configured(self, problem: Problem, direction: Direction, given: Mapping[str, Any]) -> UnfusedConfig | None:
+        return listed(self.configs(problem, direction), given)
 
     def best(self, problem: Problem, direction: Direction) -> UnfusedConfig:
         return self.configs(problem, direction)[0]

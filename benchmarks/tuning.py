@@ -1,0 +1,226 @@
+"""What tuning gains: the choice without a table against the fastest candidate, on the suite `gpu` and random problems.
+
+    PYTHONPATH=src python3 benchmarks/tuning.py compile DONE SEED SECONDS PROCESSES
+    PYTHONPATH=src python3 benchmarks/tuning.py measure FOLDER DONE SEED SECONDS
+    PYTHONPATH=src python3 benchmarks/tuning.py gains FILE.jsonl
+
+The first compiles what the second measures, in processes side by side, and adds to the file DONE which problems are
+done; SEED is that of the random ones. The second, beside it or later, tunes these (`vicinal.tune`, which checks
+results): the raw timings come to FOLDER/timings.jsonl.gz, the table to FOLDER/tuning/. Then, for each pass, what is
+chosen without a table, by the shipped table, and the fastest candidate are timed in turns once more, since the fastest
+of many is so by chance too: FOLDER/gains.jsonl. The third prints what that says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from math import exp, log, prod
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from vicinal import dispatch
+from vicinal.backends.protocol import Direction, settings
+from vicinal.bench.cases import SUITES
+from vicinal.bench.cold import time_cold
+from vicinal.bench.graphs import give_back, own_stream
+from vicinal.bench.measure import Effort
+from vicinal.bench.planning import random_problem
+from vicinal.machine import machine, versions
+from vicinal.problem import Problem, Wanted, stand_ins
+from vicinal.tuning import search
+from vicinal.tuning.cache import VARIABLE
+from vicinal.tuning.search import Candidate, Task, candidates
+from vicinal.tuning.table import ProblemClass
+
+RANDOM = 120
+LARGEST = 1 << 28  # bytes of a random problem's query
+LONGEST = 0.02  # seconds that a random problem may take, by the estimate; suites' problems that take longer come later
+SOON = 40  # random problems before these
+AGAIN = Effort(samples=15, seconds=0.2)
+SHORT = {False: 3, True: 2}  # candidates of a backend: of a suite's problem, of a random one
+END = "all are compiled"
+
+
+@cache
+def problems(device: torch.device, seed: int) -> list[tuple[str, Problem]]:
+    """By name: the suite's, random ones, then the suite's that take long, and more random ones."""
+    suite = [(case.name, case.problem(device)) for case in SUITES["gpu"].cases]
+    brief = [each for each in suite if estimated(each[1]) <= LONGEST]
+    rng, found = random.Random(seed), []
+    while len(found) < RANDOM:
+        drawn = random_problem(rng, (torch.bfloat16,))
+        problem = Problem(**{**drawn.__getstate__(), "device": device})
+        size = prod(problem.lengths) * problem.batch * problem.heads * problem.head_dim * 2
+        if size <= LARGEST and estimated(problem) <= LONGEST:
+            found.append((f"random {len(found)}: {problem.in_words()}", problem))
+    return brief + found[:SOON] + [each for each in suite if each not in brief] + found[SOON:]
+
+
+def is_random(name: str) -> bool:
+    """Whether a problem is no suite's."""
+    return name.startswith("random")
+
+
+def estimated(problem: Problem) -> float:
+    """Seconds of both passes."""
+    return sum(
+        each.seconds(problem, direction, each.best(problem, direction))
+        for direction in get_args(Direction)
+        for each in [dispatch.preferred(dispatch.plan(problem).able, problem, direction)]
+    )
+
+
+# --- compiling ---------------------------------------------------------------------------------------------
+
+
+def compile_all(done: Path, seed: int, seconds: float, processes: int) -> None:
+    """What `measure` runs; the names of the problems that are done, as they come."""
+    stop, known = time.monotonic() + seconds, compiled(done)
+    names = [name for name, _ in problems(torch.device("cuda", 0), seed)]
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool, done.open("a") as file:
+        running = [pool.submit(compile_one, i, seed, stop) for i, name in enumerate(names) if name not in known]
+        for each in as_completed(running):
+            if each.result():
+                file.write(each.result() + "\n")
+                file.flush()
+        file.write(END + "\n")
+
+
+def compiled(done: Path) -> set[str]:
+    """The names of problems that are done."""
+    return set(done.read_text().splitlines()) - {END} if done.exists() else set()
+
+
+def compile_one(number: int, seed: int, stop: float) -> str:
+    """The name of a problem whose kernels are compiled; empty where time was up."""
+    torch.set_num_threads(1)
+    name, problem = problems(torch.device("cuda", 0), seed)[number]
+    search.SHORT = SHORT[is_random(name)]
+    inputs = stand_ins(problem)
+    for direction in get_args(Direction):
+        for backend, config in choices(problem, direction):
+            if time.monotonic() > stop:
+                return ""
+            if direction == "forward":
+                jobs = backend.forward_kernels(problem, config, inputs)
+            else:
+                jobs = backend.backward_kernels(problem, config, inputs, Wanted.of(inputs))
+            for job in jobs:
+                job()
+    return name
+
+
+def choices(problem: Problem, direction: Direction) -> list[Candidate]:
+    """What is measured, and what the shipped table chooses."""
+    found = candidates(Task(problem, direction))
+    chosen = by_plan(problem, direction)
+    return found if chosen in found else [*found, chosen]
+
+
+def by_plan(problem: Problem, direction: Direction) -> Candidate:
+    """What a plan chooses, by the table where it says something."""
+    plan = dispatch.plan(problem)
+    return (plan.backend, plan.forward) if direction == "forward" else (plan.gradients, plan.backward)
+
+
+# --- measuring ---------------------------------------------------------------------------------------------
+
+
+def measure(folder: Path, done: Path, seed: int, seconds: float) -> None:
+    """Tune, and time the choices against each other, as many problems as fit."""
+    stop = time.monotonic() + seconds
+    device = torch.device("cuda", 0)
+    os.environ[VARIABLE] = str(folder)
+    search.EFFORT = Effort(samples=11, seconds=0.15)
+    with (folder / "gains.jsonl").open("w") as file:
+        file.write(json.dumps({"machine": machine(device), "versions": versions()}) + "\n")
+        for name, problem in as_they_come(problems(device, seed), done, stop):
+            search.SHORT = SHORT[is_random(name)]
+            for direction in get_args(Direction):
+                if time.monotonic() > stop:
+                    return
+                try:
+                    row = gain(problem, direction, folder / "timings.jsonl.gz")
+                except Exception as error:  # the others' figures count
+                    row = {"error": f"{type(error).__name__}: {error}"}
+                file.write(json.dumps({"problem": name, "direction": direction, **row}) + "\n")
+                file.flush()
+            give_back(device)
+
+
+def as_they_come(listed: Sequence[tuple[str, Problem]], done: Path, stop: float) -> Iterator[tuple[str, Problem]]:
+    """The first of those that are compiled, again and again until no more come."""
+    left = dict(listed)
+    while time.monotonic() < stop:
+        ended, ready = END in done.read_text().splitlines(), compiled(done)
+        name = next((name for name in left if name in ready), None)
+        if name is not None:
+            yield name, left.pop(name)
+        elif ended:
+            return
+        else:
+            time.sleep(0.1)
+
+
+def gain(problem: Problem, direction: Direction, timings: Path) -> dict[str, Any]:
+    """A row: what is chosen how, and what each takes."""
+    without, shipped = candidates(Task(problem, direction))[0], by_plan(problem, direction)
+    start = time.monotonic()
+    search.tune(problem, directions=(direction,), timings=timings)
+    tuned = by_plan(problem, direction)
+    taken = time.monotonic() - start
+    named = {"estimate": without, "table": shipped, "tuned": tuned}
+    distinct = list(dict.fromkeys(named.values()))
+    with own_stream(problem.device), torch.no_grad():
+        calls = dict(enumerate(search._calls(Task(problem, direction), distinct)))
+        found = time_cold(calls, problem.device, AGAIN) if len(calls) > 1 else {}
+    row: dict[str, Any] = {"class": ProblemClass.of(problem).in_words(), "tuning_seconds": taken}
+    for how, (backend, config) in named.items():
+        timing = found.get(distinct.index((backend, config)))
+        row[how] = {"backend": backend.name, "config": settings(config), "seconds": timing and timing.median}
+    return row
+
+
+# --- what it says ------------------------------------------------------------------------------------------
+
+
+def gains(path: Path) -> None:
+    """Of every choice against the fastest candidate, by pass, of the suite and of random problems."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [row for row in rows if "tuned" in row]
+    for direction in get_args(Direction):
+        for what, drawn in (("suite", False), ("random", True)):
+            own = [r for r in rows if r["direction"] == direction and is_random(r["problem"]) == drawn]
+            for how in ("estimate", "table"):
+                ratios = list(losses(own, how))
+                if ratios:
+                    mean, worst = exp(sum(map(log, ratios)) / len(ratios)), max(ratios)
+                    words = f"{100 * (mean - 1):6.2f}% longer than tuned in the mean, {100 * (worst - 1):4.0f}% at most"
+                    print(f"{what:7} {direction:9} {how:9} {len(ratios):4} problems: {words}")
+
+
+def losses(rows: list[dict[str, Any]], how: str) -> Iterator[float]:
+    """A choice's time over the tuned one's, both timed once more: by chance it may be shorter."""
+    for row in rows:
+        one, best = row[how]["seconds"], row["tuned"]["seconds"]
+        yield 1.0 if one is None else one / best
+
+
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:]
+    if what == "compile":
+        compile_all(Path(rest[0]), int(rest[1]), float(rest[2]), int(rest[3]))
+    elif what == "measure":
+        measure(Path(rest[0]), Path(rest[1]), int(rest[2]), float(rest[3]))
+    else:
+        gains(Path(rest[0]))
