@@ -98,7 +98,7 @@ def make(row: Row, device: torch.device) -> tuple[Any, Tensor]:
             model = create_model(row.model)
             _, *sides = model.pretrained_cfg["input_size"]
             shape = (row.batch, 3, *(sides if row.side is None else [row.side] * 2))
-        images = torch.randn(shape, dtype=torch.float32, device="cpu")
+        images = torch.randn(shape, dtype=torch.float32, device=device)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "rpb" in name:  # as they are made, errors in them are less than half precision's,
