@@ -50,7 +50,7 @@ demo-distributed: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 examples/context_parallel.py
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --timeout $(TEST_TIMEOUT) tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist worksteal --timeout $(TEST_TIMEOUT) tests
 
 # For a machine with a GPU and no package index: needs torch, triton, pytest, pytest-xdist and hypothesis in its own
 # python3. Compiling kernels is most of the work, so as many processes as the GPU's memory lets in.

@@ -19,7 +19,7 @@ CASES = {
     "2-D grouped queries, bias, additional keys": ((4, 3), {"kernel_size": (3, 2), "dilation": (1, 1)}, 2, 1, 2, True),
     "1-D causal": ((7,), {"kernel_size": 3, "is_causal": True}, 1, 1, 0, False),
     "1-D short dilation groups": ((10,), {"kernel_size": 2, "dilation": 4}, 2, 1, 0, True),
-    "2-D short dilation groups": ((5, 7), {"kernel_size": 2, "dilation": (2, 3)}, 1, 1, 0, True),
+    "2-D short dilation groups": ((4, 7), {"kernel_size": 2, "dilation": (2, 3)}, 1, 1, 0, True),
     "3-D": ((2, 3, 3), {"kernel_size": (2, 3, 2)}, 1, 1, 0, True),
 }
 
@@ -28,14 +28,15 @@ def make(case: str) -> tuple[Inputs, Neighborhood]:
     lengths, geometry, heads, kv_heads, additional, has_rpb = CASES[case]
     neighborhood = Neighborhood.of(len(lengths), **geometry).resolve(lengths)
     torch.manual_seed(0)
+    batch = 2 if len(lengths) == 1 else 1  # kernels are interpreted
     rpb_shape = (heads, *(2 * k - 1 for k in neighborhood.window))
     return (
         Inputs(
-            torch.randn(2, *lengths, heads, 4),
-            torch.randn(2, *lengths, kv_heads, 4),
-            torch.randn(2, *lengths, kv_heads, 6),
-            torch.randn(2, additional, kv_heads, 4) if additional else None,
-            torch.randn(2, additional, kv_heads, 6) if additional else None,
+            torch.randn(batch, *lengths, heads, 4),
+            torch.randn(batch, *lengths, kv_heads, 4),
+            torch.randn(batch, *lengths, kv_heads, 6),
+            torch.randn(batch, additional, kv_heads, 4) if additional else None,
+            torch.randn(batch, additional, kv_heads, 6) if additional else None,
             torch.randn(rpb_shape) if has_rpb else None,
         ),
         neighborhood,
@@ -99,7 +100,7 @@ def test_rows_whose_only_finite_scores_are_additional(variant):
     assert all((g == 0).all() for g in (grads.key, grads.value, grads.rpb))
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(
     strategies.calls(ranks=(1, 2), per_head=False),
     strategies.any_layouts(),

@@ -206,9 +206,9 @@ if __name__ == "__main__":
     triton.runtime.driver.set_active(AbsentDriver(GPUTarget("cuda", 90, 32)))
     for name in sys.argv[1:]:
         direction, case = name.split(":")
-        chained = direction.startswith("chained-")
+        chained = not direction.startswith("unchained-")
         hopper_arguments.chains = hopper_backward.chains = lambda device, chained=chained: chained
-        direction = direction.removeprefix("chained-")
+        direction = direction.removeprefix("unchained-")
         if direction == "paired":
             kernel = compile_forward(case, ForwardConfig((8, 8), (8, 8), 0, 2, paired=True))
         elif direction == "fixed":
