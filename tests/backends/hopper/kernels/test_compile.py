@@ -55,7 +55,7 @@ EXPECTED = {
 ONE_STORES = ("dv:d256",)  # the warpgroup that makes dK has nothing to do
 PREPARE = ["finish:2d", "finish:3d", "prepare:1d", "prepare:2d", "prepare:3d", "prepare:2d-gqa", "prepare:d96"]
 
-# kernels, which all are launched before the one ahead has ended -> partitions that wait for it (each reads global memory
+# kernels, all launched before the one ahead has ended -> partitions that wait for it (each reads global memory
 # itself)
 WAITS = {
     "forward:3d-stride": 1,
