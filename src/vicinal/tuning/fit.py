@@ -141,8 +141,8 @@ def _of_backend(rows: Sequence[Measured], backend: str) -> list[Measured]:
 def _fitted(rows: Sequence[Measured], backend: str, start: Mapping[str, float]) -> dict[str, float]:
     """The constants that meet the timings best."""
     names = list(start)
-    origin = torch.tensor([log(start[name]) for name in names], dtype=torch.float64)
-    units = torch.eye(len(names), dtype=torch.float64)
+    origin = torch.tensor([log(start[name]) for name in names], dtype=torch.float64, device="cpu")
+    units = torch.eye(len(names), dtype=torch.float64, device="cpu")
 
     def residuals(at: Tensor) -> Tensor:
         return _logs(rows, backend, dict(zip(names, at.exp().tolist())))
@@ -176,11 +176,11 @@ def _fitted(rows: Sequence[Measured], backend: str, start: Mapping[str, float]) 
 def _logs(rows: Sequence[Measured], backend: str, constants: Mapping[str, float]) -> Tensor:
     """Logarithms of estimated over measured times."""
     if not rows:
-        return torch.empty(0, dtype=torch.float64)
+        return torch.empty(0, dtype=torch.float64, device="cpu")
     assert rows[0].gpu is not None
     architecture, processors = rows[0].gpu
     named = tuple((f"{backend}.{name}", value) for name, value in constants.items())
     estimate, of_settings = ESTIMATES[backend].seconds, CONFIGS[backend].of_settings
     with standing_for(Gpu(ARCHITECTURES[architecture], processors, named)):
         each = [log(estimate(r.problem, r.direction, of_settings(r.config)) / r.median) for r in rows]
-    return torch.tensor(each, dtype=torch.float64)
+    return torch.tensor(each, dtype=torch.float64, device="cpu")
