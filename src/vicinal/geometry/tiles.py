@@ -8,6 +8,7 @@ several axes is the product of its intervals.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 
 from vicinal.geometry.neighborhood import Axis
@@ -51,22 +52,26 @@ class Alike:
     other: Interval
 
 
-def alike(axis: Axis, length: int, inverse: bool = False) -> list[Alike]:
+@lru_cache(maxsize=4096)
+def alike(axis: Axis, length: int, inverse: bool = False) -> tuple[Alike, ...]:
     """The groups of an axis of which tiles are, by what differs: their lengths, and what of them is given.
 
     Of a whole axis there are at most two kinds, the longer groups first. `inverse`: tiles are of keys, else of queries.
     """
-    span, dilation = axis.span or Span.whole(length), axis.dilation
-    own, other = (span.keys, span.queries) if inverse else (span.queries, span.keys)
+    dilation, whole, own, other = axis.dilation, length, (0, length), (0, length)
+    if axis.span is not None:
+        whole, own, other = axis.span.length, axis.span.queries, axis.span.keys
+    if inverse:
+        own, other = other, own
     groups = min(dilation, own[1] - own[0])
     # Tokens side by side are of groups side by side; at these ones some position within the group changes.
-    cuts = {(end - own[0]) % dilation for end in (0, own[1], *other, span.length)}
+    cuts = {(end - own[0]) % dilation for end in (0, own[1], *other, whole)}
     kinds = []
     for first, beyond in pairwise(sorted({0, groups, *(cut for cut in cuts if cut < groups)})):
         group = (own[0] + first) % dilation
-        ends = [group_length(end, dilation, group) for end in (span.length, *own, *other)]
+        ends = [group_length(end, dilation, group) for end in (whole, *own, *other)]
         kinds.append(Alike(ends[0], group, beyond - first, (ends[1], ends[2]), (ends[3], ends[4])))
-    return kinds
+    return tuple(kinds)
 
 
 def reach(axis: Axis, length: int, queries: Interval) -> Interval:

@@ -12,7 +12,6 @@ from math import gcd
 from typing import NamedTuple
 
 from vicinal.geometry.neighborhood import Axis
-from vicinal.geometry.span import Span
 from vicinal.geometry.window import CAUSAL, SHIFT, leader_offset, left_reach, mode
 
 
@@ -37,15 +36,18 @@ class Walks:
 
     def __init__(self, axis: Axis, length: int, inverse: bool) -> None:
         assert axis.window is not None, "resolve the axis first"
-        span = axis.span or Span.whole(length)
-        own, other = (span.key_length, span.query_length) if inverse else (span.query_length, span.key_length)
+        span, whole, own, other = axis.span, length, length, length
+        if span is not None:
+            whole, own, other = span.length, span.query_length, span.key_length
+        if inverse:
+            own, other = other, own
         self.dilation = min(axis.dilation, own)
         self.length, self._walked = -(-own // axis.dilation), -(-other // axis.dilation)  # of the longest group
         self.stride, self.inverse, self._mode = axis.stride, inverse, mode(axis)
         self._fewest = other // axis.dilation  # of the shortest group
-        self._window = min(axis.window, -(-span.length // axis.dilation))
+        self._window = min(axis.window, -(-whole // axis.dilation))
         self._ahead = leader_offset(axis) - left_reach(axis)  # of a block's first query, where its window starts
-        self._borders = self._rests() if axis.span is None else (0, self.length)  # a part is of the middle
+        self._borders = self._rests() if span is None else (0, self.length)  # a part is of the middle
         self._reaches: dict[int, int] = {}
         self._kept: dict[tuple[int, int], Walk] = {}
 

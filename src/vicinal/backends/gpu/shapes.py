@@ -7,11 +7,11 @@ ones only roughly: images of any size share kernels.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 from itertools import product
 from math import ceil
-from operator import itemgetter
+from operator import itemgetter, mul
 
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.walks import Walks, walks
@@ -64,15 +64,20 @@ def tile_shapes(kind: Kind, rows: int, columns: int) -> list[tuple[int, Shape]]:
 
 def _steps(kind: Kind, tile: Shape, columns: int) -> list[tuple[int, Shape]]:
     """All shapes of a step by the steps of all tiles, the fewest first."""
-    tables, levels = [], range(columns.bit_length())
+    tables = []
     for heads, axes in kind:
         costs = []
         for w, size in zip(axes, tile):
             heads *= w.tiles(size)
-            most = w.reach(size) - 1
-            costs.append([(most >> i) + 1 for i in levels])
+            costs.append(steps_of(w.reach(size), columns))
         tables.append((heads, costs))
     return cheapest(columns, tables)
+
+
+@lru_cache(maxsize=4096)
+def steps_of(reach: int, columns: int) -> list[int]:
+    """Steps over so many tokens, of 1, 2, 4, ... up to `columns` of them."""
+    return [(reach - 1 >> i) + 1 for i in range(columns.bit_length())]
 
 
 def cheapest(size: int, tables: Sequence[tuple[int, Sequence[Sequence[int]]]]) -> list[tuple[int, Shape]]:
@@ -80,27 +85,57 @@ def cheapest(size: int, tables: Sequence[tuple[int, Sequence[Sequence[int]]]]) -
 
     Sums of products, where there are several tables: `(factor, costs)`.
     """
-    shapes = _shapes(size, len(tables[0][1]))
-    sums = [0] * len(shapes)
-    for factor, costs in tables:
-        products = [factor * costs[0][exponents[0]] for exponents, _ in shapes]
-        for a, own in enumerate(costs[1:], 1):
-            products = [so_far * own[exponents[a]] for so_far, (exponents, _) in zip(products, shapes)]
-        sums = products if len(tables) == 1 else [x + y for x, y in zip(sums, products)]
-    return sorted([(total, shape) for total, (_, shape) in zip(sums, shapes)], key=itemgetter(0))
+    own = _shapes(size, len(tables[0][1]))
+    return sorted(zip(own.costs(tables), own.shapes), key=_COST)
+
+
+def the_cheapest(size: int, factor: int, costs: Sequence[Sequence[int]], least: int = 1) -> tuple[int, Shape]:
+    """The first of `cheapest` with at least so many tokens along the last axis, of one table."""
+    own = _shapes(size, len(costs), least)
+    each = own.costs([(factor, costs)])
+    lowest = min(each)
+    return lowest, own.shapes[each.index(lowest)]
+
+
+_COST = itemgetter(0)
+
+
+class _Shapes:
+    """All shapes of `rank` powers of two whose product is `size`, at least `least` along the last axis; cubes first."""
+
+    def __init__(self, size: int, rank: int, least: int) -> None:
+        total = size.bit_length() - 1
+        every = [(*own, total - sum(own)) for own in product(range(total + 1), repeat=rank - 1) if sum(own) <= total]
+        exponents = [own for own in sorted(every, key=max) if 1 << own[-1] >= least]
+        self.shapes = [tuple([1 << e for e in own]) for own in exponents]
+        self._pick = [_picker([own[a] for own in exponents]) for a in range(rank)]
+
+    def costs(self, tables: Sequence[tuple[int, Sequence[Sequence[int]]]]) -> list[int]:
+        """Of each shape, see `cheapest`."""
+        sums: list[int] = []
+        for factor, costs in tables:
+            products: Iterable[int] = self._pick[0](costs[0])
+            for pick, more in zip(self._pick[1:], costs[1:]):
+                products = map(mul, products, pick(more))
+            own = [factor * n for n in products]
+            sums = [x + y for x, y in zip(sums, own)] if sums else own
+        return sums
+
+
+def _picker(places: Sequence[int]) -> Callable[[Sequence[int]], Sequence[int]]:
+    """Of a list the elements at these places."""
+    one = itemgetter(*places)
+    return one if len(places) > 1 else lambda values: [one(values)]
 
 
 @cache
-def _shapes(size: int, rank: int) -> list[tuple[tuple[int, ...], Shape]]:
-    """All shapes of `rank` powers of two whose product is `size`, with their exponents; cubes first."""
-    total = size.bit_length() - 1
-    exponents = [(*own, total - sum(own)) for own in product(range(total + 1), repeat=rank - 1) if sum(own) <= total]
-    return [(own, tuple([1 << e for e in own])) for own in sorted(exponents, key=max)]
+def _shapes(size: int, rank: int, least: int = 1) -> _Shapes:
+    return _Shapes(size, rank, least)
 
 
 def shapes_of(size: int, rank: int) -> list[Shape]:
     """All shapes of `rank` powers of two whose product is `size`; cubes first."""
-    return [shape for _, shape in _shapes(size, rank)]
+    return _shapes(size, rank).shapes
 
 
 def kind_of(problem: Problem, inverse: bool) -> Kind:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import gcd, prod
+from math import gcd
 
 import torch
 from torch import Tensor
@@ -11,12 +11,16 @@ from torch import Tensor
 
 def strides_of(tensor: Tensor) -> tuple[int, ...]:
     """Strides of all dimensions but the last; 0 where the size is 1, since any stride means the same there."""
-    return tuple(s if n > 1 else 0 for s, n in zip(tensor.stride()[:-1], tensor.shape[:-1]))
+    return tuple([s if n > 1 else 0 for s, n in zip(tensor.stride()[:-1], tensor.shape[:-1])])
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The strides of a contiguous tensor."""
-    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+    strides, stride = [], 1
+    for n in reversed(shape):
+        strides.append(stride)
+        stride *= n
+    return tuple(strides[::-1])
 
 
 def vector_of(strides: Iterable[tuple[int, ...]], itemsize: int) -> int:

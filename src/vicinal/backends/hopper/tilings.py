@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 from operator import itemgetter
 
 from vicinal.backends.gpu.hardware import ARCHITECTURES
-from vicinal.backends.gpu.shapes import Shape, cheapest, kind_of, sampled_walks, tile_shapes
+from vicinal.backends.gpu.shapes import Shape, kind_of, sampled_walks, steps_of, the_cheapest, tile_shapes
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
 from vicinal.geometry.walks import Walks
 from vicinal.problem import Problem
@@ -161,29 +161,33 @@ def _tried(
     """
     kind = kind_of(problem, inverse)
     axes = kind[0][1]
-    levels = range(columns.bit_length())
     found = []
     tiles = [tile for _, tile in tile_shapes(kind, rows, columns) if tile[-1] >= least]
     for tile in tiles[:COMPACT]:
         reaches = [axis.reach(n) for axis, n in zip(axes, tile)]
-        alone = [[(reach - 1 >> i) + 1 for i in levels] for reach in reaches]
+        counts = [axis.tiles(n) for axis, n in zip(axes, tile)]
+        alone = [steps_of(reach, columns) for reach in reaches]
         for split, n in enumerate(tile):
             both = axes[split].reach(WARPGROUPS * n)
-            aside = both - reaches[split]
+            pairs = prod(counts) // counts[split] * axes[split].tiles(WARPGROUPS * n)
             costs = list(alone)
-            costs[split] = [_side_by_side(both, aside, 1 << i, passes) for i in levels]
-            for cost, step in cheapest(columns, [(pairs_of(axes, tile, split), costs)]):
-                if step[-1] >= least_step:
-                    found.append((cost, tile, split, step))
-                    break
+            costs[split] = _side_by_side(both, both - reaches[split], columns, passes)
+            cost, step = the_cheapest(columns, pairs, costs, least_step)
+            found.append((cost, tile, split, step))
     found.sort(key=itemgetter(0))
     return [(tile, split, step) for _, tile, split, step in found[:LIKELY]]
 
 
-def _side_by_side(both: int, aside: int, step: int, passes: int | None) -> int:
-    """Steps of a warpgroup whose tile lies beside another's; together their windows hold `both` keys."""
-    walked = -(-both // step)
-    return walked if passes is None else max(walked - aside // step, walked - passes)
+@lru_cache(maxsize=4096)
+def _side_by_side(both: int, aside: int, columns: int, passes: int | None) -> list[int]:
+    """Steps of 1, 2, 4, ... `columns` keys of a warpgroup whose tile lies beside another's.
+
+    Together their windows hold `both` keys.
+    """
+    walked = steps_of(both, columns)
+    if passes is None:
+        return walked
+    return [max(n - (aside >> i), n - passes) for i, n in enumerate(walked)]
 
 
 def _packings(problem: Problem) -> list[int]:

@@ -260,14 +260,16 @@ class Estimate(NamedTuple):
     most: int
     cycles: float = 0.0
 
-    def beside(self, at_once: int, steps: float) -> float:
-        """Cycles from the start to the end of a program of `steps` where `at_once` of them share a multiprocessor."""
+    def beside(self, at_once: int) -> tuple[float, float]:
+        """Cycles of a program where `at_once` of them share a multiprocessor: per step, and from start to end besides."""
         p = self.program
         quarters = min(4, p.warps * at_once) / 4  # of the multiprocessor that have a warp
-        computed = p.products, p.issue + self.partial * p.masking, p.exponentials
-        parts = [part / quarters for part in computed] + [p.loads]
-        busy = max(parts) + p.overlap * (sum(parts) - max(parts)) / at_once**0.9
-        return steps * (at_once * busy + p.latency) + at_once * p.ends / quarters + p.alone
+        products, exponentials, loads = p.products / quarters, p.exponentials / quarters, p.loads
+        issue = (p.issue + self.partial * p.masking) / quarters
+        most = max(products, issue, exponentials, loads)
+        rest = products + issue + exponentials + loads - most
+        busy = most + p.overlap * rest / at_once**0.9
+        return at_once * busy + p.latency, at_once * p.ends / quarters + p.alone
 
 
 def estimate(problem: Problem, kernel: Kernel, tiling: Tiling) -> Estimate:
@@ -276,17 +278,17 @@ def estimate(problem: Problem, kernel: Kernel, tiling: Tiling) -> Estimate:
     if tiling.unfolded is not None:
         problem = unfolded(problem, tiling.unfolded)
     one, columns = program_of(problem, kernel, tiling), prod(tiling.step)
-    programs, steps, most, full = 0, 0.0, 0, 1.0
-    for number, (heads, axes) in enumerate(sampled_walks(problem, kernel == "key_value")):
-        tiles, each, longest = heads, 1.0, 1
+    programs, steps, most, partial = 0, 0.0, 0, -1.0
+    for heads, axes in sampled_walks(problem, kernel == "key_value"):
+        tiles, each, longest, full = heads, 1.0, 1, 1.0
         for axis, size, taken in zip(axes, tiling.tile, tiling.step):
-            walk = axis.walk(size, taken)
-            tiles, each, longest = tiles * walk.tiles, each * walk.steps, longest * walk.longest
-            full *= walk.full if number == 0 else 1.0  # of the first neighborhood
+            own_tiles, own_steps, own_longest, own_full = axis.walk(size, taken)
+            tiles, each, longest, full = tiles * own_tiles, each * own_steps, longest * own_longest, full * own_full
         programs, steps, most = programs + tiles, steps + tiles * each, max(most, longest)
-    extra = ceil(problem.additional / columns)
-    found = Estimate(one, 1 - full, problem.batch * programs, steps / programs + extra, most + extra)
-    return found._replace(cycles=launch_cycles(gpu, found))
+        partial = 1 - full if partial < 0 else partial  # of the first neighborhood
+    extra = -(-problem.additional // columns)
+    about = (one, partial, problem.batch * programs, steps / programs + extra, most + extra)
+    return Estimate(*about, launch_cycles(gpu, Estimate(*about)))
 
 
 def program_of(problem: Problem, kernel: Kernel, tiling: Tiling) -> Program:
@@ -299,16 +301,21 @@ def program_of(problem: Problem, kernel: Kernel, tiling: Tiling) -> Program:
 def launch_cycles(gpu: Gpu, *kinds: Estimate) -> float:
     """Cycles until the last program ends of a launch of programs of these kinds, with the registers of the larger."""
     architecture = gpu.architecture
-    warps, registers = max(e.program.warps for e in kinds), max(e.program.registers for e in kinds)
+    warps = registers = shared = programs = 0.0
+    for e in kinds:
+        p, programs = e.program, programs + e.programs
+        warps, registers, shared = max(warps, p.warps), max(registers, p.registers), max(shared, p.shared)
     threads = architecture.warp * warps
     per_program = threads * min(max(registers, 32), architecture.thread_registers)
-    by_shared = architecture.shared / max(e.program.shared for e in kinds)
-    at_once = min(architecture.registers / per_program, by_shared, architecture.threads / threads)
-    here = ceil(sum(e.programs for e in kinds) / gpu.processors)
+    at_once = min(architecture.registers / per_program, architecture.shared / shared, architecture.threads / threads)
+    here = ceil(programs / gpu.processors)
     at_once = max(1, min(int(at_once), architecture.programs, here))
-    times = [e.beside(at_once, e.steps) for e in kinds]
-    work = sum(e.programs * time for e, time in zip(kinds, times)) / (gpu.processors * at_once)
-    return max(max(times) * ceil(work / max(times) - 1e-9), *(e.beside(at_once, e.most) for e in kinds))
+    work = mean = most = 0.0
+    for e in kinds:
+        step, ends = e.beside(at_once)
+        time = e.steps * step + ends
+        work, mean, most = work + e.programs * time, max(mean, time), max(most, e.most * step + ends)
+    return max(mean * ceil(work / (gpu.processors * at_once) / mean - 1e-9), most)
 
 
 def backward_seconds(gpu: Gpu, query: Estimate, key_value: Estimate, together: bool) -> float:

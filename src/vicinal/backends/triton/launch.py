@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -52,14 +53,20 @@ def may_pass_end(problem: Problem, config: Tiling, inverse: bool = False) -> boo
 
 def is_wide(problem: Problem, strides: tuple[tuple[int, ...], ...], config: Tiling) -> bool:
     """Whether offsets within a tile may need more than 31 bits."""
-    most = 0
+    farthest = tuple([max(each) for each in zip(*strides)])[1:-1]
+    if _offset(problem, farthest, config) < 2**31:  # nearly always so
+        return False
+    return max(_offset(problem, each[1:-1], config) for each in strides) >= 2**31
+
+
+def _offset(problem: Problem, strides: tuple[int, ...], config: Tiling) -> int:
+    """Elements from the first token of a tile to the last, of these strides of the axes, and a row's."""
+    spatial, most = seen(strides, config.unfolded), 0
     for neighborhood in problem.neighborhoods:
         dilations = axes_of(neighborhood, problem.lengths, config.unfolded).dilations
         for tile in (config.query_tile, config.key_tile):
-            for each in strides:
-                spatial = seen(each[1:-1], config.unfolded)
-                most = max(most, sum((t - 1) * d * s for t, d, s in zip(tile, dilations, spatial)))
-    return most + 512 >= 2**31
+            most = max(most, sum([(t - 1) * d * s for t, d, s in zip(tile, dilations, spatial)]))
+    return most + 512
 
 
 def readable(inputs: Inputs) -> Inputs:
@@ -85,6 +92,7 @@ class Prepared:
     vector: int
     table: Tensor | None  # windows, strides, dilations, modes of each head, where heads differ: `[H, 4 * rank]`
     device: torch.device  # of such tables
+    _arguments: dict[int | None, tuple[Any, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, problem: Problem, inputs: Inputs) -> Prepared:
@@ -110,6 +118,12 @@ class Prepared:
 
     def arguments(self, unfolded: int | None = None) -> tuple[Any, ...]:
         """Axes (of the first head when heads differ), strides, and the sizes of keys and values."""
+        found = self._arguments.get(unfolded)
+        if found is None:
+            found = self._arguments[unfolded] = self._seen(unfolded)
+        return found
+
+    def _seen(self, unfolded: int | None) -> tuple[Any, ...]:
         problem = self.problem
         own = [in_vectors(each, self.vector, unfolded) for each in self.strides[:3]]
         extra = [in_vectors(each, self.vector) for each in self.strides[3:]]
@@ -122,18 +136,30 @@ class Prepared:
 
     def flags(self, config: Tiling, inverse: bool = False) -> Flags:
         """What to compile a kernel of this tiling for; `inverse`: see `may_pass_end`."""
-        problem = self.problem
-        axes = [axis for n in problem.neighborhoods for axis in n.axes]
-        shape = (1, *problem.lengths, problem.heads, max(problem.head_dim, problem.value_dim))
+        problem, (strided, dilated, moded) = self.problem, self._features
         return Flags(
-            strided=any(a.stride > 1 for a in axes),
-            dilated=any(a.dilation > 1 for a in axes),
-            moded=any(mode(a) != SHIFT for a in axes),
-            wide=is_wide(problem, (*self.strides[:3], contiguous_strides(shape)[:-1]), config),
+            strided=strided,
+            dilated=dilated,
+            moded=moded,
+            wide=is_wide(problem, (*self.strides[:3], self._contiguous), config),
             checked=may_pass_end(problem, config, inverse),
             chained=self.chained,
             unfolded=kernel_axis(config.unfolded),
         )
+
+    @cached_property
+    def _features(self) -> tuple[bool, bool, bool]:
+        """Whether some axis is strided, dilated, or has windows that do not shift."""
+        axes = [axis for n in self.problem.neighborhoods for axis in n.axes]
+        strided, dilated = any([a.stride > 1 for a in axes]), any([a.dilation > 1 for a in axes])
+        return strided, dilated, any([mode(a) != SHIFT for a in axes])
+
+    @cached_property
+    def _contiguous(self) -> tuple[int, ...]:
+        """Strides of results."""
+        problem = self.problem
+        shape = (1, *problem.lengths, problem.heads, max(problem.head_dim, problem.value_dim))
+        return contiguous_strides(shape)[:-1]
 
 
 def _table_row(neighborhood: Neighborhood, lengths: tuple[int, ...]) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from math import prod
+from operator import itemgetter
 from typing import Any, Literal, overload
 
 from vicinal.backends.gpu.hardware import gpu_of
@@ -41,7 +42,9 @@ def best(problem: Problem, direction: Direction) -> Tiling | GradientTilings: ..
 
 def best(problem: Problem, direction: Direction) -> Tiling | GradientTilings:
     """The cheapest configuration of a pass, of one shape for each size."""
-    return _passes(problem, direction, 1)[0]
+    if direction == "forward":
+        return ranked(problem, "forward")[0][1]
+    return GradientTilings(*min(_pairs(problem, 1), key=itemgetter(0))[1:])
 
 
 @overload
@@ -61,7 +64,7 @@ def tilings(problem: Problem, direction: Direction) -> Sequence[Tiling] | Sequen
 def _passes(problem: Problem, direction: Direction, shapes: int) -> Sequence[Tiling] | Sequence[GradientTilings]:
     if direction == "forward":
         return [tiling for _, tiling in ranked(problem, "forward", shapes)]
-    return _backward(problem, shapes)
+    return [GradientTilings(*rest) for _, *rest in sorted(_pairs(problem, shapes), key=itemgetter(0))[:LISTED]]
 
 
 def is_valid(problem: Problem, direction: Direction, config: Tiling | GradientTilings) -> bool:
@@ -113,19 +116,16 @@ def ranked(problem: Problem, kernel: Kernel, shapes: int = 1) -> tuple[tuple[Est
 
 
 @lru_cache(maxsize=1024)
-def _backward(problem: Problem, shapes: int) -> tuple[GradientTilings, ...]:
-    """Tilings of the backward pass, in two launches and in one, the cheapest first."""
-    gpu = gpu_of(problem.device)
-    found = []
-    queries, keys = ranked(problem, "query", shapes), ranked(problem, "key_value", shapes)
-    for query, own in queries:
+def _pairs(problem: Problem, shapes: int) -> list[tuple[float, Tiling, Tiling, bool]]:
+    """Seconds of the backward pass, tilings of its kernels, and whether they are launched together."""
+    gpu, found = gpu_of(problem.device), []
+    keys = ranked(problem, "key_value", shapes)
+    for query, own in ranked(problem, "query", shapes):
         for key_value, other in keys:
-            few = query.programs + key_value.programs <= FILLED * gpu.processors
-            for together in (False, True)[: 1 + (few and can_be_together(own, other))]:
-                seconds = backward_seconds(gpu, query, key_value, together)
-                found.append((seconds, GradientTilings(own, other, together)))
-    found.sort(key=lambda each: each[0])
-    return tuple([config for _, config in found[:LISTED]])
+            found.append((backward_seconds(gpu, query, key_value, False), own, other, False))
+            if query.programs + key_value.programs <= FILLED * gpu.processors and can_be_together(own, other):
+                found.append((backward_seconds(gpu, query, key_value, True), own, other, True))
+    return found
 
 
 def candidates(problem: Problem, kernel: Kernel, sizes: Sequence[Size], most: int) -> Iterator[Tiling]:
