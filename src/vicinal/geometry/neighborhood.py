@@ -192,19 +192,19 @@ class Neighborhood:
     def rank(self) -> int:
         return len(self.axes)
 
-    @property
+    @cached_property
     def window(self) -> tuple[int | None, ...]:
         return tuple(axis.window for axis in self.axes)
 
-    @property
+    @cached_property
     def stride(self) -> tuple[int, ...]:
         return tuple(axis.stride for axis in self.axes)
 
-    @property
+    @cached_property
     def dilation(self) -> tuple[int, ...]:
         return tuple(axis.dilation for axis in self.axes)
 
-    @property
+    @cached_property
     def causal(self) -> tuple[bool, ...]:
         return tuple(axis.causal for axis in self.axes)
 
@@ -227,7 +227,7 @@ class Neighborhood:
     def spans(self) -> tuple[Span | None, ...]:
         return tuple(axis.span for axis in self.axes)
 
-    @property
+    @cached_property
     def is_part(self) -> bool:
         """Whether queries or keys are parts of an axis."""
         return any(axis.span is not None for axis in self.axes)

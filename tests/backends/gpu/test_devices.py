@@ -26,7 +26,9 @@ def a_gpu(monkeypatch):
     def tell(hip, numbers):
         monkeypatch.setattr(torch.version, "hip", hip)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: numbers)
-        found = SimpleNamespace(major=numbers[0], minor=numbers[1], gcnArchName="gfx90a", multi_processor_count=110)
+        found = SimpleNamespace(
+            name="a card", major=numbers[0], minor=numbers[1], gcnArchName="gfx90a", multi_processor_count=110
+        )
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
         forget()
 

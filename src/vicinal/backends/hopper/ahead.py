@@ -43,8 +43,8 @@ class _StandIns(NamedTuple):
 
 
 def _meta(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None:
-        return None
+    if tensor is None or tensor.is_meta:
+        return tensor
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 

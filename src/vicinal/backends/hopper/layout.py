@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 from math import prod
 
@@ -27,7 +27,7 @@ from vicinal.backends.gpu.arguments import placed
 from vicinal.backends.gpu.strides import contiguous_strides, dense
 from vicinal.backends.hopper.kernels.arguments import UnitStrides
 from vicinal.geometry.neighborhood import Axis
-from vicinal.geometry.tiles import Alike, alike
+from vicinal.geometry.tiles import alike
 from vicinal.problem import Inputs, Problem
 
 ALIGNMENT = 8  # elements of 2 bytes: descriptors take strides and addresses of 16 bytes
@@ -55,7 +55,7 @@ class Strided:
     def contiguous(cls, *shape: int, keys: bool = False) -> Strided:
         return cls(shape, contiguous_strides(shape), keys)
 
-    @property
+    @cached_property
     def token(self) -> int:
         """From a token to the next: the stride of the last axis that has more than one (others' say nothing)."""
         return next((s for s, n in zip(self.strides[-3:0:-1], self.shape[-3:0:-1]) if n > 1), ANY_STRIDE)
@@ -158,7 +158,7 @@ class Subproblem:
         """Tokens from the first group's first to this group's."""
         return (group[0] * self.spread[0] + group[1]) * self.spread[1] + group[2]
 
-    @property
+    @cached_property
     def farthest(self) -> int:
         """Tokens from the first group's first to the last group's."""
         return self.tokens((self.groups[0] - 1, self.groups[1] - 1, self.groups[2] - 1))
@@ -193,41 +193,33 @@ class Reach:
 
 def subproblems(problem: Problem, reach: Reach = Reach()) -> list[Subproblem]:
     """Those that together cover `problem`, of at most `LARGEST` columns each; the first is one of the largest."""
+    return [part for each in _whole(problem) for part in _halved(each, reach)]
+
+
+@lru_cache(maxsize=1024)
+def _whole(problem: Problem) -> tuple[Subproblem, ...]:
+    """The same, of any columns."""
     lengths, keys = three(problem.lengths, 1), three(problem.key_lengths, 1)
     axes = _axes(problem)
-    kinds = [alike(axis, n) for axis, n in zip(axes, lengths)]
-    parts: list[tuple[Alike, ...]] = list(product(*kinds))
-    whole = []
-    for part in parts:
-        tokens, starts, key_starts, firsts = [], [], [], []
-        for axis, kind in zip(axes, part):
-            queries, of_keys = (axis.span.queries[0], axis.span.keys[0]) if axis.span else (0, 0)
-            tokens.append((kind.own[1] - kind.own[0], kind.other[1] - kind.other[0]))
-            starts.append(kind.own[0])
-            key_starts.append(kind.other[0])
-            firsts.append(
-                (
-                    kind.own[0] * axis.dilation + kind.first - queries,
-                    kind.other[0] * axis.dilation + kind.first - of_keys,
-                )
-            )
-        own_lengths, key_lengths = zip(*tokens)
-        first, key_first = zip(*firsts)
+    found = []
+    for part in product(*(alike(axis, n) for axis, n in zip(axes, lengths))):
+        queries = [axis.span.queries[0] if axis.span else 0 for axis in axes]
+        first = [kind.own[0] * axis.dilation + kind.first - q for kind, axis, q in zip(part, axes, queries)]
         extent = None
         if problem.is_part:
+            of_keys = [axis.span.keys[0] if axis.span else 0 for axis in axes]
             extent = Extent(
-                _triple(kind.length for kind in part),
-                _triple(starts),
-                _triple(key_starts),
-                _triple(key_lengths),
-                _triple(key_first),
+                _triple([kind.length for kind in part]),
+                _triple([kind.own[0] for kind in part]),
+                _triple([kind.other[0] for kind in part]),
+                _triple([kind.other[1] - kind.other[0] for kind in part]),
+                _triple([k.other[0] * axis.dilation + k.first - n for k, axis, n in zip(part, axes, of_keys)]),
                 (keys[1], keys[2]),
             )
+        own = _triple([kind.own[1] - kind.own[0] for kind in part])
         groups = _triple([kind.count for kind in part])
-        spread = (lengths[1], lengths[2])
-        whole.append(Subproblem(_triple(own_lengths), groups, _triple(first), spread, problem.batch, extent=extent))
-    whole.sort(key=lambda each: -prod(each.lengths) * prod(each.groups))
-    return [part for each in whole for part in _halved(each, reach)]
+        found.append(Subproblem(own, groups, _triple(first), lengths[1:], problem.batch, extent=extent))
+    return tuple(sorted(found, key=lambda each: -prod(each.lengths) * prod(each.groups)))
 
 
 def _axes(problem: Problem) -> list[Axis]:
@@ -305,15 +297,16 @@ class Descriptor:
 
 def describe(problem: Problem, part: Subproblem, tensor: Strided) -> Descriptor:
     """The descriptor of a tensor's part `[batch, X0, X1, X2, columns]`."""
-    dilation = three(problem.neighborhoods[0].dilation, 1)
+    d0, d1, d2 = three(problem.neighborhoods[0].dilation, 1)
     part = part.of_keys if tensor.keys else part
-    token = tensor.token
-    x = (token * part.spread[0] * part.spread[1], token * part.spread[1], token)
-    steps = [s * d if n > 1 else ANY_STRIDE for s, d, n in zip(x, dilation, part.lengths)]
+    token, (n0, n1, n2), (f0, f1, f2) = tensor.token, part.lengths, part.first
+    x1 = token * part.spread[1]
+    x0 = x1 * part.spread[0]
+    steps = (x0 * d0 if n0 > 1 else ANY_STRIDE, x1 * d1 if n1 > 1 else ANY_STRIDE, token * d2 if n2 > 1 else ANY_STRIDE)
     return Descriptor(
-        shape=(part.batch, *part.lengths, part.farthest * token + tensor.width),
+        shape=(part.batch, n0, n1, n2, part.farthest * token + tensor.width),
         strides=(tensor.batch, *steps, 1),
-        offset=part.first_batch * tensor.batch + sum(f * s for f, s in zip(part.first, x)),
+        offset=part.first_batch * tensor.batch + f0 * x0 + f1 * x1 + f2 * token,
         token_columns=token,
     )
 

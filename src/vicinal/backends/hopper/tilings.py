@@ -42,6 +42,7 @@ MOST_HEADS = 16  # in a tile
 # --- what fits ---------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=4096)
 def kernel_dims(problem: Problem, one_pass: bool = False) -> tuple[int, int]:
     """Head dim and value dim of the kernels that run a problem: its own, or the next that there are."""
     if one_pass:

@@ -261,7 +261,7 @@ class Estimate(NamedTuple):
     cycles: float = 0.0
 
     def beside(self, at_once: int) -> tuple[float, float]:
-        """Cycles of a program where `at_once` of them share a multiprocessor: per step, and from start to end besides."""
+        """Cycles of a program where `at_once` of them share a multiprocessor: per step, and of all the rest."""
         p = self.program
         quarters = min(4, p.warps * at_once) / 4  # of the multiprocessor that have a warp
         products, exponentials, loads = p.products / quarters, p.exponentials / quarters, p.loads

@@ -151,8 +151,8 @@ class Prepared:
     def _features(self) -> tuple[bool, bool, bool]:
         """Whether some axis is strided, dilated, or has windows that do not shift."""
         axes = [axis for n in self.problem.neighborhoods for axis in n.axes]
-        strided, dilated = any([a.stride > 1 for a in axes]), any([a.dilation > 1 for a in axes])
-        return strided, dilated, any([mode(a) != SHIFT for a in axes])
+        strided, dilated = max(a.stride for a in axes) > 1, max(a.dilation for a in axes) > 1
+        return strided, dilated, any(mode(a) != SHIFT for a in axes)
 
     @cached_property
     def _contiguous(self) -> tuple[int, ...]:

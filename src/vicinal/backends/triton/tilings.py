@@ -64,7 +64,8 @@ def tilings(problem: Problem, direction: Direction) -> Sequence[Tiling] | Sequen
 def _passes(problem: Problem, direction: Direction, shapes: int) -> Sequence[Tiling] | Sequence[GradientTilings]:
     if direction == "forward":
         return [tiling for _, tiling in ranked(problem, "forward", shapes)]
-    return [GradientTilings(*rest) for _, *rest in sorted(_pairs(problem, shapes), key=itemgetter(0))[:LISTED]]
+    cheapest = sorted(_pairs(problem, shapes), key=itemgetter(0))[:LISTED]
+    return [GradientTilings(query, key_value, together) for _, query, key_value, together in cheapest]
 
 
 def is_valid(problem: Problem, direction: Direction, config: Tiling | GradientTilings) -> bool:
