@@ -13,23 +13,20 @@ import torch
 from torch import Tensor
 
 from vicinal import torch_internals
+from vicinal.declaring import operator
 from vicinal.dispatch import backend as backend_of
 from vicinal.dispatch import unsupported
 from vicinal.geometry.maps import Maps
 from vicinal.problem import Inputs, PackedProblem, Upstream, Wanted, lse_dtype
 
 _INPUTS = "Tensor query, Tensor key, Tensor value, int[] maps, int rank, float scale"
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 
-torch.library.define("vicinal::attend_maps", f"({_INPUTS}) -> (Tensor, Tensor)", tags=_TAGS)
-torch.library.define(
-    "vicinal::attend_maps_backward",
+_forward = operator("attend_maps", f"({_INPUTS}) -> (Tensor, Tensor)")
+_backward = operator(
+    "attend_maps_backward",
     f"(Tensor grad_output, Tensor? grad_lse, Tensor output, Tensor lse, {_INPUTS}, bool[] wanted) "
     "-> (Tensor, Tensor, Tensor)",
-    tags=_TAGS,
 )
-_forward = torch.ops.vicinal.attend_maps.default
-_backward = torch.ops.vicinal.attend_maps_backward.default
 
 
 def can_launch(inputs: Inputs, maps: Maps, backend: str | None) -> bool:

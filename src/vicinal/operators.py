@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vicinal.backends.torch import formulas
 from vicinal.caching import Cache
+from vicinal.declaring import operator
 from vicinal.dispatch import Plan, plan
 from vicinal.geometry.neighborhood import decode
 from vicinal.geometry.work import backward_flops, call_scores, forward_flops
@@ -29,17 +30,13 @@ _INPUTS = (
     "Tensor? key_mask, Tensor? window_sizes, int[] neighborhoods, float scale, str? backend"
 )
 _COUNT, _NUMBERS = len(Inputs._fields), len(Wanted._fields)  # tensors, and those of them that have gradients
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 
-torch.library.define("vicinal::attend", f"({_INPUTS}) -> (Tensor, Tensor)", tags=_TAGS)
-torch.library.define(
-    "vicinal::attend_backward",
+attend = operator("attend", f"({_INPUTS}) -> (Tensor, Tensor)")
+attend_backward = operator(
+    "attend_backward",
     f"(Tensor grad_output, Tensor? grad_lse, Tensor output, Tensor lse, {_INPUTS}, bool[] wanted) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=_TAGS,
 )
-attend = torch.ops.vicinal.attend.default
-attend_backward = torch.ops.vicinal.attend_backward.default
 
 
 # The kernels ----------------------------------------------------------------------------------------------------

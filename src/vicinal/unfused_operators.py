@@ -16,26 +16,16 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vicinal import torch_internals
 from vicinal.backends.unfused import launch
+from vicinal.declaring import operator
 from vicinal.geometry.neighborhood import decode
 from vicinal.geometry.slots import Slots
 from vicinal.geometry.work import useful_scores
 
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 _GEOMETRY = "int[] neighborhood, float scale"
-torch.library.define(
-    "vicinal::pn",
-    f"(Tensor query, Tensor key, Tensor? rpb, {_GEOMETRY}, float fill, str variant) -> Tensor",
-    tags=_TAGS,
-)
-torch.library.define("vicinal::nn", f"(Tensor attn, Tensor value, {_GEOMETRY}, str variant) -> Tensor", tags=_TAGS)
-torch.library.define(
-    "vicinal::inverse", f"(Tensor attn, Tensor query, int kv_heads, {_GEOMETRY}, str variant) -> Tensor", tags=_TAGS
-)
-torch.library.define("vicinal::bias_sum", "(Tensor grad, int[] neighborhood, str variant) -> Tensor", tags=_TAGS)
-_pn = torch.ops.vicinal.pn.default
-_nn = torch.ops.vicinal.nn.default
-_inverse = torch.ops.vicinal.inverse.default
-_bias_sum = torch.ops.vicinal.bias_sum.default
+_pn = operator("pn", f"(Tensor query, Tensor key, Tensor? rpb, {_GEOMETRY}, float fill, str variant) -> Tensor")
+_nn = operator("nn", f"(Tensor attn, Tensor value, {_GEOMETRY}, str variant) -> Tensor")
+_inverse = operator("inverse", f"(Tensor attn, Tensor query, int kv_heads, {_GEOMETRY}, str variant) -> Tensor")
+_bias_sum = operator("bias_sum", "(Tensor grad, int[] neighborhood, str variant) -> Tensor")
 
 
 @torch.library.impl("vicinal::pn", "default")

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from vicinal.circular import silent
+from vicinal.declaring import operator
 from vicinal.distributed.agreement import check_together
 from vicinal.distributed.exchange import Exchange, Pair, cut, gathered, scattered
 from vicinal.distributed.halo import Box, Part, halo
@@ -36,22 +37,17 @@ _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? additional_keys, Tensor? additional_values, Tensor? rpb, "
     "Tensor? key_mask"
 )
-_COUNT = 7  # of them
+_COUNT = len(_INPUTS.split(","))
 _SETTINGS = (
     "int[] neighborhoods, float scale, str? backend, int[] lengths, int[] shards, int rank, str group, bool overlap"
 )
 
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
-
-torch.library.define("vicinal::attend_shards", f"({_INPUTS}, {_SETTINGS}) -> (Tensor, Tensor, Tensor)", tags=_TAGS)
-torch.library.define(
-    "vicinal::attend_shards_backward",
+attend_shards = operator("attend_shards", f"({_INPUTS}, {_SETTINGS}) -> (Tensor, Tensor, Tensor)")
+attend_shards_backward = operator(
+    "attend_shards_backward",
     f"(Tensor grad_output, Tensor? grad_lse, Tensor output, Tensor lse, Tensor came, {_INPUTS}, {_SETTINGS}, "
     "bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=_TAGS,
 )
-attend_shards = torch.ops.vicinal.attend_shards.default
-attend_shards_backward = torch.ops.vicinal.attend_shards_backward.default
 
 
 def attend(
