@@ -21,9 +21,10 @@ SHIFT, CLIP, CAUSAL, WRAP = 0, 1, 2, 3  # what a window does at a border, as ker
 
 def mode(axis: Axis) -> int:
     """`CAUSAL`, or what `axis.boundary` says: `SHIFT`, `CLIP` or `WRAP`."""
-    if axis.causal:
-        return CAUSAL
-    return {"shift": SHIFT, "clip": CLIP, "wrap": WRAP}[axis.boundary]
+    return CAUSAL if axis.causal else _MODES[axis.boundary]
+
+
+_MODES = {"shift": SHIFT, "clip": CLIP, "wrap": WRAP}
 
 
 def group_length(length: int, dilation: int, group: int) -> int:

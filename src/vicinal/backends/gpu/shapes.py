@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
-from itertools import product
+from itertools import product, repeat
 from math import ceil
 from operator import itemgetter, mul
 
@@ -20,6 +20,7 @@ from vicinal.problem import Problem
 Shape = tuple[int, ...]
 Kind = tuple[tuple[int, tuple[Walks, ...]], ...]  # numbers of heads, and their axes
 TRIED = 2  # shapes of tiles
+LISTED = 8
 SHORT = 20  # tokens of an axis: from so many on, and twice the window, all are alike
 LONG = 1 << 20
 ROUNDED = 4  # shorter axes are alike in fours
@@ -34,15 +35,17 @@ def shapes(kind: Kind, rows: int, columns: int, tried: int = TRIED) -> tuple[tup
 
     `tried`: how many shapes of tiles are looked at, those that compute the least.
     """
-    found = []
+    if len(kind[0][1]) == 1:
+        return (((rows,), (columns,)),)
+    every, found = _shapes(columns, len(kind[0][1])), []
     for _, tile in tile_shapes(kind, rows, columns)[:tried]:
-        found += [(cost, tile, step) for cost, step in _steps(kind, tile, columns)]
-    found.sort(key=itemgetter(0))
-    near = min(NEAR, bisect_right(found, ALIKE * found[0][0], key=itemgetter(0)))
+        found += zip(every.costs(_steps(kind, tile, columns)), repeat(tile), every.shapes)
+    found.sort(key=_COST)
+    near = min(NEAR, bisect_right(found, ALIKE * found[0][0], key=_COST))
     if near > 1:  # borders tell
         axes = kind[0][1]
         found[:near] = sorted(found[:near], key=lambda each: _walked(axes, each[1], each[2]))
-    return tuple([(tile, step) for _, tile, step in found])
+    return tuple([(tile, step) for _, tile, step in found[:LISTED]])
 
 
 def _walked(axes: Sequence[Walks], tile: Shape, step: Shape) -> float:
@@ -62,8 +65,8 @@ def tile_shapes(kind: Kind, rows: int, columns: int) -> list[tuple[int, Shape]]:
     return cheapest(rows, [(heads, [[w.work(n, more) for n in sides] for w in axes]) for heads, axes in kind])
 
 
-def _steps(kind: Kind, tile: Shape, columns: int) -> list[tuple[int, Shape]]:
-    """All shapes of a step by the steps of all tiles, the fewest first."""
+def _steps(kind: Kind, tile: Shape, columns: int) -> list[tuple[int, list[list[int]]]]:
+    """The steps of all tiles, a table for each set of heads (`cheapest`)."""
     tables = []
     for heads, axes in kind:
         costs = []
@@ -71,7 +74,7 @@ def _steps(kind: Kind, tile: Shape, columns: int) -> list[tuple[int, Shape]]:
             heads *= w.tiles(size)
             costs.append(steps_of(w.reach(size), columns))
         tables.append((heads, costs))
-    return cheapest(columns, tables)
+    return tables
 
 
 @lru_cache(maxsize=4096)

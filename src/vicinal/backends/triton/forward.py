@@ -84,12 +84,11 @@ class Forward:
         """What compiles the kernels that a call launches; see `vicinal.backends.protocol.Backend.forward_kernels`."""
         if self._empty:
             return []
-        query = inputs.query
         jobs: list[Job] = []
         stand_ins = Inputs(*map(like, inputs))  # type: ignore[arg-type]
         if self._bias is not None:
             jobs.append(self._bias.kernel(inputs.rpb))
             stand_ins = stand_ins._replace(rpb=like(inputs.rpb, torch.float32))
-        lse = query.new_empty(1, dtype=self._lse_dtype, device="meta")
-        jobs.append(partial(self._launch.compile, (*stand_ins[:KERNELS], like(self._table), like(query), lse)))
+        results = like(inputs.query), like(inputs.query, self._lse_dtype)
+        jobs.append(partial(self._launch.compile, (*stand_ins[:KERNELS], like(self._table), *results)))
         return jobs

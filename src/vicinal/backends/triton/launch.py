@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -29,7 +29,12 @@ KERNELS = 7  # inputs that they take
 
 def like(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
     """What stands for a tensor where kernels are compiled: without memory, aligned."""
-    return None if tensor is None else torch.empty(1, dtype=dtype or tensor.dtype, device="meta")
+    return None if tensor is None else _stand_in(dtype or tensor.dtype)
+
+
+@cache
+def _stand_in(dtype: torch.dtype) -> Tensor:
+    return torch.empty(1, dtype=dtype, device="meta")
 
 
 def tiles_of(problem: Problem, config: Tiling, inverse: bool = False) -> int:

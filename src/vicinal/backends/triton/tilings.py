@@ -30,6 +30,7 @@ from vicinal.problem import Problem
 SHAPES = 4  # of each size, that are listed
 FILLED = 32  # programs per multiprocessor, beyond which one launch of two kernels gains nothing
 LISTED = 12  # tilings listed, at most
+_GRADIENTS: tuple[Kernel, Kernel] = ("query", "key_value")
 
 
 @overload
@@ -43,8 +44,10 @@ def best(problem: Problem, direction: Direction) -> Tiling | GradientTilings: ..
 def best(problem: Problem, direction: Direction) -> Tiling | GradientTilings:
     """The cheapest configuration of a pass, of one shape for each size."""
     if direction == "forward":
-        return ranked(problem, "forward")[0][1]
-    return GradientTilings(*min(_pairs(problem, 1), key=itemgetter(0))[1:])
+        return ranked(problem, "forward", 1)[0][1]
+    (query, own), (key_value, other) = (ranked(problem, kernel, 1)[0] for kernel in _GRADIENTS)
+    apart = backward_seconds(gpu_of(problem.device), query, key_value, False), own, other, False
+    return GradientTilings(*min([apart, *_together(problem, 1)], key=itemgetter(0))[1:])
 
 
 @overload
@@ -98,7 +101,7 @@ def fits(problem: Problem, kernel: Kernel, tiling: Tiling, found: Estimate | Non
 
 
 @lru_cache(maxsize=1024)
-def ranked(problem: Problem, kernel: Kernel, shapes: int = 1) -> tuple[tuple[Estimate, Tiling], ...]:
+def ranked(problem: Problem, kernel: Kernel, shapes: int) -> tuple[tuple[Estimate, Tiling], ...]:
     """Tilings of a kernel that fit, of so many shapes for each size, the cheapest first.
 
     If none should fit, the one with the fewest registers.
@@ -119,14 +122,24 @@ def ranked(problem: Problem, kernel: Kernel, shapes: int = 1) -> tuple[tuple[Est
 @lru_cache(maxsize=1024)
 def _pairs(problem: Problem, shapes: int) -> list[tuple[float, Tiling, Tiling, bool]]:
     """Seconds of the backward pass, tilings of its kernels, and whether they are launched together."""
-    gpu, found = gpu_of(problem.device), []
-    keys = ranked(problem, "key_value", shapes)
-    for query, own in ranked(problem, "query", shapes):
+    gpu = gpu_of(problem.device)
+    queries, keys = (ranked(problem, kernel, shapes) for kernel in _GRADIENTS)
+    apart = [
+        (backward_seconds(gpu, query, key_value, False), own, other, False)
+        for query, own in queries
+        for key_value, other in keys
+    ]
+    return apart + list(_together(problem, shapes))
+
+
+def _together(problem: Problem, shapes: int) -> Iterator[tuple[float, Tiling, Tiling, bool]]:
+    """Those whose kernels are launched together."""
+    gpu = gpu_of(problem.device)
+    queries, keys = (ranked(problem, kernel, shapes) for kernel in _GRADIENTS)
+    for query, own in queries:
         for key_value, other in keys:
-            found.append((backward_seconds(gpu, query, key_value, False), own, other, False))
             if query.programs + key_value.programs <= FILLED * gpu.processors and can_be_together(own, other):
-                found.append((backward_seconds(gpu, query, key_value, True), own, other, True))
-    return found
+                yield backward_seconds(gpu, query, key_value, True), own, other, True
 
 
 def candidates(problem: Problem, kernel: Kernel, sizes: Sequence[Size], most: int) -> Iterator[Tiling]:
