@@ -16,7 +16,7 @@ from importlib import import_module
 from vicinal.backends.gpu.kernel_cache import settle_keys
 first = getattr(import_module("vicinal.backends.triton.kernels.{module}"), "{kernel}")
 if {settled}:
-    settle_keys()
+    settle_keys("vicinal.backends.triton.kernels")
 first.cache_key
 from vicinal.backends.triton.kernels.backward import query_gradient_kernel
 from vicinal.backends.triton.kernels.forward import forward_kernel
@@ -63,3 +63,48 @@ def costs(tmp_path_factory):
 def test_a_bad_cache_costs_one_compilation_and_a_warning(state, costs):
     """What is damaged is repaired; where nothing can be written, every process compiles."""
     assert tuple(costs[state]) == STATES[state]
+
+
+REMEMBERED = """
+import os, sys, time
+os.environ["TRITON_INTERPRET"] = "0"
+import triton
+from triton.runtime import cache
+own = cache.triton_key
+made = []
+cache.triton_key = lambda: made.append(0) or "a digest"
+from vicinal.backends.gpu import triton_key
+if {changed}:
+    triton_key.READ = triton_key.READ[1:]  # as if some file were another
+triton_key.remember_triton_key()
+assert cache.triton_key() == cache.triton_key() == "a digest"
+print(len(made), triton_key.NAME in os.listdir(os.environ["TRITON_CACHE_DIR"]))
+"""
+
+
+def remembered(folder, changed=False):
+    environment = os.environ | {"TRITON_CACHE_DIR": str(folder)}
+    program = REMEMBERED.format(changed=changed)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    return done.stdout.split()
+
+
+def test_triton_s_digest_of_itself_is_made_once(tmp_path):
+    assert remembered(tmp_path) == ["1", "True"]
+    assert remembered(tmp_path) == ["0", "True"]
+    assert remembered(tmp_path, changed=True) == ["1", "True"]
+    (tmp_path / "vicinal-triton-key.json").write_text("{")
+    assert remembered(tmp_path) == ["1", "True"]
+
+
+def test_all_that_triton_s_digest_is_of_is_looked_at():
+    """Its own list, of Triton 3.6: a newer one may read more."""
+    import inspect
+
+    from triton.runtime import cache
+
+    source = inspect.getsource(cache)
+    digest = source[source.index("def triton_key") :].split("\n\n\n")[0]
+    parts = ('"compiler"', '"backends"', '"_C"', "'language'", "open(__file__")
+    assert all(part in digest for part in parts)
+    assert digest.count("os.path.join(TRITON_PATH") == 4

@@ -19,34 +19,38 @@ from typing import Any
 from triton import knobs
 from triton.runtime.cache import FileCacheManager
 
+from vicinal.backends.gpu.triton_key import remember_triton_key
 from vicinal.compiling import compiling, one_at_a_time
 
+SHARED = "vicinal.backends.gpu.kernels"
 PACKAGES = tuple(f"vicinal.backends.{name}.kernels" for name in ("gpu", "triton", "unfused", "hopper"))
 FOLDER = "Triton's cache"  # the lock of what all kernels share
 
 
 @cache
-def settle_keys() -> None:
-    """Make the keys of our kernels in the cache the same in every process; to be called before the first is compiled.
+def settle_keys(package: str) -> None:
+    """Make the keys of a package's kernels in the cache the same in every process; before the first is compiled.
 
     Triton 3.6 leaves a callee's constants out of its caller's key where the callee's own key has not been computed yet,
     so that keys depend on which kernel a process compiles first, and a kernel that is there may be compiled anew. So
-    all keys are computed, in one order. Takes about 0.1 s, once.
+    all keys are computed, in one order: of what packages share, then of this one, which knows no other.
     """
     from triton.runtime.jit import JITFunction
 
-    for package in PACKAGES:
-        for name in sorted(module.name for module in iter_modules(import_module(package).__path__)):
-            with suppress(Exception):  # a Triton without this Gluon, whatever it raises
-                for _, value in sorted(vars(import_module(f"{package}.{name}")).items()):
-                    if isinstance(value, JITFunction):
-                        value.cache_key  # noqa: B018 - computed, and kept by Triton
+    remember_triton_key()
+    if package != SHARED:
+        settle_keys(SHARED)
+    for name in sorted(module.name for module in iter_modules(import_module(package).__path__)):
+        with suppress(Exception):  # a Triton without this Gluon, whatever it raises
+            for _, value in sorted(vars(import_module(f"{package}.{name}")).items()):
+                if isinstance(value, JITFunction):
+                    value.cache_key  # noqa: B018 - computed, and kept by Triton
 
 
 def compiled(kernel: Any, arguments: Sequence[Any], grid: tuple[int, ...], options: dict[str, int]) -> Any:
     """The compiled kernel (Triton's `CompiledKernel`) for these arguments; needs no GPU."""
     with one_at_a_time(FOLDER):
-        settle_keys()
+        settle_keys(kernel.__module__.rpartition(".")[0])
     with compiling(kernel_name(kernel), kernel_name(kernel)):
         return _or_anew(lambda: kernel.warmup(*arguments, grid=grid, **options))
 

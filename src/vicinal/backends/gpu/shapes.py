@@ -37,7 +37,7 @@ def shapes(kind: Kind, rows: int, columns: int, tried: int = TRIED) -> tuple[tup
     """
     if len(kind[0][1]) == 1:
         return (((rows,), (columns,)),)
-    every, found = _shapes(columns, len(kind[0][1])), []
+    every, found = _shapes(columns, len(kind[0][1])), list[tuple[int, Shape, Shape]]()
     for _, tile in tile_shapes(kind, rows, columns)[:tried]:
         found += zip(every.costs(_steps(kind, tile, columns)), repeat(tile), every.shapes)
     found.sort(key=_COST)
