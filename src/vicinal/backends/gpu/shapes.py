@@ -95,9 +95,9 @@ def cheapest(size: int, tables: Sequence[tuple[int, Sequence[Sequence[int]]]]) -
 def the_cheapest(size: int, factor: int, costs: Sequence[Sequence[int]], least: int = 1) -> tuple[int, Shape]:
     """The first of `cheapest` with at least so many tokens along the last axis, of one table."""
     own = _shapes(size, len(costs), least)
-    each = own.costs([(factor, costs)])
+    each = own.products(costs)
     lowest = min(each)
-    return lowest, own.shapes[each.index(lowest)]
+    return factor * lowest, own.shapes[each.index(lowest)]
 
 
 _COST = itemgetter(0)
@@ -117,12 +117,16 @@ class _Shapes:
         """Of each shape, see `cheapest`."""
         sums: list[int] = []
         for factor, costs in tables:
-            products: Iterable[int] = self._pick[0](costs[0])
-            for pick, more in zip(self._pick[1:], costs[1:]):
-                products = map(mul, products, pick(more))
-            own = [factor * n for n in products]
+            own = [factor * n for n in self.products(costs)]
             sums = [x + y for x, y in zip(sums, own)] if sums else own
         return sums
+
+    def products(self, costs: Sequence[Sequence[int]]) -> list[int]:
+        """Of each shape, of the costs of its sides."""
+        found: Iterable[int] = self._pick[0](costs[0])
+        for pick, more in zip(self._pick[1:], costs[1:]):
+            found = map(mul, found, pick(more))
+        return list(found)
 
 
 def _picker(places: Sequence[int]) -> Callable[[Sequence[int]], Sequence[int]]:

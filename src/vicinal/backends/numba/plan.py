@@ -6,6 +6,7 @@ The 64-bit integers of a call are described in `vicinal.backends.numba.kernels.c
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, gcd, prod
@@ -29,6 +30,7 @@ SPAN = 8  # tiles of the last axis per task
 START_NS = 10_000  # what another thread must take over
 ROW_NS = {"forward": 0.6, "backward": 1.5}  # of 16 scores, per channel
 MOST_PARTS = 8
+LEADING = Axis(1)  # of fewer than three
 SMALL_BIAS = 1 << 16  # numbers by lanes that one thread makes
 
 Layout = tuple[int, ...]
@@ -84,16 +86,6 @@ class HeadSet:
     tables: tuple[AxisTable, ...]
     counts: tuple[Count, ...]
 
-    @classmethod
-    def of(
-        cls, neighborhood: Neighborhood, heads: tuple[int, ...], lengths: tuple[int, ...], tile: tuple[int, ...]
-    ) -> HeadSet:
-        """The set of `heads`, of tokens of `lengths`."""
-        lead = AXES - len(lengths)
-        axes, lengths, tile = (Axis(1),) * lead + neighborhood.axes, (1,) * lead + lengths, (1,) * lead + tile
-        tables = tuple(axis_table(*own) for own in zip(axes, lengths, tile))
-        return cls(heads, tile, tables, tuple(count(*own, 1) for own in zip(axes, lengths, tile)))
-
     @property
     def spans(self) -> int:
         """Of tiles, along the last axis."""
@@ -112,6 +104,20 @@ class HeadSet:
         """Of 16 scores, of one batch element."""
         keys, tiles = prod(own.covered for own in self.counts), prod(own.tiles for own in self.counts)
         return len(self.heads) * (keys + tiles * additional)
+
+
+SETS: Cache[HeadSet] = Cache(entries=256)  # both passes of a problem have the same
+
+
+@SETS.memoize
+def head_set(
+    neighborhood: Neighborhood, heads: tuple[int, ...], lengths: tuple[int, ...], tile: tuple[int, ...]
+) -> HeadSet:
+    """The set of `heads`, of tokens of `lengths`."""
+    lead = AXES - len(lengths)
+    axes, lengths, tile = (LEADING,) * lead + neighborhood.axes, (1,) * lead + lengths, (1,) * lead + tile
+    tables = tuple([axis_table(*own) for own in zip(axes, lengths, tile)])
+    return HeadSet(heads, tile, tables, tuple([count(*own, 1) for own in zip(axes, lengths, tile)]))
 
 
 CALLS: Cache[KernelCall] = Cache(size=16 << 20, size_of=lambda call: call.nbytes)
@@ -137,7 +143,7 @@ def kernel_call(
     size = lse_dtype(problem.dtype).itemsize
     channels, value_channels = (ceil(n / LANES) for n in (problem.head_dim, problem.value_dim))
     sets = [
-        HeadSet.of(neighborhood, heads, problem.lengths, tile)
+        head_set(neighborhood, heads, problem.lengths, tile)
         for (neighborhood, heads), tile in zip(head_sets(problem).items(), tiles)
     ]
     numbers = [0] * (c.LENGTH + c.SET_FIELDS * len(sets))
@@ -285,7 +291,8 @@ def _place_sets(numbers: Numbers, problem: Problem, sets: Sequence[HeadSet], siz
     kept: list[Ints] = []
     first_task = lane_biases = 0
     for number, own in enumerate(sets):
-        firsts = [sum(h < kv * problem.group_size for h in own.heads) for kv in range(problem.kv_heads + 1)]
+        group = problem.group_size
+        firsts = [bisect_left(own.heads, kv * group) for kv in range(problem.kv_heads + 1)]
         heads, lanes = np.array([*own.heads, *firsts], np.int64), lane_table(own.tile)
         kept += [heads, lanes, *(table.table for table in own.tables)]
         step2 = size * LANES
