@@ -111,12 +111,15 @@ def compile_one(number: int, seed: int, stop: float) -> str:
         for backend, config in choices(problem, direction):
             if time.monotonic() > stop:
                 return ""
-            if direction == "forward":
-                jobs = backend.forward_kernels(problem, config, inputs)
-            else:
-                jobs = backend.backward_kernels(problem, config, inputs, Wanted.of(inputs))
-            for job in jobs:
-                job()
+            try:
+                if direction == "forward":
+                    jobs = backend.forward_kernels(problem, config, inputs)
+                else:
+                    jobs = backend.backward_kernels(problem, config, inputs, Wanted.of(inputs))
+                for job in jobs:
+                    job()
+            except Exception as error:  # the tuner leaves it out, and says so
+                print(f"{name}: {backend.name}, {config}: {type(error).__name__}: {error}", flush=True)
     return name
 
 
