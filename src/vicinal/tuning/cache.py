@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from importlib import metadata, resources
 from pathlib import Path
@@ -31,7 +31,6 @@ LOCK_SECONDS = 30
 NEAR = 2  # the distance of classes up to which one stands for the other
 KEPT = 4096  # classes whose entries are not searched for again
 
-_Entries = dict[tuple[ProblemClass, Direction], Entry]
 _forgetters: list[Callable[[], None]] = []
 
 
@@ -54,28 +53,31 @@ def look_up(problem: Problem, direction: Direction) -> Found | None:
     The user's are those of the versions that are installed; the package's are of any.
     """
     known = _known(_name(problem.device))
-    return known.find(ProblemClass.of(problem), direction) if known.entries else None
+    return known.find(_class_of(problem), direction) if known.kin else None
 
 
 def is_measured(device: torch.device) -> bool:
     """Whether there is any entry for the device."""
-    return bool(_known(_name(device)).entries)
+    return bool(_known(_name(device)).kin)
 
 
 _name = cache(device_name)
 
 
 class _Known:
-    """A device's entries, the user's in place of the package's."""
+    """A device's entries, the user's in place of the package's; by what is the same in classes that are near."""
 
-    def __init__(self, shipped: _Entries, own: _Entries) -> None:
-        self.entries = {key: (entry, True) for key, entry in shipped.items()}
+    def __init__(self, shipped: Iterable[Entry], own: Iterable[Entry]) -> None:
+        self.kin: dict[tuple[object, ...], dict[ProblemClass, Found]] = {}
         self.found: dict[tuple[ProblemClass, Direction], Found | None] = {}
-        self.add(own.values())
+        self.add(shipped, True)
+        self.add(own)
 
-    def add(self, own: Iterable[Entry]) -> None:
-        """The user's."""
-        self.entries |= {(entry.problems, entry.direction): (entry, False) for entry in own}
+    def add(self, entries: Iterable[Entry], shipped: bool = False) -> None:
+        """Entries, in place of those of the same classes."""
+        for entry in entries:
+            kin = (*entry.problems.kin, entry.direction)
+            self.kin.setdefault(kin, {})[entry.problems] = Found(entry, 0, shipped)
         self.found.clear()
 
     def find(self, problems: ProblemClass, direction: Direction) -> Found | None:
@@ -84,24 +86,21 @@ class _Known:
         if key not in self.found:
             if len(self.found) >= KEPT:
                 self.found.clear()
-            self.found[key] = self._nearest(problems, direction)
+            near = self.kin.get((*problems.kin, direction), {})
+            each = [own._replace(distance=problems.distance(other)) for other, own in near.items()]
+            best = min(each, key=lambda found: (found.distance, found.shipped), default=None)
+            self.found[key] = best if best is not None and best.distance <= NEAR else None
         return self.found[key]
-
-    def _nearest(self, problems: ProblemClass, direction: Direction) -> Found | None:
-        kin = problems.kin
-        near = [
-            Found(entry, problems.distance(other), shipped)
-            for (other, own), (entry, shipped) in self.entries.items()
-            if own == direction and other.kin == kin
-        ]
-        best = min(near, key=lambda found: (found.distance, found.shipped), default=None)
-        return best if best is not None and best.distance <= NEAR else None
 
 
 @cache
 def _known(name: str) -> _Known:
-    shipped = _shipped(name)
-    return _Known({} if shipped is None else shipped.latest(), read(name).of_versions(versions()))
+    shipped, own = _shipped(name), read(name)
+    current = own.of_versions(versions()) if own.entries else {}
+    return _Known(() if shipped is None else shipped.latest().values(), current.values())
+
+
+_class_of = lru_cache(maxsize=4096)(ProblemClass.of)
 
 
 def fitted_to(device: str) -> dict[str, float]:
