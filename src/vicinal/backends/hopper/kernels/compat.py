@@ -30,6 +30,7 @@ else:
     tma_load = tma.async_copy_global_to_shared
     tma_store = tma.async_copy_shared_to_global
 tma_store_wait = tma.store_wait
+thread_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # Triton >= 3.7 renamed it
 
 
 @builtin
@@ -124,6 +125,7 @@ __all__ = [
     "mbarrier",
     "reinterpret",
     "tensor_descriptor",
+    "thread_barrier",
     "tma_add",
     "tma_load",
     "tma_store",

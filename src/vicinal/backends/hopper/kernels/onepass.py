@@ -26,6 +26,7 @@ from vicinal.backends.hopper.kernels.compat import (
     gl,
     gluon,
     mbarrier,
+    thread_barrier,
     tma_add,
     tma_store_wait,
     warpgroup_mma,
@@ -254,7 +255,7 @@ def _addend(k_s, exchange, t, C: gl.constexpr, W: gl.constexpr):
 def _add(dq_desc, addends, dq, at, t, C: gl.constexpr, W: gl.constexpr):
     """Add half `W` of the columns of an addend of dQ to the row and place `at`."""
     tma_store_wait(EXCHANGED - 1)  # the slot's last addend has left
-    gl.thread_barrier()
+    thread_barrier()
     i = (t % EXCHANGED) * 2 + W
     addends.index(i).reshape(dq.shape).store(dq)
     fence_async_shared()
