@@ -145,7 +145,9 @@ def test_one_kernel_serves_every_window_and_length():
     assert rows["fixed:2d"]["hash"] == rows["fixed:2d-other"]["hash"]
 
 
-@pytest.mark.parametrize("name", ["forward:1d-causal", "keys:2d", "queries:2d", "paired:2d"])
+@pytest.mark.parametrize(
+    "name", ["forward:1d-causal", "keys:2d", "queries:2d", "paired:2d", "onepass:2d", "more:d48-more"]
+)
 def test_compiles_with_another_triton(name):
     other = os.environ.get("VICINAL_OTHER_TRITON")
     if other is None:
