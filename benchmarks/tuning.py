@@ -3,12 +3,15 @@
     PYTHONPATH=src python3 benchmarks/tuning.py compile DONE SEED SECONDS PROCESSES
     PYTHONPATH=src python3 benchmarks/tuning.py measure FOLDER DONE SEED SECONDS
     PYTHONPATH=src python3 benchmarks/tuning.py gains FILE.jsonl
+    PYTHONPATH=src python3 benchmarks/tuning.py choose TABLE.json SEED > CHOICES.json
 
 The first compiles what the second measures, in processes side by side, and adds to the file DONE which problems are
 done; SEED is that of the random ones. The second, beside it or later, tunes these (`vicinal.tune`, which checks
 results): the raw timings come to FOLDER/timings.jsonl.gz, the table to FOLDER/tuning/. Then, for each pass, what is
 chosen without a table, by the shipped table, and the fastest candidate are timed in turns once more, since the fastest
-of many is so by chance too: FOLDER/gains.jsonl. The third prints what that says.
+of many is so by chance too: FOLDER/gains.jsonl. The third prints what that says. The last, which needs no GPU, says
+what the estimate would choose on an H100 or H200 with the constants of a table; where VICINAL_CHOICES names its file,
+these are timed too, as "fitted".
 """
 
 from __future__ import annotations
@@ -29,22 +32,23 @@ from typing import Any, get_args
 import torch
 
 from vicinal import dispatch
+from vicinal.backends.gpu.hardware import Gpu, standing_for
 from vicinal.backends.protocol import Direction, settings
 from vicinal.bench.cases import SUITES
 from vicinal.bench.cold import time_cold
 from vicinal.bench.graphs import give_back, own_stream
 from vicinal.bench.measure import Effort
-from vicinal.bench.planning import random_problem
+from vicinal.bench.planning import CARD, random_problem
 from vicinal.machine import machine, versions
 from vicinal.problem import Problem, Wanted, stand_ins
 from vicinal.tuning import search
 from vicinal.tuning.cache import VARIABLE
 from vicinal.tuning.search import Candidate, Task, candidates
-from vicinal.tuning.table import ProblemClass
+from vicinal.tuning.table import ProblemClass, Table
 
 RANDOM = 120
 LARGEST = 1 << 28  # bytes of a random problem's query
-LONGEST = 0.02  # seconds that a random problem may take, by the estimate; suites' problems that take longer come later
+MOST = 4e12  # FLOPs of both passes of a random problem; suites' problems that have more come later
 SOON = 40  # random problems before these
 AGAIN = Effort(samples=15, seconds=0.2)
 SHORT = {False: 3, True: 2}  # candidates of a backend: of a suite's problem, of a random one
@@ -55,13 +59,13 @@ END = "all are compiled"
 def problems(device: torch.device, seed: int) -> list[tuple[str, Problem]]:
     """By name: the suite's, random ones, then the suite's that take long, and more random ones."""
     suite = [(case.name, case.problem(device)) for case in SUITES["gpu"].cases]
-    brief = [each for each in suite if estimated(each[1]) <= LONGEST]
+    brief = [each for each in suite if flops(each[1]) <= MOST]
     rng, found = random.Random(seed), []
     while len(found) < RANDOM:
         drawn = random_problem(rng, (torch.bfloat16,))
         problem = Problem(**{**drawn.__getstate__(), "device": device})
         size = prod(problem.lengths) * problem.batch * problem.heads * problem.head_dim * 2
-        if size <= LARGEST and estimated(problem) <= LONGEST:
+        if size <= LARGEST and flops(problem) <= MOST:
             found.append((f"random {len(found)}: {problem.in_words()}", problem))
     return brief + found[:SOON] + [each for each in suite if each not in brief] + found[SOON:]
 
@@ -71,13 +75,9 @@ def is_random(name: str) -> bool:
     return name.startswith("random")
 
 
-def estimated(problem: Problem) -> float:
-    """Seconds of both passes."""
-    return sum(
-        each.seconds(problem, direction, each.best(problem, direction))
-        for direction in get_args(Direction)
-        for each in [dispatch.preferred(dispatch.plan(problem).able, problem, direction)]
-    )
+def flops(problem: Problem) -> int:
+    """Of both passes."""
+    return problem.forward_flops + problem.backward_flops
 
 
 # --- compiling ---------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def compile_one(number: int, seed: int, stop: float) -> str:
     search.SHORT = SHORT[is_random(name)]
     inputs = stand_ins(problem)
     for direction in get_args(Direction):
-        for backend, config in choices(problem, direction):
+        for backend, config in choices(name, problem, direction):
             if time.monotonic() > stop:
                 return ""
             try:
@@ -123,17 +123,50 @@ def compile_one(number: int, seed: int, stop: float) -> str:
     return name
 
 
-def choices(problem: Problem, direction: Direction) -> list[Candidate]:
-    """What is measured, and what the shipped table chooses."""
-    found = candidates(Task(problem, direction))
-    chosen = by_plan(problem, direction)
-    return found if chosen in found else [*found, chosen]
+def choices(name: str, problem: Problem, direction: Direction) -> list[Candidate]:
+    """What is measured, and what the shipped table, or another estimate, chooses."""
+    more = [by_plan(problem, direction), by_file(name, problem, direction)]
+    return list(dict.fromkeys([*candidates(Task(problem, direction)), *(each for each in more if each is not None)]))
 
 
 def by_plan(problem: Problem, direction: Direction) -> Candidate:
     """What a plan chooses, by the table where it says something."""
     plan = dispatch.plan(problem)
     return (plan.backend, plan.forward) if direction == "forward" else (plan.gradients, plan.backward)
+
+
+def by_file(name: str, problem: Problem, direction: Direction) -> Candidate | None:
+    """What the file of choices says, if there is one."""
+    chosen = _file().get(name)
+    if chosen is None:
+        return None
+    backend, config = dispatch.backend(chosen[direction][0]), chosen[direction][1]
+    found = backend.configured(problem, direction, config)
+    return None if found is None else (backend, found)
+
+
+@cache
+def _file() -> dict[str, Any]:
+    path = os.environ.get("VICINAL_CHOICES")
+    return json.loads(Path(path).read_text()) if path else {}
+
+
+def choose(table: Path, seed: int) -> dict[str, Any]:
+    """For every problem and pass the backend and the settings that the estimate chooses with a table's constants."""
+    fitted, found = Table.from_json(table.read_text()).fitted, {}
+    with standing_for(Gpu(CARD.architecture, CARD.processors, tuple(sorted(fitted.items())))):
+        for name, problem in problems(torch.device("cpu"), seed):
+            plan = dispatch.Plan(problem, tuple(dispatch.backend(each) for each in able(problem)))
+            found[name] = {
+                "forward": (plan.backend.name, settings(plan.forward)),
+                "backward": (plan.gradients.name, settings(plan.backward)),
+            }
+    return found
+
+
+def able(problem: Problem) -> list[str]:
+    """Of the GPU backends those that can run a problem."""
+    return [name for name in ("hopper", "triton") if dispatch.unsupported(name, problem) is None]
 
 
 # --- measuring ---------------------------------------------------------------------------------------------
@@ -153,7 +186,7 @@ def measure(folder: Path, done: Path, seed: int, seconds: float) -> None:
                 if time.monotonic() > stop:
                     return
                 try:
-                    row = gain(problem, direction, folder / "timings.jsonl.gz")
+                    row = gain(name, problem, direction, folder / "timings.jsonl.gz")
                 except Exception as error:  # the others' figures count
                     row = {"error": f"{type(error).__name__}: {error}"}
                 file.write(json.dumps({"problem": name, "direction": direction, **row}) + "\n")
@@ -175,7 +208,7 @@ def as_they_come(listed: Sequence[tuple[str, Problem]], done: Path, stop: float)
             time.sleep(0.1)
 
 
-def gain(problem: Problem, direction: Direction, timings: Path) -> dict[str, Any]:
+def gain(name: str, problem: Problem, direction: Direction, timings: Path) -> dict[str, Any]:
     """A row: what is chosen how, and what each takes."""
     without, shipped = candidates(Task(problem, direction))[0], by_plan(problem, direction)
     start = time.monotonic()
@@ -183,6 +216,8 @@ def gain(problem: Problem, direction: Direction, timings: Path) -> dict[str, Any
     tuned = by_plan(problem, direction)
     taken = time.monotonic() - start
     named = {"estimate": without, "table": shipped, "tuned": tuned}
+    fitted = by_file(name, problem, direction)
+    named |= {} if fitted is None else {"fitted": fitted}
     distinct = list(dict.fromkeys(named.values()))
     with own_stream(problem.device), torch.no_grad():
         calls = dict(enumerate(search._calls(Task(problem, direction), distinct)))
@@ -204,7 +239,7 @@ def gains(path: Path) -> None:
     for direction in get_args(Direction):
         for what, drawn in (("suite", False), ("random", True)):
             own = [r for r in rows if r["direction"] == direction and is_random(r["problem"]) == drawn]
-            for how in ("estimate", "table"):
+            for how in ("estimate", "fitted", "table"):
                 ratios = list(losses(own, how))
                 if ratios:
                     mean, worst = exp(sum(map(log, ratios)) / len(ratios)), max(ratios)
@@ -215,6 +250,8 @@ def gains(path: Path) -> None:
 def losses(rows: list[dict[str, Any]], how: str) -> Iterator[float]:
     """A choice's time over the tuned one's, both timed once more: by chance it may be shorter."""
     for row in rows:
+        if how not in row:
+            continue
         one, best = row[how]["seconds"], row["tuned"]["seconds"]
         yield 1.0 if one is None else one / best
 
@@ -225,5 +262,7 @@ if __name__ == "__main__":
         compile_all(Path(rest[0]), int(rest[1]), float(rest[2]), int(rest[3]))
     elif what == "measure":
         measure(Path(rest[0]), Path(rest[1]), int(rest[2]), float(rest[3]))
+    elif what == "choose":
+        print(json.dumps(choose(Path(rest[0]), int(rest[1]))))
     else:
         gains(Path(rest[0]))
