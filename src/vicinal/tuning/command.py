@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from vicinal.backends.protocol import Direction
     from vicinal.bench.cases import Case
     from vicinal.tuning.table import Entry
+
+EXPORTED = 3  # timings of an entry, the fastest: what is chosen, and what is where a problem cannot take that
 
 Script = Annotated[
     list[str] | None,
@@ -67,7 +70,9 @@ def tune(
     thorough: Annotated[bool, typer.Option("--thorough", help="Measure every candidate that is listed.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print what was measured on the device.")] = False,
     clear: Annotated[bool, typer.Option("--clear", help="Forget what was measured on the device.")] = False,
-    export: Annotated[Path | None, typer.Option(help="Write what was measured, with these versions, here.")] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Write what was measured, with these versions, here: the fastest few.")
+    ] = None,
     timings: Annotated[Path | None, typer.Option(help="Add what candidates take to this file, .jsonl.gz.")] = None,
     fit: Annotated[Path | None, typer.Option(help="Fit the estimates to a GPU's timings, a file of --timings.")] = None,
 ) -> None:
@@ -240,7 +245,7 @@ def _look_after(device: torch.device, clear: bool, export: Path | None) -> None:
             raise wrong(f"--export: nothing was measured on {name} with these versions")
         table = Table(name, fitted=known.fitted)
         for entry in entries.values():
-            table.add(entry)
+            table.add(replace(entry, timings=entry.timings[:EXPORTED]))
         write_text(export, table.to_json())
         typer.echo(f"wrote {len(entries)} entries to {export}")
         return
