@@ -10,7 +10,7 @@ from torch import Tensor
 from vicinal.backends.protocol import Backend, Config
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
-from vicinal.reference import bias_of, neighborhood_mask, reference
+from vicinal.reference import bias_of, masks_of, reference
 
 Run = Callable[[Inputs], tuple[Tensor, Tensor]]
 FACTOR = 3.0  # of torch's error
@@ -19,18 +19,18 @@ FLOOR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.f
 
 def torch_attention(inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: float) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp by torch's attention under a dense mask, in the inputs' dtype. Differentiable."""
-    query, key, value, extra_keys, extra_values, rpb, key_mask, _ = inputs
+    query, key, value, extra_keys, extra_values, rpb, key_mask, window_sizes = inputs
     batch, *lengths, heads, _ = query.shape
     repeat = heads // key.shape[-2]
     q = query.flatten(1, -3).transpose(1, 2)
     k = key.flatten(1, -3).transpose(1, 2).repeat_interleave(repeat, 1)
     v = value.flatten(1, -3).transpose(1, 2).repeat_interleave(repeat, 1)
     per_head = list(neighborhoods) * (heads // len(neighborhoods))
-    mask = torch.stack([neighborhood_mask(n, lengths) for n in per_head]).to(query.device)
-    bias = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
+    mask = masks_of(per_head, lengths, window_sizes).to(query.device)
+    bias = torch.zeros(mask.shape[-3:], dtype=query.dtype, device=query.device)
     if rpb is not None:
         bias = torch.stack([bias_of(rpb[h : h + 1], n, lengths)[0] for h, n in enumerate(per_head)])
-    bias = bias.masked_fill(~mask, float("-inf"))[None].expand(batch, -1, -1, -1)
+    bias = bias.masked_fill(~mask, float("-inf")).expand(batch, -1, -1, -1)
     if key_mask is not None:
         bias = bias.masked_fill(~key_mask.flatten(1)[:, None, None], float("-inf"))
     if extra_keys is not None and extra_values is not None:

@@ -27,6 +27,11 @@ WRONG = {  # arguments, what the one line must say
     "unknown boundary": (["show", "8x8", "--window", "3", "--boundary", "mirror"], "--boundary must be one of"),
     "query outside": (["show", "8x8", "--window", "3", "--query", "8,0"], "--query must lie in [0, 8) on axis 0"),
     "query of another rank": (["show", "8x8", "--window", "3", "--query", "1"], "--query must have 2 values"),
+    "even size": (["show", "8x8", "--window", "3", "--size", "2"], "--size must be odd"),
+    "lines of another sum": (
+        ["show", "8", "--window", "3", "--matrix", "--lines", "3,4"],
+        "--lines: give lengths that",
+    ),
     "tile of 0": (["show", "8x8", "--window", "3", "--tile", "0"], "--tile must be at least 1"),
     "matrix of a plane": (["show", "8x8", "--window", "3", "--matrix"], "--matrix needs one axis"),
     "shards of 0": (["show", "8x8", "--window", "3", "--shards", "0x1"], "--shards must be at least 1"),
@@ -90,6 +95,12 @@ def test_show_takes_every_option(capsys):
     arguments = ["show", "12", "--window", "all", "--stride", "2", "--causal", "yes", "--matrix"]
     assert main(arguments) == 0
     assert len(capsys.readouterr().out.splitlines()) == 12
+
+
+def test_show_draws_packed_lines(capsys):
+    assert main(["show", "9", "--window", "5", "--clamp", "--matrix", "--lines", "6,3"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[8].split() == ["8", *"......##Q"]
 
 
 def test_explain_tells_why(capsys):

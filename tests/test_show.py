@@ -11,6 +11,7 @@ from vicinal.reference import neighbors
 from vicinal.show import (
     STYLES,
     Mark,
+    lines_matrix,
     matrix,
     picture,
     print_matrix,
@@ -121,7 +122,7 @@ def test_what_is_wider_than_the_terminal_is_cut_and_it_says_so():
     lines = in_terminal(print_picture, shown, width=60)
     assert lines[1] == "cut at 60 of 64 columns; --png FILE draws it whole"
     assert max(map(len, lines)) <= 60
-    matrix_lines = in_terminal(print_matrix, Neighborhood.of(1, 3).resolve((30,)), 30, width=60)
+    matrix_lines = in_terminal(print_matrix, matrix(Neighborhood.of(1, 3).resolve((30,)), 30), width=60)
     assert matrix_lines[-1] == lines[1]
 
 
@@ -141,7 +142,7 @@ def test_matrix_has_a_row_per_query():
     neighborhood = Neighborhood.of(1, 3, is_causal=True).resolve((5,))
     rows = [[key for key, mark in enumerate(row) if mark in KEYS] for row in matrix(neighborhood, 5)]
     assert rows == [[0], [0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4]]
-    assert len(text_of(print_matrix, neighborhood, 5).splitlines()) == 5
+    assert len(text_of(print_matrix, matrix(neighborhood, 5)).splitlines()) == 5
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_image_is_written_and_repeats_bit_by_bit(lengths, tmp_path):
 
 
 def test_matrix_image_is_written(tmp_path):
-    save_matrix(Neighborhood.of(1, 3).resolve((9,)), 9, tmp_path / "a.png", "title")
+    save_matrix(matrix(Neighborhood.of(1, 3).resolve((9,)), 9), tmp_path / "a.png", "title")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -216,3 +217,27 @@ def test_the_keys_around_a_circle_are_on_the_map():
     neighborhood = Neighborhood.of(1, 5, boundary="wrap").resolve((12,))
     shown = picture(neighborhood, (12,), (1,), (1,))
     assert {t for t in range(12) if shown.mark((t,)) in KEYS} == {11, 0, 1, 2, 3}
+
+
+def test_a_query_with_a_window_of_its_own():
+    neighborhood = Neighborhood.of(2, (3, 7)).resolve((9, 12))
+    shown = picture(neighborhood, (9, 12), (4, 0), (1, 1), size=5)
+    own = Neighborhood.of(2, (3, 5)).resolve((9, 12))
+    expected = set(product(*map(neighbors, own.axes, (9, 12), (4, 0))))
+    assert {t for t in product(range(9), range(12)) if shown.mark(t) in KEYS} == expected
+    assert shown.mark((4, 6)) is Mark.BOX
+    with pytest.raises(ValueError, match="size must be odd"):
+        picture(neighborhood, (9, 12), (4, 0), (1, 1), size=4)
+
+
+def test_lines_have_borders_of_their_own():
+    lengths = (4, 2, 6)
+    neighborhoods = [Neighborhood.of(1, 3).clamp((n,)).resolve((n,)) for n in lengths]
+    rows = lines_matrix(neighborhoods, lengths)
+    start = 0
+    for neighborhood, length in zip(neighborhoods, lengths):
+        own = [row[start : start + length] for row in rows[start : start + length]]
+        assert own == matrix(neighborhood, length)
+        outside = [m for row in rows[start : start + length] for m in (*row[:start], *row[start + length :])]
+        assert set(outside) == {Mark.OTHER}
+        start += length

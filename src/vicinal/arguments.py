@@ -56,8 +56,8 @@ class NeighborhoodOptions:
     causal: str
     boundary: str
 
-    def read(self, lengths: tuple[int, ...]) -> Neighborhood:
-        """The neighborhood, resolved for tokens of `lengths`."""
+    def read(self, lengths: tuple[int, ...], clamp: bool = False) -> Neighborhood:
+        """The neighborhood, resolved for tokens of `lengths`; with `clamp` of the largest windows that fit."""
         rank = len(lengths)
         values = (
             one_or_each("--window", self.window, rank, _window),
@@ -67,7 +67,8 @@ class NeighborhoodOptions:
             tuple(self.boundary.split(",")) if "," in self.boundary else self.boundary,
         )
         try:
-            return Neighborhood.of(rank, *values).resolve(lengths)  # type: ignore[arg-type]
+            neighborhood = Neighborhood.of(rank, *values)  # type: ignore[arg-type]
+            return (neighborhood.clamp(lengths) if clamp else neighborhood).resolve(lengths)
         except ValueError as error:
             names = {"kernel_size": "window", "is_causal": "causal"}
             raise wrong(in_options(str(error), ("stride", "dilation", "boundary"), names)) from error
@@ -137,6 +138,14 @@ def sizes(option: str, text: str, least: int = 1) -> tuple[int, ...]:
     values = tuple(_each(option, text, int))
     if not 1 <= len(values) <= 3 or min(values) < least:
         raise wrong(f"{option}: give 1 to 3 numbers of at least {least}, as 64x64; got {text!r}")
+    return values
+
+
+def lines(option: str, text: str, lengths: Sequence[int]) -> tuple[int, ...]:
+    """Lengths of lines that make up the one of `lengths`, as `7,12,5`."""
+    values = tuple(_each(option, text, int))
+    if len(lengths) != 1 or min(values) < 1 or sum(values) != lengths[0]:
+        raise wrong(f"{option}: give lengths that add up to the one axis, as 7,12,5 for 24; got {text!r}")
     return values
 
 

@@ -98,7 +98,7 @@ def run_bench(
         sizes = arguments.sizes("--lengths", lengths)
         neighborhood = arguments.NeighborhoodOptions(window, stride, dilation, causal, boundary).read(sizes)
         if neighborhood.is_circular:
-            raise wrong("--boundary: circles are timed by benchmarks/circular.py, got wrap")
+            raise wrong("--boundary: circles are timed by benchmarks/neighborhoods.py, got wrap")
         cases = (
             arguments.ProblemOptions(batch, heads, kv_heads, head_dim, value_dim, dtype).read(sizes, neighborhood),
         )

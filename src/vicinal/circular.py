@@ -1,31 +1,80 @@
-"""Circular axes: keys and values unrolled, so that every backend meets a part of a line (`vicinal.geometry.unroll`).
+"""Circular axes: every backend meets a part of a line (`vicinal.geometry.unroll`).
 
-They are copied once with what is needed from the other side at both ends; the gradients of these copies go home by
-autograd. Nothing else knows of circles but the rule of windows.
+Either keys and values are copied once with what is needed from the other side at both ends, and the gradients of these
+copies go home by autograd; or, where that is estimated to take longer, kernels read them where they are, around the
+circle (backend `triton`). Nothing else knows of circles but the rule of windows.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import inf, prod
+
 import torch
 from torch import Tensor
 
+from vicinal.backends.gpu.hardware import gpu_of
+from vicinal.dispatch import Plan, plan, unsupported
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.span import Span
+from vicinal.geometry.unroll import around as read_around
 from vicinal.geometry.unroll import unrolled
-from vicinal.problem import Inputs
+from vicinal.problem import Inputs, Problem
 
 Neighborhoods = tuple[Neighborhood, ...]
+COPIED = 0.5  # of the memory's bandwidth, that copies of keys reach
+READS_AROUND = "triton"  # the backend whose kernels do
 
 
-def unroll(inputs: Inputs, neighborhoods: Neighborhoods) -> tuple[Inputs, Neighborhoods]:
-    """Checked inputs with keys and values that go on around circular axes, and spans that say how far."""
-    lengths = tuple(inputs.query.shape[1:-2])
-    spanned = unrolled(tuple(n.resolve(lengths) for n in neighborhoods), lengths)
+def spanned(problem: Problem, neighborhoods: Neighborhoods, backend: str | None) -> Neighborhoods:
+    """The neighborhoods with spans: of copies, or of kernels that read keys where they are, where that is best.
+
+    `problem`: with copies; `neighborhoods`: its circular ones, resolved.
+    """
+    copied, there = problem.neighborhoods, read_around(neighborhoods, problem.lengths)
+    if there is None or backend not in (None, READS_AROUND):
+        return copied
+    without = replace(problem, neighborhoods=there)
+    if unsupported(READS_AROUND, without) is not None:
+        return copied
+    chosen = plan(problem, backend)
+    if {chosen.backend.name, chosen.gradients.name} == {READS_AROUND}:
+        return there
+    is_best = _seconds(plan(without, READS_AROUND)) < _seconds(chosen) + _copy_seconds(problem)
+    return there if is_best else copied
+
+
+def _seconds(chosen: Plan) -> float:
+    """An estimate of both passes; without end of a backend that has none."""
+    passes = (
+        chosen.backend.seconds(chosen.problem, "forward", chosen.forward),
+        chosen.gradients.seconds(chosen.problem, "backward", chosen.backward),
+    )
+    return sum(inf if seconds is None else seconds for seconds in passes)
+
+
+def _copy_seconds(problem: Problem) -> float:
+    """Of keys and values read and written, and of their gradients."""
+    token = problem.batch * problem.kv_heads * (problem.head_dim + problem.value_dim) * problem.dtype.itemsize
+    moved = 2 * token * (prod(problem.lengths) + prod(problem.key_lengths))
+    return moved / (COPIED * gpu_of(problem.device).architecture.bandwidth)
+
+
+def unroll(
+    inputs: Inputs, neighborhoods: Neighborhoods, spanned: Neighborhoods | None = None
+) -> tuple[Inputs, Neighborhoods]:
+    """Checked inputs with keys and values that go on around circular axes, and spans that say how far.
+
+    `spanned`: the neighborhoods with these spans, where they are known; where they say so nothing is copied.
+    """
     query, key, value, mask = inputs.query, inputs.key, inputs.value, inputs.key_mask
+    if spanned is None:
+        lengths = tuple(query.shape[1:-2])
+        spanned = unrolled(tuple(n.resolve(lengths) for n in neighborhoods), lengths)
     if (gone := silent(inputs)) is not None:
         query = query.masked_fill(gone[..., None], 0.0)
     for axis, (before, span) in enumerate(zip(neighborhoods[0].spans, spanned[0].spans)):
-        if span is not None and before is None:
+        if span is not None and before is None and not span.circle:
             key, value = around(key, axis + 1, span), around(value, axis + 1, span)
             mask = None if mask is None else around(mask, axis + 1, span)
     return inputs._replace(query=query, key=key, value=value, key_mask=mask), spanned

@@ -88,6 +88,13 @@ def show(
     tile: Annotated[str, typer.Option(help="Queries per tile, in units of the dilation: 4, or 2x8.")] = "4",
     matrix: Annotated[bool, typer.Option("--matrix", help="1-D: a row per query, a column per key.")] = False,
     queries: Annotated[int | None, typer.Option(help="--matrix: how many queries, on a grid of their own.")] = None,
+    lines: Annotated[
+        str | None, typer.Option(help="--matrix: lines of these lengths, packed one after the other, as 7,12,5.")
+    ] = None,
+    clamp: Annotated[
+        bool, typer.Option("--clamp", help="The largest window that fits, where an axis is short.")
+    ] = False,
+    size: Annotated[int | None, typer.Option(help="Of the query's own window: odd, at most the window.")] = None,
     masked: Annotated[str | None, typer.Option(help="A box of masked keys, as 0:12,10:16.")] = None,
     shards: Annotated[
         str | None, typer.Option(help="Parts along each axis that ranks hold: 2x1. Draws a rank's shard and halo.")
@@ -100,31 +107,38 @@ def show(
 
     sizes = arguments.sizes("LENGTHS", lengths)
     typed = arguments.NeighborhoodOptions(window, stride, dilation, causal, boundary)
-    neighborhood = typed.read(sizes)
+    neighborhood = typed.read(sizes, clamp)
     tiles = per_axis("tile", arguments.one_or_each("--tile", tile, len(sizes), int), len(sizes))
     at = tuple(n // 2 for n in sizes) if query is None else arguments.sizes("--query", query, least=0)
     arguments.check_drawing("--png", png)
     if queries is not None and (not matrix or queries < 1):
         raise wrong(f"--queries: a number of at least 1, together with --matrix; got {queries}")
     box = () if masked is None else arguments.box("--masked", masked, sizes)
-    title = f"{lengths}, {typed.title()}" + ("" if queries is None else f", queries {queries}")
+    packed = () if lines is None else arguments.lines("--lines", lines, sizes)
+    more = {"queries": queries, "lines": lines, "own size": size}
+    title = f"{lengths}, {typed.title()}" + ", clamp" * clamp
+    title += "".join(f", {name} {value}" for name, value in more.items() if value is not None)
     console = terminal()
     try:
         if matrix:
-            drawing.print_matrix(console, neighborhood, sizes[0], queries)
+            if packed:
+                rows = drawing.lines_matrix([typed.read((n,), clamp) for n in packed], packed)
+            else:
+                rows = drawing.matrix(neighborhood, sizes[0], queries)
+            drawing.print_matrix(console, rows)
             if png is not None:
-                drawing.save_matrix(neighborhood, sizes[0], png, title, queries)
+                drawing.save_matrix(rows, png, title)
         else:
             if shards is not None:
                 shown = drawing.shard_picture(neighborhood, sizes, _parts(shards, len(sizes)), rank)
                 title += f", rank {rank} of {shards}"
             else:
-                shown = drawing.picture(neighborhood, sizes, at, tiles, box)
+                shown = drawing.picture(neighborhood, sizes, at, tiles, box, size)
             drawing.print_picture(console, shown)
             if png is not None:
                 drawing.save_picture(shown, png, title)
     except ValueError as error:
-        raise wrong(re.sub(r"^(query|tile|matrix|rank)\b", r"--\1", str(error))) from error
+        raise wrong(re.sub(r"^(query|tile|matrix|rank|size)\b", r"--\1", str(error))) from error
 
 
 @app.command(short_help="Why a problem runs how.")

@@ -88,7 +88,7 @@ class Problem:
             `lengths` are the queries'.
         neighborhoods: resolved (no window is None); one for all heads, or one per query head. Where queries and keys
             are parts of the axes, these say which (`Axis.span`), the same for all heads. Circular axes are unrolled:
-            their keys are more than the axis.
+            their keys are more than the axis, or go around it (`Span.circle`).
         additional: number of additional keys, 0 for none.
         has_rpb: whether there is a relative positional bias.
         has_key_mask: whether some keys may be masked.
@@ -159,6 +159,11 @@ class Problem:
     def is_part(self) -> bool:
         """Whether queries or keys are parts of an axis."""
         return self.neighborhoods[0].is_part
+
+    @property
+    def goes_around(self) -> bool:
+        """Whether keys are read around circular axes, where they are."""
+        return self.neighborhoods[0].goes_around
 
     @property
     def per_head(self) -> bool:

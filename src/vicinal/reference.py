@@ -52,7 +52,7 @@ def axis_offsets(axis: Axis, length: int) -> Tensor:
     offsets = torch.zeros(span.query_length, span.key_length, dtype=torch.int64, device="cpu")
     for row, query in enumerate(range(*span.queries)):
         for key in neighbors(axis, span.length, query):
-            column = key % length if axis.span is None else key - span.keys[0]
+            column = key % span.length if axis.span is None or span.circle else key - span.keys[0]
             offsets[row, column] = key // axis.dilation - query // axis.dilation + axis.window
     return offsets
 
@@ -85,6 +85,18 @@ def _masks(per_head: Sequence[Neighborhood], lengths: Sequence[int]) -> Tensor:
     """`[H, N, N]`: `neighborhood_mask` of every head."""
     masks = {n: neighborhood_mask(n, lengths) for n in set(per_head)}
     return torch.stack([masks[n] for n in per_head])
+
+
+def masks_of(per_head: Sequence[Neighborhood], lengths: Sequence[int], window_sizes: Tensor | None) -> Tensor:
+    """`[H, N, M]`, or `[B, H, N, M]` with windows per token: which keys (columns) queries (rows) attend to."""
+    mask = _masks(per_head, lengths)
+    if window_sizes is None:
+        return mask
+    sizes = window_sizes.flatten(1, -2).transpose(1, 2)[..., None].cpu()
+    for size in sizes.unique().tolist():
+        own = _masks([_at_most(n, size) for n in per_head], lengths)
+        mask = torch.where(sizes == size, own, mask)
+    return mask
 
 
 def _at_most(neighborhood: Neighborhood, size: int) -> Neighborhood:
@@ -125,14 +137,8 @@ def reference(inputs: Inputs, neighborhoods: Sequence[Neighborhood], scale: floa
     scores = scale * (q @ k.transpose(-1, -2))
     if rpb is not None:
         scores = scores + torch.stack([bias_of(rpb[h : h + 1], n, lengths)[0] for h, n in enumerate(per_head)])
-    mask = _masks(per_head, lengths).to(query.device)
-    if inputs.window_sizes is not None:
-        sizes = inputs.window_sizes.flatten(1, -2).transpose(1, 2)[..., None]
-        mask = mask.expand(batch, -1, -1, -1)
-        for size in sizes.unique().tolist():
-            own = _masks([_at_most(n, size) for n in per_head], lengths).to(query.device)
-            mask = torch.where(sizes == size, own, mask)
-    scores = scores.masked_fill(~mask, float("-inf"))
+    mask = masks_of(per_head, lengths, inputs.window_sizes)
+    scores = scores.masked_fill(~mask.to(query.device), float("-inf"))
     if extra_keys is not None and extra_values is not None:
         ek = extra_keys.transpose(1, 2).repeat_interleave(repeat, 1)
         ev = extra_values.transpose(1, 2).repeat_interleave(repeat, 1)

@@ -38,8 +38,13 @@ def route(
         check_call(inputs, neighborhoods, backend)
         return sharding.attend_split(inputs, neighborhoods, scale, backend)
     if any(isinstance(n, Neighborhood) and n.is_circular for n in neighborhoods):
-        check_call(inputs, neighborhoods, backend)
-        output, lse = route(*circular.unroll(inputs, neighborhoods), scale, backend)
+        spanned = None
+        if torch.compiler.is_compiling():
+            check_call(inputs, neighborhoods, backend)
+        else:
+            circles = _checked(inputs, neighborhoods, scale, backend)
+            spanned = None if _watched(inputs) else circles.spanned(inputs, backend)
+        output, lse = route(*circular.unroll(inputs, neighborhoods, spanned), scale, backend)
         if (gone := circular.silent(inputs)) is not None:
             output, lse = output.masked_fill(gone[..., None], 0.0), lse.masked_fill(gone, float("-inf"))
         return output, lse
@@ -76,6 +81,7 @@ class Checked:
     scale: float
     ahead: bool = False
     _plan: Plan | None = None
+    _spanned: tuple[Neighborhood, ...] | None = None
 
     @classmethod
     def of(
@@ -93,6 +99,13 @@ class Checked:
         if self._plan is None:
             self._plan = plan(Problem.of(inputs, self.neighborhoods, self.scale), backend)
         return self._plan
+
+    def spanned(self, inputs: Inputs, backend: str | None) -> tuple[Neighborhood, ...]:
+        """Of circular neighborhoods see `vicinal.circular.spanned`."""
+        if self._spanned is None:
+            problem = Problem.of(inputs, self.neighborhoods, self.scale)
+            self._spanned = circular.spanned(problem, tuple(self.resolve(inputs)), backend)
+        return self._spanned
 
     def compile_ahead(self, inputs: Inputs, chosen: Plan) -> None:
         """On a GPU, begin to compile what the backward of this call will need, while the forward compiles and runs."""

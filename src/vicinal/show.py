@@ -7,7 +7,7 @@ position of the first axis.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import product
 from pathlib import Path
@@ -98,6 +98,7 @@ def picture(
     query: Place,
     tile: tuple[int, ...],
     masked: Sequence[Interval] = (),
+    size: int | None = None,
 ) -> Picture:
     """Mark every token for `query`, in tiles of `tile` queries (in units of the dilation).
 
@@ -105,10 +106,13 @@ def picture(
         neighborhood: resolved for `lengths`.
         lengths, query, tile: one value per axis.
         masked: a box of masked tokens, one interval per axis; none where it is empty.
+        size: of the query's own window, odd; the box is that of the neighborhood's.
 
     Raises:
-        ValueError: the query is not among the tokens, a tile is below 1, or a rank does not match.
+        ValueError: the query is not among the tokens, a tile is below 1, a rank does not match, or a size is even.
     """
+    if size is not None and (size < 1 or size % 2 == 0):
+        raise ValueError(f"size must be odd and at least 1, got {size}")
     for name, value in (("query", query), ("tile", tile)):
         if len(value) != len(lengths):
             raise ValueError(f"{name} must have {len(lengths)} values, one per axis, got {len(value)}")
@@ -117,7 +121,7 @@ def picture(
             raise ValueError(f"query must lie in [0, {n}) on axis {a}, got {x}")
     if min(tile) < 1:
         raise ValueError(f"tile must be at least 1 on every axis, got {tile}")
-    lines = [_line(*each) for each in zip(neighborhood.axes, lengths, query, tile)]
+    lines = [_line(*each, size) for each in zip(neighborhood.axes, lengths, query, tile)]
     marks: dict[Place, Mark] = {}
     for mark, part in ((Mark.BOX, "box"), (Mark.KEY, "keys"), (Mark.TILE, "tile")):
         for token in product(*(getattr(line, part) for line in lines)):
@@ -187,11 +191,11 @@ def print_picture(console: Console, shown: Picture) -> None:
         console.print(Text.assemble((f" {style.letter} ", style.terminal), f" {style.words}"))
 
 
-def print_matrix(console: Console, neighborhood: Neighborhood, length: int, queries: int | None = None) -> None:
+def print_matrix(console: Console, rows: Sequence[Sequence[Mark]]) -> None:
     """Draw all windows of a 1-D neighborhood: a row per query, a column per key."""
-    for query, row in enumerate(matrix(neighborhood, length, queries)):
+    for query, row in enumerate(rows):
         _print_row(console, Text(f"{query:4d} "), row)
-    _print_width(console, length)
+    _print_width(console, len(rows[0]))
 
 
 def matrix(neighborhood: Neighborhood, length: int, queries: int | None = None) -> list[list[Mark]]:
@@ -212,6 +216,16 @@ def matrix(neighborhood: Neighborhood, length: int, queries: int | None = None) 
     return [[row.mark((key,)) for key in range(length)] for row in rows]
 
 
+def lines_matrix(neighborhoods: Sequence[Neighborhood], lengths: Sequence[int]) -> list[list[Mark]]:
+    """`matrix` of lines packed one after the other, each with its own borders."""
+    rows, total, start = [], sum(lengths), 0
+    for neighborhood, length in zip(neighborhoods, lengths):
+        before, after = [Mark.OTHER] * start, [Mark.OTHER] * (total - start - length)
+        rows += [[*before, *row, *after] for row in matrix(neighborhood, length)]
+        start += length
+    return rows
+
+
 def save_picture(shown: Picture, path: Path, title: str = "") -> None:
     """Draw into an image file: planes side by side."""
     planes = list(_planes(shown))
@@ -222,11 +236,9 @@ def save_picture(shown: Picture, path: Path, title: str = "") -> None:
     _save(cells, names, (rows[0], columns[0]), path, title if len(shown.lengths) == 3 else "")
 
 
-def save_matrix(
-    neighborhood: Neighborhood, length: int, path: Path, title: str = "", queries: int | None = None
-) -> None:
+def save_matrix(rows: Sequence[Sequence[Mark]], path: Path, title: str = "") -> None:
     """`matrix` as an image file."""
-    _save([matrix(neighborhood, length, queries)], [title], (0, 0), path, "")
+    _save([rows], [title], (0, 0), path, "")
 
 
 @dataclass(frozen=True)
@@ -237,8 +249,9 @@ class _Line:
     leader: int
 
 
-def _line(axis: Axis, length: int, query: int, tile: int) -> _Line:
+def _line(axis: Axis, length: int, query: int, tile: int, size: int | None = None) -> _Line:
     """One axis: the query's keys, its tile and the tile's key box, as token positions."""
+    assert axis.window is not None
     offset, place = query % axis.dilation, query // axis.dilation
     group = group_length(length, axis.dilation, offset)
     first = place // tile * tile
@@ -247,7 +260,8 @@ def _line(axis: Axis, length: int, query: int, tile: int) -> _Line:
     def tokens(start: int, stop: int) -> list[int]:  # around a circle, on from the other side
         return [(offset + axis.dilation * i) % length for i in range(start, stop)]
 
-    window = window_start(axis, group, place), window_stop(axis, group, place)
+    sized = axis if size is None else replace(axis, window=min(size, axis.window))
+    window = window_start(sized, group, place), window_stop(sized, group, place)
     own = offset + axis.dilation * leader(axis, group, place)
     return _Line(tokens(*window), tokens(*queries), tokens(*key_interval(axis, group, queries)), own)
 
@@ -280,7 +294,7 @@ def _print_note(console: Console, shown: Picture) -> None:
         console.print("shown: " + ", ".join(parts), highlight=False)
 
 
-def _print_row(console: Console, text: Text, marks: list[Mark]) -> None:
+def _print_row(console: Console, text: Text, marks: Sequence[Mark]) -> None:
     """A row of marks behind `text`: cut at a terminal's edge, whole in a file or a pipe."""
     for mark in marks:
         text.append(f"{STYLES[mark].letter} ", style=STYLES[mark].terminal)
@@ -296,7 +310,9 @@ def _print_width(console: Console, columns: int) -> None:
         console.print(f"cut at {console.width} of {width} columns; --png FILE draws it whole", highlight=False)
 
 
-def _save(cells: list[list[list[Mark]]], names: list[str], first: tuple[int, int], path: Path, title: str) -> None:
+def _save(
+    cells: Sequence[Sequence[Sequence[Mark]]], names: list[str], first: tuple[int, int], path: Path, title: str
+) -> None:
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch

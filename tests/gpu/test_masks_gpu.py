@@ -10,11 +10,11 @@ import torch
 
 import strategies
 import vicinal
-from closeness import assert_as_close_as_torch, gradients_of, in_double, random_gradients
+from closeness import assert_as_close_as_torch, gradients_of, random_gradients
 from vicinal.backends.triton import BACKEND
 from vicinal.geometry.neighborhood import Neighborhood
-from vicinal.problem import Inputs, Problem
-from vicinal.reference import reference
+from vicinal.geometry.unroll import around
+from vicinal.problem import Problem
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,7 +41,11 @@ def call_of(lengths, neighborhood, **more):
 @pytest.mark.parametrize("case", CASES)
 def test_key_masks(case, dtype, masked):
     lengths, neighborhood, more = CASES[case]
-    call = call_of(lengths, neighborhood, masked=masked, **more)
+    assert_right(call_of(lengths, neighborhood, masked=masked, **more), dtype)
+
+
+def assert_right(call, dtype):
+    """Output, log-sum-exp and all gradients of the Triton kernels."""
     inputs = call.inputs(dtype, "cuda")
     problem = Problem.of(inputs, call.neighborhoods, call.scale)
     output, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
@@ -97,11 +101,46 @@ def test_another_grid(queries, keys):
         torch.testing.assert_close(one.double(), other.double(), rtol=3e-2, atol=3e-2)
 
 
-def test_windows_per_token():
-    call = replace(call_of((12, 14), of(2, 7)), sized=True)
-    inputs = call.inputs(torch.float32, "cuda")
-    output, lse = vicinal.neighborhood_attention(
-        *inputs[:3], call.neighborhoods[0], scale=call.scale, window_sizes=inputs.window_sizes, return_lse=True
-    )
-    true = reference(in_double(Inputs(*inputs)), call.neighborhoods, call.scale)
-    torch.testing.assert_close((output.double(), lse.double()), true, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("masked", [0.0, 0.3])
+@pytest.mark.parametrize("case", [name for name in CASES if name != "line, strided"])
+def test_windows_per_token(case, masked, dtype):
+    lengths, neighborhood, more = CASES[case]
+    assert_right(call_of(lengths, neighborhood, sized=True, masked=masked, **more), dtype)
+
+
+CIRCLES = {
+    "2d": ((40, 36), of(2, 13, boundary=("shift", "wrap")), {}),
+    "dense": ((20, 22), of(2, (20, 5), boundary="wrap"), {"additional": 7}),
+    "dilation": ((24, 40), of(2, 5, dilation=(3, 2), boundary="wrap"), {"masked": 0.4}),
+    "bias": ((24, 20), of(2, 7, boundary=("clip", "wrap")), {"has_rpb": True}),
+    "3d": ((8, 9, 10), of(3, (3, 4, 5), boundary=("shift", "wrap", "wrap")), {}),
+    "line, strided": ((320,), of(1, 64, stride=8, boundary="wrap"), {}),
+    "short": ((12,), of(1, 7, boundary="wrap"), {}),
+    "sizes": ((40, 36), of(2, 13, boundary="wrap"), {"sized": True}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("case", CIRCLES)
+def test_circles_are_read_in_place(case, dtype):
+    lengths, neighborhood, more = CIRCLES[case]
+    call = call_of(lengths, neighborhood, **more)
+    there = around(call.neighborhoods, lengths)
+    assert there is not None
+    assert_right(replace(call, neighborhoods=there), dtype)
+
+
+@pytest.mark.parametrize("backend", [None, "triton"])
+def test_circles(backend):
+    """Turned by any number of tokens, the result is turned; gradients likewise."""
+    leaves = [torch.randn(1, 48, 64, h, 64, device="cuda", dtype=torch.bfloat16) for h in (4, 2, 2, 4)]
+
+    def attend(by):
+        q, k, v, above = (t.roll(by, 2) for t in leaves)
+        own = [t.requires_grad_() for t in (q, k, v)]
+        output = vicinal.na2d(*own, 13, boundary=("shift", "wrap"), backend=backend)
+        return [t.roll(-by, 2) for t in (output, *torch.autograd.grad(output, own, above))]
+
+    for one, other in zip(attend(23), attend(0)):
+        torch.testing.assert_close(one, other, rtol=0.03, atol=0.03 * float(other.abs().max()))

@@ -227,6 +227,11 @@ class Neighborhood:
     def spans(self) -> tuple[Span | None, ...]:
         return tuple(axis.span for axis in self.axes)
 
+    @property
+    def goes_around(self) -> bool:
+        """Whether keys are read around a circular axis, where they are."""
+        return any(axis.span is not None and axis.span.circle for axis in self.axes)
+
     @cached_property
     def is_part(self) -> bool:
         """Whether queries or keys are parts of an axis."""
@@ -277,7 +282,7 @@ class Neighborhood:
         return words
 
     def encode(self) -> list[int]:
-        """Ten integers per axis, for operator schemas; 0 stands for a window of None. See `decode`."""
+        """Eleven integers per axis, for operator schemas; 0 stands for a window of None. See `decode`."""
         return [
             n
             for a in self.axes
@@ -326,6 +331,6 @@ def _require_int(name: str, value: object) -> None:
 def _decode(code: tuple[int, ...], rank: int) -> tuple[Neighborhood, ...]:
     axes = [
         Axis(k or None, s, d, bool(c), BOUNDARIES[b], Span.decode(span))
-        for k, s, d, c, b, *span in zip(*(code[i::10] for i in range(10)))
+        for k, s, d, c, b, *span in zip(*(code[i::11] for i in range(11)))
     ]
     return tuple(Neighborhood(tuple(axes[i : i + rank])) for i in range(0, len(axes), rank))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 Interval = tuple[int, int]
-WHOLE = [0] * 5  # the code of no span
+WHOLE = [0] * 6  # the code of no span
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Span:
         queries: `(start, stop)` of the queries given, in positions of the whole axis.
         keys: likewise of the keys: every query's window must lie within them (`vicinal.geometry.tiles.reach` says
             which it needs). Around a circular axis they may begin before 0 and end beyond `length`.
+        circle: the keys given are those of the whole axis, a circular one: positions before 0 and beyond `length` are
+            those of the other side. Then `keys` is how far windows reach, and of a key its queries, by mirroring.
 
     Raises:
         TypeError: a value is no integer.
@@ -28,6 +30,7 @@ class Span:
     length: int
     queries: Interval
     keys: Interval
+    circle: bool = False
 
     def __post_init__(self) -> None:
         for name in ("queries", "keys"):
@@ -55,19 +58,27 @@ class Span:
 
     @property
     def key_length(self) -> int:
-        return self.keys[1] - self.keys[0]
+        return self.length if self.circle else self.keys[1] - self.keys[0]
+
+    def own(self, inverse: bool) -> Interval:
+        """Where the tokens are that tiles are of: queries, or keys if `inverse`."""
+        return self.keys if inverse and not self.circle else self.queries
+
+    def other(self, inverse: bool) -> Interval:
+        """Where the tokens are that tiles walk."""
+        return self.queries if inverse and not self.circle else self.keys
 
     def in_words(self) -> str:
         """As `queries 0:8 of 16, keys 0:10`."""
         (first, last), (start, stop) = self.queries, self.keys
-        return f"queries {first}:{last} of {self.length}, keys {start}:{stop}"
+        return f"queries {first}:{last} of {self.length}, keys {start}:{stop}" + " around a circle" * self.circle
 
     def encode(self) -> list[int]:
-        """Five integers. See `decode`."""
-        return [self.length, *self.queries, *self.keys]
+        """Six integers. See `decode`."""
+        return [self.length, *self.queries, *self.keys, int(self.circle)]
 
     @classmethod
     def decode(cls, code: list[int]) -> Span | None:
         """The inverse of `encode`; a length of 0 stands for no span."""
         length, *rest = code
-        return cls(length, (rest[0], rest[1]), (rest[2], rest[3])) if length else None
+        return cls(length, (rest[0], rest[1]), (rest[2], rest[3]), bool(rest[4])) if length else None

@@ -60,9 +60,7 @@ def alike(axis: Axis, length: int, inverse: bool = False) -> tuple[Alike, ...]:
     """
     dilation, whole, own, other = axis.dilation, length, (0, length), (0, length)
     if axis.span is not None:
-        whole, own, other = axis.span.length, axis.span.queries, axis.span.keys
-    if inverse:
-        own, other = other, own
+        whole, own, other = axis.span.length, axis.span.own(inverse), axis.span.other(inverse)
     groups = min(dilation, own[1] - own[0])
     # Tokens side by side are of groups side by side; at these ones some position within the group changes.
     cuts = {(end - own[0]) % dilation for end in (0, own[1], *other, whole)}

@@ -1,8 +1,12 @@
-"""A circular axis as a part of a line: its keys go on, at both ends, with those from the other side."""
+"""A circular axis as a part of a line: its keys go on, at both ends, with those from the other side.
+
+Either they are given so, copied (`unrolled`), or kernels read them where they are (`around`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.span import Span
@@ -34,4 +38,33 @@ def unrolled(neighborhoods: Neighborhoods, lengths: tuple[int, ...]) -> Neighbor
         spans.append(Span(length, (0, length), (min(lows), max(highs))))
     return tuple(
         Neighborhood(tuple(replace(axis, span=span) for axis, span in zip(n.axes, spans))) for n in neighborhoods
+    )
+
+
+@lru_cache(maxsize=1024)
+def around(neighborhoods: Neighborhoods, lengths: tuple[int, ...]) -> Neighborhoods | None:
+    """With spans of circular axes whose keys are read where they are (`Span.circle`); resolved neighborhoods.
+
+    None where windows do not repeat around an axis: its blocks of a stride end somewhere within it.
+
+    Raises:
+        ValueError: as `unrolled`.
+    """
+    reaches = []
+    for copied, length, *axes in zip(
+        unrolled(neighborhoods, lengths)[0].axes, lengths, *(n.axes for n in neighborhoods)
+    ):
+        if copied.span == axes[0].span:
+            reaches.append(0)
+            continue
+        if any(length % (a.stride * a.dilation) for a in axes):
+            return None
+        # Whole blocks hold all keys of a query, and all queries that a key has.
+        reaches.append(max(-(-(a.window or length) // a.stride) * a.stride * a.dilation for a in axes))
+        if reaches[-1] > length:
+            return None
+    spans = [Span(n, (0, n), (-reach, n + reach), circle=True) if reach else None for n, reach in zip(lengths, reaches)]
+    return tuple(
+        Neighborhood(tuple(a if span is None else replace(a, span=span) for a, span in zip(n.axes, spans)))
+        for n in neighborhoods
     )

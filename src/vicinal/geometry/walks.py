@@ -38,9 +38,8 @@ class Walks:
         assert axis.window is not None, "resolve the axis first"
         span, whole, own, other = axis.span, length, length, length
         if span is not None:
-            whole, own, other = span.length, span.query_length, span.key_length
-        if inverse:
-            own, other = other, own
+            whole = span.length
+            own, other = (stop - start for start, stop in (span.own(inverse), span.other(inverse)))
         self.dilation = min(axis.dilation, own)
         self.length, self._walked = -(-own // axis.dilation), -(-other // axis.dilation)  # of the longest group
         self.stride, self.inverse, self._mode = axis.stride, inverse, mode(axis)

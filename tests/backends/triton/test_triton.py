@@ -15,6 +15,7 @@ from hypothesis import given, settings
 import strategies
 import vicinal
 from closeness import assert_as_close_as_torch, gradients, gradients_of, in_double, random_gradients
+from vicinal import circular
 from vicinal.backends import triton as backend
 from vicinal.backends.gpu import launch as launch_module
 from vicinal.backends.gpu.launch import Launch
@@ -23,6 +24,7 @@ from vicinal.circular import unroll
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.span import Span
 from vicinal.geometry.tiles import reach
+from vicinal.geometry.unroll import around
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.reference import reference
 
@@ -45,6 +47,7 @@ def call(
     queries=None,
     spare=1,
     masked=0.0,
+    sized=False,
 ):
     """`queries`: intervals of them along the axes, with their keys and up to `spare` more at each end."""
     neighborhoods = neighborhoods if isinstance(neighborhoods, tuple) else (neighborhoods,)
@@ -58,7 +61,7 @@ def call(
         lengths = tuple(span.query_length for span in spans)
     resolved = tuple(n.resolve(lengths) for n in neighborhoods)
     sizes = (batch, heads, kv_heads, head_dim, value_dim, additional)
-    return strategies.Call(resolved, lengths, *sizes, has_rpb, seed, masked)
+    return strategies.Call(resolved, lengths, *sizes, has_rpb, seed, masked, sized)
 
 
 MASKED = [
@@ -70,6 +73,30 @@ MASKED = [
     pytest.param(call((20,), (of(1, 7), of(1, 3)), heads=2, masked=0.4), id="per-head"),
     pytest.param(call((9, 11), of(2, 3), queries=((2, 7), (0, 6)), masked=0.4), id="span"),
 ]
+
+
+CIRCLES = [  # windows long and short, tiles that go around more than once, blocks of a stride, groups of a dilation
+    pytest.param(call((21,), of(1, 6, boundary="wrap")), id="1d"),
+    pytest.param(call((7,), of(1, 7, boundary="wrap"), additional=3), id="whole"),
+    pytest.param(call((24,), of(1, 5, stride=2, dilation=3, boundary="wrap")), id="stride-dilation"),
+    pytest.param(call((4, 7), of(2, 3, boundary="wrap"), heads=2), id="2d-gqa"),
+    pytest.param(call((4, 7), of(2, 3, boundary=("shift", "wrap")), has_rpb=True, masked=0.4), id="rpb-masked"),
+    pytest.param(call((8,), (of(1, 5, boundary="wrap"), of(1, 2, boundary="wrap")), heads=2), id="per-head"),
+    pytest.param(call((2, 3, 4), of(3, (2, 3, 3), boundary=("wrap", "shift", "wrap"))), id="3d"),
+    pytest.param(call((4, 7), of(2, 3, boundary=("shift", "wrap")), sized=True), id="sized"),
+]
+SIZED = [
+    pytest.param(call((5, 7), of(2, 5), heads=2, sized=True), id="2d-gqa"),
+    pytest.param(call((21,), of(1, 6, is_causal=True), masked=0.4, sized=True), id="causal-masked"),
+    pytest.param(call((20,), of(1, 5, dilation=3, boundary="clip"), additional=3, sized=True), id="dilation-clip"),
+    pytest.param(call((5, 6), of(2, (3, 5)), has_rpb=True, masked=0.2, sized=True), id="rpb-masked"),
+    pytest.param(call((20,), (of(1, 7), of(1, 3)), heads=2, sized=True), id="per-head"),
+]
+
+
+def by_turns(cases):
+    """Every other one with both gradients in one launch."""
+    return [pytest.param(*case.values, i % 2 == 0, id=case.id) for i, case in enumerate(cases)]
 
 
 def in_launches(config, together):
@@ -156,10 +183,36 @@ def test_neighborhoods(drawn):
     check(drawn, tiles=tiles)
 
 
-@pytest.mark.parametrize("drawn", MASKED)
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(("drawn", "together"), by_turns(MASKED))
 def test_key_masks(drawn, together):
     check(drawn, together=together)
+
+
+@pytest.mark.parametrize(("drawn", "together"), by_turns(SIZED))
+def test_windows_per_token(drawn, together):
+    check(drawn, together=together)
+
+
+@pytest.mark.parametrize(("drawn", "together"), by_turns(CIRCLES))
+def test_keys_are_read_around_circles(drawn, together):
+    there = around(drawn.neighborhoods, drawn.lengths)
+    assert there is not None
+    check(replace(drawn, neighborhoods=there), together=together)
+
+
+@pytest.mark.parametrize(("stride", "is_copied"), [(1, False), (3, False), (5, True)])
+def test_circles_are_read_where_that_is_possible(monkeypatch, stride, is_copied):
+    """The gradients come home either way; where blocks of a stride end within the axis keys are copied."""
+    window = of(1, 5, stride=stride, boundary="wrap")
+    drawn, copied, copies = call((12,), window), [], circular.around
+    monkeypatch.setattr(circular, "around", lambda *args: copied.append(args) or copies(*args))
+    leaves = [t.requires_grad_() for t in drawn.inputs(torch.float32, device)[:3]]
+    output = vicinal.neighborhood_attention(*leaves, window, backend="triton")
+    above = torch.randn_like(output)
+    assert bool(copied) == is_copied
+    truth = gradients(lambda i: reference(i, [window], drawn.scale), in_double(Inputs(*leaves)), above, None)
+    grads = torch.autograd.grad(output, leaves, above)
+    torch.testing.assert_close([t.double() for t in grads], truth[2:], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("drawn", MASKED[:-1])
@@ -345,7 +398,7 @@ def run_in_layouts(drawn, layouts, dtype=torch.float32):
     """Forward and backward with every tensor in its own layout, against the oracle on the same values."""
     inputs = layouts.inputs(drawn.inputs(dtype, device))
     if drawn.neighborhoods[0].is_circular:
-        inputs, neighborhoods = unroll(inputs, drawn.neighborhoods)
+        inputs, neighborhoods = unroll(inputs, drawn.neighborhoods, around(drawn.neighborhoods, drawn.lengths))
         drawn = replace(drawn, neighborhoods=neighborhoods)
     problem = Problem.of(inputs, drawn.neighborhoods, drawn.scale)
     output, lse = backend.BACKEND.forward(problem, backend.BACKEND.configs(problem, "forward")[0], inputs)

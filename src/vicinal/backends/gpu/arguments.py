@@ -33,9 +33,16 @@ def axes_of(
     if any(neighborhood.spans):
         assert unfolded is None, "parts of axes are not seen as two"
         spans = placed(heads or (neighborhood,), lengths)
-        lengths = tuple(s.length for s in spans)
-        starts, key_starts = tuple(s.queries[0] for s in spans), tuple(s.keys[0] for s in spans)
-        parts = Parts(starts, tuple(s.query_length for s in spans), key_starts, tuple(s.key_length for s in spans))
+        # Around a circle queries are walked too, beyond the axis.
+        lengths = tuple(s.keys[1] if s.circle else s.length for s in spans)
+        given = [s.queries if s.circle else s.keys for s in spans]
+        parts = Parts(
+            tuple(s.queries[0] for s in spans),
+            tuple(s.query_length for s in spans),
+            tuple(start for start, _ in given),
+            tuple(stop - start for start, stop in given),
+            tuple(s.queries[0] - s.keys[0] if s.circle else 0 for s in spans),
+        )
     dilations = tuple(min(a.dilation, n) for a, n in zip(axes, lengths))  # beyond, each token is a group all the same
     return Axes(
         seen(lengths, unfolded, 1),
@@ -58,7 +65,7 @@ def placed(neighborhoods: Sequence[Neighborhood], lengths: tuple[int, ...]) -> l
         block = lcm(*(n.axes[i].stride * n.axes[i].dilation for n in neighborhoods))
         by = -(min(span.keys[0], 0) // block) * block
         queries, keys = ((start + by, stop + by) for start, stop in (span.queries, span.keys))
-        found.append(Span(span.length + by, queries, keys) if by else span)
+        found.append(Span(span.length + by, queries, keys, span.circle) if by else span)
     return found
 
 

@@ -138,6 +138,8 @@ def unsupported_anywhere(problem: Problem) -> str | None:
         return "it has no key mask"
     if problem.has_window_sizes:
         return "it has no windows per token"
+    if problem.goes_around:
+        return "it reads no keys around a circle"
     if problem.is_part:
         if not TAKES_PARTS:
             return "its kernels for spans have not been tried on a GPU yet (vicinal.backends.hopper.TAKES_PARTS)"

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vicinal.backends.numba.config import NumbaConfig, configs
+from vicinal.backends.numba.config import LARGEST_OWN, NumbaConfig, configs
 from vicinal.backends.protocol import Direction, listed
 from vicinal.compiling import Job
 from vicinal.extras import install
@@ -32,8 +32,10 @@ class NumbaBackend:
             return f"the tensors are on {problem.device}, not on a CPU"
         if problem.dtype not in DTYPES.values():
             return f"{problem.dtype} is not one of {', '.join(map(str, DTYPES.values()))}"
-        if problem.has_window_sizes:
-            return "its tiles are made of windows of one size"
+        if problem.has_window_sizes and max(k or 0 for n in problem.neighborhoods for k in n.window) > LARGEST_OWN:
+            return f"windows per token must be at most {LARGEST_OWN}"
+        if problem.goes_around:
+            return "it reads no keys around a circle"
         return missing()
 
     def seconds(self, problem: Problem, direction: Direction, config: NumbaConfig) -> None:

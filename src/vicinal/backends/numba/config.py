@@ -55,6 +55,9 @@ def configs(problem: Problem) -> list[NumbaConfig]:
     return [NumbaConfig(*zip(*choice)) for choice in list(product(*found))[:LISTED]]
 
 
+LARGEST_OWN = 2**16 - 1  # keys along an axis of windows per token: differences to them are kept in 16 bits
+
+
 def head_sets(problem: Problem) -> dict[Neighborhood, tuple[int, ...]]:
     """The heads of each neighborhood."""
     sets: dict[Neighborhood, tuple[int, ...]] = {}

@@ -13,6 +13,7 @@ from torch.utils import deterministic
 from vicinal.backends.numba import threads
 from vicinal.backends.numba.compiled import compiled
 from vicinal.backends.numba.config import NumbaConfig
+from vicinal.backends.numba.cuts import cuts
 from vicinal.backends.numba.kernels import call as c
 from vicinal.backends.numba.kernels.vectors import LANES
 from vicinal.backends.numba.plan import KernelCall, kernel_call
@@ -36,7 +37,7 @@ def forward(problem: Problem, config: NumbaConfig, inputs: Inputs) -> tuple[Tens
     shape = inputs.query.shape[:-1]
     output = _empty((*shape, _whole(problem.value_dim)), dtype)
     lse = _empty(shape, dtype)
-    running = _Running(call, dtype, (*given, output, lse), inputs.key_mask)
+    running = _Running(call, dtype, (*given, output, lse), problem, inputs)
     if inputs.rpb is None:
         running.run("forward", call.threads)
     else:
@@ -78,7 +79,7 @@ def backward(
             made.append(None)
         else:
             made.append(_empty((*(() if place == 0 else parts), *t.shape[:-1], _whole(t.shape[-1])), dtype))
-    running = _Running(call, dtype, (*given, *made), inputs.key_mask)
+    running = _Running(call, dtype, (*given, *made), problem, inputs)
     grad_bias: Tensor | None = None
     if inputs.rpb is None:
         running.run("backward", call.threads)
@@ -105,17 +106,20 @@ def _call(problem: Problem, direction: Direction, config: NumbaConfig, given: Gi
 class _Running:
     """A call with its memory: kernels run one after the other."""
 
-    def __init__(self, call: KernelCall, dtype: torch.dtype, tensors: Given, key_mask: Tensor | None) -> None:
+    def __init__(self, call: KernelCall, dtype: torch.dtype, tensors: Given, problem: Problem, inputs: Inputs) -> None:
         self.call, self.dtype = call, dtype
         self.numbers = call.numbers.copy()
         self.numbers[c.ADDRESS : c.ADDRESS + len(tensors)] += [0 if t is None else t.data_ptr() for t in tensors]
         self.numbers[c.SCRATCH] = SCRATCH.take(call.threads * call.scratch)
         self.kept: list[Tensor] = []
-        if key_mask is None:
+        if inputs.window_sizes is not None:
+            self.kept.append(cuts(problem, inputs.window_sizes))
+            self.numbers[c.ADDRESS + c.CUTS] += self.kept[-1].data_ptr()
+        if inputs.key_mask is None:
             self.numbers[c.ADDRESS + c.KEY_MASK] = ALL_KEYS.ctypes.data
         else:
-            self.kept.append(-key_mask.contiguous().to(torch.int16))
-            self.numbers[c.ADDRESS + c.KEY_MASK] += self.kept[0].data_ptr()
+            self.kept.append(-inputs.key_mask.contiguous().to(torch.int16))
+            self.numbers[c.ADDRESS + c.KEY_MASK] += self.kept[-1].data_ptr()
 
     def run(self, kernel: str, count: int) -> None:
         """Run a kernel on `count` threads, and wait."""

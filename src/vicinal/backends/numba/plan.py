@@ -25,6 +25,7 @@ from vicinal.problem import Problem, Wanted, lse_dtype
 
 CHUNK = 384  # keys whose scores are held at a time
 MASK_BYTES = 2  # of a key in the mask
+CUT_BYTES = 2 * 2 * AXES  # of a query's own window
 SPARE = 16  # rows that kernels may compute in vain after a chunk's
 SPAN = 8  # tiles of the last axis per task
 START_NS = 10_000  # what another thread must take over
@@ -250,6 +251,12 @@ def _place_tensors(
         numbers[at : at + c.STRIDES] = five = [MASK_BYTES * s for s in _five(contiguous, problem.rank, False)]
         numbers[at + c.HEAD_STRIDE] = 0  # one for all heads
         numbers[c.ADDRESS + c.KEY_MASK] = -sum(start * stride for start, stride in zip(starts[1], five[1:]))
+    if problem.has_window_sizes:
+        shape = (problem.batch, *problem.lengths, problem.heads)
+        at = c.STRIDE + c.STRIDES * c.CUTS
+        contiguous = tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+        numbers[at : at + c.STRIDES] = five = [CUT_BYTES * s for s in _five(contiguous, problem.rank, False)]
+        numbers[c.ADDRESS + c.CUTS] = -sum(start * stride for start, stride in zip(starts[0], five[1:]))
     numbers[c.LENGTHS : c.LENGTHS + AXES] = (1,) * (AXES - problem.rank) + problem.key_lengths
     numbers[c.KEY_STARTS : c.KEY_STARTS + AXES] = starts[1]
 

@@ -99,7 +99,8 @@ class AxisTiles:
     def key_tokens(self, tile: Tensor) -> Tensor:
         """`[tiles, box]`, along this axis; the group's last where a box goes beyond it."""
         keys = (self.first_key[tile] + self._arange(self.box)).minimum(self.last_key[tile])
-        return keys * self.axis.dilation + self.group[tile] - self.span.keys[0]
+        tokens = keys * self.axis.dilation + self.group[tile]
+        return tokens % self.span.length if self.span.circle else tokens - self.span.keys[0]
 
     def mask(self, tile: Tensor, dtype: torch.dtype) -> Tensor:
         """`[tiles, size, box]`: inf where the pair is attended, -inf elsewhere."""

@@ -84,8 +84,6 @@ class TritonBackend:
             return f"head_dim and value_dim must be at most {MAX_HEAD_DIM}"
         if problem.has_rpb and len({n.window for n in problem.neighborhoods}) > 1:
             return "a relative positional bias needs the same kernel_size in every head"
-        if problem.has_window_sizes:
-            return "it has no windows per token"
         return _too_large(problem)
 
     def seconds(self, problem: Problem, direction: Direction, config: Tiling | GradientTilings) -> float:

@@ -22,7 +22,8 @@ from vicinal.backends.triton.kernels.backward import (
     key_value_gradient_kernel,
     query_gradient_kernel,
 )
-from vicinal.backends.triton.launch import KERNELS, Prepared, like, tiles_of
+from vicinal.backends.triton.launch import Prepared, like, tiles_of
+from vicinal.backends.triton.steps import Answered, Steps
 from vicinal.compiling import Job
 from vicinal.problem import Inputs, Upstream, Wanted, lse_dtype
 
@@ -49,14 +50,20 @@ class Backward:
         self._both = self._query = self._delta = self._key_value = self._additional = self._bias = None
         self._query_bias = BiasTiles.of(prepared, config.query) if wanted.query else None
         self._key_bias = BiasTiles.of(prepared, config.key_value, inverse=True) if wants_keys else None
+        self._query_steps = Steps.of(prepared, config.query) if wanted.query else None
+        self._key_steps = Steps.of(prepared, config.key_value, inverse=True) if wants_keys else None
+        self._answered = None if self._key_steps is None else Answered.of(prepared)
         if config.together and wanted.query and wants_keys:
-            self._both = _gradients_launch(prepared, config, self._per_query_head, self._query_bias, self._key_bias)
+            biases, steps = (self._query_bias, self._key_bias), (self._query_steps, self._key_steps)
+            self._both = _gradients_launch(prepared, config, self._per_query_head, biases, steps)
         elif wanted.query:
-            self._query = _query_launch(prepared, config.query, self._query_bias)
+            self._query = _query_launch(prepared, config.query, self._query_bias, self._query_steps)
         elif wanted.key or wanted.additional_keys or wanted.rpb:
             self._delta = _delta_launch(prepared)
         if wants_keys and self._both is None:
-            self._key_value = _key_value_launch(prepared, config.key_value, self._per_query_head, self._key_bias)
+            self._key_value = _key_value_launch(
+                prepared, config.key_value, self._per_query_head, self._key_bias, self._key_steps
+            )
         if wanted.additional_keys or wanted.additional_values:
             self._additional = _additional_launch(prepared)
         if wanted.rpb:
@@ -68,27 +75,33 @@ class Backward:
         ok = aligned((*inputs, *upstream))
         if self._table is not None:
             in_use(self._table)
-        query, key, value, rpb, key_mask = inputs.query, inputs.key, inputs.value, inputs.rpb, inputs.key_mask
+        query, key, value, _, _, rpb, key_mask, sizes = inputs
         output, lse, grad_output, grad_lse = upstream
         grad_query = contiguous_like(query) if self._wanted.query else None
         grad_key, grad_value = self._key_and_value(inputs)
         delta = None
         if self._both is not None or self._query is not None or self._delta is not None:
             delta = contiguous_like(lse)
-        read = (key_mask, self._table, output, lse, grad_output, grad_lse, delta, grad_query)
+        steps = key_steps = None
+        if self._query_steps is not None and key_mask is not None:
+            steps = self._query_steps(key_mask, self._table, ok)
+        if self._key_steps is not None and self._answered is not None:
+            key_steps = self._key_steps(self._answered(lse, ok), self._table, ok)
+        read = (output, lse, grad_output, grad_lse, delta, grad_query)
         query_bias = key_bias = rpb
         if rpb is not None and self._query_bias is not None:
             query_bias = self._query_bias(rpb, ok)
         if rpb is not None and self._key_bias is not None:
             key_bias = self._key_bias(rpb, ok)
         if self._both is not None:
-            self._both((*inputs[:5], query_bias, key_bias, *read, grad_key, grad_value), ok)
+            masks = (key_mask, sizes, self._table, steps, key_steps)
+            self._both((*inputs[:5], query_bias, key_bias, *masks, *read, grad_key, grad_value), ok)
         if self._query is not None:
-            self._query((*inputs[:5], query_bias, *read), ok)
+            self._query((*inputs[:5], query_bias, key_mask, sizes, self._table, steps, *read), ok)
         if self._delta is not None:
             self._delta((output, grad_output, grad_lse, delta), ok)
         if self._key_value is not None:
-            rest = (key_mask, self._table, lse, grad_output, delta, grad_key, grad_value)
+            rest = (key_mask, sizes, self._table, key_steps, lse, grad_output, delta, grad_key, grad_value)
             self._key_value((query, key, value, key_bias, *rest), ok)
         if self._per_query_head:
             grad_key = None if grad_key is None else self._summed(grad_key, key)
@@ -105,7 +118,7 @@ class Backward:
 
     def kernels(self, inputs: Inputs) -> list[Job]:
         """What compiles the kernels that a call launches; see `vicinal.backends.protocol.Backend.backward_kernels`."""
-        query, key, value, extra_keys, extra_values, rpb, key_mask = (like(t) for t in inputs[:KERNELS])
+        query, key, value, extra_keys, extra_values, rpb, key_mask, sizes = map(like, inputs)
         sums = like(query, lse_dtype(self._problem.dtype))
         table, wanted = like(self._table), self._wanted
         own = torch.float32 if self._per_query_head else None
@@ -114,18 +127,26 @@ class Backward:
         delta = sums if self._both is not None or self._query is not None or self._delta is not None else None
         tiles = [rpb if bias is None else like(rpb, torch.float32) for bias in (self._query_bias, self._key_bias)]
         given = query, key, value, extra_keys, extra_values
-        read = (key_mask, table, query, sums, query, None, delta, dq)
+        both = (self._query_steps, self._key_steps)
+        steps, key_steps = (None if listed is None else like(query, torch.int32) for listed in both)
+        read = (query, sums, query, None, delta, dq)
         each = [
-            (self._both, (*given, *tiles, *read, dk, dv)),
-            (self._query, (*given, tiles[0], *read)),
+            (self._both, (*given, *tiles, key_mask, sizes, table, steps, key_steps, *read, dk, dv)),
+            (self._query, (*given, tiles[0], key_mask, sizes, table, steps, *read)),
             (self._delta, (query, query, None, delta)),
-            (self._key_value, (query, key, value, tiles[1], key_mask, table, sums, query, delta, dk, dv)),
+            (
+                self._key_value,
+                (query, key, value, tiles[1], key_mask, sizes, table, key_steps, sums, query, delta, dk, dv),
+            ),
             (self._additional, (query, extra_keys, extra_values, sums, query, delta, dek, dev)),
         ]
         jobs: list[Job] = [partial(launch.compile, tensors) for launch, tensors in each if launch is not None]
         jobs += [bias.kernel(rpb) for bias in (self._query_bias, self._key_bias) if bias is not None]
+        jobs += [listed.kernel(self._table) for listed in both if listed is not None]
+        if self._answered is not None:
+            jobs.append(self._answered.kernel(self._problem))
         if self._bias is not None:
-            stand_ins = Inputs(query, key, value, rpb=rpb, key_mask=key_mask)  # type: ignore[arg-type]
+            stand_ins = Inputs(query, key, value, rpb=rpb, key_mask=key_mask, window_sizes=sizes)  # type: ignore[arg-type]
             jobs.append(self._bias.compiled(stand_ins, (sums, query, delta), table))
         return jobs
 
@@ -167,7 +188,7 @@ def _delta_launch(prepared: Prepared) -> Launch:
     return Launch(delta_kernel, (-(-rows // ROWS), 1, 1), arguments, options_of(4, 2, prepared.chained))
 
 
-def _query_launch(prepared: Prepared, config: Tiling, bias: BiasTiles | None) -> Launch:
+def _query_launch(prepared: Prepared, config: Tiling, bias: BiasTiles | None, steps: Steps | None) -> Launch:
     problem = prepared.problem
     programs, count = _query_programs(prepared, config)
     arguments = (
@@ -176,6 +197,7 @@ def _query_launch(prepared: Prepared, config: Tiling, bias: BiasTiles | None) ->
         problem.group_size,
         problem.additional,
         programs,
+        _room(steps),
         None if bias is None else bias.classes,
         *prepared.arguments(config.unfolded),
         config.query_tile,
@@ -184,10 +206,12 @@ def _query_launch(prepared: Prepared, config: Tiling, bias: BiasTiles | None) ->
         prepared.flags(config),
         precision_of(problem.dtype),
     )
-    return Launch(query_gradient_kernel, (count, 1, 1), arguments, prepared.options(config))
+    return Launch(query_gradient_kernel, (count, 1, 1), arguments, prepared.options(config, "query"))
 
 
-def _key_value_launch(prepared: Prepared, config: Tiling, per_query_head: bool, bias: BiasTiles | None) -> Launch:
+def _key_value_launch(
+    prepared: Prepared, config: Tiling, per_query_head: bool, bias: BiasTiles | None, steps: Steps | None
+) -> Launch:
     problem = prepared.problem
     programs, count = _key_programs(prepared, config, per_query_head)
     arguments = (
@@ -195,6 +219,7 @@ def _key_value_launch(prepared: Prepared, config: Tiling, per_query_head: bool, 
         problem.heads,
         problem.group_size,
         programs,
+        _room(steps),
         None if bias is None else bias.classes,
         *prepared.arguments(config.unfolded),
         config.query_tile,
@@ -205,15 +230,15 @@ def _key_value_launch(prepared: Prepared, config: Tiling, per_query_head: bool, 
         per_query_head,
         precision_of(problem.dtype),
     )
-    return Launch(key_value_gradient_kernel, (count, 1, 1), arguments, prepared.options(config))
+    return Launch(key_value_gradient_kernel, (count, 1, 1), arguments, prepared.options(config, "key_value"))
 
 
 def _gradients_launch(
     prepared: Prepared,
     config: GradientTilings,
     per_query_head: bool,
-    query_bias: BiasTiles | None,
-    key_bias: BiasTiles | None,
+    biases: tuple[BiasTiles | None, BiasTiles | None],
+    steps: tuple[Steps | None, Steps | None],
 ) -> Launch:
     """Both of the above; warps, stages and the axis unfolded are the same for both."""
     problem, query, key_value = prepared.problem, config.query, config.key_value
@@ -225,10 +250,11 @@ def _gradients_launch(
         problem.group_size,
         problem.additional,
         programs,
+        _room(steps[0]),
         key_programs,
+        _room(steps[1]),
         key_count,
-        None if query_bias is None else query_bias.classes,
-        None if key_bias is None else key_bias.classes,
+        *(None if bias is None else bias.classes for bias in biases),
         *prepared.arguments(query.unfolded),
         query.query_tile,
         query.key_tile,
@@ -241,7 +267,11 @@ def _gradients_launch(
         per_query_head,
         precision_of(problem.dtype),
     )
-    return Launch(gradients_kernel, (key_count + count, 1, 1), arguments, prepared.options(query))
+    return Launch(gradients_kernel, (key_count + count, 1, 1), arguments, prepared.options(query, "key_value"))
+
+
+def _room(steps: Steps | None) -> int:
+    return 0 if steps is None else steps.room
 
 
 def _query_programs(prepared: Prepared, config: Tiling) -> tuple[int, int]:

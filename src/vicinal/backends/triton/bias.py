@@ -77,9 +77,9 @@ class BiasTiles:
 def classes_of(problem: Problem, config: Tiling, inverse: bool) -> Classes | None:
     """The classes of a problem's tiles; None where tiles away from borders are not alike.
 
-    They are where windows move with every query and all heads have the same, of whole axes without masked keys.
+    They are where windows move with every query and all have the same, of whole axes without masked keys.
     """
-    if problem.per_head or config.unfolded is not None or problem.has_key_mask:
+    if problem.per_head or config.unfolded is not None or problem.has_key_mask or problem.has_window_sizes:
         return None
     if any(a.stride > 1 or a.span is not None for a in problem.neighborhood.axes):
         return None

@@ -68,7 +68,7 @@ class BiasGradient:
 
     def _read(self, inputs: Inputs, table: Tensor | None) -> tuple[Tensor | None, ...]:
         read = inputs.query, inputs.key, inputs.value, inputs.rpb
-        return (*read, inputs.key_mask, table) if self._work is None else (*read, self._work)
+        return (*read, inputs.key_mask, inputs.window_sizes, table) if self._work is None else (*read, self._work)
 
 
 @lru_cache(maxsize=1024)

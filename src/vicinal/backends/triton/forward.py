@@ -18,7 +18,8 @@ from vicinal.backends.gpu.tables import in_use
 from vicinal.backends.triton.bias import BiasTiles
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.kernels.forward import forward_kernel
-from vicinal.backends.triton.launch import KERNELS, Prepared, like, readable, tiles_of
+from vicinal.backends.triton.launch import Prepared, like, readable, tiles_of
+from vicinal.backends.triton.steps import Steps
 from vicinal.compiling import Job
 from vicinal.problem import Inputs, Problem, lse_dtype
 
@@ -36,6 +37,7 @@ class Forward:
         programs = tiles_of(problem, config)
         self._table = prepared.table
         self._bias = BiasTiles.of(prepared, config)
+        self._steps = Steps.of(prepared, config)
         self._launch = Launch(
             forward_kernel,
             (problem.batch * problem.heads * programs, 1, 1),
@@ -45,6 +47,7 @@ class Forward:
                 problem.group_size,
                 problem.additional,
                 programs,
+                0 if self._steps is None else self._steps.room,
                 None if self._bias is None else self._bias.classes,
                 *prepared.arguments(config.unfolded),
                 config.query_tile,
@@ -54,7 +57,7 @@ class Forward:
                 problem.scale <= 0,
                 precision_of(problem.dtype),
             ),
-            prepared.options(config),
+            prepared.options(config, "forward"),
         )
 
     @classmethod
@@ -65,7 +68,7 @@ class Forward:
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp."""
-        if self._copies or inputs.rpb is not None or inputs.key_mask is not None:
+        if self._copies or any(t is not None for t in inputs[5:]):
             inputs = readable(inputs)
         query = inputs.query
         output = query.new_empty(self._shape)
@@ -77,7 +80,10 @@ class Forward:
                 ok = aligned(inputs)
                 if self._bias is not None and inputs.rpb is not None:
                     inputs = inputs._replace(rpb=self._bias(inputs.rpb, ok))
-                self._launch((*inputs[:KERNELS], self._table, output, lse), ok)
+                steps = None
+                if self._steps is not None and inputs.key_mask is not None:
+                    steps = self._steps(inputs.key_mask, self._table, ok)
+                self._launch((*inputs, self._table, steps, output, lse), ok)
         return output, lse
 
     def kernels(self, inputs: Inputs) -> list[Job]:
@@ -89,6 +95,10 @@ class Forward:
         if self._bias is not None:
             jobs.append(self._bias.kernel(inputs.rpb))
             stand_ins = stand_ins._replace(rpb=like(inputs.rpb, torch.float32))
+        steps = None
+        if self._steps is not None:
+            jobs.append(self._steps.kernel(self._table))
+            steps = like(inputs.query, torch.int32)
         results = like(inputs.query), like(inputs.query, self._lse_dtype)
-        jobs.append(partial(self._launch.compile, (*stand_ins[:KERNELS], like(self._table), *results)))
+        jobs.append(partial(self._launch.compile, (*stand_ins, like(self._table), steps, *results)))
         return jobs

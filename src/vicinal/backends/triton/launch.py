@@ -11,20 +11,20 @@ from torch import Tensor
 
 from vicinal.backends.gpu.arguments import axes_of, in_vectors, kernel_axis, seen
 from vicinal.backends.gpu.devices import chains
+from vicinal.backends.gpu.hardware import gpu_of
 from vicinal.backends.gpu.kernels.memory import InputStrides
 from vicinal.backends.gpu.kernels.window import Flags
 from vicinal.backends.gpu.launch import options_of
 from vicinal.backends.gpu.strides import contiguous_strides, dense, has_rows, rows_last, strides_of, vector_of
 from vicinal.backends.gpu.tables import table_of
 from vicinal.backends.triton.config import Tiling
+from vicinal.backends.triton.estimate import Kernel, program_of
 from vicinal.backends.triton.kernels.softmax import LOG2E
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.unfold import parts, tile_count
 from vicinal.geometry.walks import walks
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Inputs, Problem
-
-KERNELS = 7  # inputs that they take
 
 
 def like(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
@@ -71,12 +71,14 @@ def _offset(problem: Problem, strides: tuple[int, ...], config: Tiling) -> int:
         dilations = axes_of(neighborhood, problem.lengths, config.unfolded).dilations
         for tile in (config.query_tile, config.key_tile):
             most = max(most, sum([(t - 1) * d * s for t, d, s in zip(tile, dilations, spatial)]))
+    if problem.goes_around:  # what is beyond an axis is read from its start
+        most = max(most, sum([n * s for n, s in zip(problem.lengths, spatial)]))
     return most + 512
 
 
 def readable(inputs: Inputs) -> Inputs:
     """The inputs as the kernels read them: in place, unless a last dimension is not contiguous."""
-    q, k, v, ek, ev, rpb, key_mask, _ = inputs
+    q, k, v, ek, ev, rpb, key_mask, sizes = inputs
     return Inputs(
         rows_last(q),
         rows_last(k),
@@ -85,6 +87,7 @@ def readable(inputs: Inputs) -> Inputs:
         None if ev is None else rows_last(ev),
         None if rpb is None else dense(rpb),
         None if key_mask is None else key_mask.contiguous().view(torch.uint8),
+        None if sizes is None else sizes.to(torch.int32).contiguous(),
     )
 
 
@@ -135,13 +138,29 @@ class Prepared:
         axes = axes_of(problem.neighborhoods[0], problem.lengths, unfolded, problem.neighborhoods)
         return axes, InputStrides(*own, *extra), problem.head_dim, problem.value_dim
 
-    def options(self, config: Tiling) -> dict[str, int]:
+    def options(self, config: Tiling, kernel: Kernel) -> dict[str, int]:
         """Launch options of a kernel of this tiling."""
-        return options_of(config.warps, config.stages, self.chained)
+        options = options_of(config.warps, config.stages, self.chained)
+        most = self._most_registers(config, kernel) if self.problem.has_key_mask else None
+        return options if most is None else options | {"maxnreg": most}
+
+    def _most_registers(self, config: Tiling, kernel: Kernel) -> int | None:
+        """What lets in as many programs as without a mask: steps whose keys are partly there hold more, and are fewer.
+
+        None where a thread may have all that there are, and on AMD, whose compiler takes no such option.
+        """
+        architecture, one = gpu_of(self.problem.device).architecture, program_of(self.problem, kernel, config)
+        if architecture.warp != 32:
+            return None
+        threads = architecture.warp * config.warps
+        at_once = min(architecture.registers / (threads * one.registers), architecture.shared / max(one.shared, 1))
+        most = architecture.registers // (threads * max(1, int(at_once))) // 8 * 8
+        return most if most < architecture.thread_registers else None
 
     def flags(self, config: Tiling, inverse: bool = False) -> Flags:
         """What to compile a kernel of this tiling for; `inverse`: see `may_pass_end`."""
         problem, (strided, dilated, moded) = self.problem, self._features
+        circles, turns = _circles(problem, config)
         return Flags(
             strided=strided,
             dilated=dilated,
@@ -149,6 +168,8 @@ class Prepared:
             wide=is_wide(problem, (*self.strides[:3], self._contiguous), config),
             checked=may_pass_end(problem, config, inverse),
             chained=self.chained,
+            circles=circles,
+            turns=turns,
             unfolded=kernel_axis(config.unfolded),
         )
 
@@ -165,6 +186,17 @@ class Prepared:
         problem = self.problem
         shape = (1, *problem.lengths, problem.heads, max(problem.head_dim, problem.value_dim))
         return contiguous_strides(shape)[:-1]
+
+
+def _circles(problem: Problem, config: Tiling) -> tuple[int, int]:
+    """`Flags.circles` and `Flags.turns`: at most 2, since what is walked ends a length beyond the axis."""
+    circles = turns = 0
+    for i, (length, step) in enumerate(zip(problem.lengths, config.step)):
+        axes = [n.axes[i] for n in problem.neighborhoods]
+        if axes[0].span is not None and axes[0].span.circle:
+            circles |= 1 << i
+            turns = max(turns, *(min(2, (length - 1 + (step - 1) * a.dilation) // length) for a in axes))
+    return circles, turns
 
 
 def _table_row(neighborhood: Neighborhood, lengths: tuple[int, ...]) -> list[int]:

@@ -106,9 +106,9 @@ def forward(problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     with current(typical.device):
         table, programs = prepared.table(tiling)
         launch = prepared.launch(
-            forward_kernel, programs, typical.heads, tiling, [0, programs, None], [typical.scale <= 0]
+            forward_kernel, programs, typical.heads, tiling, [0, programs, 0, None], [typical.scale <= 0]
         )
-        launch((query, key, value, None, None, None, None, table, output, lse), aligned(read))
+        launch((query, key, value, *(None,) * 5, table, None, output, lse), aligned(read))
     return output, lse
 
 
@@ -127,9 +127,9 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
     with current(typical.device):
         if wanted.query:
             table, programs = prepared.table(tiled.query)
-            numbers = [0, programs, None]
+            numbers = [0, programs, 0, None]
             launch = prepared.launch(query_gradient_kernel, programs, typical.heads, tiled.query, numbers, [])
-            given = (query, key, value, None, None, None, None, table, output, lse, grad_output, grad_lse)
+            given = (query, key, value, *(None,) * 5, table, None, output, lse, grad_output, grad_lse)
             launch((*given, delta, grads[0]), ok)
         elif wanted.key:
             rows, chained = lse.numel(), chains(typical.device)
@@ -140,10 +140,10 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
             table, programs = prepared.table(tiled.key_value)
             rest = [typical.group_size > 1, False]
             launch = prepared.launch(
-                key_value_gradient_kernel, programs, typical.kv_heads, tiled.key_value, [programs, None], rest
+                key_value_gradient_kernel, programs, typical.kv_heads, tiled.key_value, [programs, 0, None], rest
             )
             sums = (lse, grad_output, delta if wanted.key else None)
-            launch((query, key, value, None, None, table, *sums, *grads[1:]), ok)
+            launch((query, key, value, None, None, None, table, None, *sums, *grads[1:]), ok)
     return Inputs(*grads)  # type: ignore[arg-type]
 
 

@@ -67,6 +67,7 @@ class Variant:
     additional: int = 0
     has_rpb: bool = False
     has_key_mask: bool = False
+    has_window_sizes: bool = False
     classes: bool = False  # bias tiles, and the bias gradient by classes of tiles
 
     def problem(self) -> tuple[Problem, Inputs]:
@@ -83,6 +84,7 @@ class Variant:
             make(4, self.additional, hkv, d) if self.additional else None,
             make(h, *(2 * k - 1 for k in resolved[0].window)) if self.has_rpb else None,
             torch.empty((4, *x), dtype=torch.bool, device="meta") if self.has_key_mask else None,
+            torch.empty((4, *x, h), dtype=torch.int32, device="meta") if self.has_window_sizes else None,
         )
         problem = Problem.of(inputs, resolved, d**-0.5)
         return replace(problem, device=torch.device("cpu")), inputs
@@ -94,6 +96,14 @@ VARIANTS = [
     Variant("part", (40, 128), (of(2, 33).over((Span(128, (30, 70), (14, 86)), None)),), torch.bfloat16, 64),
     Variant("2d-d128", (256, 256), (of(2, 80),), torch.float16, 128),
     Variant("masked", (128, 128), (of(2, 13),), torch.bfloat16, 64, has_key_mask=True),
+    Variant("sized", (128, 128), (of(2, 13),), torch.bfloat16, 64, has_window_sizes=True),
+    Variant(
+        "circle",
+        (128, 256),
+        (of(2, 13, boundary=("shift", "wrap")).over((None, Span(256, (0, 256), (-13, 269), circle=True))),),
+        torch.bfloat16,
+        64,
+    ),
     Variant("small", (8, 8), (of(2, 3),), torch.float16, 64),  # all gradients in one launch
     Variant("thin", (130,), (of(1, 7, dilation=18),), torch.float16, 64),  # tiles of several dilation groups
     Variant("nat", (56, 56), (of(2, 7),), torch.float16, 32, has_rpb=True),
@@ -151,7 +161,8 @@ def launches(
     x, f32 = Pointer(variant.dtype), Pointer(torch.float32)
     table = None if prepared.table is None else Pointer(torch.int32)
     mask = Pointer(torch.uint8) if variant.has_key_mask else None
-    q, k, v, ek, ev, rpb, mask = given = (*(None if t is None else x for t in inputs.numbers), mask)
+    sizes = Pointer(torch.int32) if variant.has_window_sizes else None
+    q, k, v, ek, ev, rpb = given = tuple(None if t is None else x for t in inputs.numbers)
     dq, dk, dv, _, _, _ = (x if wants else None for wants in wanted)
     dek, dev = (f32 if wants else None for wants in wanted[3:5])
     first = config or tilings(problem, "forward")[0]
@@ -161,19 +172,23 @@ def launches(
     delta = f32 if backward._both or backward._query or backward._delta else None
     laid_out = forward._bias, backward._query_bias, backward._key_bias
     own, first_bias, second_bias = (rpb if tiles is None else f32 for tiles in laid_out)
-    read = (mask, table, x, f32, x, None, f32, dq)
+    steps = None if mask is None else Pointer(torch.int32)
+    read = (x, f32, x, None, f32, dq)
     found = [(tiles.launch, (x, f32)) for tiles in laid_out if tiles is not None]
     found += [
-        (forward._launch, (*given[:5], own, mask, table, x, f32)),
-        (backward._both, (*given[:5], first_bias, second_bias, *read, dk, dv)),
-        (backward._query, (*given[:5], first_bias, *read)),
+        (forward._launch, (*given[:5], own, mask, sizes, table, steps, x, f32)),
+        (backward._both, (*given[:5], first_bias, second_bias, mask, sizes, table, steps, steps, *read, dk, dv)),
+        (backward._query, (*given[:5], first_bias, mask, sizes, table, steps, *read)),
         (backward._delta, (x, x, f32, f32)),
-        (backward._key_value, (q, k, v, second_bias, mask, table, f32, x, delta, dk, dv)),
+        (backward._key_value, (q, k, v, second_bias, mask, sizes, table, steps, f32, x, delta, dk, dv)),
         (backward._additional, (q, ek, ev, f32, x, delta, dek, dev)),
     ]
+    listed = [each.launch for each in (forward._steps, backward._query_steps, backward._key_steps) if each is not None]
+    found += [(launch, (Pointer(torch.uint8), table, steps)) for launch in listed]
+    found += [(backward._answered.launch, (f32, Pointer(torch.uint8)))] if backward._answered is not None else []
     if backward._bias is not None:
         gradient = BiasGradient(prepared, config)
-        given = (mask, table) if gradient._work is None else (Pointer(torch.int32),)
+        given = (mask, sizes, table) if gradient._work is None else (Pointer(torch.int32),)
         found.append((gradient._launch, (q, k, v, rpb, *given, f32, x, delta, f32)))
     return [(launch, tensors) for launch, tensors in found if launch is not None]
 

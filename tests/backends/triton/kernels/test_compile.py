@@ -15,7 +15,9 @@ SCRIPT = Path(__file__).parent / "compile_only.py"
 ALLOWED = {
     ("sm_90", "2d-d128", "forward"): 16,
     ("sm_90", "2d-d128", "key_value_gradient"): 52,
-    ("sm_90", "masked", "key_value_gradient"): 88,  # the tiling of problems without a mask
+    ("sm_90", "masked", "forward"): 16,  # to have as many programs as without a mask
+    ("sm_90", "masked", "query_gradient"): 16,
+    ("sm_90", "circle", "key_value_gradient"): 24,
     ("sm_90", "everything", "forward"): 64,
     ("sm_90", "everything", "query_gradient"): 100,
     ("sm_90", "everything", "key_value_gradient"): 104,
@@ -39,7 +41,16 @@ COMPILED = {  # target: variants ([]: all)
 
 
 SOURCE = Path(__file__).parents[4] / "src"
-CHAINED = {"bias_tiles", "forward", "query_gradient", "key_value_gradient", "gradients", "delta"}  # on sm_90 and later
+CHAINED = {
+    "bias_tiles",
+    "forward",
+    "query_gradient",
+    "key_value_gradient",
+    "gradients",
+    "delta",
+    "steps",
+    "answered",
+}  # on sm_90 and later
 
 
 def compiled(*arguments: str, first_on_path: str | None = None) -> list[dict]:

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from vicinal.backends.gpu.kernels.memory import Strides, rows_at, token_strides
+from vicinal.backends.gpu.kernels.memory import Strides, token_strides
 from vicinal.backends.gpu.kernels.window import (
+    Axes,
     first_query_starting_at,
     first_query_stopping_after,
     key_box,
     positions_in,
     query_box,
     shifted,
-    tokens_at,
     window_start,
     window_stop,
 )
@@ -162,6 +162,12 @@ def with_inside(rows, inside):
 
 
 @triton.jit
+def with_intervals(rows, starts, sizes):
+    """Rows with other intervals."""
+    return Rows(rows.inside, rows.offsets, rows.positions, starts, sizes)
+
+
+@triton.jit
 def intervals_of(positions, lengths, axes, FLAGS: tl.constexpr, INVERSE: tl.constexpr):
     """The starts and sizes of the intervals of tokens at `positions` in groups of `lengths`, per axis."""
     starts = ()
@@ -177,6 +183,37 @@ def intervals_of(positions, lengths, axes, FLAGS: tl.constexpr, INVERSE: tl.cons
 
 
 @triton.jit
+def sized_box(tile, axes, sizes, rows, TILE: tl.constexpr, BOX_TILE: tl.constexpr, FLAGS: tl.constexpr):
+    """The `Box` of a tile of queries with windows of their own: it holds the largest, and all attend to its middle."""
+    most = tl.max(tl.where(rows.inside, sizes, 1), 0)
+    least = tl.min(tl.where(rows.inside, sizes, most), 0)
+    large = sized_windows(axes.windows, most)
+    small = sized_windows(axes.windows, least)
+    large_axes = Axes(axes.lengths, large, axes.strides, axes.dilations, axes.modes, axes.parts)
+    small_axes = Axes(axes.lengths, small, axes.strides, axes.dilations, axes.modes, axes.parts)
+    outer = box_of(tile, large_axes, TILE, BOX_TILE, FLAGS, False)
+    inner = box_of(tile, small_axes, TILE, BOX_TILE, FLAGS, False)
+    return Box(outer.count, outer.begin, outer.end, inner.low, inner.high)
+
+
+@triton.jit
+def sized_intervals(positions, lengths, axes, sizes, FLAGS: tl.constexpr):
+    """`intervals_of` queries whose windows are of their own `sizes`."""
+    windows = sized_windows(axes.windows, sizes)
+    own_axes = Axes(axes.lengths, windows, axes.strides, axes.dilations, axes.modes, axes.parts)
+    return intervals_of(positions, lengths, own_axes, FLAGS, False)
+
+
+@triton.jit
+def sized_windows(windows, sizes):
+    """Along each axis `sizes`, but at most the neighborhood's windows."""
+    own = ()
+    for axis in tl.static_range(len(windows)):
+        own = own + (tl.minimum(sizes, windows[axis]),)
+    return own
+
+
+@triton.jit
 def coverage(columns, at, tile, box, BOX_TILE: tl.constexpr):
     """Of the box's tile at `at`: which of its tokens, at `columns` within it, exist, and whether it needs no mask."""
     LAST: tl.constexpr = len(BOX_TILE) - 1
@@ -189,35 +226,14 @@ def coverage(columns, at, tile, box, BOX_TILE: tl.constexpr):
 
 
 @triton.jit
-def live_steps(key_mask, batch, tile, box, axes, columns, BOX_TILE: tl.constexpr, SPREAD: tl.constexpr):
-    """Which of a box's steps have a key that the contiguous `[B, *X]` mask has: `(live, each, count)`.
+def steps_of(steps, number, room, RANK: tl.constexpr):
+    """Of the lists that `vicinal.backends.triton.kernels.steps` writes a program's: `(listed, whole, mixed)`.
 
-    `live`: one entry for `each` steps in a row, `SPREAD` entries. `count`: how many steps the live ones are.
+    `listed`: where the first entry is, an integer per axis: of `whole` steps from there on, then of `mixed` ones from
+    the last of `room` entries backwards.
     """
-    each = (box.count + SPREAD - 1) // SPREAD
-    entry = tl.arange(0, SPREAD)
-    live = tl.zeros([SPREAD], tl.int32)
-    for i in range(each):
-        step = entry * each + i
-        at = step_at(step, box, BOX_TILE)
-        inside = (step < box.count)[:, None]
-        positions = ()
-        for axis in tl.static_range(len(BOX_TILE)):
-            position = at[axis][:, None] + columns[axis][None, :]
-            inside = inside & (position < tile.box_ends[axis])
-            positions = positions + (position,)
-        row = rows_at(batch, tokens_at(positions, tile.group, axes.dilations), axes, 1, 0, True)
-        live = live | tl.max(tl.load(key_mask + row, mask=inside, other=0).to(tl.int32), 1)
-    return live, each, tl.sum((live != 0).to(tl.int32), 0) * each
-
-
-@triton.jit
-def live_at(i, step, live, each, box, BOX_TILE: tl.constexpr, SPREAD: tl.constexpr):
-    """The `i`-th live step, after `step`, and where it begins. What goes beyond the box has no key in any window."""
-    entry = tl.arange(0, SPREAD)
-    later = tl.where((live != 0) & (entry * each > step), entry, SPREAD)
-    step = tl.where(i % each == 0, tl.min(later, 0) * each, step + 1)
-    return step, step_at(step, box, BOX_TILE)
+    row = steps + number.to(tl.int64) * (2 + RANK * room)
+    return row + 2, tl.load(row), tl.load(row + 1)
 
 
 @triton.jit
@@ -242,6 +258,21 @@ def within(columns, at, rows):
     for axis in tl.static_range(LAST - 1, -1, -1):
         mask = mask & _axis_within(columns[axis], rows.starts[axis] - at[axis], rows.sizes[axis])
     return mask
+
+
+@triton.jit
+def within_sized(positions, starts, sizes):
+    """`[rows, columns]`: whether a row's position lies in the column's interval along every axis."""
+    LAST: tl.constexpr = len(positions) - 1
+    mask = _row_within(positions[LAST], starts[LAST], sizes[LAST])
+    for axis in tl.static_range(LAST - 1, -1, -1):
+        mask = mask & _row_within(positions[axis], starts[axis], sizes[axis])
+    return mask
+
+
+@triton.jit
+def _row_within(row, start, size):
+    return (row[:, None] - start[None, :]).to(tl.uint32) < size[None, :].to(tl.uint32)
 
 
 @triton.jit

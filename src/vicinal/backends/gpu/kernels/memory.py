@@ -88,10 +88,62 @@ def tokens_of(pointer, batch, head, axes, strides, KEYS: tl.constexpr, VECTOR: t
 
 
 @triton.jit
+def around(tokens, axes, FLAGS: tl.constexpr, KEYS: tl.constexpr):
+    """Of tokens before or beyond a circular axis those that they are."""
+    if FLAGS.circles == 0:
+        return tokens
+    else:
+        starts, lengths = part_of(axes, KEYS)
+        found = ()
+        for axis in tl.static_range(len(tokens)):
+            token = tokens[axis]
+            if FLAGS.circles >> axis & 1:
+                token = tl.where(token < starts[axis], token + lengths[axis], token)
+                token = tl.where(token >= starts[axis] + lengths[axis], token - lengths[axis], token)
+            found = found + (token,)
+        return found
+
+
+@triton.jit
+def rows_around(rows, tokens, columns, axes, strides, VECTOR: tl.constexpr, FLAGS: tl.constexpr, KEYS: tl.constexpr):
+    """The offsets `rows_within` of a tile's tokens from the one at `tokens`, where some are beyond a circular axis."""
+    TURNS: tl.constexpr = FLAGS.turns
+    if FLAGS.circles != 0:
+        starts, lengths = part_of(axes, KEYS)
+        for axis in tl.static_range(len(tokens)):
+            if FLAGS.circles >> axis & 1:
+                end = starts[axis] - tokens[axis]
+                for _ in tl.static_range(TURNS):
+                    end += lengths[axis]
+                    beyond = columns[axis] * axes.dilations[axis] >= end
+                    rows = tl.where(beyond, rows - lengths[axis] * strides[axis] * VECTOR, rows)
+    return rows
+
+
+@triton.jit
 def load_tile(pointer, tile, rows, dilations, strides, SIZE: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr):
     """A program's own tile of the head at `pointer`, zeros for tokens that do not exist."""
     pointer += tile_at(tokens_at(tile.first, tile.group, dilations), strides, VECTOR)
     return load_rows(pointer, rows_within(rows.offsets, dilations, strides, VECTOR, WIDE), rows.inside, SIZE, True)
+
+
+class Step(NamedTuple):
+    """Tokens that a program walks at a time."""
+
+    first: Any  # per axis, along it: of `around`
+    columns: Any  # per axis a block: positions from there on
+    there: Any  # whether they are read
+
+
+@triton.jit
+def load_step(
+    pointer, rows, step, axes, strides,
+    SIZE: tl.constexpr, CHECKED: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """The tile of a `Step` of the head at `pointer`; `rows`: `rows_within` it."""
+    pointer += tile_at(step.first, strides, VECTOR)
+    rows = rows_around(rows, step.first, step.columns, axes, strides, VECTOR, FLAGS, KEYS)
+    return load_rows(pointer, rows, step.there, SIZE, CHECKED)
 
 
 @triton.constexpr_function
@@ -167,6 +219,12 @@ def mask_rows(positions, axes, WIDE: tl.constexpr):
 
 
 @triton.jit
+def walked_mask_rows(rows, tokens, columns, axes, FLAGS: tl.constexpr):
+    """`mask_rows` of a tile of keys that is walked, at `tokens`."""
+    return rows_around(rows, tokens, columns, axes, token_strides(lengths_of(axes, True)), 1, FLAGS, True)
+
+
+@triton.jit
 def keys_there(key_mask, batch, tokens, offsets, axes, inside):
     """Of the keys at `offsets` (`mask_rows`) from the one at `tokens`, those `inside` that are not masked."""
     kept = tl.load(key_mask + rows_at(batch, tokens, axes, 1, 0, True) + offsets, mask=inside, other=0)
@@ -184,10 +242,10 @@ def all_of(block):
 
 
 @triton.jit
-def token_strides(lengths):
-    """Of a contiguous `[*X]` tensor."""
+def token_strides(lengths, heads=1):
+    """Of a contiguous `[*X, heads]` tensor."""
     strides = ()
-    step = 1
+    step = heads
     for axis in tl.static_range(len(lengths) - 1, -1, -1):
         strides = (step,) + strides
         step = step * lengths[axis]

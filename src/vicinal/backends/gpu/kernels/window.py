@@ -28,6 +28,7 @@ class Parts(NamedTuple):
     query_lengths: Any
     key_starts: Any
     key_lengths: Any
+    reaches: Any  # how far what tiles walk goes on around a circular axis, at both ends; 0 where it does not
 
 
 class Axes(NamedTuple):
@@ -55,6 +56,8 @@ class Flags(NamedTuple):
     checked: bool  # tiles of a box may pass the end of an axis
     chained: bool = False  # launched while the kernel before may still run: `memory.await_previous`
     packed: bool = False  # maps of different sizes: `boxes.map_of`
+    circles: int = 0  # the axes around which tokens are walked, a bit for each
+    turns: int = 0  # how often a step may pass the end of such an axis
     unfolded: int = -1  # the axis that is of the dilation groups of the axis before it (`vicinal.geometry.unfold`)
 
 
@@ -291,8 +294,9 @@ def _tile_of_part(index, axes, TILE: tl.constexpr, FLAGS: tl.constexpr, INVERSE:
         first = (position,) + first
         lengths = (group_length(axes.lengths[axis], dilation, g, FLAGS.dilated),) + lengths
         ends = (end,) + ends
-        box_starts = (group_length(other_starts[axis], dilation, g, FLAGS.dilated),) + box_starts
-        other_end = other_starts[axis] + other_lengths[axis]
+        other_start = other_starts[axis] - axes.parts.reaches[axis]
+        other_end = other_starts[axis] + other_lengths[axis] + axes.parts.reaches[axis]
+        box_starts = (group_length(other_start, dilation, g, FLAGS.dilated),) + box_starts
         box_ends = (group_length(other_end, dilation, g, FLAGS.dilated),) + box_ends
     return Tile(group, first, lengths, beyond | (index > 0), ends, box_starts, box_ends)
 

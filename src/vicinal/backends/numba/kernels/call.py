@@ -21,8 +21,11 @@ ADDRESS = 16
 QUERY, KEY, VALUE, ADDITIONAL_KEY, ADDITIONAL_VALUE, OUTPUT, LSE, GRAD_OUTPUT, GRAD_LSE = range(9)
 GRAD_QUERY, GRAD_KEY, GRAD_VALUE, GRAD_ADDITIONAL_KEY, GRAD_ADDITIONAL_VALUE = range(9, 14)
 KEY_MASK = 14  # 16 bits for each key, all 1, or 0 where it is masked; without a mask one for all keys
+# Of each query, how much its own window is shorter than the neighborhood's at its start and its end along three axes,
+# 16 bits each (`vicinal.backends.numba.cuts`); the address is 0 without windows per token.
+CUTS = 15
 OF_ADDITIONAL = (ADDITIONAL_KEY, ADDITIONAL_VALUE, GRAD_ADDITIONAL_KEY, GRAD_ADDITIONAL_VALUE)
-TENSORS = 15
+TENSORS = 16
 STRIDE = ADDRESS + TENSORS
 STRIDES = 5
 HEAD_STRIDE = 4  # place among a tensor's strides; the batch's is 0, an axis' is 1 + axis

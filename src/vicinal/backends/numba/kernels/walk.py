@@ -53,13 +53,42 @@ def _find_bits(call, scratch, axis):
     for i in range(keys + 1):
         store_bits(bits + 2 * i, 0)
     lanes = get(get(scratch, c.OWN), c.LANE_BITS) + 8 * LANES * axis
-    for i in range(get(tile, c.QUERY_COUNT)):  # change at both ends of every window ...
+    for i in range(get(tile, c.QUERY_COUNT)):
         own = get(lanes, i)
         start, stop = bits + 2 * get(windows, 2 * i), bits + 2 * (keys - get(windows, 2 * i + 1))
         store_bits(start, load_bits(start) ^ own)
         store_bits(stop, load_bits(stop) ^ own)
+    _between(bits, keys)
+
+
+@njit(error_model="numpy")
+def _find_own_bits(call, scratch):
+    """Which queries attend to each key of the box, along each axis, where every query has a window of its own."""
+    find_rows(call, scratch, c.CUTS, -1)
+    rows, places = rows_of(call, scratch, c.CUTS), get(get(scratch, c.OWN), c.LANE_PLACES)
+    for axis in range(3):
+        tile = tile_of(scratch, axis)
+        bits = scratch + get(call, c.AXIS_BITS + axis)
+        keys, windows = get(tile, c.KEY_COUNT), get(tile, c.WINDOWS)
+        for i in range(keys + 1):
+            store_bits(bits + 2 * i, 0)
+        for lane in range(LANES):
+            cuts = get(rows, lane)
+            if cuts == -1:
+                continue
+            place = get(places, axis * LANES + lane)
+            start = get(windows, 2 * place) + load_bits(cuts + 4 * axis)
+            stop = keys - get(windows, 2 * place + 1) - load_bits(cuts + 4 * axis + 2)
+            for end in (bits + 2 * start, bits + 2 * stop):
+                store_bits(end, load_bits(end) ^ (1 << lane))
+        _between(bits, keys)
+
+
+@njit(error_model="numpy")
+def _between(bits, keys):
+    """Of bits that change at both ends of every window, those of the windows."""
     now = 0
-    for i in range(keys):  # ... and between, stay
+    for i in range(keys):
         now ^= load_bits(bits + 2 * i)
         store_bits(bits + 2 * i, now)
 
@@ -96,6 +125,8 @@ def find_rows(call, scratch, tensor, unread):
 @njit(error_model="numpy")
 def begin(call, scratch):
     """Set the walk to the start of the box; how many keys to ask for at a time."""
+    if get(call, c.ADDRESS + c.CUTS) != 0:
+        _find_own_bits(call, scratch)
     for place in range(4):
         put(scratch, c.POSITION + place, 0)
     keys = get(call, c.ADDITIONAL)

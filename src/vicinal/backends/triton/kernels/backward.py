@@ -16,35 +16,44 @@ import triton.language as tl
 from vicinal.backends.gpu.kernels.boxes import (
     box_of,
     coverage,
-    live_at,
-    live_steps,
+    load_axes,
     map_of,
     program_of,
     rows_of,
     rules_of_head,
     rules_of_map,
+    sized_box,
+    sized_intervals,
+    steps_of,
     strides_of_map,
     with_inside,
+    with_intervals,
     within,
+    within_sized,
 )
 from vicinal.backends.gpu.kernels.memory import (
+    Step,
     all_of,
     any_of,
+    around,
     await_previous,
     head_at,
     keys_there,
     let_next_start,
     load_rows,
+    load_step,
     load_tile,
     mask_rows,
     own_rows,
     padded,
+    rows_around,
     rows_at,
     rows_within,
     store_rows,
     tile_at,
     token_strides,
     tokens_of,
+    walked_mask_rows,
 )
 from vicinal.backends.gpu.kernels.window import (
     Axes,
@@ -60,17 +69,17 @@ from vicinal.backends.gpu.kernels.window import (
     tokens_at,
 )
 from vicinal.backends.triton.kernels.bias import bias_tile, biased, first_bias_tile
-from vicinal.backends.triton.kernels.forward import RUN_TIME, SPREAD
+from vicinal.backends.triton.kernels.forward import RUN_TIME
 from vicinal.backends.triton.kernels.softmax import LN2, in_base_2
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def query_gradient_kernel(
-    query, key, value, extra_keys, extra_values, rpb, key_mask, table,
+    query, key, value, extra_keys, extra_values, rpb, key_mask, window_sizes, table, steps,
     output, lse, grad_output,
     grad_lse,  # None for zeros
     delta, grad_query,  # written
-    scale, heads, group_size, additional, programs,
+    scale, heads, group_size, additional, programs, room,
     classes,  # `Classes` where `rpb` holds bias tiles; None where it is the bias table
     axes, strides,
     D: tl.constexpr, DV: tl.constexpr,
@@ -78,19 +87,21 @@ def query_gradient_kernel(
     VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     _query_gradient(
-        tl.program_id(0), query, key, value, extra_keys, extra_values, rpb, key_mask, table,
+        tl.program_id(0), query, key, value, extra_keys, extra_values, rpb, key_mask, window_sizes, table, steps,
         output, lse, grad_output, grad_lse, delta, grad_query,
-        scale, heads, group_size, additional, programs, classes, axes, strides,
+        scale, heads, group_size, additional, programs, room, classes, axes, strides,
         D, DV, TILE, KEY_TILE, VECTOR, FLAGS, PRECISION,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=("scale", "heads", "group_size", "programs"))
+@triton.jit(do_not_specialize=("scale", "heads", "group_size", "programs", "room"))
 def key_value_gradient_kernel(
-    query, key, value, rpb, key_mask, table, lse, grad_output,
+    query, key, value, rpb, key_mask, window_sizes, table,
+    steps,  # with a mask: of queries, those that are whole being answered all
+    lse, grad_output,
     delta,  # None where no gradient of keys is wanted
     grad_key, grad_value,  # written; None where nobody needs it
-    scale, heads, group_size, programs,
+    scale, heads, group_size, programs, room,
     classes,
     axes, strides,
     D: tl.constexpr, DV: tl.constexpr,
@@ -101,24 +112,26 @@ def key_value_gradient_kernel(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     _key_value_gradient(
-        tl.program_id(0), query, key, value, rpb, key_mask, table, None, lse, grad_output, None, delta,
-        grad_key, grad_value,
-        scale, heads, group_size, programs, classes, axes, strides,
+        tl.program_id(0), query, key, value, rpb, key_mask, window_sizes, table, steps,
+        None, lse, grad_output, None, delta, grad_key, grad_value,
+        scale, heads, group_size, programs, room, classes, axes, strides,
         D, DV, TILE, QUERY_TILE, VECTOR, FLAGS, GROUPED, PER_QUERY_HEAD, PRECISION,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=(*RUN_TIME, "key_programs", "key_total"))
+@triton.jit(do_not_specialize=(*RUN_TIME, "key_programs", "key_room", "key_total"))
 def gradients_kernel(
     query, key, value, extra_keys, extra_values, rpb,
     key_rpb,  # the key and value gradients' own bias tiles; `rpb` again where there are none
-    key_mask, table,
+    key_mask, window_sizes, table, steps,
+    key_steps,  # of the key and value gradients
     output, lse, grad_output,
     grad_lse,  # None for zeros
     delta, grad_query,  # written
     grad_key, grad_value,  # written; one of them is None where nobody needs it
-    scale, heads, group_size, additional, programs,
+    scale, heads, group_size, additional, programs, room,
     key_programs,  # tiles of keys of one head
+    key_room,
     key_total,  # programs with keys, which come first: they take longer
     classes, key_classes,
     axes, strides,
@@ -131,16 +144,16 @@ def gradients_kernel(
     pid = tl.program_id(0)
     if pid < key_total:
         _key_value_gradient(
-            pid, query, key, value, key_rpb, key_mask, table, output, lse, grad_output, grad_lse, None,
-            grad_key, grad_value,
-            scale, heads, group_size, key_programs, key_classes, axes, strides,
+            pid, query, key, value, key_rpb, key_mask, window_sizes, table, key_steps,
+            output, lse, grad_output, grad_lse, None, grad_key, grad_value,
+            scale, heads, group_size, key_programs, key_room, key_classes, axes, strides,
             D, DV, OWN_KEYS, QUERY_TILE, VECTOR, INVERSE_FLAGS, GROUPED, PER_QUERY_HEAD, PRECISION,
         )  # fmt: skip
     else:
         _query_gradient(
-            pid - key_total, query, key, value, extra_keys, extra_values, rpb, key_mask, table,
+            pid - key_total, query, key, value, extra_keys, extra_values, rpb, key_mask, window_sizes, table, steps,
             output, lse, grad_output, grad_lse, delta, grad_query,
-            scale, heads, group_size, additional, programs, classes, axes, strides,
+            scale, heads, group_size, additional, programs, room, classes, axes, strides,
             D, DV, TILE, KEY_TILE, VECTOR, FLAGS, PRECISION,
         )  # fmt: skip
 
@@ -167,14 +180,15 @@ def delta_kernel(
 
 @triton.jit
 def _query_gradient(
-    pid, query, key, value, extra_keys, extra_values, rpb, key_mask, table,
+    pid, query, key, value, extra_keys, extra_values, rpb, key_mask, window_sizes, table, steps,
     output, lse, grad_output, grad_lse, delta, grad_query,
-    scale, heads, group_size, additional, programs, classes, axes, strides,
+    scale, heads, group_size, additional, programs, room, classes, axes, strides,
     D: tl.constexpr, DV: tl.constexpr, TILE: tl.constexpr, KEY_TILE: tl.constexpr,
     VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     BN: tl.constexpr = size_of(KEY_TILE)
     MASKED: tl.constexpr = key_mask is not None
+    RANK: tl.constexpr = len(TILE)
     index, h, b = program_of(pid, programs, heads)
     kv_head = h // group_size
     if table is not None:
@@ -199,9 +213,16 @@ def _query_gradient(
     if tile.beyond:
         return
 
-    box = box_of(tile, axes, TILE, KEY_TILE, FLAGS, False)
     rows = rows_of(tile, axes, TILE, FLAGS, False)
     written = own_rows(0 * b if FLAGS.packed else b, tile, rows, axes, heads, h)
+    if window_sizes is not None:
+        await_previous(FLAGS.chained)
+        own_sizes = tl.load(window_sizes + written, mask=rows.inside, other=1)
+        box = sized_box(tile, axes, own_sizes, rows, TILE, KEY_TILE, FLAGS)
+        starts, sizes = sized_intervals(rows.positions, tile.lengths, axes, own_sizes, FLAGS)
+        rows = with_intervals(rows, starts, sizes)
+    else:
+        box = box_of(tile, axes, TILE, KEY_TILE, FLAGS, False)
     query = tokens_of(query, b, h, axes, strides.query, False, VECTOR)
     await_previous(FLAGS.chained)
     own_lse = tl.load(lse + written, mask=rows.inside, other=0.0)
@@ -235,43 +256,54 @@ def _query_gradient(
 
     accumulated = tl.zeros([size_of(TILE), padded(D)], tl.float32)
     at = box.begin
-    steps = box.count
+    count = box.count
     if MASKED:
-        live, each, steps = live_steps(key_mask, b, tile, box, axes, columns, KEY_TILE, SPREAD)
-        step = tl.full([], -1, tl.int32)
-    for i in range(steps):
+        number = b * programs + index if table is None else pid
+        listed, count, mixed = steps_of(steps, number, room, RANK)
+        entry = 0
+    for MIXED in tl.static_range(2 if MASKED else 1):  # as the forward pass does
         if MASKED:
-            step, at = live_at(i, step, live, each, box, KEY_TILE, SPREAD)
-        token = tokens_at(at, tile.group, axes.dilations)
-        there, full = coverage(columns, at, tile, box, KEY_TILE)
-        if MASKED:
-            there = keys_there(key_mask, b, token, m_rows, axes, there)
-            full = full & all_of(there)
-        k = load_rows(key + tile_at(token, strides.key.tokens, VECTOR), k_rows, there, D, FLAGS.checked or MASKED)
-        v = load_rows(value + tile_at(token, strides.value.tokens, VECTOR), v_rows, there, DV, FLAGS.checked or MASKED)
-        scores = tl.dot(q, k.T, input_precision=PRECISION)
-        weights_gradient = tl.dot(do, v.T, input_precision=PRECISION)
-        if classes is not None:
-            p = tl.exp2(scores * scale + bias_tile(rpb, TILE, KEY_TILE) - log2_total[:, None])
-            rpb += size_of(TILE) * BN
-        elif rpb is not None:
-            mask = within(columns, at, rows) & rows.inside[:, None]
-            if MASKED:
-                mask = mask & there[None, :]
-            key_part = linear(shifted(columns, at), bias_steps)
-            scores = biased(scores, mask, rpb, key_part[None, :], query_part[:, None], scale)
-            p = tl.exp2(scores - log2_total[:, None])
-        else:
-            p = tl.exp2(scores * scale - log2_total[:, None])
-            if not full:
-                mask = within(columns, at, rows)
-                if MASKED:
+            at = load_axes(listed + entry, RANK)
+        for _ in range(count):
+            token = around(tokens_at(at, tile.group, axes.dilations), axes, FLAGS, True)
+            there, full = coverage(columns, at, tile, box, KEY_TILE)
+            if MIXED:
+                there = keys_there(
+                    key_mask, b, token, walked_mask_rows(m_rows, token, columns, axes, FLAGS), axes, there
+                )
+            step = Step(token, columns, there)
+            k = load_step(key, k_rows, step, axes, strides.key.tokens, D, FLAGS.checked or MIXED, VECTOR, FLAGS, True)
+            v = load_step(
+                value, v_rows, step, axes, strides.value.tokens, DV, FLAGS.checked or MIXED, VECTOR, FLAGS, True
+            )
+            scores = tl.dot(q, k.T, input_precision=PRECISION)
+            weights_gradient = tl.dot(do, v.T, input_precision=PRECISION)
+            if classes is not None:
+                p = tl.exp2(scores * scale + bias_tile(rpb, TILE, KEY_TILE) - log2_total[:, None])
+                rpb += size_of(TILE) * BN
+            elif rpb is not None:
+                mask = within(columns, at, rows) & rows.inside[:, None]
+                if MIXED:
                     mask = mask & there[None, :]
-                p = tl.where(mask, p, 0.0)
-        ds = p * (weights_gradient - difference[:, None])
-        accumulated = tl.dot(ds.to(k.dtype), k, accumulated, input_precision=PRECISION)
-        if not MASKED:
-            at = next_tile(at, box.begin, box.end, KEY_TILE)
+                key_part = linear(shifted(columns, at), bias_steps)
+                scores = biased(scores, mask, rpb, key_part[None, :], query_part[:, None], scale)
+                p = tl.exp2(scores - log2_total[:, None])
+            else:
+                p = tl.exp2(scores * scale - log2_total[:, None])
+                if MIXED:
+                    p = tl.where(there[None, :], p, 0.0)
+                if not full:
+                    p = tl.where(within(columns, at, rows), p, 0.0)
+            ds = p * (weights_gradient - difference[:, None])
+            accumulated = tl.dot(ds.to(k.dtype), k, accumulated, input_precision=PRECISION)
+            if MASKED:
+                entry += -RANK if MIXED else RANK
+                at = load_axes(listed + entry, RANK)
+            else:
+                at = next_tile(at, box.begin, box.end, KEY_TILE)
+        if MASKED:
+            count = mixed
+            entry = (room - 1) * RANK
 
     if extra_keys is not None:
         extra_keys += head_at(b, kv_head, strides.extra_keys, VECTOR)
@@ -293,17 +325,18 @@ def _query_gradient(
 
 @triton.jit
 def _key_value_gradient(
-    pid, query, key, value, rpb, key_mask, table,
+    pid, query, key, value, rpb, key_mask, window_sizes, table, steps,
     output,  # if there is no delta
     lse, grad_output,
     grad_lse,  # likewise; None for zeros
     delta, grad_key, grad_value,
-    scale, heads, group_size, programs, classes, axes, strides,
+    scale, heads, group_size, programs, room, classes, axes, strides,
     D: tl.constexpr, DV: tl.constexpr, TILE: tl.constexpr, QUERY_TILE: tl.constexpr,
     VECTOR: tl.constexpr, FLAGS: tl.constexpr, GROUPED: tl.constexpr, PER_QUERY_HEAD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     MASKED: tl.constexpr = key_mask is not None
+    RANK: tl.constexpr = len(TILE)
     out_heads = heads if PER_QUERY_HEAD else heads // group_size
     index, out_head, b = program_of(pid, programs, out_heads)
     first_head = out_head if PER_QUERY_HEAD else out_head * group_size
@@ -344,14 +377,20 @@ def _key_value_gradient(
         kept = keys_there(key_mask, b, own, m_rows, axes, rows.inside)
         read = with_inside(rows, kept)
         unmasked = all_of(kept | ~rows.inside)
-        count = tl.where(any_of(kept), count, 0)
+        number = b * programs + index if table is None else pid
+        listed, count, mixed = steps_of(steps, number, room, RANK)
+        some = any_of(kept)
+        count = tl.where(some, count, 0)
+        mixed = tl.where(some, mixed, 0)
+        first_entry = 0
     k = load_tile(key, tile, read, axes.dilations, strides.key.tokens, D, VECTOR, FLAGS.wide)
     if grad_key is not None:
         v = load_tile(value, tile, read, axes.dilations, strides.value.tokens, DV, VECTOR, FLAGS.wide)
 
     columns = positions_in(QUERY_TILE)
     q_rows = rows_within(columns, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
-    o_rows = rows_within(columns, axes.dilations, token_strides(lengths_of(axes, False)), 1, FLAGS.wide) * heads
+    all_rows = rows_within(columns, axes.dilations, token_strides(lengths_of(axes, False)), 1, FLAGS.wide) * heads
+    o_strides = token_strides(lengths_of(axes, False), heads)
     query = tokens_of(query, b, first_head, axes, strides.query, False, VECTOR)
     if classes is not None:
         bias_at, bias_apart = first_bias_tile(tile, axes, classes, first_head, TILE, QUERY_TILE, FLAGS)
@@ -365,60 +404,89 @@ def _key_value_gradient(
         dk = tl.zeros([size_of(TILE), padded(D)], tl.float32)
     if grad_value is not None:
         dv = tl.zeros([size_of(TILE), padded(DV)], tl.float32)
-    h = first_head
     at = box.begin
-    left = count
-    for _ in range(count * turns):
-        token = tokens_at(at, tile.group, axes.dilations)
-        there, full = coverage(columns, at, tile, box, QUERY_TILE)
-        row = rows_at(0 * b if FLAGS.packed else b, token, axes, heads, h, False)
-        own_lse = _load_each(lse + row + o_rows, there, FLAGS.checked)
-        log2_total = in_base_2(own_lse, MASKED)
+    for MIXED in tl.static_range(2 if MASKED else 1):  # as the forward pass does: queries that are all answered first
+        h = first_head
+        q_head = query
+        left = count
         if MASKED:
-            there = there & (own_lse != float("-inf"))
-            full = full & unmasked
-        q = load_rows(query + tile_at(token, strides.query.tokens, VECTOR), q_rows, there, D, FLAGS.checked or MASKED)
-        do = load_rows(grad_output + row * DV, o_rows * DV, there, DV, FLAGS.checked or MASKED)
-        if grad_key is not None:
-            if delta is not None:
-                difference = _load_each(delta + row + o_rows, there, FLAGS.checked or MASKED)
-            else:
-                o = load_rows(output + row * DV, o_rows * DV, there, DV, FLAGS.checked or MASKED)
-                difference = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-                if grad_lse is not None:
-                    difference -= _load_each(grad_lse + row + o_rows, there, FLAGS.checked or MASKED)
-        scores = tl.dot(k, q.T, input_precision=PRECISION)
-        if classes is not None:
-            p = tl.exp2(scores * scale + bias_tile(rpb, TILE, QUERY_TILE) - log2_total[None, :])
-            rpb += size_of(TILE) * size_of(QUERY_TILE)
-        elif rpb is not None:
-            mask = within(columns, at, rows) & read.inside[:, None]
-            query_part = linear(shifted(columns, at), bias_steps)
-            scores = biased(scores, mask, rpb + h.to(tl.int64) * size, key_part[:, None], query_part[None, :], scale)
-            p = tl.exp2(scores - log2_total[None, :])
-        else:
-            p = tl.exp2(scores * scale - log2_total[None, :])
-            if not full:
-                mask = within(columns, at, rows)
-                if MASKED:
-                    mask = mask & read.inside[:, None]
-                p = tl.where(mask, p, 0.0)
-        if grad_value is not None:
-            dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
-        if grad_key is not None:
-            weights_gradient = tl.dot(v, do.T, input_precision=PRECISION)
-            ds = p * (weights_gradient - difference[None, :])
-            dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
-        at = next_tile(at, box.begin, box.end, QUERY_TILE)
-        if GROUPED:  # the group's next head, once the box is walked
-            left -= 1
-            walked = left == 0
-            left = tl.where(walked, count, left)
-            at = chosen(walked, box.begin, at)
-            h = tl.where(walked, h + 1, h)
-            query += tl.where(walked, strides.query.head, 0).to(tl.int64) * VECTOR
+            entry = first_entry
+            at = load_axes(listed + entry, RANK)
+        for _ in range(count * turns):
+            token = around(tokens_at(at, tile.group, axes.dilations), axes, FLAGS, False)
+            there, full = coverage(columns, at, tile, box, QUERY_TILE)
+            row = rows_at(0 * b if FLAGS.packed else b, token, axes, heads, h, False)
+            o_rows = rows_around(all_rows, token, columns, axes, o_strides, 1, FLAGS, False)
+            own_lse = _load_each(lse + row + o_rows, there, FLAGS.checked)
+            log2_total = in_base_2(own_lse, MIXED)
+            if MIXED:
+                there = there & (own_lse != float("-inf"))
+            if MASKED:
+                full = full & unmasked
+            step = Step(token, columns, there)
+            q = load_step(
+                q_head, q_rows, step, axes, strides.query.tokens, D, FLAGS.checked or MIXED, VECTOR, FLAGS, False
+            )
+            do = load_rows(grad_output + row * DV, o_rows * DV, there, DV, FLAGS.checked or MIXED)
+            if grad_key is not None:
+                if delta is not None:
+                    difference = _load_each(delta + row + o_rows, there, FLAGS.checked or MIXED)
+                else:
+                    o = load_rows(output + row * DV, o_rows * DV, there, DV, FLAGS.checked or MIXED)
+                    difference = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+                    if grad_lse is not None:
+                        difference -= _load_each(grad_lse + row + o_rows, there, FLAGS.checked or MIXED)
+            scores = tl.dot(k, q.T, input_precision=PRECISION)
+            if window_sizes is not None:
+                own_sizes = _load_each(window_sizes + row + o_rows, there, FLAGS.checked or MIXED)
+                starts, sizes = sized_intervals(shifted(columns, at), tile.lengths, axes, own_sizes, FLAGS)
+                reached = within_sized(rows.positions, starts, sizes)
+                full = False
             if classes is not None:
-                rpb += tl.where(walked, bias_apart - walked_over, 0)
+                p = tl.exp2(scores * scale + bias_tile(rpb, TILE, QUERY_TILE) - log2_total[None, :])
+                rpb += size_of(TILE) * size_of(QUERY_TILE)
+            elif rpb is not None:
+                mask = within(columns, at, rows) if window_sizes is None else reached
+                mask = mask & read.inside[:, None]
+                query_part = linear(shifted(columns, at), bias_steps)
+                scores = biased(
+                    scores, mask, rpb + h.to(tl.int64) * size, key_part[:, None], query_part[None, :], scale
+                )
+                p = tl.exp2(scores - log2_total[None, :])
+            else:
+                p = tl.exp2(scores * scale - log2_total[None, :])
+                if not full:
+                    mask = within(columns, at, rows) if window_sizes is None else reached
+                    if MASKED:
+                        mask = mask & read.inside[:, None]
+                    p = tl.where(mask, p, 0.0)
+            if grad_value is not None:
+                dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
+            if grad_key is not None:
+                weights_gradient = tl.dot(v, do.T, input_precision=PRECISION)
+                ds = p * (weights_gradient - difference[None, :])
+                dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+            if MASKED:
+                entry += -RANK if MIXED else RANK
+            else:
+                at = next_tile(at, box.begin, box.end, QUERY_TILE)
+            if GROUPED:  # the group's next head, once the box is walked
+                left -= 1
+                walked = left == 0
+                left = tl.where(walked, count, left)
+                if MASKED:
+                    entry = tl.where(walked, first_entry, entry)
+                else:
+                    at = chosen(walked, box.begin, at)
+                h = tl.where(walked, h + 1, h)
+                q_head += tl.where(walked, strides.query.head, 0).to(tl.int64) * VECTOR
+                if classes is not None:
+                    rpb += tl.where(walked, bias_apart - walked_over, 0)
+            if MASKED:
+                at = load_axes(listed + entry, RANK)
+        if MASKED:
+            count = mixed
+            first_entry = (room - 1) * RANK
 
     let_next_start(FLAGS.chained)
     written = own_rows(0 * b if FLAGS.packed else b, tile, rows, axes, out_heads, out_head, True)

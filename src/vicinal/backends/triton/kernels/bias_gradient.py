@@ -19,14 +19,19 @@ from vicinal.backends.gpu.kernels.boxes import (
     load_axes,
     rows_of,
     rules_of_head,
+    sized_intervals,
     step_at,
     with_inside,
+    with_intervals,
     within,
 )
 from vicinal.backends.gpu.kernels.memory import (
+    Step,
+    around,
     head_at,
     keys_there,
     load_rows,
+    load_step,
     load_tile,
     mask_rows,
     own_rows,
@@ -35,6 +40,7 @@ from vicinal.backends.gpu.kernels.memory import (
     token_rows,
     token_strides,
     tokens_of,
+    walked_mask_rows,
 )
 from vicinal.backends.gpu.kernels.window import (
     Axes,
@@ -138,7 +144,7 @@ def bias_gradient_of_classes_kernel(
 
 @triton.jit(do_not_specialize=("scale", "heads", "group_size", "batch", "programs"))
 def bias_gradient_kernel(
-    query, key, value, rpb, key_mask, table, lse, grad_output, delta,
+    query, key, value, rpb, key_mask, window_sizes, table, lse, grad_output, delta,
     partial,  # zeros [H, shares, 2*K0-1, ...], added to
     scale, heads, group_size, batch, programs,
     axes, strides,
@@ -174,6 +180,10 @@ def bias_gradient_kernel(
         count = tl.where(tile.beyond, 0, box.count)
         rows = rows_of(tile, axes, TILE, FLAGS, False)
         read = own_rows(b, tile, rows, axes, heads, h)
+        if window_sizes is not None:
+            own_sizes = tl.load(window_sizes + read, mask=rows.inside, other=1)
+            starts, sizes = sized_intervals(rows.positions, tile.lengths, axes, own_sizes, FLAGS)
+            rows = with_intervals(rows, starts, sizes)
         own_lse = tl.load(lse + read, mask=rows.inside, other=0.0)
         log2_total = in_base_2(own_lse, MASKED)
         if MASKED:
@@ -187,12 +197,15 @@ def bias_gradient_kernel(
         query_part = linear(rows.positions, bias_steps) - middle
         at = box.begin
         for _ in range(count):
-            token = tokens_at(at, tile.group, axes.dilations)
+            token = around(tokens_at(at, tile.group, axes.dilations), axes, FLAGS, True)
             there, _full = coverage(columns, at, tile, box, KEY_TILE)
             if MASKED:
-                there = keys_there(key_mask, b, token, m_rows, axes, there)
-            k = load_rows(k_head + tile_at(token, strides.key.tokens, VECTOR), k_rows, there, D, True)
-            v = load_rows(v_head + tile_at(token, strides.value.tokens, VECTOR), v_rows, there, DV, True)
+                there = keys_there(
+                    key_mask, b, token, walked_mask_rows(m_rows, token, columns, axes, FLAGS), axes, there
+                )
+            step = Step(token, columns, there)
+            k = load_step(k_head, k_rows, step, axes, strides.key.tokens, D, True, VECTOR, FLAGS, True)
+            v = load_step(v_head, v_rows, step, axes, strides.value.tokens, DV, True, VECTOR, FLAGS, True)
             mask = within(columns, at, rows) & rows.inside[:, None]
             if MASKED:
                 mask = mask & there[None, :]

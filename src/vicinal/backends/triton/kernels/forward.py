@@ -11,23 +11,28 @@ import triton.language as tl
 from vicinal.backends.gpu.kernels.boxes import (
     box_of,
     coverage,
-    live_at,
-    live_steps,
+    load_axes,
     map_of,
     program_of,
     rows_of,
     rules_of_head,
     rules_of_map,
+    sized_box,
+    sized_intervals,
+    steps_of,
     strides_of_map,
+    with_intervals,
     within,
 )
 from vicinal.backends.gpu.kernels.memory import (
-    all_of,
+    Step,
+    around,
     await_previous,
     head_at,
     keys_there,
     let_next_start,
     load_rows,
+    load_step,
     load_tile,
     mask_rows,
     own_rows,
@@ -36,6 +41,7 @@ from vicinal.backends.gpu.kernels.memory import (
     store_rows,
     tile_at,
     tokens_of,
+    walked_mask_rows,
 )
 from vicinal.backends.gpu.kernels.window import (
     Axes,
@@ -52,20 +58,20 @@ from vicinal.backends.triton.kernels.bias import bias_tile, biased, first_bias_t
 from vicinal.backends.triton.kernels.softmax import LOWEST, attend, finished
 
 # Never specialised on; nor are the tuples, by how they are launched: neither a new window nor a new length compiles.
-RUN_TIME = ("scale", "heads", "group_size", "additional", "programs")
-
-SPREAD = tl.constexpr(32)  # entries of what is kept of which steps have keys at all
+RUN_TIME = ("scale", "heads", "group_size", "additional", "programs", "room")
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def forward_kernel(
     query, key, value,
-    extra_keys, extra_values, rpb, key_mask,  # None where there is none
+    extra_keys, extra_values, rpb, key_mask, window_sizes,  # None where there is none
     table,  # likewise; each head's neighborhood
+    steps,  # likewise; with a mask, which steps to take: `boxes.steps_of`
     output, lse,  # written
     scale,  # times log2(e)
     heads, group_size, additional,
     programs,  # tiles of one head
+    room,  # entries of a list of steps
     classes,  # `Classes` where `rpb` holds bias tiles; None where it is the bias table
     axes, strides,  # `Axes`, `InputStrides`
     D: tl.constexpr, DV: tl.constexpr,
@@ -78,6 +84,7 @@ def forward_kernel(
     BN: tl.constexpr = size_of(KEY_TILE)
     HAS_RPB: tl.constexpr = rpb is not None
     MASKED: tl.constexpr = key_mask is not None
+    RANK: tl.constexpr = len(TILE)
     index, h, b = program_of(tl.program_id(0), programs, heads)
     kv_head = h // group_size
     if table is not None:
@@ -96,8 +103,15 @@ def forward_kernel(
     if tile.beyond:
         return
 
-    box = box_of(tile, axes, TILE, KEY_TILE, FLAGS, False)
     rows = rows_of(tile, axes, TILE, FLAGS, False)
+    if window_sizes is not None:
+        await_previous(FLAGS.chained)
+        own_sizes = tl.load(window_sizes + own_rows(b, tile, rows, axes, heads, h), mask=rows.inside, other=1)
+        box = sized_box(tile, axes, own_sizes, rows, TILE, KEY_TILE, FLAGS)
+        starts, sizes = sized_intervals(rows.positions, tile.lengths, axes, own_sizes, FLAGS)
+        rows = with_intervals(rows, starts, sizes)
+    else:
+        box = box_of(tile, axes, TILE, KEY_TILE, FLAGS, False)
     query = tokens_of(query, b, h, axes, strides.query, False, VECTOR)
     await_previous(FLAGS.chained)
     q = load_tile(query, tile, rows, axes.dilations, strides.query.tokens, D, VECTOR, FLAGS.wide)
@@ -121,43 +135,55 @@ def forward_kernel(
     total = tl.zeros([BM], tl.float32)
     accumulated = tl.zeros([BM, padded(DV)], tl.float32)
     at = box.begin
-    steps = box.count
+    count = box.count
     if MASKED:
-        live, each, steps = live_steps(key_mask, b, tile, box, axes, columns, KEY_TILE, SPREAD)
-        step = tl.full([], -1, tl.int32)
-    for i in range(steps):
+        number = b * programs + index if table is None else tl.program_id(0)
+        listed, count, mixed = steps_of(steps, number, room, RANK)
+        entry = 0
+    # With a mask twice: steps whose keys are all there, as if there were no mask, then those with some that are not.
+    for MIXED in tl.static_range(2 if MASKED else 1):
         if MASKED:
-            step, at = live_at(i, step, live, each, box, KEY_TILE, SPREAD)
-        token = tokens_at(at, tile.group, axes.dilations)
-        there, full = coverage(columns, at, tile, box, KEY_TILE)
-        if MASKED:
-            there = keys_there(key_mask, b, token, m_rows, axes, there)
-            full = full & all_of(there)
-        k = load_rows(key + tile_at(token, strides.key.tokens, VECTOR), k_rows, there, D, FLAGS.checked or MASKED)
-        scores = tl.dot(q, k.T, input_precision=PRECISION)
-        if classes is not None:
-            scores = scores * scale + bias_tile(rpb, TILE, KEY_TILE)
-            rpb += BM * BN
-        elif HAS_RPB:
-            mask = within(columns, at, rows) & rows.inside[:, None]
-            if MASKED:
-                mask = mask & there[None, :]
-            key_part = linear(shifted(columns, at), bias_steps)
-            scores = biased(scores, mask, rpb, key_part[None, :], query_part[:, None], scale)
-        else:
-            if SCALED:
-                scores *= scale
-            if not full:
-                mask = within(columns, at, rows)
-                if MASKED:
+            at = load_axes(listed + entry, RANK)
+        for _ in range(count):
+            token = around(tokens_at(at, tile.group, axes.dilations), axes, FLAGS, True)
+            there, full = coverage(columns, at, tile, box, KEY_TILE)
+            if MIXED:
+                there = keys_there(
+                    key_mask, b, token, walked_mask_rows(m_rows, token, columns, axes, FLAGS), axes, there
+                )
+            step = Step(token, columns, there)
+            k = load_step(key, k_rows, step, axes, strides.key.tokens, D, FLAGS.checked or MIXED, VECTOR, FLAGS, True)
+            scores = tl.dot(q, k.T, input_precision=PRECISION)
+            if classes is not None:
+                scores = scores * scale + bias_tile(rpb, TILE, KEY_TILE)
+                rpb += BM * BN
+            elif HAS_RPB:
+                mask = within(columns, at, rows) & rows.inside[:, None]
+                if MIXED:
                     mask = mask & there[None, :]
-                scores = tl.where(mask, scores, float("-inf"))
-        v = load_rows(value + tile_at(token, strides.value.tokens, VECTOR), v_rows, there, DV, FLAGS.checked or MASKED)
-        maximum, total, accumulated = attend(
-            scores, v, maximum, total, accumulated, scale, SCALED or HAS_RPB, PRECISION
-        )
-        if not MASKED:
-            at = next_tile(at, box.begin, box.end, KEY_TILE)
+                key_part = linear(shifted(columns, at), bias_steps)
+                scores = biased(scores, mask, rpb, key_part[None, :], query_part[:, None], scale)
+            else:
+                if SCALED:
+                    scores *= scale
+                if MIXED:
+                    scores = tl.where(there[None, :], scores, float("-inf"))
+                if not full:
+                    scores = tl.where(within(columns, at, rows), scores, float("-inf"))
+            v = load_step(
+                value, v_rows, step, axes, strides.value.tokens, DV, FLAGS.checked or MIXED, VECTOR, FLAGS, True
+            )
+            maximum, total, accumulated = attend(
+                scores, v, maximum, total, accumulated, scale, SCALED or HAS_RPB, PRECISION
+            )
+            if MASKED:
+                entry += -RANK if MIXED else RANK
+                at = load_axes(listed + entry, RANK)
+            else:
+                at = next_tile(at, box.begin, box.end, KEY_TILE)
+        if MASKED:
+            count = mixed
+            entry = (room - 1) * RANK
 
     if extra_keys is not None:
         extra_keys += head_at(b, kv_head, strides.extra_keys, VECTOR)

@@ -1,0 +1,101 @@
+"""The lists of steps that a tile takes under a key mask: their launches and scratch.
+
+See `vicinal.backends.triton.kernels.steps`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+
+import torch
+from torch import Tensor
+
+from vicinal.backends.gpu.launch import Launch, options_of
+from vicinal.backends.triton.config import Tiling
+from vicinal.backends.triton.kernels.steps import answered_kernel, steps_kernel
+from vicinal.backends.triton.launch import Prepared, like, tiles_of
+from vicinal.compiling import Job
+from vicinal.geometry.unfold import parts
+from vicinal.geometry.walks import walks
+from vicinal.problem import Problem, lse_dtype
+
+ROWS = 128  # of log-sum-exps, per program
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The lists of one kernel.
+
+    Attributes:
+        launch: writes them.
+        room: entries of a list.
+        size: of all lists, in 32-bit integers.
+    """
+
+    launch: Launch
+    room: int
+    size: int
+
+    @classmethod
+    def of(cls, prepared: Prepared, config: Tiling, inverse: bool = False) -> Steps | None:
+        """None without a mask; `inverse`: tiles hold keys and walk queries."""
+        problem = prepared.problem
+        if not problem.has_key_mask:
+            return None
+        programs, lists = tiles_of(problem, config, inverse), problem.heads if problem.per_head else 1
+        room = 1 + most_steps(problem, config, inverse)  # an entry is read ahead
+        axes, flags = prepared.arguments(config.unfolded)[0], prepared.flags(config, inverse)
+        arguments = (programs, lists, room, axes, config.tile, config.step, flags, inverse)
+        grid = (problem.batch * lists * programs, 1, 1)
+        launch = Launch(steps_kernel, grid, arguments, options_of(4, 1, prepared.chained))
+        return cls(launch, room, grid[0] * (2 + len(config.tile) * room))
+
+    def __call__(self, states: Tensor, table: Tensor | None, aligned: bool) -> Tensor:
+        """The lists, of a mask's bytes, or of `Answered`."""
+        steps = states.new_empty(self.size, dtype=torch.int32)
+        self.launch((states, table, steps), aligned)
+        return steps
+
+    def kernel(self, table: Tensor | None) -> Job:
+        """What compiles the kernel that writes them."""
+        states = torch.empty(1, dtype=torch.uint8, device="meta")
+        return partial(self.launch.compile, (states, like(table), like(states, torch.int32)))
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Which queries have a log-sum-exp, of some heads or all: bytes `[B, *X]`, of which `Steps` makes lists."""
+
+    launch: Launch
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> Answered:
+        problem = prepared.problem
+        rows = problem.batch * prod(problem.lengths)
+        arguments = (rows, problem.heads, ROWS, prepared.chained)
+        return cls(Launch(answered_kernel, (-(-rows // ROWS), 1, 1), arguments, options_of(4, 1, prepared.chained)))
+
+    def __call__(self, lse: Tensor, aligned: bool) -> Tensor:
+        """Of a contiguous log-sum-exp."""
+        states = lse.new_empty(lse.shape[:-1], dtype=torch.uint8)
+        self.launch((lse, states), aligned)
+        return states
+
+    def kernel(self, problem: Problem) -> Job:
+        """What compiles it."""
+        lse, states = (torch.empty(1, dtype=t, device="meta") for t in (lse_dtype(problem.dtype), torch.uint8))
+        return partial(self.launch.compile, (lse, states))
+
+
+def most_steps(problem: Problem, config: Tiling, inverse: bool) -> int:
+    """That some tile takes, at most."""
+    return max(
+        prod(
+            walks(axis, length, inverse).walk(tile, step).longest
+            for axis, length, tile, step in zip(part.neighborhood.axes, part.lengths, config.tile, config.step)
+        )
+        for neighborhood in set(problem.neighborhoods)
+        for part in parts(neighborhood, problem.lengths, config.unfolded)
+    )
