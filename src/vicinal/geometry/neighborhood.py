@@ -232,7 +232,7 @@ class Neighborhood:
         """Whether keys are read around a circular axis, where they are."""
         return any(axis.span is not None and axis.span.circle for axis in self.axes)
 
-    @cached_property
+    @property
     def is_part(self) -> bool:
         """Whether queries or keys are parts of an axis."""
         return any(axis.span is not None for axis in self.axes)
