@@ -53,16 +53,14 @@ def usual_memory(poisoned_memory):
 
 
 def test_training_falls_and_is_that_of_naive_attention():
-    """Within the noise of training, where roundings grow: that between two unfused ways."""
-    curves = {"fused": losses(vicinal.neighborhood_attention)}
-    curves |= {variant: losses(unfused(variant)) for variant in ("naive", "gemm")}
-    windows = {name: curve.unfold(0, 30, 30).mean(-1) for name, curve in curves.items()}
-    print(*(f"loss, means of 30 steps, {name}: {window.tolist()}" for name, window in windows.items()), sep="\n")
-    fused, naive, gemm = windows.values()
-    assert all(curve.isfinite().all() for curve in curves.values())
-    assert fused[-1] < 0.5 * fused[0]
-    torch.testing.assert_close(curves["fused"][:10], curves["naive"][:10], rtol=0.05, atol=0.02)
-    assert ((fused - naive).abs() <= 0.05 + 0.2 * naive + 2 * (gemm - naive).abs()).all()
+    """Over the first steps but for rounding, over all within what roundings grow to: means of 30 steps."""
+    fused, naive = losses(vicinal.neighborhood_attention), losses(unfused("naive"))
+    assert fused.isfinite().all()
+    torch.testing.assert_close(fused[:10], naive[:10], rtol=0.05, atol=0.02)
+    means = [curve.unfold(0, 30, 30).mean(-1) for curve in (fused, naive)]
+    print(*(f"loss, means of 30 steps: {each.tolist()}" for each in means), sep="\n")
+    assert means[0][-1] < 0.5 * means[0][0]
+    torch.testing.assert_close(*means, rtol=0.2, atol=0.05)
 
 
 def test_generator_is_that_of_naive_attention():
