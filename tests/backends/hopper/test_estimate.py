@@ -8,6 +8,7 @@ from vicinal import dispatch
 from vicinal.backends.hopper import estimate as hopper_estimate
 from vicinal.backends.hopper.tilings import backward_configs, forward_configs, one_pass_configs
 from vicinal.bench.cases import SUITES
+from vicinal.geometry.neighborhood import Neighborhood
 
 MEASURED = {  # microseconds: hopper forward, backward; triton forward, backward
     "2-D 256x256 H24 D128 window 80x80": (9880, 30700, 13900, 48600),
@@ -53,6 +54,20 @@ def test_estimates_of_one_pass_are_near_the_measured(name):
     config = one_pass_configs(problem)[0]
     estimate = 1e3 * hopper_estimate.seconds(problem, "backward", config)
     assert estimate == pytest.approx(IN_ONE_PASS[name], rel=0.15)
+
+
+WIDE = {160: (0.333, 1.064), 192: (0.323, 1.123), 256: (0.370, 1.538)}  # head dim: milliseconds, in two passes
+
+
+@pytest.mark.parametrize("head_dim", WIDE)
+def test_estimates_of_wide_heads_are_near_the_measured(head_dim):
+    problem = replace(CASES["2-D 256x256 H24 D128 window 80x80"].problem("cpu"), head_dim=head_dim, value_dim=head_dim)
+    problem = replace(problem, lengths=(128, 128), heads=8, kv_heads=8, neighborhoods=(Neighborhood.of(2, 33),))
+    for direction, configs, measured in zip(
+        ("forward", "backward"), (forward_configs, backward_configs), WIDE[head_dim]
+    ):
+        estimate = 1e3 * hopper_estimate.seconds(problem, direction, configs(problem)[0])
+        assert estimate == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ from vicinal.backends.hopper.kernels.pieces import (
     accumulator,
     add_product,
     finished,
+    hidden_zero,
     left_operand,
     load_head,
     scores_of,
@@ -295,10 +296,11 @@ def _add_queries(dk, dv, own, walked, t, c, rows, scale, C: gl.constexpr, W: gl.
     column_layout: gl.constexpr = gl.SliceLayout(0, s_layout)
     zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
     slot = t % C.stages
-    scoring = scores_of(k_s, SIDE, q_s, slot, zero, QP)
+    side = SIDE + hidden_zero()
+    scoring = scores_of(k_s, side, q_s, slot, zero, QP)
     lse = lse_s.index(slot).reshape([BN]).load(column_layout)
     if MAKES_DK:
-        rising = scores_of(v_s, SIDE, do_s, slot, zero, VP)
+        rising = scores_of(v_s, side, do_s, slot, zero, VP)
         delta = delta_s.index(slot).reshape([BN]).load(column_layout)
         s = warpgroup_mma_wait(VP, deps=[scoring])
     else:

@@ -22,6 +22,16 @@ def left_operand(columns):
 
 
 @gluon.jit
+def hidden_zero():
+    """0, which the compiler does not know, here and now: added to a slot's number it keeps addresses from moving there.
+
+    What ptxas computes from addresses that never change (descriptors of 16 rows, two registers each), it keeps in
+    registers over a loop, and spills; from others, next to where it is used, in uniform registers.
+    """
+    return gl.inline_asm_elementwise("mov.b32 $0, 0;", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
 def load_pieces(desc, at, column, bar, buffer, slot, PIECES: gl.constexpr):
     """Load the tile at `at`, columns from `column` on, into `slot` of a buffer."""
     WIDE: gl.constexpr = desc.block_shape[4]
