@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vicinal import na2d
 from vicinal.problem import Inputs
-from vicinal.routing import _watched
+from vicinal.torch_internals import watched
 
 
 @pytest.fixture
@@ -65,9 +65,9 @@ def test_a_trace_holds_the_operator(leaves, grad):
     assert "vicinal::attend" in {node.kind() for node in graph.nodes()}
 
 
-def test_a_subclass_is_watched(leaves):
+def test_a_subclass_iswatched(leaves):
     class Own(torch.Tensor):
         pass
 
-    assert not _watched(Inputs(*leaves))
-    assert _watched(Inputs(leaves[0].detach().as_subclass(Own), *leaves[1:]))
+    assert not watched(Inputs(*leaves))
+    assert watched(Inputs(leaves[0].detach().as_subclass(Own), *leaves[1:]))

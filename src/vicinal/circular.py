@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import inf, prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,9 +66,10 @@ def unroll(
 ) -> tuple[Inputs, Neighborhoods]:
     """Checked inputs with keys and values that go on around circular axes, and spans that say how far.
 
-    `spanned`: the neighborhoods with these spans, where they are known; where they say so nothing is copied.
+    `spanned`: the neighborhoods with these spans, of calls that nothing watches; where they say so nothing is copied.
     """
     query, key, value, mask = inputs.query, inputs.key, inputs.value, inputs.key_mask
+    extend = around if spanned is None else _Around.apply
     if spanned is None:
         lengths = tuple(query.shape[1:-2])
         spanned = unrolled(tuple(n.resolve(lengths) for n in neighborhoods), lengths)
@@ -75,7 +77,7 @@ def unroll(
         query = query.masked_fill(gone[..., None], 0.0)
     for axis, (before, span) in enumerate(zip(neighborhoods[0].spans, spanned[0].spans)):
         if span is not None and before is None and not span.circle:
-            key, value = around(key, axis + 1, span), around(value, axis + 1, span)
+            key, value = extend(key, axis + 1, span), extend(value, axis + 1, span)
             mask = None if mask is None else around(mask, axis + 1, span)
     return inputs._replace(query=query, key=key, value=value, key_mask=mask), spanned
 
@@ -98,3 +100,25 @@ def around(tokens: Tensor, dim: int, span: Span) -> Tensor:
     if after:
         parts.append(tokens.narrow(dim, 0, after))
     return torch.cat(parts, dim) if len(parts) > 1 else tokens
+
+
+class _Around(torch.autograd.Function):
+    """`around`, whose gradient is added up where it is: autograd's own would copy all of it three times."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, dim: int, span: Span) -> Tensor:
+        ctx.dim, ctx.span = dim, span
+        return around(tokens, dim, span)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        dim, length = ctx.dim, ctx.span.length
+        before, after = -ctx.span.keys[0], ctx.span.keys[1] - length
+        if torch.is_grad_enabled() or 0 in grad.stride():
+            grad = grad.clone()
+        home = grad.narrow(dim, before, length)
+        if before:
+            home.narrow(dim, length - before, before).add_(grad.narrow(dim, 0, before))
+        if after:
+            home.narrow(dim, 0, after).add_(grad.narrow(dim, before + length, after))
+        return home, None, None

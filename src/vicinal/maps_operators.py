@@ -31,17 +31,57 @@ _backward = operator(
 
 def can_launch(inputs: Inputs, maps: Maps, backend: str | None) -> bool:
     """Whether one launch computes all maps."""
-    if backend not in (None, "triton") or inputs.rpb is not None or not maps.alike:
+    if backend not in (None, "triton") or inputs.rpb is not None or maps.total == 0:
         return False
     if torch.compiler.is_compiling() or torch_internals.in_forward_mode() or torch_internals.in_transform():
         return False
-    problem = PackedProblem.of(inputs, maps, 1.0)
-    return not problem.typical.is_part and unsupported("triton", problem.typical) is None  # circles: one by one
+    typical = PackedProblem.of(inputs, maps, 1.0).typical
+    return not typical.is_part and unsupported("triton", typical) is None  # circles: one by one
 
 
 def attend_maps(query: Tensor, key: Tensor, value: Tensor, maps: Maps, scale: float) -> tuple[Tensor, Tensor]:
-    """Output `[total, H, Dv]` and log-sum-exp `[total, H]`."""
-    return _forward(query, key, value, maps.encode(), len(maps.lengths[0]), scale)
+    """Output `[total, H, Dv]` and log-sum-exp `[total, H]`.
+
+    Calls that nothing watches have a node of their own in autograd's graph: the operator takes the maps as integers,
+    which takes longer than small maps do.
+    """
+    if torch_internals.watched((query, key, value)):
+        return _forward(query, key, value, maps.encode(), len(maps.lengths[0]), scale)
+    problem = PackedProblem.of(Inputs(query, key, value), maps, scale)
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return _AttendMaps.apply(problem, query, key, value)
+    return _triton().forward_maps(problem, Inputs(query, key, value))
+
+
+class _AttendMaps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, problem: PackedProblem, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        output, lse = _triton().forward_maps(problem, Inputs(*inputs))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, output, lse)
+        ctx.problem = problem
+        return output, lse
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        *inputs, output, lse = ctx.saved_tensors
+        wanted, problem = ctx.needs_input_grad[1:], ctx.problem
+        if grad_output is None and grad_lse is None:
+            return (None,) * 4
+        if grad_output is None:
+            grad_output = torch.zeros_like(output)
+        above = (grad_output, grad_lse)
+        batched = any(t is not None and torch_internals.is_legacy_batched(t) for t in above)
+        if torch.is_grad_enabled() or batched or torch_internals.watched(above):
+            settings = problem.maps.encode(), len(problem.maps.lengths[0]), problem.typical.scale
+            grads = _backward(*above, output, lse, *inputs, *settings, list(wanted))
+            return (None, *(grad if is_wanted else None for is_wanted, grad in zip(wanted, grads)))
+        wants = Wanted(wanted[0], wanted[1], wanted[2], False, False, False)
+        return (None, *_triton().backward_maps(problem, Inputs(*inputs), Upstream(output, lse, *above), wants)[:3])
+
+
+def _triton() -> Any:
+    return backend_of("triton")
 
 
 @torch.library.impl("vicinal::attend_maps", "default")
@@ -50,7 +90,7 @@ def _attend_maps(
 ) -> tuple[Tensor, Tensor]:
     inputs = Inputs(query, key, value)
     problem = PackedProblem.of(inputs, Maps.decode(code, rank), scale)
-    return backend_of("triton").forward_maps(problem, inputs)  # type: ignore[attr-defined]
+    return _triton().forward_maps(problem, inputs)
 
 
 @torch.library.impl("vicinal::attend_maps_backward", "default")
@@ -73,7 +113,7 @@ def _attend_maps_backward(
         Upstream(output, lse, grad_output, grad_lse),
         Wanted(wanted[0], wanted[1], wanted[2], False, False, False),
     )
-    grads = backend_of("triton").backward_maps(problem, inputs, upstream, wants)  # type: ignore[attr-defined]
+    grads = _triton().backward_maps(problem, inputs, upstream, wants)
     return tuple(query.new_empty(0) if grad is None else grad for grad in grads[:3])
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -225,21 +225,19 @@ class PackedProblem:
     def of(cls, inputs: Inputs, maps: Maps, scale: float) -> PackedProblem:
         """The problem of checked tensors."""
         query, key, value = inputs.query, inputs.key, inputs.value
-        lengths = tuple(_power(max(own)) for own in zip(*maps.lengths))
-        full = max(maps.neighborhoods, key=lambda n: [k or 0 for k in n.window])
-        typical = Problem(
-            batch=_power(len(maps.lengths)),
-            lengths=lengths,
-            heads=query.shape[-2],
-            kv_heads=key.shape[-2],
-            head_dim=query.shape[-1],
-            value_dim=value.shape[-1],
-            dtype=query.dtype,
-            device=query.device,
-            neighborhoods=(full,),
-            scale=scale,
-        )
-        return cls(maps, typical)
+        sizes = query.shape[-2], key.shape[-2], query.shape[-1], value.shape[-1]
+        return _packed(maps, sizes, query.dtype, query.device, scale)
+
+
+@lru_cache(maxsize=256)
+def _packed(
+    maps: Maps, sizes: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, scale: float
+) -> PackedProblem:
+    """`sizes`: heads, heads of keys, head dim, value dim."""
+    lengths = tuple(_power(max(own)) for own in zip(*maps.lengths))
+    full = max(maps.neighborhoods, key=lambda n: [k or 0 for k in n.window])
+    typical = Problem(_power(len(maps.lengths)), lengths, *sizes, dtype, device, (full,), scale)
+    return PackedProblem(maps, typical)
 
 
 def _power(n: int) -> int:

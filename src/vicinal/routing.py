@@ -43,7 +43,8 @@ def route(
             check_call(inputs, neighborhoods, backend)
         else:
             circles = _checked(inputs, neighborhoods, scale, backend)
-            spanned = None if _watched(inputs) else circles.spanned(inputs, backend)
+            watched = torch_internals.watched(inputs) or torch_internals.in_forward_mode()
+            spanned = None if watched else circles.spanned(inputs, backend)
         output, lse = route(*circular.unroll(inputs, neighborhoods, spanned), scale, backend)
         if (gone := circular.silent(inputs)) is not None:
             output, lse = output.masked_fill(gone[..., None], 0.0), lse.masked_fill(gone, float("-inf"))
@@ -55,7 +56,7 @@ def route(
     checked = _checked(inputs, neighborhoods, scale, backend)
     if _transformed(inputs):
         return formulas.attend(inputs, checked.resolve(inputs), checked.scale)
-    if _watched(inputs):
+    if torch_internals.watched(inputs):
         sharding.prepare(inputs, len(checked.neighborhoods) > 1)
         return attend(*inputs, checked.code, checked.scale, backend)
     chosen = checked.plan(inputs, backend)
@@ -145,7 +146,12 @@ class _Attend(torch.autograd.Function):
             grad_output = torch.zeros_like(output)
         above = (grad_output, grad_lse)
         grads: Sequence[Tensor | None]
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or _batched(*above) or _watched(above):
+        if (
+            torch.compiler.is_compiling()
+            or torch.is_grad_enabled()
+            or _batched(*above)
+            or torch_internals.watched(above)
+        ):
             grads = attend_backward(grad_output, grad_lse, output, lse, *inputs, *ctx.settings, list(wanted))
             grads = [grad if is_wanted else None for is_wanted, grad in zip(wanted, grads)]
         else:
@@ -173,18 +179,8 @@ def _checked(
     return _calls.get(signature, lambda: Checked.of(inputs, neighborhoods, scale, backend))
 
 
-def _watched(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether something must see this call as an operator: a mode, a transform, tracing, a tensor subclass."""
-    if torch_internals.in_dispatch_mode() or torch_internals.in_transform() or torch_internals.in_trace():
-        return True
-    return not _PLAIN.issuperset(map(type, tensors))
-
-
-_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
-
-
 def _batched(*grads: Tensor | None) -> bool:
-    """Whether they come from a vmap that `_watched` does not know."""
+    """Whether they come from a vmap that `torch_internals.watched` does not know."""
     return any(t is not None and torch_internals.is_legacy_batched(t) for t in grads)
 
 

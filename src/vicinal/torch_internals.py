@@ -5,7 +5,7 @@ Safe is what is right in any case: "something watches this call" sends it throug
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -54,6 +54,14 @@ def in_transform() -> bool:
 def in_trace() -> bool:
     """Whether `torch.jit.trace` is recording."""
     return _trace() is not None
+
+
+def watched(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether something must see a call as an operator: a mode, a transform, tracing, a tensor subclass."""
+    return in_dispatch_mode() or in_transform() or in_trace() or not _PLAIN.issuperset(map(type, tensors))
+
+
+_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 
 
 def in_forward_mode() -> bool:

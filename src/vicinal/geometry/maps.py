@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from math import prod
+from typing import Any
 
 from vicinal.geometry.neighborhood import Neighborhood, decode
 
@@ -20,10 +21,15 @@ class Maps:
     Attributes:
         lengths: of every map, along its axes.
         neighborhoods: of every map, resolved.
+        starts: the first token of every map, and how many there are.
     """
 
     lengths: tuple[Lengths, ...]
     neighborhoods: tuple[Neighborhood, ...]
+    starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "starts", (0, *accumulate(map(prod, self.lengths))))
 
     @classmethod
     def of(cls, lengths: Sequence[Lengths], neighborhoods: Sequence[Neighborhood], clamp: bool = False) -> Maps:
@@ -32,19 +38,17 @@ class Maps:
         Raises:
             ValueError: a window does not fit its map, which is named.
         """
-        each = list(neighborhoods) * (len(lengths) if len(neighborhoods) == 1 else 1)
-        resolved = []
-        for i, (own, n) in enumerate(zip(lengths, each)):
-            try:
-                resolved.append((n.clamp(own) if clamp else n).resolve(own) if prod(own) else n)
-            except ValueError as error:
-                raise ValueError(f"map {i} of {list(own)} tokens: {error}") from None
-        return cls(tuple(lengths), tuple(resolved))
+        return _of(tuple(lengths), tuple(neighborhoods), clamp)
 
-    @property
-    def starts(self) -> tuple[int, ...]:
-        """The first token of every map, and how many there are."""
-        return (0, *accumulate(map(prod, self.lengths)))
+    def __hash__(self) -> int:  # looked up on every call: hash the maps once
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.lengths, self.neighborhoods))
+
+    def __getstate__(self) -> dict[str, Any]:  # without what is cached: another process has other hashes
+        return {"lengths": self.lengths, "neighborhoods": self.neighborhoods, "starts": self.starts}
 
     @property
     def total(self) -> int:
@@ -67,6 +71,18 @@ class Maps:
     def decode(cls, code: Sequence[int], rank: int) -> Maps:
         """The inverse of `encode`."""
         return _decode(tuple(code), rank)
+
+
+@lru_cache(maxsize=256)
+def _of(lengths: tuple[Lengths, ...], neighborhoods: tuple[Neighborhood, ...], clamp: bool) -> Maps:
+    each = neighborhoods * (len(lengths) if len(neighborhoods) == 1 else 1)
+    resolved = []
+    for i, (own, n) in enumerate(zip(lengths, each)):
+        try:
+            resolved.append((n.clamp(own) if clamp else n).resolve(own) if prod(own) else n)
+        except ValueError as error:
+            raise ValueError(f"map {i} of {list(own)} tokens: {error}") from None
+    return Maps(lengths, tuple(resolved))
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ table is made on the host, once for the same sizes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.strides import aligned, contiguous_like, dense, rows_last, strides_of, vector_of
 from vicinal.backends.gpu.tables import in_use, table_of
 from vicinal.backends.triton.backward import ROWS
-from vicinal.backends.triton.config import Tiling
+from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.kernels.backward import delta_kernel, key_value_gradient_kernel, query_gradient_kernel
 from vicinal.backends.triton.kernels.forward import forward_kernel
 from vicinal.backends.triton.kernels.softmax import LOG2E
@@ -28,7 +29,7 @@ from vicinal.caching import Cache
 from vicinal.geometry.maps import Maps
 from vicinal.geometry.unfold import tile_count
 from vicinal.geometry.window import SHIFT, mode
-from vicinal.problem import Inputs, PackedProblem, Upstream, Wanted, lse_dtype
+from vicinal.problem import Inputs, PackedProblem, Problem, Upstream, Wanted, lse_dtype
 
 _launches: Cache[Launch] = Cache(entries=1024)
 
@@ -49,7 +50,7 @@ class Prepared:
     def table(self, tiling: Tiling) -> tuple[Tensor, int]:
         """For `map_of`, and how many programs a head has."""
         maps, device = self.problem.maps, self.problem.typical.device
-        counts = _counts(maps, tiling)
+        counts = _counts(maps, tiling.tile)
         table = table_of(("triton maps", maps, tiling.tile), device, lambda: _rows(maps, counts))
         in_use(table)
         return table, sum(counts)
@@ -102,7 +103,7 @@ def forward(problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     output = query.new_empty((*query.shape[:-1], typical.value_dim))
     lse = query.new_empty(query.shape[:-1], dtype=lse_dtype(typical.dtype))
     prepared = Prepared.of(problem, Inputs(*read))
-    tiling = next(t for t in tilings(typical, "forward") if t.unfolded is None)
+    tiling = _tiling(typical)
     with current(typical.device):
         table, programs = prepared.table(tiling)
         launch = prepared.launch(
@@ -120,7 +121,7 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
     assert lse is not None
     assert grad_output is not None
     typical, prepared = problem.typical, Prepared.of(problem, Inputs(*read))
-    tiled = next(t for t in tilings(typical, "backward") if t.query.unfolded is t.key_value.unfolded is None)
+    tiled = _tilings(typical)
     grads = [contiguous_like(t) if wants else None for t, wants in zip(read, wanted)]
     ok = aligned((*read, output, lse, grad_output, grad_lse))
     delta = contiguous_like(lse) if wanted.query or wanted.key else None
@@ -147,14 +148,27 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
     return Inputs(*grads)  # type: ignore[arg-type]
 
 
-def _counts(maps: Maps, tiling: Tiling) -> list[int]:
+@lru_cache(maxsize=256)
+def _tiling(typical: Problem) -> Tiling:
+    """Of the forward pass."""
+    return next(t for t in tilings(typical, "forward") if t.unfolded is None)
+
+
+@lru_cache(maxsize=256)
+def _tilings(typical: Problem) -> GradientTilings:
+    """Of the backward pass."""
+    return next(t for t in tilings(typical, "backward") if t.query.unfolded is t.key_value.unfolded is None)
+
+
+@lru_cache(maxsize=1024)
+def _counts(maps: Maps, tile: tuple[int, ...]) -> tuple[int, ...]:
     """Tiles of every map."""
-    return [
-        tile_count(n, own, tiling.tile, None) if 0 not in own else 0 for own, n in zip(maps.lengths, maps.neighborhoods)
-    ]
+    return tuple(
+        tile_count(n, own, tile, None) if 0 not in own else 0 for own, n in zip(maps.lengths, maps.neighborhoods)
+    )
 
 
-def _rows(maps: Maps, counts: list[int]) -> list[int]:
+def _rows(maps: Maps, counts: tuple[int, ...]) -> list[int]:
     """The table of `vicinal.backends.gpu.kernels.boxes.map_of`."""
     rows = [number for i, count in enumerate(counts) for tile in range(count) for number in (i, tile)]
     for start, own, n in zip(maps.starts, maps.lengths, maps.neighborhoods):

@@ -128,6 +128,8 @@ def forward_kernel(
         bias_steps, middle, size = bias_strides(axes.windows)
         rpb += h.to(tl.int64) * size
         query_part = linear(rows.positions, bias_steps) - middle
+    if MASKED and axes.parts is None:  # read early: nothing waits for it in the end
+        own_there = tl.load(key_mask + own_rows(b, tile, rows, axes, 1, 0), mask=rows.inside, other=1)
     if MASKED:
         m_rows = mask_rows(columns, axes, FLAGS.wide)
 
@@ -205,8 +207,7 @@ def forward_kernel(
     outputs, lses = finished(maximum, total, accumulated, scale, SCALED or HAS_RPB, value.dtype.element_ty)
     written = own_rows(0 * b if FLAGS.packed else b, tile, rows, axes, heads, h)
     if MASKED and axes.parts is None:  # a masked token's query may be no number
-        own = tl.load(key_mask + own_rows(b, tile, rows, axes, 1, 0), mask=rows.inside, other=1)
-        silent = (own == 0) & ~(lses < float("inf"))
+        silent = (own_there == 0) & ~(lses < float("inf"))
         outputs = tl.where(silent[:, None], 0.0, outputs)
         lses = tl.where(silent, float("-inf"), lses)
     store_rows(output, written * DV, rows.inside, outputs, DV)
