@@ -28,7 +28,7 @@ from vicinal.reference import neighborhood_mask
 CUDA = torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
 ALLOWED = 0.02 if CUDA else 1e-5  # relative error, root mean squares
-EFFORT = Effort(samples=11, seconds=1.5)
+EFFORT = Effort(samples=9, seconds=1.0)
 
 
 @dataclass(frozen=True)
