@@ -23,10 +23,21 @@ _captured: dict[int, Tensor] = {}
 def table_of(
     key: Hashable, device: torch.device, rows: Callable[[], Sequence[Sequence[int]] | Sequence[int]]
 ) -> Tensor:
-    """The int32 table of `rows` on `device`; `key` says which table it is."""
+    """The int32 table of `rows` on `device`; `key` says which table it is.
+
+    It is copied there in the current stream's order, and nothing waits for that; `in_use` says so to other streams.
+    """
 
     def make() -> Tensor:
-        return torch.tensor(rows(), dtype=torch.int32, device=device)
+        table = torch.tensor(rows(), dtype=torch.int32, device="cpu" if device.type == "cuda" else device)
+        if device.type != "cuda":
+            return table
+        with torch.cuda.device(device):
+            if torch.cuda.is_current_stream_capturing():  # its memory would be gone at replay: this raises
+                return table.to(device)
+            table = table.pin_memory().to(device, non_blocking=True)
+            table.copied = torch.cuda.current_stream().record_event()  # type: ignore[attr-defined]
+            return table
 
     return _tables.get((key, device), make)
 
@@ -38,4 +49,8 @@ def in_use(table: Tensor) -> None:
     if torch.cuda.is_current_stream_capturing():
         _captured[table.data_ptr()] = table
     else:
-        table.record_stream(torch.cuda.current_stream(table.device))
+        stream = torch.cuda.current_stream(table.device)
+        copied = getattr(table, "copied", None)
+        if copied is not None and not copied.query():
+            stream.wait_event(copied)
+        table.record_stream(stream)

@@ -170,8 +170,9 @@ def _counts(maps: Maps, tile: tuple[int, ...]) -> tuple[int, ...]:
 
 def _rows(maps: Maps, counts: tuple[int, ...]) -> list[int]:
     """The table of `vicinal.backends.gpu.kernels.boxes.map_of`."""
-    rows = [number for i, count in enumerate(counts) for tile in range(count) for number in (i, tile)]
-    for start, own, n in zip(maps.starts, maps.lengths, maps.neighborhoods):
-        each = axes_of(n, own)[:5] if 0 not in own else (own,) * 5
-        rows += [start, *(number for values in each for number in values)]
+    rows: list[int] = []
+    for start, own, n, count in zip(maps.starts, maps.lengths, maps.neighborhoods, counts):
+        rules = [number for values in axes_of(n, own)[:5] for number in values] if count else []
+        for tile in range(count):
+            rows += [start, tile, *rules]
     return rows

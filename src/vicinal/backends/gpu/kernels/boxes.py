@@ -73,19 +73,19 @@ class MapStrides(NamedTuple):
 
 
 @triton.jit
-def map_of(table, index, programs, RANK: tl.constexpr):
-    """Of packed maps that of a program: its first token, the number of the tile in the map, and the map's row.
+def map_of(table, index, RANK: tl.constexpr):
+    """Of packed maps that of a program: its first token, the number of the tile in the map, and where its rules are.
 
-    `table`: for each of the `programs` of a head its map and the tile's number, then for each map `[1 + 5 * rank]`: its
-    first token, lengths, windows, strides, dilations, modes.
+    `table`: for each program of a head `[2 + 5 * rank]`: these two, then lengths, windows, strides, dilations, modes.
+    Maps' rules are there for every tile, so that no load waits for another.
     """
-    row = table + 2 * programs + tl.load(table + 2 * index) * (1 + 5 * RANK)
-    return tl.load(row).to(tl.int64), tl.load(table + 2 * index + 1), row + 1
+    row = table + index * (2 + 5 * RANK)
+    return tl.load(row).to(tl.int64), tl.load(row + 1), row + 2
 
 
 @triton.jit
 def rules_of_map(row, RANK: tl.constexpr):
-    """Of the map with that row: lengths, windows, strides, dilations, modes, of `Axes`."""
+    """Of a map whose rules are there: lengths, windows, strides, dilations, modes, of `Axes`."""
     return (
         load_axes(row, RANK),
         load_axes(row + RANK, RANK),

@@ -194,7 +194,7 @@ def _query_gradient(
     if table is not None:
         await_previous(FLAGS.chained)
         if FLAGS.packed:
-            b, index, at_map = map_of(table, index, programs, len(TILE))
+            b, index, at_map = map_of(table, index, len(TILE))
             rules = rules_of_map(at_map, len(TILE))
             axes = Axes(rules[0], rules[1], rules[2], rules[3], rules[4], axes.parts)
             strides = strides_of_map(strides, axes.lengths)
@@ -345,7 +345,7 @@ def _key_value_gradient(
     if table is not None:
         await_previous(FLAGS.chained)
         if FLAGS.packed:
-            b, index, at_map = map_of(table, index, programs, len(TILE))
+            b, index, at_map = map_of(table, index, len(TILE))
             rules = rules_of_map(at_map, len(TILE))
             axes = Axes(rules[0], rules[1], rules[2], rules[3], rules[4], axes.parts)
             strides = strides_of_map(strides, axes.lengths)

@@ -90,7 +90,7 @@ def forward_kernel(
     if table is not None:
         await_previous(FLAGS.chained)
         if FLAGS.packed:
-            b, index, at_map = map_of(table, index, programs, len(TILE))
+            b, index, at_map = map_of(table, index, len(TILE))
             rules = rules_of_map(at_map, len(TILE))
             axes = Axes(rules[0], rules[1], rules[2], rules[3], rules[4], axes.parts)
             strides = strides_of_map(strides, axes.lengths)
