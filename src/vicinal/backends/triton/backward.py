@@ -267,7 +267,7 @@ def _gradients_launch(
         per_query_head,
         precision_of(problem.dtype),
     )
-    return Launch(gradients_kernel, (key_count + count, 1, 1), arguments, prepared.options(query, "key_value"))
+    return Launch(gradients_kernel, (key_count + count, 1, 1), arguments, prepared.options(query))
 
 
 def _room(steps: Steps | None) -> int:

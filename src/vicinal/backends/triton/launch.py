@@ -138,22 +138,26 @@ class Prepared:
         axes = axes_of(problem.neighborhoods[0], problem.lengths, unfolded, problem.neighborhoods)
         return axes, InputStrides(*own, *extra), problem.head_dim, problem.value_dim
 
-    def options(self, config: Tiling, kernel: Kernel) -> dict[str, int]:
-        """Launch options of a kernel of this tiling."""
+    def options(self, config: Tiling, kernel: Kernel | None = None) -> dict[str, int]:
+        """Launch options of a kernel of this tiling; `kernel`: which one, where its registers may be bounded."""
         options = options_of(config.warps, config.stages, self.chained)
-        most = self._most_registers(config, kernel) if self.problem.has_key_mask else None
+        most = None if kernel is None else self._most_registers(config, kernel)
         return options if most is None else options | {"maxnreg": most}
 
     def _most_registers(self, config: Tiling, kernel: Kernel) -> int | None:
-        """What lets in as many programs as without a mask: steps whose keys are partly there hold more, and are fewer.
+        """Under a mask what lets in as many programs as without: steps whose keys are partly there hold more, a little.
 
-        None where a thread may have all that there are, and on AMD, whose compiler takes no such option.
+        None where a thread may have all that there are, where other features hold much more, and on AMD, whose compiler
+        takes no such option.
         """
-        architecture, one = gpu_of(self.problem.device).architecture, program_of(self.problem, kernel, config)
-        if architecture.warp != 32:
+        problem = self.problem
+        more = problem.has_rpb or problem.has_window_sizes or problem.per_head or problem.goes_around
+        architecture, one = gpu_of(problem.device).architecture, program_of(problem, kernel, config)
+        if not problem.has_key_mask or more or problem.dtype.itemsize > 2 or architecture.warp != 32:
             return None
         threads = architecture.warp * config.warps
         at_once = min(architecture.registers / (threads * one.registers), architecture.shared / max(one.shared, 1))
+        at_once = min(at_once, architecture.programs, architecture.threads / threads)
         most = architecture.registers // (threads * max(1, int(at_once))) // 8 * 8
         return most if most < architecture.thread_registers else None
 
