@@ -243,7 +243,7 @@ PER_TOKEN = [
     ("sizes of other lengths", ValueError, "kernel_size | [2, 6, 8] or [2, 6, 8, 4] | [2, 8, 6]", sized(SIZES.mT)),
     ("sizes and strides", ValueError, "stride | kernel_size is per token | (2, 2)", sized(stride=2)),
     ("a maximum too large", ValueError, "kernel_size 7 | axis 0 has length 6", sized(most=7)),
-    ("sizes where they cannot be", ValueError, "'numba' | windows of one size", sized(backend="numba")),
+    ("sizes where they cannot be", ValueError, "'unfused' | windows per token", sized(backend="unfused")),
 ]
 NA2D = [
     *bad_tensors("query", Q), *bad_tensors("key", K), *bad_tensors("value", V), *unlike("key", K), *unlike("value", V),
