@@ -11,7 +11,7 @@ results): the raw timings come to FOLDER/timings.jsonl.gz, the table to FOLDER/t
 chosen without a table, by the shipped table, and the fastest candidate are timed in turns once more, since the fastest
 of many is so by chance too: FOLDER/gains.jsonl. The third prints what that says. The last, which needs no GPU, says
 what the estimate would choose on an H100 or H200 with the constants of a table; where VICINAL_CHOICES names its file,
-these are timed too, as "fitted".
+these are timed too, as "other".
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from vicinal.tuning.table import ProblemClass, Table
 RANDOM = 120
 LARGEST = 1 << 28  # bytes of a random problem's query
 MOST = 4e12  # FLOPs of both passes of a random problem; suites' problems that have more come later
-SOON = 40  # random problems before these
+SOON = 8  # random problems before these
 AGAIN = Effort(samples=15, seconds=0.2)
 SHORT = {False: 3, True: 2}  # candidates of a backend: of a suite's problem, of a random one
 END = "all are compiled"
@@ -216,8 +216,8 @@ def gain(name: str, problem: Problem, direction: Direction, timings: Path) -> di
     tuned = by_plan(problem, direction)
     taken = time.monotonic() - start
     named = {"estimate": without, "table": shipped, "tuned": tuned}
-    fitted = by_file(name, problem, direction)
-    named |= {} if fitted is None else {"fitted": fitted}
+    other = by_file(name, problem, direction)
+    named |= {} if other is None else {"other": other}
     distinct = list(dict.fromkeys(named.values()))
     with own_stream(problem.device), torch.no_grad():
         calls = dict(enumerate(search._calls(Task(problem, direction), distinct)))
@@ -239,7 +239,7 @@ def gains(path: Path) -> None:
     for direction in get_args(Direction):
         for what, drawn in (("suite", False), ("random", True)):
             own = [r for r in rows if r["direction"] == direction and is_random(r["problem"]) == drawn]
-            for how in ("estimate", "fitted", "table"):
+            for how in ("estimate", "other", "table"):
                 ratios = list(losses(own, how))
                 if ratios:
                     mean, worst = exp(sum(map(log, ratios)) / len(ratios)), max(ratios)

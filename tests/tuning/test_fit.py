@@ -60,7 +60,7 @@ def test_known_constants_are_found(backend):
     assert found.held_out[1].error < 0.5 * found.held_out[0].error
     assert found.after.timings == len(rows)
     for name, value in TRUE[backend].items():
-        assert found.constants[f"{backend}.{name}"] == pytest.approx(value, rel=0.12), name
+        assert found.constants[f"{backend}.{name}"] == pytest.approx(value, rel=0.01), name
 
 
 def test_noise_and_outliers():

@@ -3,7 +3,8 @@
 Least squares of the logarithms of estimated over measured times, in the logarithms of the constants, so that a
 microsecond counts as a second does and constants stay positive: Levenberg-Marquardt with derivatives by differences. A
 timing that is far from its estimate counts less (Cauchy's weights): it may be an outlier. A constant that the timings
-say nothing of stays what it is, for moving away has a small price.
+say nothing of stays what it is: moving away has a price, as much as estimates are off (what a normal prior is to normal
+errors of that size).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from vicinal.tuning.timings import Measured
 ESTIMATES: dict[str, Any] = {"triton": triton, "hopper": hopper}
 CONFIGS: dict[str, Any] = {"triton": triton_config, "hopper": hopper_config}
 FAR = 0.15  # logarithm of estimated over measured: a timing so far counts half
-PRICE = 1e-5  # of a constant's squared logarithm, against the mean squared logarithm of a timing
+PRICE = 0.1  # of a constant's squared logarithm, against the mean squared error of a timing over the median's square
+TINY = 1e-12
 LEAST = 3  # timings per constant
 STEP = 0.01  # of a constant's logarithm, for derivatives
 ROUNDS = 40
@@ -147,23 +149,24 @@ def _fitted(rows: Sequence[Measured], backend: str, start: Mapping[str, float]) 
     def residuals(at: Tensor) -> Tensor:
         return _logs(rows, backend, dict(zip(names, at.exp().tolist())))
 
-    def loss(at: Tensor, found: Tensor) -> float:
-        return float((FAR**2 * torch.log1p((found / FAR) ** 2)).mean() + PRICE * ((at - origin) ** 2).sum())
+    def loss(at: Tensor, found: Tensor, price: float) -> float:
+        return float((FAR**2 * torch.log1p((found / FAR) ** 2)).mean() + price * ((at - origin) ** 2).sum())
 
     at, damping = origin.clone(), 1e-3
     found = residuals(at)
-    best = loss(at, found)
     for _ in range(ROUNDS):
+        price = PRICE * float(found.abs().median()) ** 2 + TINY
+        best = loss(at, found, price)
         weights = (1 / (1 + (found / FAR) ** 2) / len(rows)).sqrt()
         slopes = torch.stack([(residuals(at + STEP * unit) - found) / STEP for unit in units], 1)
-        system = torch.cat([weights[:, None] * slopes, PRICE**0.5 * units])
-        rest = torch.cat([-weights * found, PRICE**0.5 * (origin - at)])
+        system = torch.cat([weights[:, None] * slopes, price**0.5 * units])
+        rest = torch.cat([-weights * found, price**0.5 * (origin - at)])
         before = best
         while damping < 1e6:
             damped = torch.cat([system, damping**0.5 * system.norm(dim=0).diag()])
             move = torch.linalg.lstsq(damped, torch.cat([rest, torch.zeros_like(at)])).solution
             there = residuals(at + move)
-            value = loss(at + move, there)
+            value = loss(at + move, there, price)
             if value < best:
                 at, found, best, damping = at + move, there, value, damping / 4
                 break

@@ -36,7 +36,7 @@ PROBLEMS = [
 
 
 def listed(given, kernel):
-    return [tiling for _, tiling in ranked(given, kernel, 1)]
+    return [tiling for _, tiling in ranked(given, kernel, 1, False)]
 
 
 @pytest.mark.parametrize("kernel", ["forward", "query", "key_value"])

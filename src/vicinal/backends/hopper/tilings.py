@@ -138,8 +138,19 @@ def _forward_candidates(problem: Problem) -> Iterator[ForwardConfig]:
     for paired in (False, True) if d == dv == piece(d) and keys == 2 * CHUNK else (False,):
         for heads in _packings(problem):
             passes = ROWS // heads if paired else stages - 1
-            for tile, split, step in _tried(problem, ROWS // heads, CHUNK if paired else keys, passes):
+            rows, columns = ROWS // heads, CHUNK if paired else keys
+            tried = _tried(problem, rows, columns, passes)
+            if _is_dense(problem):  # no shape computes less; rows of the last axis measured 4% faster at head dim 64
+                first = (1,) * (problem.rank - 1)
+                tried.insert(0, ((*first, rows), 0, (*first, columns)))
+            for tile, split, step in tried:
                 yield ForwardConfig(tile, step, split, stages, heads, paired)
+
+
+def _is_dense(problem: Problem) -> bool:
+    """Whether every query has all keys."""
+    axes = zip(problem.neighborhoods[0].axes, problem.lengths)
+    return not problem.is_part and all(a.window is not None and a.window >= n and not a.causal for a, n in axes)
 
 
 def _tried(

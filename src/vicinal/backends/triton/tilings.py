@@ -29,7 +29,7 @@ from vicinal.problem import Problem
 
 SHAPES = 4  # of each size, that are listed
 FILLED = 32  # programs per multiprocessor, beyond which one launch of two kernels gains nothing
-LISTED = 12  # tilings listed, at most
+LISTED = 12  # tilings of a kind listed, at most
 _GRADIENTS: tuple[Kernel, Kernel] = ("query", "key_value")
 
 
@@ -44,10 +44,10 @@ def best(problem: Problem, direction: Direction) -> Tiling | GradientTilings: ..
 def best(problem: Problem, direction: Direction) -> Tiling | GradientTilings:
     """The cheapest configuration of a pass, of one shape for each size."""
     if direction == "forward":
-        return ranked(problem, "forward", 1)[0][1]
-    (query, own), (key_value, other) = (ranked(problem, kernel, 1)[0] for kernel in _GRADIENTS)
+        return ranked(problem, "forward", 1, False)[0][1]
+    (query, own), (key_value, other) = (ranked(problem, kernel, 1, False)[0] for kernel in _GRADIENTS)
     apart = backward_seconds(gpu_of(problem.device), query, key_value, False), own, other, False
-    return GradientTilings(*min([apart, *_together(problem, 1)], key=itemgetter(0))[1:])
+    return GradientTilings(*min([apart, *_together(problem, 1, False)], key=itemgetter(0))[1:])
 
 
 @overload
@@ -59,15 +59,21 @@ def tilings(problem: Problem, direction: Direction) -> Sequence[Tiling] | Sequen
 
 
 def tilings(problem: Problem, direction: Direction) -> Sequence[Tiling] | Sequence[GradientTilings]:
-    """Valid configurations of a pass, the best and then, of several shapes for each size, the cheapest first."""
+    """Valid configurations of a pass: the best, then those worth measuring, the cheapest of each kind first.
+
+    Of several shapes for each size of the short list, and of all sizes that there are: a table may say that a kernel
+    more is worth it.
+    """
     first: Any = best(problem, direction)
-    return [first, *(each for each in _passes(problem, direction, SHAPES) if each != first)][:LISTED]
+    few, every = (_passes(problem, direction, *kind) for kind in ((SHAPES, False), (1, True)))
+    return list(dict.fromkeys([first, *few[:LISTED], *every[:LISTED]]))
 
 
-def _passes(problem: Problem, direction: Direction, shapes: int) -> Sequence[Tiling] | Sequence[GradientTilings]:
+def _passes(problem: Problem, direction: Direction, shapes: int, free: bool) -> list[Any]:
+    """`free`: of all sizes, not of the short list."""
     if direction == "forward":
-        return [tiling for _, tiling in ranked(problem, "forward", shapes)]
-    cheapest = sorted(_pairs(problem, shapes), key=itemgetter(0))[:LISTED]
+        return [tiling for _, tiling in ranked(problem, "forward", shapes, free)]
+    cheapest = sorted(_pairs(problem, shapes, free), key=itemgetter(0))[:LISTED]
     return [GradientTilings(query, key_value, together) for _, query, key_value, together in cheapest]
 
 
@@ -101,15 +107,15 @@ def fits(problem: Problem, kernel: Kernel, tiling: Tiling, found: Estimate | Non
 
 
 @lru_cache(maxsize=1024)
-def ranked(problem: Problem, kernel: Kernel, shapes: int) -> tuple[tuple[Estimate, Tiling], ...]:
-    """Tilings of a kernel that fit, of so many shapes for each size, the cheapest first.
+def ranked(problem: Problem, kernel: Kernel, shapes: int, free: bool) -> tuple[tuple[Estimate, Tiling], ...]:
+    """Tilings of a kernel that fit, of so many shapes for each size, the cheapest first; `free`: of all sizes.
 
     If none should fit, the one with the fewest registers.
     """
     gpu = gpu_of(problem.device)
     shared = gpu.architecture.shared
     costed: list[tuple[Estimate, Tiling]] = []
-    for sizes in (shortlist, every_size):
+    for sizes in (every_size,) if free else (shortlist, every_size):
         listed = candidates(problem, kernel, sizes(problem, kernel, gpu), shapes)
         costed = [(estimate(problem, kernel, tiling), tiling) for tiling in listed]
         fitting = [each for each in costed if fits(problem, kernel, each[1], each[0])]
@@ -119,23 +125,22 @@ def ranked(problem: Problem, kernel: Kernel, shapes: int) -> tuple[tuple[Estimat
     return (min(costed, key=lambda each: (each[0].program.shared > shared, each[0].program.registers)),)
 
 
-@lru_cache(maxsize=1024)
-def _pairs(problem: Problem, shapes: int) -> list[tuple[float, Tiling, Tiling, bool]]:
+def _pairs(problem: Problem, shapes: int, free: bool) -> list[tuple[float, Tiling, Tiling, bool]]:
     """Seconds of the backward pass, tilings of its kernels, and whether they are launched together."""
     gpu = gpu_of(problem.device)
-    queries, keys = (ranked(problem, kernel, shapes) for kernel in _GRADIENTS)
+    queries, keys = (ranked(problem, kernel, shapes, free) for kernel in _GRADIENTS)
     apart = [
         (backward_seconds(gpu, query, key_value, False), own, other, False)
         for query, own in queries
         for key_value, other in keys
     ]
-    return apart + list(_together(problem, shapes))
+    return apart + list(_together(problem, shapes, free))
 
 
-def _together(problem: Problem, shapes: int) -> Iterator[tuple[float, Tiling, Tiling, bool]]:
+def _together(problem: Problem, shapes: int, free: bool) -> Iterator[tuple[float, Tiling, Tiling, bool]]:
     """Those whose kernels are launched together."""
     gpu = gpu_of(problem.device)
-    queries, keys = (ranked(problem, kernel, shapes) for kernel in _GRADIENTS)
+    queries, keys = (ranked(problem, kernel, shapes, free) for kernel in _GRADIENTS)
     for query, own in queries:
         for key_value, other in keys:
             if query.programs + key_value.programs <= FILLED * gpu.processors and can_be_together(own, other):
