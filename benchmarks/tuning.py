@@ -49,15 +49,15 @@ from vicinal.tuning.table import ProblemClass, Table
 RANDOM = 120
 LARGEST = 1 << 28  # bytes of a random problem's query
 MOST = 4e12  # FLOPs of both passes of a random problem; suites' problems that have more come later
-SOON = 8  # random problems before these
 AGAIN = Effort(samples=15, seconds=0.2)
 SHORT = {False: 3, True: 2}  # candidates of a backend: of a suite's problem, of a random one
 END = "all are compiled"
+CHANGED = "changed"  # in a file of choices: the names of problems that are chosen for otherwise
 
 
 @cache
 def problems(device: torch.device, seed: int) -> list[tuple[str, Problem]]:
-    """By name: the suite's, random ones, then the suite's that take long, and more random ones."""
+    """By name: the suite's, random ones that the file of choices lists, the suite's that take long, other random ones."""
     suite = [(case.name, case.problem(device)) for case in SUITES["gpu"].cases]
     brief = [each for each in suite if flops(each[1]) <= MOST]
     rng, found = random.Random(seed), []
@@ -67,7 +67,9 @@ def problems(device: torch.device, seed: int) -> list[tuple[str, Problem]]:
         size = prod(problem.lengths) * problem.batch * problem.heads * problem.head_dim * 2
         if size <= LARGEST and flops(problem) <= MOST:
             found.append((f"random {len(found)}: {problem.in_words()}", problem))
-    return brief + found[:SOON] + [each for each in suite if each not in brief] + found[SOON:]
+    other = [each for each in found if each[0] in _file().get(CHANGED, ())]
+    long = [each for each in suite if each not in brief]
+    return brief + other + long + [each for each in found if each not in other]
 
 
 def is_random(name: str) -> bool:
@@ -125,8 +127,14 @@ def compile_one(number: int, seed: int, stop: float) -> str:
 
 def choices(name: str, problem: Problem, direction: Direction) -> list[Candidate]:
     """What is measured, and what the shipped table, or another estimate, chooses."""
-    more = [by_plan(problem, direction), by_file(name, problem, direction)]
-    return list(dict.fromkeys([*candidates(Task(problem, direction)), *(each for each in more if each is not None)]))
+    found, other = candidates(Task(problem, direction)), by_file(name, problem, direction)
+    found = found[:1] if is_brief(name) else [*found, by_plan(problem, direction)]
+    return list(dict.fromkeys([*found, *([] if other is None else [other])]))
+
+
+def is_brief(name: str) -> bool:
+    """Whether a problem is only there to compare choices: it is not tuned."""
+    return is_random(name) and name in _file().get(CHANGED, ())
 
 
 def by_plan(problem: Problem, direction: Direction) -> Candidate:
@@ -212,10 +220,13 @@ def gain(name: str, problem: Problem, direction: Direction, timings: Path) -> di
     """A row: what is chosen how, and what each takes."""
     without, shipped = candidates(Task(problem, direction))[0], by_plan(problem, direction)
     start = time.monotonic()
-    search.tune(problem, directions=(direction,), timings=timings)
-    tuned = by_plan(problem, direction)
+    named = {"estimate": without, "table": shipped}
+    if is_brief(name):
+        named = {"estimate": without}
+    else:
+        search.tune(problem, directions=(direction,), timings=timings)
+        named["tuned"] = by_plan(problem, direction)
     taken = time.monotonic() - start
-    named = {"estimate": without, "table": shipped, "tuned": tuned}
     other = by_file(name, problem, direction)
     named |= {} if other is None else {"other": other}
     distinct = list(dict.fromkeys(named.values()))
@@ -235,6 +246,12 @@ def gain(name: str, problem: Problem, direction: Direction, timings: Path) -> di
 def gains(path: Path) -> None:
     """Of every choice against the fastest candidate, by pass, of the suite and of random problems."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
+    compared = [row for row in rows if "other" in row and row["other"] != row["estimate"]]
+    ratios = [row["estimate"]["seconds"] / row["other"]["seconds"] for row in compared]
+    if ratios:
+        mean = exp(sum(map(log, ratios)) / len(ratios))
+        most = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        print(f"estimate over other: {mean:.4f} in the mean, {most}, of {len(ratios)} passes that differ")
     rows = [row for row in rows if "tuned" in row]
     for direction in get_args(Direction):
         for what, drawn in (("suite", False), ("random", True)):
