@@ -50,14 +50,14 @@ RANDOM = 120
 LARGEST = 1 << 28  # bytes of a random problem's query
 MOST = 4e12  # FLOPs of both passes of a random problem; suites' problems that have more come later
 AGAIN = Effort(samples=15, seconds=0.2)
-SHORT = {False: 3, True: 2}  # candidates of a backend: of a suite's problem, of a random one
+SHORT = {False: 4, True: 2}  # candidates of a backend: of a suite's problem, of a random one
 END = "all are compiled"
 CHANGED = "changed"  # in a file of choices: the names of problems that are chosen for otherwise
 
 
 @cache
 def problems(device: torch.device, seed: int) -> list[tuple[str, Problem]]:
-    """By name: the suite's, random ones that the file of choices lists, the suite's that take long, other random ones."""
+    """By name: the suite's, random ones that the file of choices lists, the suite's that take long, more random ones."""
     suite = [(case.name, case.problem(device)) for case in SUITES["gpu"].cases]
     brief = [each for each in suite if flops(each[1]) <= MOST]
     rng, found = random.Random(seed), []
