@@ -57,9 +57,8 @@ CHANGED = "changed"  # in a file of choices: the names of problems that are chos
 
 @cache
 def problems(device: torch.device, seed: int) -> list[tuple[str, Problem]]:
-    """By name: the suite's, random ones that the file of choices lists, the suite's that take long, more random ones."""
+    """By name: the suite's, those that take long last, and random ones; what the file of choices lists comes first."""
     suite = [(case.name, case.problem(device)) for case in SUITES["gpu"].cases]
-    brief = [each for each in suite if flops(each[1]) <= MOST]
     rng, found = random.Random(seed), []
     while len(found) < RANDOM:
         drawn = random_problem(rng, (torch.bfloat16,))
@@ -67,9 +66,9 @@ def problems(device: torch.device, seed: int) -> list[tuple[str, Problem]]:
         size = prod(problem.lengths) * problem.batch * problem.heads * problem.head_dim * 2
         if size <= LARGEST and flops(problem) <= MOST:
             found.append((f"random {len(found)}: {problem.in_words()}", problem))
-    other = [each for each in found if each[0] in _file().get(CHANGED, ())]
-    long = [each for each in suite if each not in brief]
-    return brief + other + long + [each for each in found if each not in other]
+    changed = _file().get(CHANGED, ())
+    ordered = sorted(suite, key=lambda each: flops(each[1]) > MOST) + found
+    return sorted(ordered, key=lambda each: each[0] not in changed)
 
 
 def is_random(name: str) -> bool:

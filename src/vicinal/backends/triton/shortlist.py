@@ -1,8 +1,9 @@
 """The sizes of programs that there are: at most three for each family of problems, so that few kernels are compiled.
 
-What shape a size takes along the axes is chosen for each problem, at run time (`vicinal.backends.triton.shapes`).
+What shape a size takes along the axes is chosen for each problem, at run time (`vicinal.backends.gpu.shapes`).
 Made by `benchmarks/shortlist.py`: of all sizes those three whose best tilings are, by the estimate for an H200, closest
-to all sizes' on a sample of problems (at head dim 32 on two axes by the estimate as it was refitted on 2026-11-28). Families that are not here rank all.
+to all sizes' on a sample of problems (at head dim 32 on two axes by the estimate that was refitted on 2026-11-28).
+Families that are not here rank all.
 """
 
 from __future__ import annotations
