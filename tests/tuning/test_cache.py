@@ -3,13 +3,18 @@ import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from vicinal import dispatch, na2d
+from vicinal.backends.gpu.hardware import standing_for
+from vicinal.backends.hopper import config as hopper_config
 from vicinal.backends.protocol import settings
-from vicinal.bench.cases import Case
+from vicinal.backends.triton import config as triton_config
+from vicinal.bench.cases import SUITES, Case
+from vicinal.bench.planning import CARD
 from vicinal.explain import explanation
 from vicinal.extras import MissingExtra
 from vicinal.machine import device_name
@@ -219,3 +224,34 @@ def test_tables_are_read_without_the_extra(problem, folder):
         assert dispatch.plan(problem).forward == dispatch.backend("numba").configs(problem, "forward")[0]
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+
+
+SHIPPED = sorted(Path(cache.__file__).with_name("tables").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_tables_that_are_shipped(path):
+    table = Table.from_json(path.read_text())
+    assert cache.file_name(table.device) == path.name
+    assert path.stat().st_size < 300_000
+    assert {entry.direction for entry in table.entries.values()} == {"forward", "backward"}
+    for entry in table.entries.values():
+        assert entry.timings
+        for timed in entry.timings:
+            of_settings = {"hopper": hopper_config, "triton": triton_config}[timed.backend].of_settings
+            assert settings(of_settings(timed.config)) == timed.config
+
+
+def test_a_problem_of_the_suite_is_planned_by_the_table_of_an_h200(monkeypatch):
+    monkeypatch.setattr(cache, "_name", lambda device: "NVIDIA H200")
+    (problem,) = (c.problem("cpu") for c in SUITES["gpu"].cases if "NAT stage 1" in c.name and "dilation" in c.name)
+    with standing_for(CARD):
+        plan = dispatch.Plan(problem, (dispatch.backend("hopper"), dispatch.backend("triton")))
+        for direction, backend, config in (
+            ("forward", plan.backend, plan.forward),
+            ("backward", plan.gradients, plan.backward),
+        ):
+            found = cache.look_up(problem, direction)
+            assert (found.distance, found.shipped) == (0, True)
+            first = found.entry.timings[0]
+            assert (backend.name, settings(config)) == (first.backend, first.config)
