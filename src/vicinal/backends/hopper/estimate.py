@@ -54,12 +54,12 @@ class Constants:
         one_pass_beside: per 1000 elements of float32 dQ: cleared, read, written in 16 bits.
     """
 
-    forward_step: float = 173.0
-    forward_step_d: float = 1.65
-    forward_step_least: float = 306.0
-    forward_tile: float = 162.0
-    forward_tile_d: float = 17.8
-    forward_launch: float = 6780.0
+    forward_step: float = 183.0
+    forward_step_d: float = 1.77
+    forward_step_least: float = 321.0
+    forward_tile: float = 106.0
+    forward_tile_d: float = 9.8
+    forward_launch: float = 3740.0
     backward_step: float = 601.0
     backward_step_d: float = 5.82
     backward_tile: float = 976.0

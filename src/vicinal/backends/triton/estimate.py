@@ -60,30 +60,30 @@ class Constants:
         query_2, query_3, key_value_2, key_value_3: latency of a step of so many stages.
     """
 
-    clock: float = 1.84e9
-    launch: float = 5.8e-7
-    forward_share: float = 0.193
-    backward_share: float = 0.23
-    backward_factor: float = 0.92
-    l2_bytes: float = 70.8
-    warpgroup_flops: float = 3070.0
-    warp_flops: float = 1510.0
-    split: float = 1.86
-    together: float = 1.41
-    narrow: float = 0.504
-    overlap: float = 0.321
-    step_instructions: float = 38.0
-    program_instructions: float = 199.0
-    mask_instructions: float = 4.74
-    step_latency: float = 712.0
-    program_latency: float = 8370.0
-    forward: float = 3.75
-    query: float = 9.13
-    key_value: float = 6.31
-    query_2: float = 1.02
-    query_3: float = 0.41
-    key_value_2: float = 1.68
-    key_value_3: float = 1.2
+    clock: float = 1.6e9
+    launch: float = 3e-7
+    forward_share: float = 0.3
+    backward_share: float = 0.25
+    backward_factor: float = 1.05
+    l2_bytes: float = 58.4
+    warpgroup_flops: float = 3230.0
+    warp_flops: float = 1140.0
+    split: float = 1.22
+    together: float = 1.33
+    narrow: float = 0.387
+    overlap: float = 0.369
+    step_instructions: float = 41.3
+    program_instructions: float = 219.0
+    mask_instructions: float = 6.14
+    step_latency: float = 634.0
+    program_latency: float = 3710.0
+    forward: float = 4.81
+    query: float = 9.36
+    key_value: float = 6.19
+    query_2: float = 0.762
+    query_3: float = 0.463
+    key_value_2: float = 1.36
+    key_value_3: float = 0.968
 
     def instructions(self, kernel: Kernel) -> float:
         """Of a kernel, per score."""

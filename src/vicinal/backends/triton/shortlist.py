@@ -1,9 +1,8 @@
 """The sizes of programs that there are: at most three for each family of problems, so that few kernels are compiled.
 
-What shape a size takes along the axes is chosen for each problem, at run time (`vicinal.backends.gpu.shapes`).
+What shape a size takes along the axes is chosen for each problem, at run time (`vicinal.backends.triton.shapes`).
 Made by `benchmarks/shortlist.py`: of all sizes those three whose best tilings are, by the estimate for an H200, closest
-to all sizes' on a sample of problems (at head dim 32 on two axes by the estimate that was refitted on 2026-11-28).
-Families that are not here rank all.
+to all sizes' on a sample of problems. Families that are not here rank all.
 """
 
 from __future__ import annotations
@@ -76,19 +75,19 @@ _CHOSEN: dict[tuple[Kernel, int, int, int, bool], list[tuple[int, int, int, int]
     ("forward", 32, 2, 1, False): [(64, 64, 4, 2), (16, 32, 1, 2), (32, 32, 1, 2)],
     ("forward", 32, 2, 1, True): [(32, 32, 1, 2, True), (64, 64, 4, 2), (16, 32, 1, 2, True)],
     ("forward", 32, 2, 2, False): [(16, 64, 1, 2), (32, 32, 1, 2), (64, 128, 4, 2)],
-    ("forward", 32, 2, 2, True): [(16, 32, 1, 2), (64, 64, 4, 2), (32, 16, 1, 2, True)],
+    ("forward", 32, 2, 2, True): [(32, 32, 1, 2, True), (16, 64, 1, 2, True), (16, 16, 1, 2)],
     ("forward", 32, 2, 3, False): [(32, 32, 1, 2), (64, 128, 4, 2), (16, 32, 1, 2)],
     ("forward", 32, 2, 3, True): [(32, 32, 1, 2), (64, 64, 4, 2), (32, 16, 1, 2)],
     ("query", 32, 2, 1, False): [(64, 64, 4, 2), (16, 32, 1, 2), (32, 32, 1, 2)],
     ("query", 32, 2, 1, True): [(32, 16, 1, 2, True), (64, 64, 4, 2), (16, 16, 1, 2, True)],
-    ("query", 32, 2, 2, False): [(16, 32, 1, 3), (32, 32, 1, 3), (64, 64, 4, 3)],
-    ("query", 32, 2, 2, True): [(32, 16, 1, 3, True), (64, 64, 4, 3), (16, 16, 1, 3)],
+    ("query", 32, 2, 2, False): [(16, 32, 1, 3), (64, 64, 4, 3), (16, 128, 4, 3)],
+    ("query", 32, 2, 2, True): [(16, 16, 1, 3), (64, 64, 4, 3), (64, 16, 4, 3)],
     ("query", 32, 2, 3, False): [(16, 32, 1, 3), (64, 64, 4, 3), (16, 16, 1, 3)],
     ("query", 32, 2, 3, True): [(16, 32, 1, 3), (64, 64, 4, 3), (32, 16, 1, 3)],
     ("key_value", 32, 2, 1, False): [(64, 64, 4, 2), (32, 32, 1, 2), (16, 64, 1, 2)],
     ("key_value", 32, 2, 1, True): [(16, 16, 1, 2, True), (32, 32, 1, 2), (64, 64, 4, 2)],
     ("key_value", 32, 2, 2, False): [(16, 64, 1, 3), (64, 64, 4, 3), (32, 32, 1, 3)],
-    ("key_value", 32, 2, 2, True): [(32, 32, 1, 3, True), (64, 64, 4, 3), (32, 16, 1, 3, True)],
+    ("key_value", 32, 2, 2, True): [(16, 16, 1, 3), (64, 64, 4, 3), (32, 32, 1, 3)],
     ("key_value", 32, 2, 3, False): [(64, 64, 4, 3), (16, 32, 1, 3), (16, 128, 4, 3)],
     ("key_value", 32, 2, 3, True): [(64, 64, 4, 3), (32, 32, 1, 3), (16, 32, 1, 3)],
     ("forward", 64, 2, 1, False): [(64, 64, 4, 2), (64, 128, 4, 2), (16, 16, 1, 2)],
