@@ -113,18 +113,8 @@ def circles() -> Iterator[Problem]:
         if CUDA:
             ways["shift, triton"] = Way(partial(attend, backend="triton"), qkv)
             ways["wrap, triton"] = Way(partial(attend, backend="triton", **wraps), qkv, around.attend)
-            ways["wrap, copied"] = Way(partial(copied, window=window), qkv, around.attend)
         by = "x".join(map(str, lengths))
         yield Problem(f"circle {by} H{heads} D{dim} w{window}", ways)
-
-
-def copied(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
-    """Around the last axis, with keys and values copied with what is needed from the other side."""
-    length, reach = query.shape[2], window // 2
-    key, value = (torch.cat([t[:, :, length - reach :], t, t[:, :, :reach]], 2) for t in (key, value))
-    spans = [None, vicinal.Span(length, (0, length), (-reach, length + reach))]
-    neighborhood = vicinal.Neighborhood.of(2, window, boundary=("shift", "wrap"))
-    return vicinal.neighborhood_attention(query, key, value, neighborhood, spans=spans)
 
 
 def sizes() -> Iterator[Problem]:

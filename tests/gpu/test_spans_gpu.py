@@ -23,7 +23,7 @@ BF16 = torch.bfloat16
 
 @pytest.fixture(autouse=True)
 def hopper_takes_parts(monkeypatch):
-    monkeypatch.setattr(hopper, "TAKES_PARTS", True)
+    monkeypatch.setattr(hopper, "TAKES_ALL_PARTS", True)
 
 
 def run(name, neighborhoods, scale):
