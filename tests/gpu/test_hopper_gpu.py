@@ -57,6 +57,7 @@ CASES = {
     "2d-mqa": (1, (30, 30), 4, 1, 128, 128, BF16, {"kernel_size": 9}),
     "2d-dilated": (2, (36, 40), 2, 2, 64, 64, BF16, {"kernel_size": 7, "dilation": (3, 4)}),
     "2d-dilated-ragged": (2, (37, 41), 2, 2, 64, 64, BF16, {"kernel_size": 7, "dilation": (3, 4)}),
+    "2d-many": (4, (70, 75), 8, 4, 64, 64, BF16, {"kernel_size": (9, 20)}),  # more tiles than multiprocessors
     "3d": (1, (7, 16, 17), 2, 2, 128, 128, BF16, {"kernel_size": (5, 9, 9)}),
     "3d-stride": (1, (8, 16, 16), 2, 2, 64, 64, BF16, {"kernel_size": (4, 8, 8), "stride": (2, 4, 8)}),
     "3d-causal-time": (

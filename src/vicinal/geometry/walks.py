@@ -49,6 +49,7 @@ class Walks:
         self._borders = self._rests() if span is None else (0, self.length)  # a part is of the middle
         self._reaches: dict[int, int] = {}
         self._kept: dict[tuple[int, int], Walk] = {}
+        self._kept_aligned: dict[tuple[int, int, int], float] = {}
 
     def tiles(self, tile: int) -> int:
         """Of all groups."""
@@ -71,6 +72,27 @@ class Walks:
         if found is None:
             found = self._kept[tile, step] = self._walk(tile, step)
         return found
+
+    def aligned(self, tile: int, step: int, unit: int) -> float:
+        """Steps of a tile on average, of walks that begin at multiples of `unit`, a power of two."""
+        found = self._kept_aligned.get((tile, step, unit))
+        if found is None:
+            less, more, share = self._extents(tile)
+            steps = share * self._from_multiples(more, tile, step, unit)
+            steps += (1 - share) * self._from_multiples(less, tile, step, unit)
+            found = self._kept_aligned[tile, step, unit] = self._beside_borders(tile, step, steps)
+        return found
+
+    def _from_multiples(self, tokens: int, tile: int, step: int, unit: int) -> float:
+        """Steps over so many tokens, from the last multiple of `unit` before them, on average."""
+        if tokens >= self._walked:
+            return -(-tokens // step)
+        if self.stride > 1:  # walks begin where blocks of queries do, more or less
+            first, moved = 0, self.stride
+        else:
+            first, moved = (1 - self._ahead - self._window if self.inverse else self._ahead), tile
+        places = [(first + i * moved) % unit for i in range(unit // gcd(moved, unit))]
+        return sum(-(-(place + tokens) // step) for place in places) / len(places)
 
     def may_pass_end(self, tile: int, step: int) -> bool:
         """Whether the steps over some box may be longer, together, than its dilation group."""

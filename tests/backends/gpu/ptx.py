@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 COPIES = r"cp\.async(\.\w+)*\.shared(::\w+)?\.global|cp\.async\.bulk\.tensor\.\dd\.shared"  # the target is first
-READ = re.compile(rf"\b(ld\.global|{COPIES}|atom\.|red\.)")
-WRITE = re.compile(r"\b(st\.global|cp\.async\.bulk(\.\w+)*\.global\.shared)")
+READ = re.compile(rf"\b(ld\.global|{COPIES}|atom\.)")
+WRITE = re.compile(r"\b(st\.global|red\.|cp\.async\.bulk(\.\w+)*\.global\.shared)")  # adding hands nothing on
 LABEL = re.compile(r"^(\$L\w+):\s*(.*)")  # the compiler's own: those of inline assembly do not leave its braces
 TABLE = re.compile(r"(\$L\w+):\s*\.branchtargets([^;]*);")
 BRANCH = re.compile(r"^(@!?%\w+\s+)?(bra|brx\.idx)(\.uni)?\s+(.*);")

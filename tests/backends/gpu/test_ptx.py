@@ -30,6 +30,8 @@ WAIT = "griddepcontrol.wait;"
 LOAD = "ld.global.v4.b32 	{%r3, %r4, %r5, %r6}, [%rd2];"
 COPY = "cp.async.bulk.tensor.5d.shared::cta.global.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r2}], [%r3];"
 STORE = "st.global.b32 	[%rd3], %r7;"
+ADD = "red.relaxed.gpu.global.add.v4.f32 [%rd3], {%r3, %r4, %r5, %r6};"
+TAKE = "@first atom.relaxed.gpu.global.add.u32 %r3, [%rd3], 1;"
 COPY_BACK = "@%p1 cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%rd1, {%r2}], [%r3];"
 
 
@@ -42,6 +44,8 @@ COPY_BACK = "@%p1 cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%rd1, {
         (COPY, WAIT + "\n" + STORE, 1, 1),
         ("", STORE, 0, 1),
         ("", COPY_BACK, 0, 1),
+        ("", ADD, 0, 1),
+        ("", TAKE, 1, 1),
         ("ld.shared.b32 %r1, [%r2];", "ld.param.b64 %rd1, [kernel_param_0];", 0, 0),
     ],
 )

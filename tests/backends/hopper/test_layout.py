@@ -26,7 +26,7 @@ from vicinal.backends.hopper.layout import (
     three,
     with_heads,
 )
-from vicinal.backends.hopper.tilings import backward_configs, forward_configs, one_pass_configs
+from vicinal.backends.hopper.tilings import backward_configs, forward_configs, kernel_dims, one_pass_configs
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.span import Span
 from vicinal.geometry.window import window_start, window_stop
@@ -228,7 +228,7 @@ def test_backward_coordinates_of_large_problems(name):
 
 @pytest.mark.parametrize("name", LARGE)
 def test_one_pass_coordinates_of_large_problems(name):
-    """As of two passes; rows of float32 dQ lie one behind the other."""
+    """As of two passes; rows of float32 dQ, with a kernel's columns, lie one behind the other: addresses are 64-bit."""
     problem, strides = large(name)
     for config in one_pass_configs(problem)[:1]:
         covered = 0
@@ -242,9 +242,11 @@ def test_one_pass_coordinates_of_large_problems(name):
             assert all(fits(*d.shape) for d in blocks)
             assert fits(scalars.grid.items)
             rows = described[0].shape[0] * prod(groups.counts) * problem.heads
-            assert part.addends == prod(blocks[-1].shape) == rows * prod(scalars.axes.lengths) * problem.head_dim
-            _, tokens, _, _, steps, *_ = part.finish.arguments
-            assert fits(tokens, token * steps.token)
+            lengths, blocks, _, _, steps, _, constants = part.finish.arguments
+            tokens = prod(lengths)
+            assert all(n * size >= length for n, size, length in zip(blocks, constants.block, lengths))
+            assert part.addends == rows * prod(blocks) * 16 * kernel_dims(problem, one_pass=True)[0]
+            assert fits(tokens, token * steps.token, rows * prod(blocks))
             covered += described[0].shape[0] * prod(groups.counts) * tokens
         assert covered == problem.batch * prod(problem.lengths)
 

@@ -92,7 +92,7 @@ class Walks(NamedTuple):
     def of(cls, problem: Problem, config: BackwardConfig, part: Subproblem, tensors: Tensors) -> Walks:
         dims = kernel_dims(problem, config.one_pass)
         shared = not config.one_pass and shares_keys(*dims)
-        queries = _queries(problem, part)
+        queries = three(config.query_tile, 1) if config.one_pass else _queries(problem, part)
         k, v = (_box(problem, config, part, t, (1, 1, more_keys(problem))) for t in tensors.additional)
         own_tile = (1, 1, ROWS)
         keys = ROWS * (1 if shared else WARPGROUPS)

@@ -86,9 +86,11 @@ def one_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs) -
         rows, addends = lse.new_empty(part.rows), lse.new_empty(part.addends)
         jobs.append(partial(part.prepare.compile, output, output, lse, lse, rows, rows))
         read = (query, output, rows, rows, key, value)
-        jobs.append(partial(part.gradients.compile, *read, key, value, addends, table))
+        jobs.append(partial(part.gradients.compile, *read, key, value, addends, addends, addends, table))
         if part.more is not None:
             sums = rows.new_empty(1)
-            jobs.append(partial(part.more.launch.compile, *read[:4], *more, sums, sums, addends, table))
+            jobs.append(
+                partial(part.more.launch.compile, *read[:4], *more, sums, sums, addends, addends, addends, table)
+            )
         jobs.append(partial(part.finish.compile, addends, query))
     return jobs

@@ -260,20 +260,20 @@ def _more(shared: Shared, tensors: Tensors, passes: Passes) -> More:
 
     walks = Walks.of(shared.problem, shared.config, shared.part, tensors)
     constants = walks.constants._replace(makes_dk=passes.additional_keys, makes_dv=passes.additional_values)
-    return more_launch(backward_keys, shared, walks._replace(constants=constants), ())
+    return more_launch(backward_keys, shared, walks._replace(constants=constants), walks.grid.items, adds=())
 
 
-def more_launch(kernel: Any, shared: Shared, walks: Walks, addends: tuple[Block, ...]) -> More:
-    """Of a kernel that makes dK and dV; `addends`: of dQ, where it adds to that."""
+def more_launch(kernel: Any, shared: Shared, walks: Walks, programs: int, adds: tuple[Block | int, ...]) -> More:
+    """Of a kernel that makes dK and dV; `adds`: of the tensors that it takes where it adds to dQ too."""
     q, do, _, _ = shared.blocks(walks.queries, walks.queries)
     row = Block(shared.prepared, (1, *walks.queries))
     read = (shared.query.steps, shared.grad_output.steps, walks.more.key, walks.more.value)
     scalars = Scalars(walks.axes, walks.grid, KeysStrides(*read, 0, 0), shared.problem.scale)
     launch = Launcher(
         kernel,
-        (q, do, row, row, walks.key, walks.value, 0, 0, *addends, 0),
+        (q, do, row, row, walks.key, walks.value, 0, 0, *adds, 0),
         (scalars, groups_of(shared.part), walks.more, walks.constants),
-        (walks.grid.items,),
+        (programs,),
         options_of(walks.constants.chained, num_warps=4, maxnreg=168),
     )
     return More(shared.part, walks, launch)

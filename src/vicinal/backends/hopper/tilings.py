@@ -11,6 +11,8 @@ from operator import itemgetter
 from vicinal.backends.gpu.hardware import ARCHITECTURES
 from vicinal.backends.gpu.shapes import Shape, kind_of, sampled_walks, steps_of, the_cheapest, tile_shapes
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
+from vicinal.backends.hopper.kernels.arguments import block_of
+from vicinal.backends.hopper.layout import three
 from vicinal.geometry.walks import Walks
 from vicinal.problem import Problem
 
@@ -24,6 +26,8 @@ CHUNK = 64  # keys of a chunk: half a key tile
 CHUNKS_LOST = 1.0  # per warpgroup's query tile, by rounding up to pairs
 CHUNK_COST = 1.03  # of a tile of two chunks, in tiles of one
 SPLIT_LAST_COST = 1.04  # warpgroups side by side along the last axis measured 0.4 to 14% slower than along another
+UNITS = (1, 2, 16)  # of most blocks of queries along three axes
+ALONE = 0.6  # of a step of the one-pass backward in which only one of the two warpgroups has scores
 FAR_STEPS_COST = 1.25  # of walks that go fastest along the first of three axes: what they read has left the cache
 PERSISTENT_TILES = 32  # key tiles per query tile, up to which persistent programs were seen to win
 PACKED_COST = 1.03  # so that heads are only packed where that saves more than noise
@@ -167,23 +171,29 @@ def _tried(
     Of the first neighborhood's kind (`vicinal.backends.gpu.shapes`), borders apart.
 
     Args:
-        passes: steps that each of the two may pass over; None: both walk all.
+        passes: steps that each of the two may pass over; None: both walk all, from multiples of a block.
         inverse: tiles are of keys, steps of queries.
         least, least_step: tokens along the last axis of a tile, of a step.
     """
     kind = kind_of(problem, inverse)
-    axes = kind[0][1]
+    axes, units = kind[0][1], UNITS[-problem.rank :]
     found = []
     tiles = [tile for _, tile in tile_shapes(kind, rows, columns) if tile[-1] >= least]
     for tile in tiles[:COMPACT]:
-        reaches = [axis.reach(n) for axis, n in zip(axes, tile)]
         counts = [axis.tiles(n) for axis, n in zip(axes, tile)]
-        alone = [steps_of(reach, columns) for reach in reaches]
+        if passes is None:
+            alone = [_aligned(axis, n, columns, unit) for axis, n, unit in zip(axes, tile, units)]
+        else:
+            alone = [steps_of(axis.reach(n), columns) for axis, n in zip(axes, tile)]
         for split, n in enumerate(tile):
-            both = axes[split].reach(WARPGROUPS * n)
             pairs = prod(counts) // counts[split] * axes[split].tiles(WARPGROUPS * n)
             costs = list(alone)
-            costs[split] = _side_by_side(both, both - reaches[split], columns, passes)
+            if passes is None:
+                pair = _aligned(axes[split], WARPGROUPS * n, columns, units[split])
+                costs[split] = [round(together(*each)) for each in zip(pair, alone[split])]
+            else:
+                both = axes[split].reach(WARPGROUPS * n)
+                costs[split] = _side_by_side(both, both - axes[split].reach(n), columns, passes)
             cost, step = the_cheapest(columns, pairs, costs, least_step)
             found.append((cost, tile, split, step))
     found.sort(key=itemgetter(0))
@@ -191,15 +201,17 @@ def _tried(
 
 
 @lru_cache(maxsize=4096)
-def _side_by_side(both: int, aside: int, columns: int, passes: int | None) -> list[int]:
+def _side_by_side(both: int, aside: int, columns: int, passes: int) -> list[int]:
     """Steps of 1, 2, 4, ... `columns` keys of a warpgroup whose tile lies beside another's.
 
     Together their windows hold `both` keys.
     """
-    walked = steps_of(both, columns)
-    if passes is None:
-        return walked
-    return [max(n - (aside >> i), n - passes) for i, n in enumerate(walked)]
+    return [max(n - (aside >> i), n - passes) for i, n in enumerate(steps_of(both, columns))]
+
+
+def _aligned(axis: Walks, tile: int, columns: int, unit: int) -> list[int]:
+    """Hundredths of steps of 1, 2, 4, ... `columns` queries, from multiples of `unit`, or of themselves."""
+    return [round(100 * axis.aligned(tile, 1 << i, min(unit, 1 << i))) for i in range(columns.bit_length())]
 
 
 def _packings(problem: Problem) -> list[int]:
@@ -247,12 +259,22 @@ def doubled(tile: Shape, split: int) -> Shape:
     return tuple([WARPGROUPS * n if a == split else n for a, n in enumerate(tile)])
 
 
+def together(both: float, own: float) -> float:
+    """Steps of two warpgroups that walk `both`, where each has scores in `own` of them."""
+    return both - (1 - ALONE) * 2 * (both - own)
+
+
 def one_pass_steps(problem: Problem, config: BackwardConfig) -> tuple[float, float]:
     """Steps of 64 queries that all programs of one head take together, and the most that one of them takes."""
     pair = doubled(config.key_tile, config.split)
+    units = block_of(three(config.query_tile, 1))[-problem.rank :]
     total, longest, heads = 0.0, 0, 0
     for count, axes in sampled_walks(problem, True):
-        mean, most = walked(axes, pair, config.query_tile)
+        mean, most = 1.0, 1
+        for a, (axis, tile, step, unit) in enumerate(zip(axes, pair, config.query_tile, units)):
+            steps = axis.aligned(tile, step, unit)
+            mean *= together(steps, axis.aligned(config.key_tile[a], step, unit)) if a == config.split else steps
+            most *= axis.walk(tile, step).longest
         total += count * mean * pairs_of(axes, config.key_tile, config.split)
         longest, heads = max(longest, most), heads + count
     return total / heads, longest

@@ -139,8 +139,8 @@ def compile_one_pass(case: str, kernel: str):
     if kernel == "finish":
         return part.finish.compile(addends, query)
     if kernel == "onepass_more":
-        return part.more.launch.compile(query, output, rows, rows, *more, rows, rows, addends, table)
-    return part.gradients.compile(query, output, rows, rows, key, value, key, value, addends, table)
+        return part.more.launch.compile(query, output, rows, rows, *more, rows, rows, addends, addends, addends, table)
+    return part.gradients.compile(query, output, rows, rows, key, value, key, value, addends, addends, addends, table)
 
 
 def tensors_of(problem: Problem) -> tuple[torch.Tensor, ...]:
@@ -207,7 +207,7 @@ if __name__ == "__main__":
     for name in sys.argv[1:]:
         direction, case = name.split(":")
         chained = not direction.startswith("unchained-")
-        hopper_arguments.chains = hopper_backward.chains = lambda device, chained=chained: chained
+        hopper_arguments.chains = hopper_backward.chains = onepass.chains = lambda device, chained=chained: chained
         direction = direction.removeprefix("unchained-")
         if direction == "paired":
             kernel = compile_forward(case, ForwardConfig((8, 8), (8, 8), 0, 2, paired=True))

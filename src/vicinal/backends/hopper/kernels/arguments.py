@@ -33,13 +33,33 @@ class Constants(NamedTuple):
     padded: bool = False  # heads have fewer columns than `head_dim` or `value_dim`: strides of tiles are `UnitStrides`
     additional: bool = False  # forward and dQ: tiles of additional keys follow the walk
     cut: int = -1  # dK and dV of additional keys: see `vicinal.backends.hopper.kernels.additional`
-    ragged: bool = False  # dK, dV and dQ in one pass: some tiles pass the end of an axis
+    aligned: bool = False  # dK, dV and dQ in one pass: walks begin at multiples of a block along each axis
+    ragged: bool = False  # likewise: some tiles pass the end of an axis
     parts: bool = False  # queries and keys are parts of the axes: see `GroupAxes`
     scaled: bool = False  # scores are scaled before they are masked: the scale is not positive, or next to nothing
 
 
+def is_narrow(constants: Constants) -> bool:
+    """Whether registers and shared memory are left in one pass: see `vicinal.backends.hopper.kernels.onepass`."""
+    return constants.head_dim == 64
+
+
+def parts_of(head_dim: int) -> int:
+    """Parts in which the columns of an addend of dQ are made in one pass."""
+    return 1 if head_dim == 64 else 2
+
+
+def block_of(step: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The box of the first 16 queries of a step, and of each 16 that follow: a block, in one pass."""
+    left, block = 16, []
+    for n in reversed(step):
+        block.insert(0, min(n, left))
+        left //= block[0]
+    return block[0], block[1], block[2]
+
+
 class RowConstants(NamedTuple):
-    """What `backward.prepare` and `onepass.finish` are compiled for: kernels of some tokens of a row."""
+    """What `backward.prepare` is compiled for: some tokens of a row."""
 
     columns: int
     width: int  # `columns` rounded up to a power of two
@@ -48,6 +68,16 @@ class RowConstants(NamedTuple):
     chained: bool = False  # see `Constants`
     has_grad_lse: bool = False  # prepare: something depends on the log-sum-exp
     negated: bool = False  # prepare: results are added by who reads them, not subtracted
+
+
+class FinishConstants(NamedTuple):
+    """What `onepass.finish` is compiled for."""
+
+    columns: int  # of a head
+    width: int  # that kernels have
+    block: tuple[int, int, int]  # queries of a block along each axis
+    grouped: bool  # there are dilation groups
+    chained: bool = False  # see `Constants`
 
 
 class GroupAxes(NamedTuple):

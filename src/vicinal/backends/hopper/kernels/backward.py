@@ -194,12 +194,12 @@ def keys_producer(q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings, 
                 load_head(k_desc, item, item.head, strides.key, x, bar, own[0], i, C.head_dim, C)
                 load_head(v_desc, item, item.head, strides.value, x, bar, own[1], i, C.value_dim, C)
         descs = (q_desc, do_desc, lse_desc, delta_desc)
-        t = fill(_load_queries, (descs, walked, strides, item, head, item.place * work.grid.heads + head), walk, t, C)
+        t = fill(load_queries, (descs, walked, strides, item, head, item.place * work.grid.heads + head), walk, t, C)
     let_next_start(C.chained)
 
 
 @gluon.jit
-def _load_queries(arguments, c, t, C: gl.constexpr):
+def load_queries(arguments, c, t, C: gl.constexpr):
     """Tile `t`: of queries, output gradients, log-sum-exps and deltas at `c`."""
     descs, walked, strides, item, head, row = arguments
     q_desc, do_desc, lse_desc, delta_desc = descs

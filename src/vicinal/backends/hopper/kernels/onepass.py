@@ -1,14 +1,22 @@
 """dQ, dK and dV for Hopper in one pass: five matrix products per score, where two passes take seven.
 
-A program owns two tiles of 64 keys side by side, one per consumer warpgroup, and walks the queries that attend to them,
-as `backward.backward_keys` does: scores are transposed, so that P^T and dS^T are register operands of dV += P^T dO and
-dK += dS^T Q. The dS^T of both tiles also go to shared memory. From there each warpgroup takes both, for half of the
-columns of what these keys give to dQ = dS K; the copy engine adds it to a float32 buffer in global memory, laid out
-`[rows, X0, X1, X2, columns]` as `prepare` lays out its results. `finish` scales and converts that buffer.
+A work item is two tiles of 64 keys side by side, one per consumer warpgroup, with the queries that attend to them,
+which it walks as `backward.backward_keys` does: scores are transposed, so that P^T and dS^T are register operands of dV
++= P^T dO and dK += dS^T Q. The dS^T of both tiles also go to shared memory. From there comes what these keys give to dQ
+= dS K, one step late, when the other's dS^T has long arrived: the two need not go in step, so that one multiplies while
+the other is at its exponentials. Where none of a step's queries attend to its own keys, a warpgroup shares zeros.
+Accumulators begin with what is subtracted from their products (`prepare` has negated it), which takes no registers and
+no instructions later.
 
-A warpgroup makes its half of an addend one step late, when the other's dS^T has long arrived: the two need not go in
-step, so that one multiplies while the other is at its exponentials. Accumulators begin with what is subtracted from
-their products (`prepare` has negated it), which takes no registers and no instructions later.
+dQ is added up in a float32 buffer in global memory. A warp has 16 queries of a step, a block. Walks begin at multiples
+of a block along each axis, so that blocks are the same for all keys: of each, the buffer holds side by side what a
+thread has (see `finish`), so that shared memory and the cache see whole lines.
+
+Shared memory is what bounds it at head dim 128: 64 queries by 64 keys a product read as many bytes as they take cycles
+of the tensor cores. Each warpgroup makes half of the columns of an addend there, which the copy engine adds. At head
+dim 64 (`narrow`) registers are left: own keys and values are held in them, the warpgroups make whole addends by turns
+and add them from registers, and programs take one item after the other, from a counter in memory: the next one's keys
+come while the last one's sums leave.
 
 Addends are added in any order: dQ differs by rounding from run to run.
 Source: FlashAttention-2 (arXiv 2307.08691, algorithm 2) for the mathematics; the schedule is this project's.
@@ -18,8 +26,9 @@ Source: FlashAttention-2 (arXiv 2307.08691, algorithm 2) for the mathematics; th
 
 from typing import Any, NamedTuple
 
-from vicinal.backends.hopper.kernels.additional import own_rows, queries_of, write_sums
-from vicinal.backends.hopper.kernels.backward import KeysRings, keys_producer, tokens_at
+from vicinal.backends.hopper.kernels.additional import own_place, own_rows, queries_of, write_sums
+from vicinal.backends.hopper.kernels.arguments import block_of, is_narrow, parts_of
+from vicinal.backends.hopper.kernels.backward import load_queries, tokens_at
 from vicinal.backends.hopper.kernels.chain import await_previous, let_next_start
 from vicinal.backends.hopper.kernels.compat import (
     fence_async_shared,
@@ -35,7 +44,9 @@ from vicinal.backends.hopper.kernels.compat import (
 from vicinal.backends.hopper.kernels.pieces import (
     accumulator,
     add_product,
+    hidden_zero,
     left_operand,
+    load_head,
     store_head,
     write_pieces,
     zeros,
@@ -45,25 +56,50 @@ from vicinal.backends.hopper.kernels.softmax import LOG2E, masked
 from vicinal.backends.hopper.kernels.walk import (
     beside,
     beyond_masked,
+    box,
+    fill,
     first_of,
     head_axes,
     in_order,
     locate,
     on_line,
+    query_length,
+    row_position,
     whole,
     work_of,
 )
 
-EXCHANGED = gl.constexpr(2)  # slots of dS^T, and of addends of dQ
+EXCHANGED = gl.constexpr(2)  # slots of dS^T
+ROWS = gl.constexpr(16)  # queries of a block
+narrow = gluon.constexpr_function(is_narrow)
+block = gluon.constexpr_function(block_of)
+parts = gluon.constexpr_function(parts_of)
+
+
+class Own(NamedTuple):
+    """The keys and values of an item, one tile for each warpgroup, and where their sums leave from."""
+
+    tiles: Any  # keys, values
+    sums: Any  # dK, dV; in their place, where there is but one item
+    number: Any  # of the item
+    ready: Any  # barrier: they have arrived
+    empty: Any  # barrier: both warpgroups have read them
 
 
 class Exchange(NamedTuple):
-    """The dS^T of both warpgroups in shared memory, and where addends of dQ leave from."""
+    """The dS^T of both warpgroups in shared memory."""
 
     tiles: Any  # of slot `i`, warpgroup `W`'s is number `2 * i + W`
     ready: Any  # barriers: both have written
-    empty: Any  # both have read
-    addends: Any  # of dQ, float32, on their way to global memory; numbered as `tiles`
+    empty: Any  # they have been read
+
+
+class Addends(NamedTuple):
+    """Where addends of dQ go: lines of 32 float32."""
+
+    ptr: Any
+    desc: Any
+    blocks: Any  # where they leave from; of slot `i`, warpgroup `W`'s are number `2 * i + W`
 
 
 @gluon.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["scalars", "more"])
@@ -72,56 +108,163 @@ def backward(
     lse_desc, delta_desc,  # over `[rows, X0, X1, X2]`
     k_desc, v_desc,
     dk_desc, dv_desc,  # written; with `C.cut` pointers to float32
-    dq_desc,  # over `[rows, X0, X1, X2, columns]`, added to
+    addends_ptr, addends_desc,  # added to: both the same memory, `[lines, 32]`, see `finish`
+    counter_ptr,  # 0: items that programs have taken, their first ones apart
     table,
     scalars, groups, more,  # `Scalars` with `KeysStrides`; `Groups`; with `C.cut` `More`, else None
     C: gl.constexpr,  # `Constants`
 ):  # fmt: skip
-    """dK and dV of the own tiles of one work item, and what they give to dQ."""
+    """dK and dV of the own tiles of work items, and what they give to dQ."""
+    NARROW: gl.constexpr = narrow(C)
     STAGES: gl.constexpr = C.stages
+    BM: gl.constexpr = C.tile[0] * C.tile[1] * C.tile[2]
+    BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2]
     k_s = gl.allocate_shared_memory(k_desc.dtype, [2] + k_desc.block_shape, k_desc.layout)
     v_s = gl.allocate_shared_memory(v_desc.dtype, [2] + v_desc.block_shape, v_desc.layout)
     q_s = gl.allocate_shared_memory(q_desc.dtype, [STAGES] + q_desc.block_shape, q_desc.layout)
     do_s = gl.allocate_shared_memory(do_desc.dtype, [STAGES] + do_desc.block_shape, do_desc.layout)
     lse_s = gl.allocate_shared_memory(gl.float32, [STAGES] + lse_desc.block_shape, lse_desc.layout)
     delta_s = gl.allocate_shared_memory(gl.float32, [STAGES] + delta_desc.block_shape, delta_desc.layout)
-    dq_s = gl.allocate_shared_memory(gl.float32, [2 * EXCHANGED] + dq_desc.block_shape, dq_desc.layout)
-    BM: gl.constexpr = C.tile[0] * C.tile[1] * C.tile[2]
-    BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2]
     ds_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BM, BN], k_desc.dtype)
     ds_s = gl.allocate_shared_memory(k_desc.dtype, [2 * EXCHANGED, BM, BN], ds_layout)
-    own_ready = barriers(2)
+    if NARROW:
+        dk_s = gl.allocate_shared_memory(k_desc.dtype, [2] + k_desc.block_shape, k_desc.layout)
+        dv_s = gl.allocate_shared_memory(v_desc.dtype, [2] + v_desc.block_shape, v_desc.layout)
+        addends = Addends(addends_ptr, addends_desc, None)
+    else:
+        dk_s, dv_s = k_s, v_s
+        leaving = gl.allocate_shared_memory(
+            gl.float32, [2 * EXCHANGED, 4 * addends_desc.block_shape[0], 32], addends_desc.layout
+        )  # fmt: skip
+        addends = Addends(addends_ptr, addends_desc, leaving)
+    number = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    own = Own((k_s, v_s), (dk_s, dv_s), number, barriers(1), barriers(1))
     walked = Ring((q_s, do_s, lse_s, delta_s), barriers(STAGES), barriers(STAGES))
-    exchange = Exchange(ds_s, barriers(EXCHANGED), barriers(EXCHANGED), dq_s)
-    for i in gl.static_range(2):
-        mbarrier.init(own_ready.index(i), count=1)
+    exchange = Exchange(ds_s, barriers(EXCHANGED), barriers(EXCHANGED))
+    start_slot(own, 0, 2)
     for i in gl.static_range(STAGES):
         start_slot(walked, i, 2)
     for i in gl.static_range(EXCHANGED):
         mbarrier.init(exchange.ready.index(i), count=2)
-        mbarrier.init(exchange.empty.index(i), count=2)
+        mbarrier.init(exchange.empty.index(i), count=1 if NARROW else 2)
     fence_async_shared()
-    rings = KeysRings((k_s, v_s), own_ready, own_ready, walked)
     work = work_of(scalars, groups, table, more)
+    descs = (q_desc, do_desc, lse_desc, delta_desc)
     gl.warp_specialize([
-        (_consumer, (dk_desc, dv_desc, dq_desc, rings, exchange, work, C, gl.constexpr(0))),
-        (_consumer, (dk_desc, dv_desc, dq_desc, rings, exchange, work, C, gl.constexpr(1))),
-        (keys_producer, (q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings, work, C)),
+        (_consumer, (dk_desc, dv_desc, addends, own, walked, exchange, work, C, gl.constexpr(0))),
+        (_consumer, (dk_desc, dv_desc, addends, own, walked, exchange, work, C, gl.constexpr(1))),
+        (_producer, (descs, k_desc, v_desc, counter_ptr, own, walked, work, C)),
     ], [4, 1], [240, 24])  # fmt: skip
 
 
+# --- items -------------------------------------------------------------------------------------------------
+
+
 @gluon.jit
-def _consumer(dk_desc, dv_desc, dq_desc, rings, exchange, work, C: gl.constexpr, W: gl.constexpr):
-    own, own_ready, _, walked = rings
+def _producer(descs, k_desc, v_desc, counter_ptr, own, walked, work, C: gl.constexpr):
+    number = gl.program_id(0)
+    turn = gl.to_tensor(0)
+    t = gl.to_tensor(0)
+    await_previous(C.chained)
+    if narrow(C):
+        while number < work.grid.items:
+            _announce(own, number, turn)
+            t = _load_item(number, descs, k_desc, v_desc, own, walked, work, t, C)
+            turn += 1
+            number = gl.num_programs(0) + _counted(counter_ptr)
+        _announce(own, number, turn)  # that there is none left
+        mbarrier.arrive(own.ready.index(0), count=1)
+    else:
+        _load_item(number, descs, k_desc, v_desc, own, walked, work, t, C)
+    let_next_start(C.chained)
+
+
+@gluon.jit
+def _load_item(number, descs, k_desc, v_desc, own, walked, work, t, C: gl.constexpr):
+    """Load an item's keys and values, and the queries that attend to them from tile `t` on: the number after theirs."""
+    item = locate(number, work.grid.tiles, work.grid.kv_heads, work.groups, C)
+    x = first_of(item.tile, C)
+    k_s, v_s = own.tiles
+    bar = own.ready.index(0)
+    mbarrier.expect(bar, 2 * (k_desc.block_type.nbytes + v_desc.block_type.nbytes))
+    for i in gl.static_range(2):
+        at = own_place(beside(x, i, C), C)
+        load_head(k_desc, item, item.head, work.strides.key, at, bar, k_s, i, C.head_dim, C)
+        load_head(v_desc, item, item.head, work.strides.value, at, bar, v_s, i, C.value_dim, C)
+    for member in range(work.grid.group):
+        head = item.head * work.grid.group + member
+        walk = queries_of(item.tile, head_axes(work, head, C), work, C)
+        arguments = (descs, walked, work.strides, item, head, item.place * work.grid.heads + head)
+        t = fill(load_queries, arguments, walk, t, C)
+    return t
+
+
+@gluon.jit
+def _announce(own, number, turn):
+    """Tell consumers the number of the next item, when they have read the keys and values of the one before."""
+    mbarrier.wait(own.empty.index(0), (turn & 1) ^ 1)
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
+    own.number.store(gl.zeros([1], gl.int64, layout=layout) + number)
+
+
+@gluon.jit
+def _awaited(own, turn):
+    """The number of the next item, when its keys and values have arrived."""
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    mbarrier.wait(own.ready.index(0), turn & 1)
+    return gl.max(own.number.load(layout), 0).to(gl.int32)
+
+
+@gluon.jit
+def _counted(counter_ptr):
+    """What a counter in memory was before 1 is added to it; of a partition of one warp.
+
+    Triton's own atomics hand a scalar on through shared memory, with a barrier of the whole program.
+    """
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
+    count = gl.inline_asm_elementwise(
+        "{ .reg .pred first; .reg .u32 lane; mov.u32 lane, %laneid; setp.eq.u32 first, lane, 0; mov.u32 $0, 0;"
+        " @first atom.relaxed.gpu.global.add.u32 $0, [$1], 1; }",
+        "=&r,l", [counter_ptr + gl.zeros([32], gl.int32, layout=layout)], dtype=gl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+    return gl.max(count, 0)
+
+
+@gluon.jit
+def _consumer(dk_desc, dv_desc, addends, own, walked, exchange, work, C: gl.constexpr, W: gl.constexpr):
+    t = gl.to_tensor(0)
+    if narrow(C):
+        turn = gl.to_tensor(0)
+        number = _awaited(own, turn)
+        while number < work.grid.items:
+            t = _item(number, t, dk_desc, dv_desc, addends, own, walked, exchange, work, C, W)
+            turn += 1
+            number = _awaited(own, turn)
+    else:
+        mbarrier.wait(own.ready.index(0), 0)
+        _item(gl.program_id(0), t, dk_desc, dv_desc, addends, own, walked, exchange, work, C, W)
+    tma_store_wait(0)
+
+
+@gluon.jit
+def _item(number, t, dk_desc, dv_desc, addends, own, walked, exchange, work, C: gl.constexpr, W: gl.constexpr):
+    """dK and dV of an item, whose first tile of queries is `t`: the number after its last one."""
     BM: gl.constexpr = C.tile[0] * C.tile[1] * C.tile[2]
     BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2]
+    STEP: gl.constexpr = C.step[C.split]
     dk = zeros(BM, C.head_dim, 1, accumulator(C.head_dim))
     dv = zeros(BM, C.value_dim, 1, accumulator(C.value_dim))
-    item = locate(gl.program_id(0), work.grid.tiles, work.grid.kv_heads, work.groups, C)
+    item = locate(number, work.grid.tiles, work.grid.kv_heads, work.groups, C)
     x = beside(first_of(item.tile, C), W, C)
+    k_s, v_s = own.tiles
+    if narrow(C):
+        k = k_s.index(W).reshape([BM, C.head_dim]).load(left_operand(BN))
+        v = v_s.index(W).reshape([BM, C.value_dim]).load(left_operand(BN))
+        held = (k, v)
+    else:
+        held = None
     first_row = item.place * work.grid.heads + item.head * work.grid.group
-    mbarrier.wait(own_ready.index(W), 0)
-    t = 0
+    done = gl.to_tensor(0)  # steps
     before = (first_row, x[0], x[1], x[2])  # where the addend of the step before goes
     for member in range(work.grid.group):
         axes = head_axes(work, item.head * work.grid.group + member, C)
@@ -130,6 +273,8 @@ def _consumer(dk_desc, dv_desc, dq_desc, rings, exchange, work, C: gl.constexpr,
         if C.ragged:  # what keys that are not there make of a small log-sum-exp is infinite, and times 0 no number
             rows = beyond_masked(rows, x, axes, C)
         share = whole(walk, C)
+        if C.cut < 0:
+            start, stop, _, _ = box(x[C.split], C.tile[C.split], axes, C.split, C)
         a = walk.outer[0]
         b = walk.inner[0]
         w = share.first
@@ -137,50 +282,73 @@ def _consumer(dk_desc, dv_desc, dq_desc, rings, exchange, work, C: gl.constexpr,
             a, b, w, t = on_line((a, b, w), t, (walked,), walk, share, C)
             c = in_order(a, b, w, C)
             await_ready(walked, t, C)
-            issued = _issue(dk, dv, own, walked, exchange, t, c, rows, work.scale, C, W)
-            if t > 0:
-                dq = _addend(own[0], exchange, t - 1, C, W)
-                dk, dv = _settled(issued, 2)
-                free(walked, t, C)
-                dq = warpgroup_mma_wait(0, deps=[dq])
-                mbarrier.arrive(exchange.empty.index((t - 1) % EXCHANGED), count=1)
-                _add(dq_desc, exchange.addends, dq, before, t, C, W)
+            if C.cut >= 0:
+                dk, dv = _step(dk, dv, held, own, walked, exchange, addends, t, c, rows, before, done, work, C, W)
+            elif (w < stop) & (w + STEP > start):
+                dk, dv = _step(dk, dv, held, own, walked, exchange, addends, t, c, rows, before, done, work, C, W)
             else:
-                dk, dv = _settled(issued, 0)
                 free(walked, t, C)
+                _share(gl.zeros([BM, BN], own.tiles[0].dtype, layout=accumulator(BN)), exchange, t, W)
+                if (done > 0) & _makes(t - 1, C, W):
+                    dq = warpgroup_mma_wait(0, deps=[_addend(own, exchange, t - 1, C, W)])
+                    _taken(exchange, t - 1)
+                    _add(addends, dq, before, t, work, C, W)
             before = (first_row + member, c[0], c[1], c[2])
+            done += 1
             t += 1
-            w += walk_step(C)
-    if t > 0:
-        dq = warpgroup_mma_wait(0, deps=[_addend(own[0], exchange, t - 1, C, W)])
-        _add(dq_desc, exchange.addends, dq, before, t, C, W)
-        # The sums go where keys and values are: not before both warpgroups have read the keys.
-        last = exchange.empty.index((t - 1) % EXCHANGED)
-        mbarrier.arrive(last, count=1)
-        mbarrier.wait(last, ((t - 1) // EXCHANGED) & 1)
+            w += STEP
+    if (done > 0) & _makes(t - 1, C, W):
+        dq = warpgroup_mma_wait(0, deps=[_addend(own, exchange, t - 1, C, W)])
+        _taken(exchange, t - 1)
+        if narrow(C):
+            mbarrier.arrive(own.empty.index(0), count=1)
+        _add(addends, dq, before, t, work, C, W)
+    elif narrow(C):
+        mbarrier.arrive(own.empty.index(0), count=1)
     if C.cut >= 0:
         write_sums(dk_desc, dk, work.scale, item, x, work, 1, C)
         write_sums(dv_desc, dv, 1.0, item, x, work, 1, C)
     else:
-        k_s, v_s = own
-        write_pieces(dk, work.scale, k_s, W, dk_desc.dtype, 1)
-        write_pieces(dv, 1.0, v_s, W, dv_desc.dtype, 1)
+        dk_s, dv_s = own.sums
+        if narrow(C):
+            tma_store_wait(0)  # the last item's have left
+            thread_barrier()
+        elif done > 0:  # the sums go where keys and values are: not before both have read the keys
+            mbarrier.wait(exchange.empty.index((t - 1) % EXCHANGED), ((t - 1) // EXCHANGED) & 1)
+        write_pieces(dk, work.scale, dk_s, W, dk_desc.dtype, 1)
+        write_pieces(dv, 1.0, dv_s, W, dv_desc.dtype, 1)
         fence_async_shared()
-        store_head(dk_desc, item, item.head, work.strides.grad_key, x, k_s, W, C.head_dim, C)
-        store_head(dv_desc, item, item.head, work.strides.grad_value, x, v_s, W, C.value_dim, C)
-    tma_store_wait(0)
+        store_head(dk_desc, item, item.head, work.strides.grad_key, x, dk_s, W, C.head_dim, C)
+        store_head(dv_desc, item, item.head, work.strides.grad_value, x, dv_s, W, C.value_dim, C)
+    return t
 
 
-@gluon.constexpr_function
-def walk_step(C):
-    """Tokens of a step along the axis that is split."""
-    return C.step[C.split]
+# --- steps -------------------------------------------------------------------------------------------------
 
 
 @gluon.jit
-def _issue(dk, dv, own, walked, exchange, t, c, rows, scale, C: gl.constexpr, W: gl.constexpr):
+def _step(
+    dk, dv, held, own, walked, exchange, addends, t, c, rows, before, done, work, C: gl.constexpr, W: gl.constexpr
+):  # fmt: skip
+    """dK and dV plus what the queries of tile `t`, at `c`, give; its dS^T is shared, and the addend before is added."""
+    issued = _issue(dk, dv, held, own, walked, exchange, t, c, rows, work.scale, C, W)
+    if (done > 0) & _makes(t - 1, C, W):
+        dq = _addend(own, exchange, t - 1, C, W)
+        dk, dv = _settled(issued, 2)
+        free(walked, t, C)
+        dq = warpgroup_mma_wait(0, deps=[dq])
+        _taken(exchange, t - 1)
+        _add(addends, dq, before, t, work, C, W)
+    else:
+        dk, dv = _settled(issued, 0)
+        free(walked, t, C)
+    return dk, dv
+
+
+@gluon.jit
+def _issue(dk, dv, held, own, walked, exchange, t, c, rows, scale, C: gl.constexpr, W: gl.constexpr):
     """Step `t`, at `c`, but for its addend of dQ: dS^T is shared; dK and dV, and what feeds them, are still to come."""
-    k_s, v_s = own
+    k_s, v_s = own.tiles
     q_s, do_s, lse_s, delta_s = walked.tiles
     BM: gl.constexpr = C.tile[0] * C.tile[1] * C.tile[2]
     BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2]
@@ -188,22 +356,40 @@ def _issue(dk, dv, own, walked, exchange, t, c, rows, scale, C: gl.constexpr, W:
     slot = t % C.stages
     lse = _row(lse_s, slot, BM, BN, s_layout)
     delta = _row(delta_s, slot, BM, BN, s_layout)
-    scoring = _product(lse, k_s, W, q_s, slot)
-    rising = _product(delta, v_s, W, do_s, slot)
+    if narrow(C):
+        k, v = held
+    else:
+        side = W + hidden_zero()
+        k = k_s.index(side).reshape([BM, C.head_dim])
+        v = v_s.index(side).reshape([BM, C.value_dim])
+    scoring = _product(lse, k, q_s, slot)
+    rising = _product(delta, v, do_s, slot)
     s = warpgroup_mma_wait(1, deps=[scoring])
     p = gl.exp2(masked(s, c, rows, -1, s_layout, C) * (scale * LOG2E))
     pb = gl.convert_layout(p.to(v_s.dtype), left_operand(C.value_dim))
     dv = add_product(pb, do_s, slot, dv, 1)
     dp = warpgroup_mma_wait(1, deps=[rising])
     ds = (p * dp).to(k_s.dtype)
+    dsb = gl.convert_layout(ds, left_operand(C.head_dim))
+    dk = add_product(dsb, q_s, slot, dk, 1)
+    _share(ds, exchange, t, W)
+    return dk, dv, pb, dsb
+
+
+@gluon.jit
+def _share(ds, exchange, t, W: gl.constexpr):
+    """Share the dS^T of step `t`."""
     i = t % EXCHANGED
     mbarrier.wait(exchange.empty.index(i), ((t // EXCHANGED) & 1) ^ 1)
     exchange.tiles.index(2 * i + W).store(ds)
     fence_async_shared()  # also before copies overwrite what ordinary loads have read
     mbarrier.arrive(exchange.ready.index(i), count=1)
-    dsb = gl.convert_layout(ds, left_operand(C.head_dim))
-    dk = add_product(dsb, q_s, slot, dk, 1)
-    return dk, dv, pb, dsb
+
+
+@gluon.jit
+def _taken(exchange, t):
+    """Say that one warpgroup has read what was shared of step `t`."""
+    mbarrier.arrive(exchange.empty.index(t % EXCHANGED), count=1)
 
 
 @gluon.jit
@@ -218,11 +404,9 @@ def _row(rows_s, slot, BM: gl.constexpr, BN: gl.constexpr, layout: gl.constexpr)
 
 
 @gluon.jit
-def _product(start, own_s, W: gl.constexpr, walked_s, slot):
-    """Issue `start + A @ B^T`; the caller waits."""
-    WIDE: gl.constexpr = own_s.shape[5]
-    a = own_s.index(W).reshape([start.shape[0], WIDE])
-    b = walked_s.index(slot).reshape([start.shape[1], WIDE]).permute((1, 0))
+def _product(start, a, walked_s, slot):
+    """Issue `start + a @ B^T`; the caller waits."""
+    b = walked_s.index(slot).reshape([start.shape[1], walked_s.shape[5]]).permute((1, 0))
     return warpgroup_mma(a, b, start, is_async=True)
 
 
@@ -234,55 +418,140 @@ def _settled(issued, LATER: gl.constexpr):
     return (dk,), (dv,)
 
 
+# --- dQ ----------------------------------------------------------------------------------------------------
+
+
 @gluon.jit
-def _addend(k_s, exchange, t, C: gl.constexpr, W: gl.constexpr):
-    """Issue half `W` of the columns of `dS K` of step `t`, summed over both tiles of keys; the caller waits."""
+def _makes(t, C: gl.constexpr, W: gl.constexpr):
+    """Whether warpgroup `W` has a part in the addend of step `t`."""
+    if narrow(C):
+        return t % 2 == W
+    else:
+        return t >= 0
+
+
+@gluon.jit
+def _block_number(at, first, axes, C: gl.constexpr):
+    """The number of the block of 16 queries whose first is row `first` of the tile at `at = (row, x0, x1, x2)`.
+
+    Of one that is beyond an axis' end, of another: its addends are 0.
+    """
+    STEP: gl.constexpr = C.step
+    BLOCK: gl.constexpr = block(STEP)
+    n0 = gl.cdiv(query_length(axes, 0, C), BLOCK[0])
+    n1 = gl.cdiv(query_length(axes, 1, C), BLOCK[1])
+    n2 = gl.cdiv(query_length(axes, 2, C), BLOCK[2])
+    b0 = gl.minimum((at[1] + row_position(first, 0, STEP)) // BLOCK[0], n0 - 1)
+    b1 = gl.minimum((at[2] + row_position(first, 1, STEP)) // BLOCK[1], n1 - 1)
+    b2 = gl.minimum((at[3] + row_position(first, 2, STEP)) // BLOCK[2], n2 - 1)
+    return ((at[0] * n0 + b0) * n1 + b1) * n2 + b2
+
+
+@gluon.jit
+def _addend(own, exchange, t, C: gl.constexpr, W: gl.constexpr):
+    """Issue warpgroup `W`'s part of the columns of `dS K` of step `t`, of both tiles of keys; the caller waits."""
+    k_s, _ = own.tiles
     BM: gl.constexpr = C.tile[0] * C.tile[1] * C.tile[2]
     BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2]
-    HALF: gl.constexpr = C.head_dim // 2
+    PARTS: gl.constexpr = parts(C.head_dim)
+    WIDE: gl.constexpr = C.head_dim // PARTS
+    FIRST: gl.constexpr = W % PARTS * WIDE
     i = t % EXCHANGED
+    side = hidden_zero()
     mbarrier.wait(exchange.ready.index(i), (t // EXCHANGED) & 1)
-    zero = gl.zeros([BN, HALF], gl.float32, layout=accumulator(HALF))
+    zero = gl.zeros([BN, WIDE], gl.float32, layout=accumulator(WIDE))
     ds = exchange.tiles.index(2 * i).permute((1, 0))
-    k = k_s.index(0).reshape([BM, C.head_dim]).slice(W * HALF, HALF, dim=1)
+    k = k_s.index(side).reshape([BM, C.head_dim]).slice(FIRST, WIDE, dim=1)
     dq = warpgroup_mma(ds, k, zero, use_acc=False, is_async=True)
     ds = exchange.tiles.index(2 * i + 1).permute((1, 0))
-    k = k_s.index(1).reshape([BM, C.head_dim]).slice(W * HALF, HALF, dim=1)
+    k = k_s.index(side + 1).reshape([BM, C.head_dim]).slice(FIRST, WIDE, dim=1)
     return warpgroup_mma(ds, k, dq, is_async=True)
 
 
 @gluon.jit
-def _add(dq_desc, addends, dq, at, t, C: gl.constexpr, W: gl.constexpr):
-    """Add half `W` of the columns of an addend of dQ to the row and place `at`."""
-    tma_store_wait(EXCHANGED - 1)  # the slot's last addend has left
-    thread_barrier()
-    i = (t % EXCHANGED) * 2 + W
-    addends.index(i).reshape(dq.shape).store(dq)
-    fence_async_shared()
-    tma_add(dq_desc, [at[0], at[1], at[2], at[3], W * (C.head_dim // 2)], addends.index(i))
+def _add(addends, dq, at, t, work, C: gl.constexpr, W: gl.constexpr):
+    """Add warpgroup `W`'s part of an addend of dQ to what there is of the tile of queries at `at`: a block a warp."""
+    BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2]
+    PARTS: gl.constexpr = parts(C.head_dim)
+    WIDE: gl.constexpr = C.head_dim // PARTS
+    LINES: gl.constexpr = ROWS * WIDE // 32  # of a block
+    if narrow(C):
+        row = gl.arange(0, BN, layout=gl.SliceLayout(1, dq.type.layout))
+        column = gl.arange(0, WIDE, layout=gl.SliceLayout(0, dq.type.layout))
+        number = _block_number(at, row // ROWS * ROWS, work.axes, C)
+        lane = (row % 8 * 4)[:, None] + (column // 2 % 4)[None, :]
+        to = addends.ptr + (number.to(gl.int64) * (ROWS * C.head_dim))[:, None] + lane * 4
+        COUNT: gl.constexpr = BN * WIDE // 128  # elements of a thread
+        gl.inline_asm_elementwise(
+            _adds(COUNT), _operands(COUNT), [dq, to.to(gl.int64)], dtype=gl.int32, is_pure=False, pack=COUNT
+        )  # fmt: skip
+    else:
+        tma_store_wait(4 * (EXCHANGED - 1))  # those of the slot have left
+        thread_barrier()
+        each = dq.reshape([4, 2, 8, WIDE // 8, 4, 2]).permute((0, 3, 2, 4, 1, 5)).reshape([4 * LINES, 32])
+        leaving = addends.blocks.index(t % EXCHANGED * 2 + W)
+        leaving.store(each)
+        fence_async_shared()
+        for i in gl.static_range(4):
+            line = _block_number(at, i * ROWS, work.axes, C) * (LINES * PARTS) + W % PARTS * LINES
+            tma_add(addends.desc, [line, 0], leaving.slice(i * LINES, LINES, dim=0))
+
+
+@gluon.constexpr_function
+def _adds(count):
+    """PTX: adds a thread's elements in fours, a warp's side by side; of results (unused), elements, addresses."""
+    lines = []
+    for i in range(0, count, 4):
+        four = ", ".join(f"${count + i + j}" for j in range(4))
+        lines.append(f"red.relaxed.gpu.global.add.v4.f32 [${2 * count} + {32 * 4 * i}], {{{four}}}; ")
+    return "".join(lines)
+
+
+@gluon.constexpr_function
+def _operands(count):
+    """LLVM's constraints for `_adds`."""
+    return ",".join(["=r"] * count + ["f"] * count + ["l"] * count)
 
 
 @gluon.jit(do_not_specialize=["groups"])
 def finish(
     addends_ptr,
     dq_ptr,  # written
-    lengths, tokens,  # along each axis, and in all, of a dilation group
+    lengths, blocks,  # tokens, and blocks of them, along each axis of a dilation group
     heads, groups, strides,  # `Groups`, `TokenStrides` of dQ, whose heads are adjacent
     scale,
-    C: gl.constexpr,  # `RowConstants`
+    C: gl.constexpr,  # `FinishConstants`
 ):  # fmt: skip
-    """dQ from the sum of its addends: one program per `C.tokens` tokens of a row."""
+    """dQ from the sum of its addends: one program per four blocks of 16 queries of a row.
+
+    Of a block there is, for each part of the columns and each 8 of them, what 32 threads have of these: as wgmma leaves
+    it, two columns of two rows.
+    """
+    PARTS: gl.constexpr = parts(C.width)
+    BLOCK: gl.constexpr = C.block
+    SIZE: gl.constexpr = ROWS * C.width
+    flat: gl.constexpr = gl.BlockedLayout([4], [32], [4], [0])
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // (C.width // 8), C.width // 8], [4, 1], [1, 0])
-    blocks = gl.cdiv(tokens, C.tokens)
-    row = gl.program_id(0) // blocks
+    count = blocks[0] * blocks[1] * blocks[2]
+    programs = gl.cdiv(count, 4)
+    row = gl.program_id(0) // programs
+    first = gl.program_id(0) % programs * 4
     item = locate(row, (1, 1, 1), heads, groups, C)
-    t = gl.program_id(0) % blocks * C.tokens + gl.arange(0, C.tokens, layout=gl.SliceLayout(1, layout))
+    i = gl.arange(0, 4 * ROWS, layout=gl.SliceLayout(1, layout))
+    number = first + i // ROWS
+    x0 = number // blocks[2] // blocks[1] * BLOCK[0] + row_position(i % ROWS, 0, BLOCK)
+    x1 = number // blocks[2] % blocks[1] * BLOCK[1] + row_position(i % ROWS, 1, BLOCK)
+    x2 = number % blocks[2] * BLOCK[2] + row_position(i % ROWS, 2, BLOCK)
+    inside = (number < count) & (x0 < lengths[0]) & (x1 < lengths[1]) & (x2 < lengths[2])
     column = gl.arange(0, C.width, layout=gl.SliceLayout(0, layout))
-    mask = (t < tokens)[:, None] & (column < C.columns)[None, :]
-    x = (t // lengths[2] // lengths[1], t // lengths[2] % lengths[1], t % lengths[2])
-    at = tokens_at(item, C.columns, x, strides)
-    sums = (row.to(gl.int64) * tokens + t) * C.columns
+    at = tokens_at(item, C.columns, (x0, x1, x2), strides)
+    each = gl.arange(0, 4 * SIZE, layout=flat)
+    start = (row.to(gl.int64) * count + first) * SIZE
     await_previous(C.chained)
-    dq = gl.load(addends_ptr + sums[:, None] + column[None, :], mask=mask, other=0.0)
+    sums = gl.load(addends_ptr + start + each, mask=each < (count - first) * SIZE, other=0.0)
     let_next_start(C.chained)
-    gl.store(dq_ptr + at[:, None] + column[None, :], (dq * scale).to(dq_ptr.dtype.element_ty), mask=mask)
+    # block, part, columns, row, columns, row, column
+    sums = sums.reshape([4, PARTS, C.width // PARTS // 8, 8, 4, 2, 2])
+    sums = sums.permute((0, 5, 3, 1, 2, 4, 6)).reshape([4 * ROWS, C.width])
+    dq = gl.convert_layout((sums * scale).to(dq_ptr.dtype.element_ty), layout)
+    gl.store(dq_ptr + at[:, None] + column[None, :], dq, mask=inside[:, None] & (column < C.columns)[None, :])

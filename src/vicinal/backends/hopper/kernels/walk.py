@@ -9,11 +9,13 @@ Triton's key of a kernel in its cache does not see the fields of the named tuple
 from typing import Any, NamedTuple
 
 from vicinal.backends.gpu.kernels import window as rule
+from vicinal.backends.hopper.kernels import arguments
 from vicinal.backends.hopper.kernels.arguments import Grid, GroupAxes, Groups
 from vicinal.backends.hopper.kernels.chain import await_previous
 from vicinal.backends.hopper.kernels.compat import gl, gluon, import_triton
 from vicinal.backends.hopper.kernels.ring import pass_over_tiles
 
+block_of = gluon.constexpr_function(arguments.block_of)
 window_start = import_triton(rule.window_start)
 window_stop = import_triton(rule.window_stop)
 first_query_starting_at = import_triton(rule.first_query_starting_at)
@@ -88,6 +90,15 @@ def own_length(axes, A: gl.constexpr, C: gl.constexpr):
     """How many tokens there are, along axis `A`, of which own tiles are."""
     if C.parts:
         return axes.lengths[(12 if C.inverse else 6) + A]
+    else:
+        return axes.lengths[A]
+
+
+@gluon.jit
+def query_length(axes, A: gl.constexpr, C: gl.constexpr):
+    """How many queries there are along axis `A`."""
+    if C.parts:
+        return axes.lengths[6 + A]
     else:
         return axes.lengths[A]
 
@@ -288,7 +299,7 @@ def rows_inside(rows, axes, C: gl.constexpr):
 
 @gluon.jit
 def union(tile, axes, C: gl.constexpr):
-    """The `Walk` of a program's own tiles."""
+    """The `Walk` of a program's own tiles; with `C.aligned`, from a multiple of a block along each axis."""
     AXIS: gl.constexpr = walk_order((0, 1, 2), C)
     x = first_of(tile, C)
     sa, ea, _, _ = box(x[AXIS[0]], C.tile[AXIS[0]], axes, AXIS[0], C)
@@ -299,6 +310,9 @@ def union(tile, axes, C: gl.constexpr):
             sw = sw // 4 * 4
         else:
             sb = sb // 4 * 4
+    if C.aligned:
+        BLOCK: gl.constexpr = walk_order(block_of(C.step), C)
+        sa, sb, sw = sa // BLOCK[0] * BLOCK[0], sb // BLOCK[1] * BLOCK[1], sw // BLOCK[2] * BLOCK[2]
     return Walk(x, (sa, ea), (sb, eb), (sw, ew))
 
 
