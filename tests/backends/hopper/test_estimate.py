@@ -37,14 +37,19 @@ def test_estimates_are_near_the_measured(name, direction):
     )  # of more sizes
 
 
-IN_ONE_PASS = {  # milliseconds of the whole backward in one pass, on an H100
-    "2-D 256x256 H24 D128 window 80x80": 27.40,
-    "2-D 256x256 H24 D128 window 80x80 stride 16x16": 22.88,
-    "3-D 30x48x80 H24 D128 window 18x24x24": 130.2,
-    "1-D 32768 H16 D128 window 2048": 2.869,
-    "1-D 32768 H16 D128 window 2048 causal": 2.794,
-    "2-D 128x128 B4 H8 D64 window 33x33": 1.633,
-    "2-D 128x128 B4 H8 D64 window 13x13": 0.743,
+IN_ONE_PASS = {  # milliseconds of the whole backward in one pass, on an H200
+    "2-D 256x256 H24 D128 window 80x80": 27.29,
+    "2-D 256x256 H24 D128 window 80x80 stride 16x16": 23.03,
+    "3-D 30x48x80 H24 D128 window 18x24x24": 112.3,
+    "Cosmos-Predict2 window 24x12x24 stride 1x4x8": 23.67,
+    "Cosmos-Predict2 window 24x4x16 dilation 1x11x5": 5.60,
+    "1-D 32768 H16 D128 window 2048": 2.782,
+    "1-D 32768 H16 D128 window 2048 causal": 2.684,
+    "1-D 32768 H1 D128 window 2048": 0.251,
+    "2-D 128x128 B4 H8 D64 window 33x33": 1.414,
+    "2-D 128x128 B4 H8 D64 window 13x13": 0.697,
+    "LTX-2 decoder 33x128x224 H2 D64 window 3x7x7": 3.039,
+    "HDiT 128x128 B8 H4 D64 window 7x7": 0.483,
 }
 
 
@@ -53,7 +58,14 @@ def test_estimates_of_one_pass_are_near_the_measured(name):
     problem = CASES[name].problem("cpu")
     config = one_pass_configs(problem)[0]
     estimate = 1e3 * hopper_estimate.seconds(problem, "backward", config)
-    assert estimate == pytest.approx(IN_ONE_PASS[name], rel=0.15)
+    assert estimate == pytest.approx(IN_ONE_PASS[name], rel=0.16)
+
+
+def test_additional_keys_of_grouped_heads_in_one_pass():
+    problem = replace(CASES["2-D 256x256 H24 D128 window 80x80"].problem("cpu"), heads=8, kv_heads=2, additional=256)
+    problem = replace(problem, lengths=(128, 128), neighborhoods=(Neighborhood.of(2, 33),))
+    estimate = 1e3 * hopper_estimate.seconds(problem, "backward", one_pass_configs(problem)[0])
+    assert estimate == pytest.approx(1.038, rel=0.15)
 
 
 WIDE = {160: (0.333, 1.064), 192: (0.323, 1.123), 256: (0.370, 1.538)}  # head dim: milliseconds, in two passes

@@ -50,8 +50,7 @@ class Constants:
         one_pass_step, one_pass_step_d: of the backward in one pass, of a program's step.
         one_pass_program, one_pass_program_d: of the rest of a program.
         one_pass_launch: of all launches of a subproblem.
-        one_pass_spread: on three axes a walk's queries, and the sums of their gradients, outgrow the cache: times this.
-        one_pass_beside: per 1000 elements of float32 dQ: cleared, read, written in 16 bits.
+        one_pass_beside: per 1000 elements of float32 dQ: cleared, read, written in 16 bits; and `prepare`.
     """
 
     forward_step: float = 183.0
@@ -65,13 +64,12 @@ class Constants:
     backward_tile: float = 976.0
     backward_tile_d: float = 54.1
     backward_launch: float = 9320.0
-    one_pass_step: float = 440.0
-    one_pass_step_d: float = 13.75
-    one_pass_program: float = 2000.0
-    one_pass_program_d: float = 64.0
+    one_pass_step: float = 680.0
+    one_pass_step_d: float = 11.3
+    one_pass_program: float = 500.0
+    one_pass_program_d: float = 63.0
     one_pass_launch: float = 14_000.0
-    one_pass_spread: float = 1.2
-    one_pass_beside: float = 2.5
+    one_pass_beside: float = 3.6
 
     def step(self, direction: Direction, d: float) -> float:
         """Of a step."""
@@ -138,9 +136,11 @@ def _one_pass(problem: Problem, config: BackwardConfig) -> float:
     programs = problem.batch * problem.kv_heads * pairs_of(axes, config.key_tile, config.split)
     mean = steps * problem.batch * problem.heads / programs
     turns = ceil(programs / gpu.processors)
-    step = (c.one_pass_step + c.one_pass_step_d * d) * (c.one_pass_spread if problem.rank == 3 else 1.0)
+    longest *= problem.group_size
+    step = c.one_pass_step + c.one_pass_step_d * d
     program = c.one_pass_program + c.one_pass_program_d * d
-    walks = max(turns * mean, longest * problem.group_size) * step
+    # Where walks differ, the last ones to begin are anything up to the longest.
+    walks = max(turns * mean, longest, programs / gpu.processors * mean + longest / 2) * step
     ends = turns * program
     if problem.additional:  # programs of its own, which share the queries
         pairs = ceil(problem.additional / (WARPGROUPS * ROWS)) * ceil(prod(problem.lengths) / ROWS)
