@@ -8,7 +8,7 @@ of keys is in `vicinal.geometry.window`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, Literal, NoReturn, TypeAlias, TypeVar, cast
 
@@ -138,6 +138,11 @@ class Neighborhood:
     """
 
     axes: tuple[Axis, ...]
+    # One value per axis. Kept as they are made, by no property: compiled functions and plans ask for them.
+    window: tuple[int | None, ...] = field(init=False, repr=False, compare=False)
+    stride: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    dilation: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    causal: tuple[bool, ...] = field(init=False, repr=False, compare=False)
 
     def __init__(self, axes: Sequence[Axis], *rest: NoReturn) -> None:
         if rest or not isinstance(axes, (tuple, list)) or not all(isinstance(axis, Axis) for axis in axes):
@@ -148,6 +153,10 @@ class Neighborhood:
         if not 1 <= len(axes) <= MAX_RANK:
             raise ValueError(f"axes must be 1 to {MAX_RANK}, got {len(axes)}")
         object.__setattr__(self, "axes", tuple(axes))  # of a list too: a tuple can be hashed
+        object.__setattr__(self, "window", tuple([axis.window for axis in axes]))
+        object.__setattr__(self, "stride", tuple([axis.stride for axis in axes]))
+        object.__setattr__(self, "dilation", tuple([axis.dilation for axis in axes]))
+        object.__setattr__(self, "causal", tuple([axis.causal for axis in axes]))
 
     def __hash__(self) -> int:  # looked up on every call: hash the axes once
         return self._hash
@@ -156,8 +165,8 @@ class Neighborhood:
     def _hash(self) -> int:
         return hash(self.axes)
 
-    def __getstate__(self) -> dict[str, Any]:  # without what is cached: another process has other hashes
-        return {"axes": self.axes}
+    def __reduce__(self) -> tuple[Any, ...]:  # without what is cached: another process has other hashes
+        return Neighborhood, (self.axes,)
 
     @classmethod
     def of(
@@ -191,22 +200,6 @@ class Neighborhood:
     @property
     def rank(self) -> int:
         return len(self.axes)
-
-    @cached_property
-    def window(self) -> tuple[int | None, ...]:
-        return tuple(axis.window for axis in self.axes)
-
-    @cached_property
-    def stride(self) -> tuple[int, ...]:
-        return tuple(axis.stride for axis in self.axes)
-
-    @cached_property
-    def dilation(self) -> tuple[int, ...]:
-        return tuple(axis.dilation for axis in self.axes)
-
-    @cached_property
-    def causal(self) -> tuple[bool, ...]:
-        return tuple(axis.causal for axis in self.axes)
 
     def over(self, spans: Sequence[Span | None]) -> Neighborhood:
         """This neighborhood where queries and keys are parts of the axes; None for a whole axis.
