@@ -503,7 +503,7 @@ def kernels_for(wanted: Wanted, together: bool) -> list[str]:
             kernels.append("key_value_gradient_kernel")
     if wanted.additional_keys or wanted.additional_values:
         kernels.append("additional_gradient_kernel")
-    return kernels + ["bias_gradient_of_classes_kernel"] * wanted.rpb
+    return kernels + ["bias_gradient_kernel"] * wanted.rpb
 
 
 def run_values(inputs, neighborhood, scale, together=False):

@@ -1,4 +1,4 @@
-"""Small tables of integers in a device's memory, made once and read by many launches.
+"""Small tables in a device's memory, made once and read by many launches.
 
 A bounded cache owns them, so one may be dropped while something still reads it: a kernel queued on another stream, or a
 captured CUDA graph, which keeps its address for good. `in_use` tells of the first to torch's allocator, and keeps what
@@ -40,6 +40,24 @@ def table_of(
             return table
 
     return _tables.get((key, device), make)
+
+
+def kept_of(key: Hashable, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
+    """What `make` computes on the current stream of `device`, made once; `key` says what it is.
+
+    To be read by a launch on that stream, next. What a graph that is being captured makes is not kept: it is there only
+    once the graph has run.
+    """
+    found = _tables.find((key, device))
+    if found is None:
+        made = make()
+        if device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():
+                return made
+            torch.cuda.current_stream(device).synchronize()
+        found = _tables.get((key, device), lambda: made)
+    in_use(found)
+    return found
 
 
 def in_use(table: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.strides import aligned, contiguous_like
 from vicinal.backends.gpu.tables import in_use
-from vicinal.backends.triton.bias import BiasTiles
-from vicinal.backends.triton.bias_gradient import BiasGradient
+from vicinal.backends.triton.bias_gradient import BiasGradient, SumOfClasses, entries_at_once
+from vicinal.backends.triton.classes import Starts
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.kernels.additional import additional_gradient_kernel
 from vicinal.backends.triton.kernels.backward import (
@@ -21,6 +22,10 @@ from vicinal.backends.triton.kernels.backward import (
     gradients_kernel,
     key_value_gradient_kernel,
     query_gradient_kernel,
+)
+from vicinal.backends.triton.kernels.classes import (
+    key_value_gradient_of_classes_kernel,
+    query_gradient_of_classes_kernel,
 )
 from vicinal.backends.triton.launch import Prepared, like, tiles_of
 from vicinal.backends.triton.steps import Answered, Steps
@@ -47,27 +52,38 @@ class Backward:
         self._table = prepared.table
         self._wanted = wanted
         wants_keys = wanted.key or wanted.value
-        self._both = self._query = self._delta = self._key_value = self._additional = self._bias = None
-        self._query_bias = BiasTiles.of(prepared, config.query) if wanted.query else None
-        self._key_bias = BiasTiles.of(prepared, config.key_value, inverse=True) if wants_keys else None
+        self._both = self._delta = self._key_value = self._additional = self._bias = None
+        self._query: list[Launch] = []  # of some batch entries each
+        self._sums: list[SumOfClasses] = []  # likewise
+        self._query_starts = self._key_starts = None
         self._query_steps = Steps.of(prepared, config.query) if wanted.query else None
         self._key_steps = Steps.of(prepared, config.key_value, inverse=True) if wants_keys else None
         self._answered = None if self._key_steps is None else Answered.of(prepared)
         if config.together and wanted.query and wants_keys:
-            biases, steps = (self._query_bias, self._key_bias), (self._query_steps, self._key_steps)
-            self._both = _gradients_launch(prepared, config, self._per_query_head, biases, steps)
+            steps = self._query_steps, self._key_steps
+            self._both = _gradients_launch(prepared, config, self._per_query_head, steps)
+        elif config.query.of_classes and (wanted.query or wanted.rpb):
+            starts = self._query_starts = Starts.of(prepared, config.query)
+            most = problem.batch
+            if wanted.rpb:  # from the scores' gradients, which the query's kernel writes
+                most = entries_at_once(problem, config.query, starts.classes)
+            for first in range(0, problem.batch, most):
+                batch = min(most, problem.batch - first)
+                self._query.append(_query_of_classes(prepared, config.query, starts, first, batch))
+                if wanted.rpb:
+                    self._sums.append(SumOfClasses(prepared, config.query, starts.classes, batch))
         elif wanted.query:
-            self._query = _query_launch(prepared, config.query, self._query_bias, self._query_steps)
+            self._query.append(_query_launch(prepared, config.query, self._query_steps))
         elif wanted.key or wanted.additional_keys or wanted.rpb:
             self._delta = _delta_launch(prepared)
         if wants_keys and self._both is None:
-            self._key_value = _key_value_launch(
-                prepared, config.key_value, self._per_query_head, self._key_bias, self._key_steps
-            )
+            own = config.key_value
+            self._key_starts = Starts.of(prepared, own, inverse=True) if own.of_classes else None
+            self._key_value = _key_value_launch(prepared, own, self._per_query_head, self._key_starts, self._key_steps)
+        if wanted.rpb and not self._sums:
+            self._bias = BiasGradient(prepared)
         if wanted.additional_keys or wanted.additional_values:
             self._additional = _additional_launch(prepared)
-        if wanted.rpb:
-            self._bias = BiasGradient(prepared)
 
     def __call__(self, inputs: Inputs, upstream: Upstream) -> Inputs:
         """All tensors of `upstream` contiguous."""
@@ -77,10 +93,10 @@ class Backward:
             in_use(self._table)
         query, key, value, _, _, rpb, key_mask, sizes = inputs
         output, lse, grad_output, grad_lse = upstream
-        grad_query = contiguous_like(query) if self._wanted.query else None
+        grad_query = contiguous_like(query) if self._wanted.query or self._sums else None
         grad_key, grad_value = self._key_and_value(inputs)
         delta = None
-        if self._both is not None or self._query is not None or self._delta is not None:
+        if self._wants_delta:
             delta = contiguous_like(lse)
         steps = key_steps = None
         if self._query_steps is not None and key_mask is not None:
@@ -88,33 +104,55 @@ class Backward:
         if self._key_steps is not None and self._answered is not None:
             key_steps = self._key_steps(self._answered(lse, ok), self._table, ok)
         read = (output, lse, grad_output, grad_lse, delta, grad_query)
-        query_bias = key_bias = rpb
-        if rpb is not None and self._query_bias is not None:
-            query_bias = self._query_bias(rpb, ok)
-        if rpb is not None and self._key_bias is not None:
-            key_bias = self._key_bias(rpb, ok)
+        grad_rpb, masks = None, (key_mask, sizes, self._table)
         if self._both is not None:
-            masks = (key_mask, sizes, self._table, steps, key_steps)
-            self._both((*inputs[:5], query_bias, key_bias, *masks, *read, grad_key, grad_value), ok)
-        if self._query is not None:
-            self._query((*inputs[:5], query_bias, key_mask, sizes, self._table, steps, *read), ok)
+            self._both((*inputs[:6], *masks, steps, key_steps, *read, grad_key, grad_value), ok)
+        elif self._query_starts is not None:
+            given = (*inputs[:5], self._query_starts(rpb, query, ok), *read)
+            if self._sums:
+                assert rpb is not None
+                grad_rpb = self._query_and_bias(given, rpb, ok)
+            else:
+                self._query[0]((*given, None), ok)
+        elif self._query:
+            self._query[0]((*inputs[:6], *masks, steps, *read), ok)
         if self._delta is not None:
             self._delta((output, grad_output, grad_lse, delta), ok)
         if self._key_value is not None:
-            rest = (key_mask, sizes, self._table, key_steps, lse, grad_output, delta, grad_key, grad_value)
-            self._key_value((query, key, value, key_bias, *rest), ok)
+            rest = (lse, grad_output, delta, grad_key, grad_value)
+            if self._key_starts is None:
+                self._key_value((query, key, value, rpb, *masks, key_steps, *rest), ok)
+            else:
+                self._key_value((query, key, value, self._key_starts(rpb, query, ok), *rest), ok)
+        if self._bias is not None:
+            grad_rpb = self._bias(inputs, (lse, grad_output, delta), self._table, ok)
         if self._per_query_head:
             grad_key = None if grad_key is None else self._summed(grad_key, key)
             grad_value = None if grad_value is None else self._summed(grad_value, value)
-        grads = Inputs(grad_query, grad_key, grad_value)  # type: ignore[arg-type]
+        own = grad_query if self._wanted.query else None
+        grads = Inputs(own, grad_key, grad_value, rpb=grad_rpb)  # type: ignore[arg-type]
         if self._additional is not None:
             extra_keys, extra_values = self._additional_gradients(self._additional, inputs, upstream, delta, ok)
             grads = grads._replace(additional_keys=extra_keys, additional_values=extra_values)
-        if self._bias is not None:
-            assert rpb is not None
-            grad = self._bias(inputs, (lse, grad_output, delta), self._table, ok)
-            grads = grads._replace(rpb=grad)
         return grads
+
+    @property
+    def _wants_delta(self) -> bool:
+        """Whether something computes delta."""
+        return self._both is not None or bool(self._query) or self._delta is not None
+
+    def _query_and_bias(self, given: tuple[Tensor | None, ...], rpb: Tensor, ok: bool) -> Tensor:
+        """Compute the gradient of queries, some batch entries after the other; that of the bias on the way."""
+        query = given[0]
+        assert query is not None
+        grad_scores = query.new_empty(self._sums[0].count)
+        partial = rpb.new_empty((sum(s.programs for s in self._sums), *rpb.shape), dtype=torch.float32)
+        first = 0
+        for launch, sums in zip(self._query, self._sums):
+            launch((*given, grad_scores), ok)
+            sums(grad_scores, partial[first : first + sums.programs], ok)
+            first += sums.programs
+        return partial.sum(0).to(rpb.dtype)
 
     def kernels(self, inputs: Inputs) -> list[Job]:
         """What compiles the kernels that a call launches; see `vicinal.backends.protocol.Backend.backward_kernels`."""
@@ -124,24 +162,28 @@ class Backward:
         own = torch.float32 if self._per_query_head else None
         dq, dk, dv = (like(t, d) if w else None for t, w, d in zip((query, key, value), wanted, (None, own, own)))
         dek, dev = (like(t, torch.float32) if w else None for t, w in zip((extra_keys, extra_values), wanted[3:5]))
-        delta = sums if self._both is not None or self._query is not None or self._delta is not None else None
-        tiles = [rpb if bias is None else like(rpb, torch.float32) for bias in (self._query_bias, self._key_bias)]
+        delta = sums if self._wants_delta else None
         given = query, key, value, extra_keys, extra_values
         both = (self._query_steps, self._key_steps)
         steps, key_steps = (None if listed is None else like(query, torch.int32) for listed in both)
-        read = (query, sums, query, None, delta, dq)
+        read = (query, sums, query, None, delta, like(query) if self._sums else dq)
+        masks = rpb, key_mask, sizes, table
+        own_query: tuple[Tensor | None, ...] = (*given, *masks, steps, *read)
+        own_keys: tuple[Tensor | None, ...] = (*given[:3], *masks, key_steps)
+        if self._query_starts is not None:
+            own_query = (*given, like(query, self._query_starts.dtype), *read, like(query) if self._sums else None)
+        if self._key_starts is not None:
+            own_keys = (*given[:3], like(query, self._key_starts.dtype))
         each = [
-            (self._both, (*given, *tiles, key_mask, sizes, table, steps, key_steps, *read, dk, dv)),
-            (self._query, (*given, tiles[0], key_mask, sizes, table, steps, *read)),
+            (self._both, (*given, *masks, steps, key_steps, *read, dk, dv)),
+            *((launch, own_query) for launch in self._query),
             (self._delta, (query, query, None, delta)),
-            (
-                self._key_value,
-                (query, key, value, tiles[1], key_mask, sizes, table, key_steps, sums, query, delta, dk, dv),
-            ),
+            (self._key_value, (*own_keys, sums, query, delta, dk, dv)),
             (self._additional, (query, extra_keys, extra_values, sums, query, delta, dek, dev)),
         ]
         jobs: list[Job] = [partial(launch.compile, tensors) for launch, tensors in each if launch is not None]
-        jobs += [bias.kernel(rpb) for bias in (self._query_bias, self._key_bias) if bias is not None]
+        jobs += [s.kernel(rpb) for s in (self._query_starts, self._key_starts) if s is not None]
+        jobs += [s.compiled() for s in self._sums]
         jobs += [listed.kernel(self._table) for listed in both if listed is not None]
         if self._answered is not None:
             jobs.append(self._answered.kernel(self._problem))
@@ -188,56 +230,52 @@ def _delta_launch(prepared: Prepared) -> Launch:
     return Launch(delta_kernel, (-(-rows // ROWS), 1, 1), arguments, options_of(4, 2, prepared.chained))
 
 
-def _query_launch(prepared: Prepared, config: Tiling, bias: BiasTiles | None, steps: Steps | None) -> Launch:
+def _query_launch(prepared: Prepared, config: Tiling, steps: Steps | None) -> Launch:
     problem = prepared.problem
     programs, count = _query_programs(prepared, config)
-    arguments = (
-        prepared.scale,
-        problem.heads,
-        problem.group_size,
-        problem.additional,
-        programs,
-        _room(steps),
-        None if bias is None else bias.classes,
-        *prepared.arguments(config.unfolded),
-        config.query_tile,
-        config.key_tile,
-        prepared.vector,
-        prepared.flags(config),
-        precision_of(problem.dtype),
-    )
+    numbers = prepared.scale, problem.heads, problem.group_size, problem.additional, programs, _room(steps)
+    arguments = (*numbers, *_tiled(prepared, config), prepared.flags(config), precision_of(problem.dtype))
     return Launch(query_gradient_kernel, (count, 1, 1), arguments, prepared.options(config, "query"))
 
 
+def _query_of_classes(prepared: Prepared, config: Tiling, starts: Starts, first: int, batch: int) -> Launch:
+    """Of `batch` entries from `first` on."""
+    problem = prepared.problem
+    programs, _ = _query_programs(prepared, config)
+    numbers = prepared.scale, problem.heads, problem.group_size, problem.additional, programs, first
+    tiled = (*_tiled(prepared, config), prepared.flags(config), precision_of(problem.dtype))
+    grid, arguments = (batch * problem.heads * programs, 1, 1), (*numbers, starts.classes, *tiled)
+    return Launch(query_gradient_of_classes_kernel, grid, arguments, prepared.options(config, "query"))
+
+
 def _key_value_launch(
-    prepared: Prepared, config: Tiling, per_query_head: bool, bias: BiasTiles | None, steps: Steps | None
+    prepared: Prepared, config: Tiling, per_query_head: bool, starts: Starts | None, steps: Steps | None
 ) -> Launch:
     problem = prepared.problem
     programs, count = _key_programs(prepared, config, per_query_head)
-    arguments = (
-        prepared.scale,
-        problem.heads,
-        problem.group_size,
-        programs,
-        _room(steps),
-        None if bias is None else bias.classes,
-        *prepared.arguments(config.unfolded),
-        config.query_tile,
-        config.key_tile,
-        prepared.vector,
-        prepared.flags(config, inverse=True),
-        problem.group_size > 1 and not per_query_head,
-        per_query_head,
-        precision_of(problem.dtype),
-    )
-    return Launch(key_value_gradient_kernel, (count, 1, 1), arguments, prepared.options(config, "key_value"))
+    numbers = prepared.scale, problem.heads, problem.group_size, programs
+    tiled = *_tiled(prepared, config), prepared.flags(config, inverse=True)
+    grouped = problem.group_size > 1 and not per_query_head
+    if starts is not None:
+        arguments = (*numbers, starts.classes, *tiled, grouped)
+        kernel = key_value_gradient_of_classes_kernel
+    else:
+        arguments = (*numbers, _room(steps), *tiled, grouped, per_query_head)
+        kernel = key_value_gradient_kernel
+    arguments = (*arguments, precision_of(problem.dtype))
+    return Launch(kernel, (count, 1, 1), arguments, prepared.options(config, "key_value"))
+
+
+def _tiled(prepared: Prepared, config: Tiling) -> tuple[Any, ...]:
+    """What both kernels take between numbers and flags."""
+    own = (*prepared.arguments(config.unfolded), config.tile, config.step)
+    return (*own, config.warps, prepared.vector) if config.of_classes else (*own, prepared.vector)
 
 
 def _gradients_launch(
     prepared: Prepared,
     config: GradientTilings,
     per_query_head: bool,
-    biases: tuple[BiasTiles | None, BiasTiles | None],
     steps: tuple[Steps | None, Steps | None],
 ) -> Launch:
     """Both of the above; warps, stages and the axis unfolded are the same for both."""
@@ -254,7 +292,6 @@ def _gradients_launch(
         key_programs,
         _room(steps[1]),
         key_count,
-        *(None if bias is None else bias.classes for bias in biases),
         *prepared.arguments(query.unfolded),
         query.query_tile,
         query.key_tile,

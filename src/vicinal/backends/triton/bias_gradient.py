@@ -6,7 +6,7 @@ See `vicinal.backends.triton.kernels.bias_gradient`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from itertools import product
 from math import prod
 from typing import NamedTuple
@@ -15,163 +15,148 @@ import torch
 from torch import Tensor
 
 from vicinal.backends.gpu.arguments import precision_of
-from vicinal.backends.gpu.hardware import gpu_of
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.tables import in_use, table_of
-from vicinal.backends.triton.bias import classes_of
 from vicinal.backends.triton.config import Tiling
-from vicinal.backends.triton.estimate import ISSUES, estimate
-from vicinal.backends.triton.kernels.bias import Classes
 from vicinal.backends.triton.kernels.bias_gradient import bias_gradient_kernel, bias_gradient_of_classes_kernel
-from vicinal.backends.triton.launch import Prepared, like, tiles_of
-from vicinal.backends.triton.shortlist import Size
-from vicinal.backends.triton.tilings import candidates
+from vicinal.backends.triton.kernels.starts import Classes
+from vicinal.backends.triton.launch import Prepared, like, stand_in, tiles_of
 from vicinal.compiling import Job
 from vicinal.geometry.tiles import alike, key_interval
 from vicinal.problem import Inputs, Problem
 
 TILES = {1: (32,), 2: (4, 8), 3: (2, 4, 4)}  # of queries and of keys: what a sum along diagonals has room for
-SCRATCH = 2**28  # bytes of partial gradients, at most (but one table per head)
+SCRATCH = 2**28  # bytes of partial gradients, at most (but one table per head); of scores' gradients, at most as many
 ENOUGH_PROGRAMS = 1024  # fill a GPU, with 4 warps each
-ENOUGH_OF_CLASSES = 6144  # likewise, with one warp each and work of one class
+ENOUGH_OF_CLASSES = 8192  # likewise, where they only sum
 MOST_ROWS = 1 << 14  # of work that is listed
-SIZES = [Size(16, 16, 1, 2), Size(16, 32, 1, 2), Size(32, 16, 1, 2), Size(64, 16, 4, 2), Size(64, 32, 4, 2)]
-# Against the query gradient's, of a step: a warp's instructions, and those per score.
-MORE_INSTRUCTIONS = 70.0
-FEWER_PER_SCORE = 2.6
 
 
 class BiasGradient:
-    """The launch of one problem; `config`: for tiles of classes, instead of the one that is estimated to be best."""
+    """The launch of one problem, pair by pair."""
 
-    def __init__(self, prepared: Prepared, config: Tiling | None = None) -> None:
-        found = _of_classes(prepared, config or _tiling(prepared.problem))
-        self._work: Tensor | None = None
-        if found is None:
-            self._launch = _pair_by_pair(prepared)
-        else:
-            self._launch, self._work = found
+    def __init__(self, prepared: Prepared) -> None:
+        problem = prepared.problem
+        config = Tiling(TILES[problem.rank], TILES[problem.rank], warps=4, stages=1)
+        programs = tiles_of(problem, config)
+        shares = min(
+            programs * problem.batch,
+            max(1, SCRATCH // _table_bytes(problem)),
+            -(-ENOUGH_PROGRAMS // problem.heads),
+        )
+        arguments = (
+            prepared.scale,
+            problem.heads,
+            problem.group_size,
+            problem.batch,
+            programs,
+            *prepared.arguments(),
+            config.query_tile,
+            config.key_tile,
+            prepared.vector,
+            prepared.flags(config),
+            precision_of(problem.dtype),
+        )
+        grid, options = (shares, problem.heads, 1), options_of(config.warps, config.stages)
+        self._launch = Launch(bias_gradient_kernel, grid, arguments, options)
 
     def __call__(self, inputs: Inputs, above: tuple[Tensor | None, ...], table: Tensor | None, aligned: bool) -> Tensor:
         """Of a contiguous table; `above`: log-sum-exp, gradient of the output, delta."""
         rpb = inputs.rpb
         assert rpb is not None
-        if self._work is not None:
-            in_use(self._work)
-        sums = rpb.new_zeros((rpb.shape[0], self._launch.grid[0], *rpb.shape[1:]), dtype=torch.float32)
-        self._launch((*self._read(inputs, table), *above, sums), aligned)
-        return sums.sum(1).to(rpb.dtype)
+        partial = rpb.new_zeros((rpb.shape[0], self._launch.grid[0], *rpb.shape[1:]), dtype=torch.float32)
+        self._launch((*_read(inputs, table), *above, partial), aligned)
+        return partial.sum(1).to(rpb.dtype)
 
     def compiled(self, inputs: Inputs, above: tuple[Tensor | None, ...], table: Tensor | None) -> Job:
         """What compiles it."""
-        return partial(self._launch.compile, (*self._read(inputs, table), *above, like(inputs.query, torch.float32)))
-
-    def _read(self, inputs: Inputs, table: Tensor | None) -> tuple[Tensor | None, ...]:
-        read = inputs.query, inputs.key, inputs.value, inputs.rpb
-        return (*read, inputs.key_mask, inputs.window_sizes, table) if self._work is None else (*read, self._work)
+        return partial(self._launch.compile, (*_read(inputs, table), *above, like(inputs.query, torch.float32)))
 
 
-@lru_cache(maxsize=1024)
-def _tiling(problem: Problem) -> Tiling:
-    """For tiles of classes, the cheapest of a few sizes.
+class SumOfClasses:
+    """The bias gradient of some batch entries from their scores' gradients, where tiles are of classes.
 
-    Estimated as the query gradient is, with a step's instructions counted in what ptxas made of this kernel.
+    Attributes:
+        count: of the elements of the scores' gradients.
+        programs: how many there are of a head; each has a partial gradient.
     """
-    gpu = gpu_of(problem.device)
 
-    def cycles(tiling: Tiling) -> float:
-        walked = estimate(problem, "query", tiling)
-        one = walked.program
-        per_thread = prod(tiling.tile) * prod(tiling.step) / (gpu.architecture.warp * tiling.warps)
-        issue = one.issue + tiling.warps * (MORE_INSTRUCTIONS - FEWER_PER_SCORE * per_thread) / ISSUES
-        parts = one.products, issue, one.exponentials, one.loads
-        return walked.programs * walked.steps * (max(parts) + one.overlap * (sum(parts) - max(parts)))
+    def __init__(self, prepared: Prepared, config: Tiling, classes: Classes, batch: int) -> None:
+        """Of tiles of queries, and `batch` entries."""
+        problem = prepared.problem
+        rows = _work(problem, config, classes, batch)
+        key = ("triton bias", problem.neighborhood, problem.lengths, batch, problem.heads, config)
+        self._work = table_of(key, prepared.device, lambda: rows)
+        self._dtype = problem.dtype
+        self._step = prod(config.tile) * prod(config.step)
+        self.programs = len(rows)
+        programs = tiles_of(problem, config)
+        self.count = batch * problem.heads * programs * classes.steps * self._step
+        axes = prepared.arguments()[0]
+        numbers = problem.heads, batch, programs
+        arguments = (*numbers, classes, axes, config.tile, config.step, config.warps, prepared.flags(config))
+        grid = (len(rows), problem.heads, 1)
+        self._launch = Launch(bias_gradient_of_classes_kernel, grid, arguments, options_of(4, 1, prepared.chained))
 
-    return min(candidates(problem, "query", SIZES, 2), key=cycles)
+    def __call__(self, grad_scores: Tensor, partial: Tensor, aligned: bool) -> None:
+        """Write the programs' partial gradients, `[programs, H, 2*K0-1, ...]`."""
+        in_use(self._work)
+        sums = partial.new_empty(self._launch.grid[0] * self._launch.grid[1] * self._step)
+        self._launch((grad_scores, self._work, sums, partial), aligned)
+
+    def compiled(self) -> Job:
+        """What compiles it."""
+        sums = stand_in(torch.float32)
+        return partial(self._launch.compile, (stand_in(self._dtype), stand_in(torch.int32), sums, sums))
+
+
+def entries_at_once(problem: Problem, config: Tiling, classes: Classes) -> int:
+    """How many batch entries' gradients of scores there is room for."""
+    scores = classes.steps * prod(config.tile) * prod(config.step) * problem.heads * tiles_of(problem, config)
+    most = max(1, SCRATCH // (scores * problem.dtype.itemsize))
+    return -(-problem.batch // -(-problem.batch // most))
 
 
 class _Along(NamedTuple):
-    """Tiles of one class along an axis: the first of them and how many, the groups, and the steps of each."""
+    """Tiles of one class along an axis: the first of them and how many, the groups, and how long the box of each is."""
 
     first: int
     tiles: int
     group: int
     groups: int
-    steps: int
+    extent: int
 
 
-def _of_classes(prepared: Prepared, config: Tiling) -> tuple[Launch, Tensor] | None:
-    """The launch and its list of work, a row a program; None where tiles are not of classes, or of too many.
+def _work(problem: Problem, config: Tiling, classes: Classes, batch: int) -> list[list[int]]:
+    """A row a program of a head, about as many as are enough; more where there are more classes and steps.
 
-    A row: the step; the first pair of a tile and a batch entry, counted with what `_inner` says fastest, and how many
-    pairs; per axis the class's first tile, how many tiles, its first dilation group, how many groups.
+    A row: the step; the first pair of a tile and a batch entry, the latter counted fastest, and how many pairs; per
+    axis the class's first tile, how many tiles, its first dilation group, how many groups.
     """
-    problem = prepared.problem
-    classes = classes_of(problem, config, inverse=False)
-    if classes is None:
-        return None
-    most = min(MOST_ROWS, SCRATCH // _table_bytes(problem))
-    pairs = problem.batch * tiles_of(problem, config) * classes.steps
-    if prod(classes.counts) * classes.steps > most or pairs >= 2**31:
-        return None
-    rows = _work(problem, config, classes, min(most, -(-ENOUGH_OF_CLASSES // problem.heads)))
-    if len(rows) > most:
-        return None
-    key = (
-        "triton bias",
-        problem.neighborhoods,
-        problem.lengths,
-        problem.batch,
-        problem.heads,
-        config.tile,
-        config.step,
-    )
-    work = table_of(key, prepared.device, lambda: rows)
-    arguments = (
-        prepared.scale,
-        problem.heads,
-        problem.group_size,
-        problem.batch,
-        _inner(problem, config),
-        *prepared.arguments(),
-        config.tile,
-        config.step,
-        prepared.vector,
-        prepared.flags(config),
-        precision_of(problem.dtype),
-    )
-    grid = (len(rows), problem.heads, 1)
-    return Launch(bias_gradient_of_classes_kernel, grid, arguments, options_of(config.warps, config.stages)), work
-
-
-def _work(problem: Problem, config: Tiling, classes: Classes, programs: int) -> list[list[int]]:
-    """About so many rows; more where there are more classes and steps."""
     each = [
         list(_along(problem, config, axis, before, after))
         for axis, (before, after) in enumerate(zip(classes.before, classes.after))
     ]
-    combinations = [(chosen, problem.batch * prod(c.tiles * c.groups for c in chosen)) for chosen in product(*each)]
-    total = sum(pairs * prod(c.steps for c in chosen) for chosen, pairs in combinations)
-    share = max(1, -(-total // programs))
+    combinations = []
+    for chosen in product(*each):
+        pairs = batch * prod(c.tiles * c.groups for c in chosen)
+        combinations.append((chosen, pairs, -(-prod(c.extent for c in chosen) // prod(config.step))))
+    total = sum(pairs * steps for _, pairs, steps in combinations)
+    most = min(MOST_ROWS, SCRATCH // _table_bytes(problem))
+    share = max(1, -(-total // min(most, -(-ENOUGH_OF_CLASSES // problem.heads))))
     rows = []
-    for chosen, pairs in combinations:
+    for chosen, pairs, steps in combinations:
         columns = [value for column in list(zip(*chosen))[:4] for value in column]
         shares = -(-pairs // share)
         own = -(-pairs // shares)
-        for step in range(prod(c.steps for c in chosen)):
+        for step in range(steps):
             rows += [[step, first, min(own, pairs - first), *columns] for first in range(0, pairs, own)]
     rows.sort(key=lambda row: -row[2])  # the longest first
     return rows
 
 
-def _inner(problem: Problem, config: Tiling) -> int:
-    """What has the most tiles side by side: an axis; or the batch, -1."""
-    tiles = [-(-n // a.dilation // t) for n, a, t in zip(problem.lengths, problem.neighborhood.axes, config.tile)]
-    return -1 if problem.batch >= max(tiles) else tiles.index(max(tiles))
-
-
 def _along(problem: Problem, config: Tiling, i: int, before: int, after: int) -> Iterator[_Along]:
-    axis, length, tile, step = problem.neighborhood.axes[i], problem.lengths[i], config.tile[i], config.step[i]
+    axis, length, tile = problem.neighborhood.axes[i], problem.lengths[i], config.tile[i]
     for kind in alike(axis, length):
         tiles = -(-kind.length // tile)
         last = max(before, tiles - after)  # the first of those after
@@ -181,32 +166,11 @@ def _along(problem: Problem, config: Tiling, i: int, before: int, after: int) ->
             if first < end:
                 queries = (first * tile, min((first + 1) * tile, kind.length))
                 start, stop = key_interval(axis, kind.length, queries)
-                yield _Along(first, end - first, kind.first, kind.count, -(-(stop - start) // step))
+                yield _Along(first, end - first, kind.first, kind.count, stop - start)
 
 
-def _pair_by_pair(prepared: Prepared) -> Launch:
-    problem = prepared.problem
-    config = Tiling(TILES[problem.rank], TILES[problem.rank], warps=4, stages=1)
-    programs = tiles_of(problem, config)
-    shares = min(
-        programs * problem.batch,
-        max(1, SCRATCH // _table_bytes(problem)),
-        -(-ENOUGH_PROGRAMS // problem.heads),
-    )
-    arguments = (
-        prepared.scale,
-        problem.heads,
-        problem.group_size,
-        problem.batch,
-        programs,
-        *prepared.arguments(),
-        config.query_tile,
-        config.key_tile,
-        prepared.vector,
-        prepared.flags(config),
-        precision_of(problem.dtype),
-    )
-    return Launch(bias_gradient_kernel, (shares, problem.heads, 1), arguments, options_of(config.warps, config.stages))
+def _read(inputs: Inputs, table: Tensor | None) -> tuple[Tensor | None, ...]:
+    return inputs.query, inputs.key, inputs.value, inputs.rpb, inputs.key_mask, inputs.window_sizes, table
 
 
 def _table_bytes(problem: Problem) -> int:

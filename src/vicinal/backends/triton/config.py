@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from vicinal.words import by
@@ -19,6 +20,9 @@ class Tiling:
         warps: per program.
         stages: depth of the pipeline that loads steps.
         unfolded: a dilated axis that tiles see as two (`vicinal.geometry.unfold`): they have one more axis then.
+        of_classes: tiles are of classes (`vicinal.backends.triton.kernels.starts`): a step has tokens of the box in
+            order, as many as `step` has, and its scores start from what is laid out for the class.
+        registers: of a thread, at most; None: as many as the compiler likes.
     """
 
     tile: tuple[int, ...]
@@ -26,6 +30,8 @@ class Tiling:
     warps: int = 4
     stages: int = 2
     unfolded: int | None = None
+    of_classes: bool = False
+    registers: int | None = None
 
     @property
     def query_tile(self) -> tuple[int, ...]:
@@ -33,15 +39,20 @@ class Tiling:
 
     @property
     def key_tile(self) -> tuple[int, ...]:
-        return self.step
+        return (1,) * len(self.step) if self.of_classes else self.step
 
     def __str__(self) -> str:
-        return f"{by(self.tile)} queries by {by(self.step)} keys, {self._launched}"
+        return f"{by(self.tile)} queries by {self._step} keys, {self._launched}"
+
+    @property
+    def _step(self) -> str:
+        return f"{prod(self.step)} of their" if self.of_classes else by(self.step)
 
     @property
     def _launched(self) -> str:
         groups = "" if self.unfolded is None else f", groups of axis {self.unfolded} side by side"
-        return f"{self.warps} warps, {self.stages} stages{groups}"
+        registers = "" if self.registers is None else f", {self.registers} registers"
+        return f"{self.warps} warps, {self.stages} stages{registers}{groups}"
 
 
 @dataclass(frozen=True)
@@ -76,9 +87,9 @@ class GradientTilings:
 
     def __str__(self) -> str:
         own = self.key_value
-        keys = f"{by(own.tile)} keys by {by(own.step)} queries"
+        keys = f"{by(own.tile)} keys by {own._step} queries"
         if self.together:
-            return f"{by(self.query.tile)} queries by {by(self.query.step)} keys and {keys} at once, {own._launched}"
+            return f"{by(self.query.tile)} queries by {self.query._step} keys and {keys} at once, {own._launched}"
         return f"{self.query}; {keys}, {own._launched}"
 
 
@@ -95,4 +106,6 @@ def of_settings(settings: Mapping[str, Any]) -> Tiling | GradientTilings:
 
 def can_be_together(query: Tiling, key_value: Tiling) -> bool:
     """Whether one launch can run both."""
+    if query.of_classes or key_value.of_classes:
+        return False
     return (query.warps, query.stages, query.unfolded) == (key_value.warps, key_value.stages, key_value.unfolded)

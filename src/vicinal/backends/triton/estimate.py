@@ -32,6 +32,8 @@ KEPT = 30e6  # bytes of tensors that the cache keeps from one call to the next, 
 MOVED = 0.875  # of the memory's bandwidth, reached
 ISSUES = 4.0  # instructions per cycle
 EXPONENTIALS = 16.0  # per cycle
+START_BYTES = 128.0  # of start tiles per cycle and multiprocessor: L1 holds them
+OF_CLASSES = {"forward": 1.0, "query": 1.0, "key_value": 0.78}  # of the estimate, where tiles are of classes: 8 timings
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class ProgramShape(NamedTuple):
     head_dim: int
     value_dim: int
     itemsize: int
-    has_rpb: bool
+    gathers: bool  # biases from the table
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ class Program:
 @lru_cache(maxsize=16384)
 def program(gpu: Gpu, kernel: Kernel, shape: ProgramShape) -> Program:
     """The estimate for one program."""
-    rows, columns, warps, stages, head_dim, value_dim, size, has_rpb = shape
+    rows, columns, warps, stages, head_dim, value_dim, size, gathers = shape
     c = fitted(gpu)
     what, architecture, threads = COSTS[kernel], gpu.architecture, gpu.architecture.warp * warps
     d, dv = _padded(head_dim), _padded(value_dim)
@@ -206,7 +208,7 @@ def program(gpu: Gpu, kernel: Kernel, shape: ProgramShape) -> Program:
         demand = sum(a * b for a, b in zip(what.demand, per_element))
         registers = max(registers, demand) if demand > most_registers(gpu) else registers
     registers += 0 if architecture.warpgroups else 30
-    registers += 1.5 * scores if has_rpb else 0  # their places in the table, too: at one each NAT spills
+    registers += 1.5 * scores if gathers else 0  # their places in the table, too: at one each NAT spills
     registers *= AMD_REGISTERS if architecture.warp == 64 else 1
     resident = rows * (d if kernel == "forward" else d + dv)  # elements
     shared = resident * size + stages * columns * ((d + dv) * size + (8 if kernel == "key_value" else 0))
@@ -281,21 +283,28 @@ def estimate(problem: Problem, kernel: Kernel, tiling: Tiling) -> Estimate:
     programs, steps, most, partial = 0, 0.0, 0, -1.0
     for heads, axes in sampled_walks(problem, kernel == "key_value"):
         tiles, each, longest, full = heads, 1.0, 1, 1.0
-        for axis, size, taken in zip(axes, tiling.tile, tiling.step):
+        for axis, size, taken in zip(axes, tiling.tile, tiling.key_tile):
             own_tiles, own_steps, own_longest, own_full = axis.walk(size, taken)
             tiles, each, longest, full = tiles * own_tiles, each * own_steps, longest * own_longest, full * own_full
+        if tiling.of_classes:  # token by token
+            each, longest, full = float(ceil(each / columns)), ceil(longest / columns), 1.0
         programs, steps, most = programs + tiles, steps + tiles * each, max(most, longest)
         partial = 1 - full if partial < 0 else partial  # of the first neighborhood
     extra = -(-problem.additional // columns)
     about = (one, partial, problem.batch * programs, steps / programs + extra, most + extra)
-    return Estimate(*about, launch_cycles(gpu, Estimate(*about)))
+    cycles = launch_cycles(gpu, Estimate(*about))
+    return Estimate(*about, cycles * OF_CLASSES[kernel] if tiling.of_classes else cycles)
 
 
 def program_of(problem: Problem, kernel: Kernel, tiling: Tiling) -> Program:
     """The estimate for one program of a tiling."""
-    sizes = problem.head_dim, problem.value_dim, problem.dtype.itemsize, problem.has_rpb
+    gathers = problem.has_rpb and not tiling.of_classes
+    sizes = problem.head_dim, problem.value_dim, problem.dtype.itemsize, gathers
     shape = ProgramShape(prod(tiling.tile), prod(tiling.step), tiling.warps, tiling.stages, *sizes)
-    return program(gpu_of(problem.device), kernel, shape)
+    one = program(gpu_of(problem.device), kernel, shape)
+    if tiling.of_classes:
+        one = replace(one, loads=one.loads + 4 * shape.rows * shape.columns / START_BYTES)
+    return one if tiling.registers is None else replace(one, registers=min(one.registers, tiling.registers))
 
 
 def launch_cycles(gpu: Gpu, *kinds: Estimate) -> float:

@@ -15,8 +15,9 @@ from vicinal.backends.gpu.devices import current
 from vicinal.backends.gpu.launch import Launch
 from vicinal.backends.gpu.strides import aligned
 from vicinal.backends.gpu.tables import in_use
-from vicinal.backends.triton.bias import BiasTiles
+from vicinal.backends.triton.classes import Starts, turns_of
 from vicinal.backends.triton.config import Tiling
+from vicinal.backends.triton.kernels.classes import forward_of_classes_kernel
 from vicinal.backends.triton.kernels.forward import forward_kernel
 from vicinal.backends.triton.launch import Prepared, like, readable, tiles_of
 from vicinal.backends.triton.steps import Steps
@@ -34,31 +35,10 @@ class Forward:
         self._shape = (problem.batch, *problem.lengths, problem.heads, problem.value_dim)
         self._lse_dtype = lse_dtype(problem.dtype)
         self._empty = problem.batch == 0
-        programs = tiles_of(problem, config)
         self._table = prepared.table
-        self._bias = BiasTiles.of(prepared, config)
+        self._starts = Starts.of(prepared, config) if config.of_classes else None
         self._steps = Steps.of(prepared, config)
-        self._launch = Launch(
-            forward_kernel,
-            (problem.batch * problem.heads * programs, 1, 1),
-            (
-                prepared.scale,
-                problem.heads,
-                problem.group_size,
-                problem.additional,
-                programs,
-                0 if self._steps is None else self._steps.room,
-                None if self._bias is None else self._bias.classes,
-                *prepared.arguments(config.unfolded),
-                config.query_tile,
-                config.key_tile,
-                prepared.vector,
-                prepared.flags(config),
-                problem.scale <= 0,
-                precision_of(problem.dtype),
-            ),
-            prepared.options(config, "forward"),
-        )
+        self._launch = _launch(prepared, config, self._starts, self._steps)
 
     @classmethod
     def of(cls, problem: Problem, config: Tiling, inputs: Inputs) -> Forward:
@@ -78,8 +58,9 @@ class Forward:
                 if self._table is not None:
                     in_use(self._table)
                 ok = aligned(inputs)
-                if self._bias is not None and inputs.rpb is not None:
-                    inputs = inputs._replace(rpb=self._bias(inputs.rpb, ok))
+                if self._starts is not None:
+                    self._launch((*inputs[:5], self._starts(inputs.rpb, query, ok), output, lse), ok)
+                    return output, lse
                 steps = None
                 if self._steps is not None and inputs.key_mask is not None:
                     steps = self._steps(inputs.key_mask, self._table, ok)
@@ -90,15 +71,34 @@ class Forward:
         """What compiles the kernels that a call launches; see `vicinal.backends.protocol.Backend.forward_kernels`."""
         if self._empty:
             return []
+        stand_ins = [like(t) for t in inputs]
+        results = like(inputs.query), like(inputs.query, self._lse_dtype)
+        if self._starts is not None:
+            starts = like(inputs.query, self._starts.dtype)
+            compiled = partial(self._launch.compile, (*stand_ins[:5], starts, *results))
+            return [self._starts.kernel(inputs.rpb), compiled]
         jobs: list[Job] = []
-        stand_ins = Inputs(*map(like, inputs))  # type: ignore[arg-type]
-        if self._bias is not None:
-            jobs.append(self._bias.kernel(inputs.rpb))
-            stand_ins = stand_ins._replace(rpb=like(inputs.rpb, torch.float32))
         steps = None
         if self._steps is not None:
             jobs.append(self._steps.kernel(self._table))
             steps = like(inputs.query, torch.int32)
-        results = like(inputs.query), like(inputs.query, self._lse_dtype)
         jobs.append(partial(self._launch.compile, (*stand_ins, like(self._table), steps, *results)))
         return jobs
+
+
+def _launch(prepared: Prepared, config: Tiling, starts: Starts | None, steps: Steps | None) -> Launch:
+    problem = prepared.problem
+    programs = tiles_of(problem, config)
+    numbers = prepared.scale, problem.heads, problem.group_size, problem.additional, programs
+    tiled = *prepared.arguments(config.unfolded), config.tile, config.step
+    flags, precision = prepared.flags(config), precision_of(problem.dtype)
+    if starts is None:
+        room = 0 if steps is None else steps.room
+        arguments = (*numbers, room, *tiled, prepared.vector, flags, problem.scale <= 0, precision)
+        kernel, turns = forward_kernel, 1
+    else:
+        kernel, turns = forward_of_classes_kernel, turns_of(problem, config, starts.classes)
+        more = problem.batch, turns, starts.classes
+        arguments = (*numbers, *more, *tiled, config.warps, prepared.vector, flags, precision)
+    grid = (-(-problem.batch // turns) * problem.heads * programs, 1, 1)
+    return Launch(kernel, grid, arguments, prepared.options(config, "forward"))

@@ -26,14 +26,17 @@ from vicinal.geometry.walks import walks
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Inputs, Problem
 
+MAX_EXTENT = 2**8  # tokens along an axis of a box that is walked in order
+
 
 def like(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
     """What stands for a tensor where kernels are compiled: without memory, aligned."""
-    return None if tensor is None else _stand_in(dtype or tensor.dtype)
+    return None if tensor is None else stand_in(dtype or tensor.dtype)
 
 
 @cache
-def _stand_in(dtype: torch.dtype) -> Tensor:
+def stand_in(dtype: torch.dtype) -> Tensor:
+    """What stands for any tensor of a dtype."""
     return torch.empty(1, dtype=dtype, device="meta")
 
 
@@ -69,7 +72,8 @@ def _offset(problem: Problem, strides: tuple[int, ...], config: Tiling) -> int:
     spatial, most = seen(strides, config.unfolded), 0
     for neighborhood in problem.neighborhoods:
         dilations = axes_of(neighborhood, problem.lengths, config.unfolded).dilations
-        for tile in (config.query_tile, config.key_tile):
+        whole = [min(MAX_EXTENT, n) for n in problem.lengths]
+        for tile in (config.tile, whole if config.of_classes else config.step):
             most = max(most, sum([(t - 1) * d * s for t, d, s in zip(tile, dilations, spatial)]))
     if problem.goes_around:  # what is beyond an axis is read from its start
         most = max(most, sum([n * s for n, s in zip(problem.lengths, spatial)]))
@@ -141,19 +145,22 @@ class Prepared:
     def options(self, config: Tiling, kernel: Kernel | None = None) -> dict[str, int]:
         """Launch options of a kernel of this tiling; `kernel`: which one, where its registers may be bounded."""
         options = options_of(config.warps, config.stages, self.chained)
-        most = None if kernel is None else self._most_registers(config, kernel)
+        if gpu_of(self.problem.device).architecture.warp != 32:
+            return options  # AMD's compiler takes no limit of registers
+        most = config.registers
+        if most is None and kernel is not None:
+            most = self._most_registers(config, kernel)
         return options if most is None else options | {"maxnreg": most}
 
     def _most_registers(self, config: Tiling, kernel: Kernel) -> int | None:
         """Under a mask what lets in as many programs as without: steps whose keys are partly there hold more, a little.
 
-        None where a thread may have all that there are, where other features hold much more, and on AMD, whose compiler
-        takes no such option.
+        None where a thread may have all that there are, and where other features hold much more.
         """
         problem = self.problem
         more = problem.has_rpb or problem.has_window_sizes or problem.per_head or problem.goes_around
         architecture, one = gpu_of(problem.device).architecture, program_of(problem, kernel, config)
-        if not problem.has_key_mask or more or problem.dtype.itemsize > 2 or architecture.warp != 32:
+        if not problem.has_key_mask or more or problem.dtype.itemsize > 2:
             return None
         threads = architecture.warp * config.warps
         at_once = min(architecture.registers / (threads * one.registers), architecture.shared / max(one.shared, 1))
@@ -170,7 +177,7 @@ class Prepared:
             dilated=dilated,
             moded=moded,
             wide=is_wide(problem, (*self.strides[:3], self._contiguous), config),
-            checked=may_pass_end(problem, config, inverse),
+            checked=not config.of_classes and may_pass_end(problem, config, inverse),
             chained=self.chained,
             circles=circles,
             turns=turns,

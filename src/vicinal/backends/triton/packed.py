@@ -56,14 +56,14 @@ class Prepared:
         return table, sum(counts)
 
     def launch(
-        self, kernel: Any, programs: int, heads: int, tiling: Tiling, numbers: list[int | None], rest: list[Any]
+        self, kernel: Any, programs: int, heads: int, tiling: Tiling, numbers: list[int], rest: list[Any]
     ) -> Launch:
         """With `numbers` after those that all kernels take, and `rest` before the last; the same for the same maps."""
         key = (kernel, self, tiling, *rest, precision_of(self.problem.typical.dtype))
         return _launches.get(key, lambda: self._launch(kernel, programs, heads, tiling, numbers, rest))
 
     def _launch(
-        self, kernel: Any, programs: int, heads: int, tiling: Tiling, numbers: list[int | None], rest: list[Any]
+        self, kernel: Any, programs: int, heads: int, tiling: Tiling, numbers: list[int], rest: list[Any]
     ) -> Launch:
         typical = self.problem.typical
         axes = [axis for n in self.problem.maps.neighborhoods for axis in n.axes]
@@ -107,7 +107,7 @@ def forward(problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     with current(typical.device):
         table, programs = prepared.table(tiling)
         launch = prepared.launch(
-            forward_kernel, programs, typical.heads, tiling, [0, programs, 0, None], [typical.scale <= 0]
+            forward_kernel, programs, typical.heads, tiling, [0, programs, 0], [typical.scale <= 0]
         )
         launch((query, key, value, *(None,) * 5, table, None, output, lse), aligned(read))
     return output, lse
@@ -128,7 +128,7 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
     with current(typical.device):
         if wanted.query:
             table, programs = prepared.table(tiled.query)
-            numbers = [0, programs, 0, None]
+            numbers = [0, programs, 0]
             launch = prepared.launch(query_gradient_kernel, programs, typical.heads, tiled.query, numbers, [])
             given = (query, key, value, *(None,) * 5, table, None, output, lse, grad_output, grad_lse)
             launch((*given, delta, grads[0]), ok)
@@ -141,7 +141,7 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
             table, programs = prepared.table(tiled.key_value)
             rest = [typical.group_size > 1, False]
             launch = prepared.launch(
-                key_value_gradient_kernel, programs, typical.kv_heads, tiled.key_value, [programs, 0, None], rest
+                key_value_gradient_kernel, programs, typical.kv_heads, tiled.key_value, [programs, 0], rest
             )
             sums = (lse, grad_output, delta if wanted.key else None)
             launch((query, key, value, None, None, None, table, None, *sums, *grads[1:]), ok)

@@ -7,7 +7,7 @@ to all sizes' on a sample of problems. Families that are not here rank all.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vicinal.backends.gpu.hardware import Gpu
 from vicinal.backends.triton.compiler import STAGES, WARPS
@@ -25,6 +25,7 @@ class Size(NamedTuple):
     warps: int
     stages: int
     unfolded: bool = False
+    registers: int | None = None  # of a thread, at most
 
 
 class Family(NamedTuple):
@@ -52,6 +53,15 @@ def shortlist(problem: Problem, kernel: Kernel, gpu: Gpu) -> list[Size]:
     return every_size(problem, kernel, gpu) if found is None or not gpu.architecture.warpgroups else found
 
 
+def of_classes_sizes(problem: Problem, kernel: Kernel) -> list[Size]:
+    """Sizes of tiles of classes: few, those that were faster than others on an H200 (`docs/laboratory/triton.md`)."""
+    widest, most = max(problem.head_dim, problem.value_dim), max(STAGES[problem.rank])
+    if not problem.has_rpb and (widest > 64 or problem.rank == 1):
+        return []
+    family = kernel, 32 if widest <= 32 else 64, problem.dtype.itemsize, problem.has_rpb
+    return [size._replace(stages=min(size.stages, most)) for size in OF_CLASSES.get(family, ())]
+
+
 def every_size(problem: Problem, kernel: Kernel, gpu: Gpu) -> list[Size]:
     """All sizes for a problem, whatever kernel and GPU."""
     dilated = _is_dilated(problem)
@@ -71,7 +81,7 @@ def _is_dilated(problem: Problem) -> bool:
 
 # By kernel, padded head dim, bytes per element, rank, and whether dilated: (rows, columns, warps, stages, unfolded).
 # fmt: off
-_CHOSEN: dict[tuple[Kernel, int, int, int, bool], list[tuple[int, int, int, int] | tuple[int, int, int, int, bool]]] = {
+_CHOSEN: dict[tuple[Kernel, int, int, int, bool], list[tuple[Any, ...]]] = {
     ("forward", 32, 2, 1, False): [(64, 64, 4, 2), (16, 32, 1, 2), (32, 32, 1, 2)],
     ("forward", 32, 2, 1, True): [(32, 32, 1, 2, True), (64, 64, 4, 2), (16, 32, 1, 2, True)],
     ("forward", 32, 2, 2, False): [(16, 64, 1, 2), (32, 32, 1, 2), (64, 128, 4, 2)],
@@ -92,7 +102,7 @@ _CHOSEN: dict[tuple[Kernel, int, int, int, bool], list[tuple[int, int, int, int]
     ("key_value", 32, 2, 3, True): [(64, 64, 4, 3), (32, 32, 1, 3), (16, 32, 1, 3)],
     ("forward", 64, 2, 1, False): [(64, 64, 4, 2), (64, 128, 4, 2), (16, 16, 1, 2)],
     ("forward", 64, 2, 1, True): [(32, 32, 1, 2), (16, 16, 1, 2, True), (128, 64, 4, 2)],
-    ("forward", 64, 2, 2, False): [(64, 64, 4, 2), (16, 16, 1, 2), (64, 128, 4, 2)],
+    ("forward", 64, 2, 2, False): [(64, 64, 4, 2), (16, 16, 1, 2, False, 96), (64, 128, 4, 2)],
     ("forward", 64, 2, 2, True): [(128, 64, 4, 2, True), (16, 16, 1, 2), (64, 64, 4, 2)],
     ("forward", 64, 2, 3, False): [(64, 128, 4, 2), (64, 64, 4, 2), (64, 32, 4, 2)],
     ("forward", 64, 2, 3, True): [(64, 64, 4, 2), (128, 64, 4, 2), (32, 32, 1, 2)],
@@ -225,3 +235,25 @@ _CHOSEN: dict[tuple[Kernel, int, int, int, bool], list[tuple[int, int, int, int]
 }
 # fmt: on
 SHORTLISTS = {Family(*family): [Size(*size) for size in sizes] for family, sizes in _CHOSEN.items()}
+# Where tiles are of classes, by kernel, head dim at least, bytes per element, and whether there is a bias. Without one
+# what is not here is faster elsewhere. All registers that there are: the estimate of what a program needs is too high.
+OF_CLASSES: dict[tuple[Kernel, int, int, bool], list[Size]] = {
+    ("forward", 32, 2, False): [Size(32, 32, 1, 2, registers=128)],
+    ("query", 32, 2, False): [Size(32, 16, 1, 3, registers=128)],
+    ("key_value", 32, 2, False): [Size(32, 32, 1, 3)],
+    ("forward", 64, 2, False): [Size(64, 64, 4, 2, registers=128)],
+    ("key_value", 64, 2, False): [Size(32, 32, 1, 2, registers=255)],
+    ("key_value", 32, 4, False): [Size(16, 32, 1, 3, registers=255)],
+    ("forward", 32, 2, True): [Size(32, 32, 1, 2, registers=128)],
+    ("query", 32, 2, True): [Size(16, 32, 1, 3, registers=128)],  # what it computes is written, too
+    ("key_value", 32, 2, True): [Size(32, 32, 1, 3, registers=255)],
+    ("forward", 64, 2, True): [Size(64, 64, 4, 2, registers=128), Size(16, 32, 1, 2, registers=128)],
+    ("query", 64, 2, True): [Size(64, 32, 4, 3, registers=128), Size(16, 32, 1, 3)],
+    ("key_value", 64, 2, True): [Size(32, 32, 1, 2, registers=255), Size(16, 32, 1, 3)],
+    ("forward", 32, 4, True): [Size(16, 16, 1, 2), Size(32, 32, 1, 2)],
+    ("query", 32, 4, True): [Size(16, 32, 1, 3)],
+    ("key_value", 32, 4, True): [Size(16, 32, 1, 3, registers=255)],
+    ("forward", 64, 4, True): [Size(16, 16, 1, 2), Size(16, 16, 4, 2)],
+    ("query", 64, 4, True): [Size(16, 16, 1, 3), Size(16, 16, 4, 3)],
+    ("key_value", 64, 4, True): [Size(16, 16, 1, 3), Size(16, 16, 4, 3)],
+}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from math import prod
 from operator import itemgetter
 from typing import Any, Literal, overload
 
 from vicinal.backends.gpu.hardware import gpu_of
-from vicinal.backends.gpu.shapes import Kind, kind_of
+from vicinal.backends.gpu.shapes import Kind, kind_of, tile_shapes
 from vicinal.backends.gpu.shapes import shapes as shapes_of_kind
 from vicinal.backends.protocol import Direction
+from vicinal.backends.triton.classes import have_classes, may_have_classes
 from vicinal.backends.triton.compiler import STAGES, WARPS, is_compiled_badly
 from vicinal.backends.triton.config import GradientTilings, Tiling, can_be_together
 from vicinal.backends.triton.estimate import (
@@ -23,7 +24,7 @@ from vicinal.backends.triton.estimate import (
     program_of,
     unfolded,
 )
-from vicinal.backends.triton.shortlist import STEPS, Size, every_size, shortlist
+from vicinal.backends.triton.shortlist import STEPS, Size, every_size, of_classes_sizes, shortlist
 from vicinal.geometry.unfold import can_unfold
 from vicinal.problem import Problem
 
@@ -92,6 +93,8 @@ def _is_one(problem: Problem, kernel: Kernel, tiling: Tiling) -> bool:
         return False
     if axis is not None and tiling.tile[axis + 1] * tiling.step[axis + 1] == 1:
         return False
+    if tiling.of_classes and not have_classes(problem, tiling, kernel == "key_value"):
+        return False
     powers = all(n > 0 and n & (n - 1) == 0 for n in (*tiling.tile, *tiling.step))
     if not powers or columns not in STEPS or tiling.stages not in STAGES[problem.rank]:
         return False
@@ -114,15 +117,21 @@ def ranked(problem: Problem, kernel: Kernel, shapes: int, free: bool) -> tuple[t
     """
     gpu = gpu_of(problem.device)
     shared = gpu.architecture.shared
-    costed: list[tuple[Estimate, Tiling]] = []
+
+    def costed(listed: Iterable[Tiling]) -> list[tuple[Estimate, Tiling]]:
+        return [(estimate(problem, kernel, tiling), tiling) for tiling in listed]
+
+    others: list[tuple[Estimate, Tiling]] = []
+    of_classes = costed(candidates_of_classes(problem, kernel, of_classes_sizes(problem, kernel), shapes))
+    found = [each for each in of_classes if fits(problem, kernel, each[1], each[0])]
     for sizes in (every_size,) if free else (shortlist, every_size):
-        listed = candidates(problem, kernel, sizes(problem, kernel, gpu), shapes)
-        costed = [(estimate(problem, kernel, tiling), tiling) for tiling in listed]
-        fitting = [each for each in costed if fits(problem, kernel, each[1], each[0])]
-        if fitting:
-            fitting.sort(key=lambda each: each[0].cycles)
-            return tuple(fitting[:LISTED])
-    return (min(costed, key=lambda each: (each[0].program.shared > shared, each[0].program.registers)),)
+        if not (problem.has_rpb and found):  # else scores would look their biases up
+            others = costed(candidates(problem, kernel, sizes(problem, kernel, gpu), shapes))
+            found += [each for each in others if fits(problem, kernel, each[1], each[0])]
+        if found:
+            found.sort(key=lambda each: each[0].cycles)
+            return tuple(found[:LISTED])
+    return (min(others, key=lambda each: (each[0].program.shared > shared, each[0].program.registers)),)
 
 
 def _pairs(problem: Problem, shapes: int, free: bool) -> list[tuple[float, Tiling, Tiling, bool]]:
@@ -164,6 +173,17 @@ def candidates(problem: Problem, kernel: Kernel, sizes: Sequence[Size], most: in
             elif size._replace(unfolded=False) not in sizes:  # of one group each after all
                 tile, step = (shape[: axis + 1] + shape[axis + 2 :] for shape in (tile, step))
                 yield Tiling(tile, step, size.warps, stages)
+
+
+def candidates_of_classes(problem: Problem, kernel: Kernel, sizes: Sequence[Size], most: int) -> Iterator[Tiling]:
+    """Tilings of these sizes whose tiles are of few classes, of each the best few shapes."""
+    inverse = kernel == "key_value"
+    for size in sizes if may_have_classes(problem) else ():
+        step = (*(1,) * (problem.rank - 1), size.columns)
+        for _, tile in tile_shapes(kind_of(problem, inverse), size.rows, 1)[:most]:
+            tiling = Tiling(tile, step, size.warps, size.stages, None, True, size.registers)
+            if have_classes(problem, tiling, inverse):
+                yield tiling
 
 
 def _unfolded_axis(problem: Problem) -> int | None:

@@ -31,13 +31,12 @@ from ptx import before_waits
 from vicinal.backends.gpu import hardware
 from vicinal.backends.gpu.absent import AbsentDriver, target_of
 from vicinal.backends.gpu.launch import Launch
-from vicinal.backends.triton import bias, bias_gradient
+from vicinal.backends.triton import classes
 from vicinal.backends.triton.backward import Backward
-from vicinal.backends.triton.bias_gradient import BiasGradient
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.forward import Forward
 from vicinal.backends.triton.launch import Prepared
-from vicinal.backends.triton.tilings import tilings
+from vicinal.backends.triton.tilings import ranked, tilings
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.span import Span
 from vicinal.problem import Inputs, Problem, Wanted
@@ -68,7 +67,7 @@ class Variant:
     has_rpb: bool = False
     has_key_mask: bool = False
     has_window_sizes: bool = False
-    classes: bool = False  # bias tiles, and the bias gradient by classes of tiles
+    classes: bool = False  # tiles of classes
 
     def problem(self) -> tuple[Problem, Inputs]:
         def make(*shape: int) -> torch.Tensor:
@@ -108,6 +107,7 @@ VARIANTS = [
     Variant("thin", (130,), (of(1, 7, dilation=18),), torch.float16, 64),  # tiles of several dilation groups
     Variant("nat", (56, 56), (of(2, 7),), torch.float16, 32, has_rpb=True),
     Variant("nat-classes", (56, 56), (of(2, 7),), torch.float16, 32, has_rpb=True, classes=True),
+    Variant("nat-classes-float32", (56, 56), (of(2, 7),), torch.float32, 32, has_rpb=True, classes=True),
     Variant("float32", (4096,), (of(1, 256),), torch.float32, 64),
     Variant(
         "everything",
@@ -149,6 +149,7 @@ ONCE.append(  # nor does another span compile
     ]
 )
 ONCE_TILES = {2: Tiling((8, 8), (4, 4), 4, 1), 3: Tiling((4, 4, 4), (4, 4, 4), 4, 1)}
+ONCE_OF_CLASSES = Tiling((8, 8), (1, 32), 4, 2, of_classes=True)
 
 
 def launches(
@@ -169,27 +170,29 @@ def launches(
     second = GradientTilings(config, config) if config else tilings(problem, "backward")[0]
     forward = Forward(prepared, first)
     backward = Backward(prepared, second, wanted)
-    delta = f32 if backward._both or backward._query or backward._delta else None
-    laid_out = forward._bias, backward._query_bias, backward._key_bias
-    own, first_bias, second_bias = (rpb if tiles is None else f32 for tiles in laid_out)
+    delta = f32 if backward._wants_delta else None
+    of_classes = [s for s in (forward._starts, backward._query_starts, backward._key_starts) if s is not None]
     steps = None if mask is None else Pointer(torch.int32)
-    read = (x, f32, x, None, f32, dq)
-    found = [(tiles.launch, (x, f32)) for tiles in laid_out if tiles is not None]
+    read, rest, masks = (x, f32, x, None, f32, dq), (f32, x, delta, dk, dv), (rpb, mask, sizes, table)
+    own_query = (*given[:5], *masks, steps, *read)
+    if backward._query_starts is not None:
+        own_query = (*given[:5], f32, *read, x if backward._sums else None)
+    own, own_keys = ((*masks, steps) if s is None else (f32,) for s in (forward._starts, backward._key_starts))
+    found = [(starts.launch, (rpb, f32)) for starts in of_classes]
     found += [
-        (forward._launch, (*given[:5], own, mask, sizes, table, steps, x, f32)),
-        (backward._both, (*given[:5], first_bias, second_bias, mask, sizes, table, steps, steps, *read, dk, dv)),
-        (backward._query, (*given[:5], first_bias, mask, sizes, table, steps, *read)),
+        (forward._launch, (*given[:5], *own, x, f32)),
+        (backward._both, (*given[:5], *masks, steps, steps, *read, dk, dv)),
+        *((launch, own_query) for launch in backward._query[:1]),
         (backward._delta, (x, x, f32, f32)),
-        (backward._key_value, (q, k, v, second_bias, mask, sizes, table, steps, f32, x, delta, dk, dv)),
+        (backward._key_value, (q, k, v, *own_keys, *rest)),
         (backward._additional, (q, ek, ev, f32, x, delta, dek, dev)),
+        *((sums._launch, (x, Pointer(torch.int32), f32, f32)) for sums in backward._sums[:1]),
     ]
     listed = [each.launch for each in (forward._steps, backward._query_steps, backward._key_steps) if each is not None]
     found += [(launch, (Pointer(torch.uint8), table, steps)) for launch in listed]
     found += [(backward._answered.launch, (f32, Pointer(torch.uint8)))] if backward._answered is not None else []
     if backward._bias is not None:
-        gradient = BiasGradient(prepared, config)
-        given = (mask, sizes, table) if gradient._work is None else (Pointer(torch.int32),)
-        found.append((gradient._launch, (q, k, v, rpb, *given, f32, x, delta, f32)))
+        found.append((backward._bias._launch, (q, k, v, rpb, mask, sizes, table, f32, x, delta, f32)))
     return [(launch, tensors) for launch, tensors in found if launch is not None]
 
 
@@ -209,17 +212,15 @@ def spills(compiled, target: GPUTarget) -> int:
     return int(re.search(r"(\d+) bytes spill stores", report)[1])
 
 
-MOST_ROWS = bias_gradient.MOST_ROWS
-
-
 def compile_once() -> None:
     """One JSON line a kernel: how often it was compiled for how many problems."""
-    bias.LEAST_TILES = 0
-    bias.MAX_BYTES_OF_A_HEAD = bias.MAX_BYTES
     for variants in ONCE:
         compiled: dict[str, list[Any]] = {}
         for variant in variants:
-            for launch, tensors in launches(variant, ONCE_TILES[len(variant.lengths)]):
+            every = launches(variant, ONCE_TILES[len(variant.lengths)])
+            if variant.has_rpb:
+                every += launches(variant, ONCE_OF_CLASSES)
+            for launch, tensors in every:
                 compiled.setdefault(launch.kernel.__name__.removesuffix("_kernel"), []).append(launch.compile(tensors))
         for kernel, found in compiled.items():
             row = {"variant": variants[0].name, "kernel": kernel, "problems": len(found)}
@@ -239,8 +240,8 @@ def main(name: str, only: list[str]) -> None:
     for variant in VARIANTS:
         if only and variant.name not in only:
             continue
-        bias.MAX_BYTES_OF_A_HEAD = bias.MAX_BYTES if variant.classes else 0
-        bias_gradient.MOST_ROWS = MOST_ROWS if variant.classes else 0
+        classes.MAX_BYTES = 2**26 if variant.classes else 0
+        ranked.cache_clear()
         for names in (None, *PARTS.get(variant.name, ())):
             report(variant, names, target, architecture.shared)
 

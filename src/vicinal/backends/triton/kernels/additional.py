@@ -1,6 +1,7 @@
-"""Gradients of additional keys and values: every query attends to them, so there is no neighborhood here.
+"""Additional keys and values: every query attends to them, so there is no neighborhood here.
 
-One program per tile of additional keys and slice of the queries; slices are summed afterwards, in order.
+A tile of queries walks them after its box. Their own gradients: one program per tile of additional keys and slice of
+the queries; slices are summed afterwards, in order.
 """
 
 import triton
@@ -8,7 +9,7 @@ import triton.language as tl
 
 from vicinal.backends.gpu.kernels.memory import head_at, load_rows, padded, store_rows, tile_at
 from vicinal.backends.gpu.kernels.window import product, unravelled
-from vicinal.backends.triton.kernels.softmax import LN2, in_base_2
+from vicinal.backends.triton.kernels.softmax import LN2, attend, in_base_2
 
 
 @triton.jit(do_not_specialize=("scale", "heads", "group_size", "additional", "tiles", "slice_size"))
@@ -74,3 +75,48 @@ def additional_gradient_kernel(
         store_rows(grad_keys, rows * D, inside, dk * (scale * LN2), D)
     if grad_values is not None:
         store_rows(grad_values, rows * DV, inside, dv, DV)
+
+
+@triton.jit
+def attend_additional(
+    q, extra_keys, extra_values, batch, kv_head, additional, strides,
+    maximum, total, accumulated, scale,
+    D: tl.constexpr, DV: tl.constexpr, BN: tl.constexpr, VECTOR: tl.constexpr,
+    SCALED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The online softmax (`attend`) over the additional keys, `BN` at a time."""
+    extra_keys += head_at(batch, kv_head, strides.extra_keys, VECTOR)
+    extra_values += head_at(batch, kv_head, strides.extra_values, VECTOR)
+    for first in range(0, additional, BN):
+        m = first + tl.arange(0, BN)
+        there = m < additional
+        k = load_rows(extra_keys, tile_at((m,), strides.extra_keys.tokens, VECTOR), there, D, True)
+        scores = tl.dot(q, k.T, input_precision=PRECISION)
+        if SCALED:
+            scores *= scale
+        scores = tl.where(there[None, :], scores, float("-inf"))
+        v = load_rows(extra_values, tile_at((m,), strides.extra_values.tokens, VECTOR), there, DV, True)
+        maximum, total, accumulated = attend(scores, v, maximum, total, accumulated, scale, SCALED, PRECISION)
+    return maximum, total, accumulated
+
+
+@triton.jit
+def add_from_additional(
+    q, do, extra_keys, extra_values, batch, kv_head, additional, strides,
+    log2_total, difference, accumulated, scale,
+    D: tl.constexpr, DV: tl.constexpr, BN: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What the additional keys add to the gradient of queries, `BN` at a time."""
+    extra_keys += head_at(batch, kv_head, strides.extra_keys, VECTOR)
+    extra_values += head_at(batch, kv_head, strides.extra_values, VECTOR)
+    for first in range(0, additional, BN):
+        m = first + tl.arange(0, BN)
+        there = m < additional
+        k = load_rows(extra_keys, tile_at((m,), strides.extra_keys.tokens, VECTOR), there, D, True)
+        v = load_rows(extra_values, tile_at((m,), strides.extra_values.tokens, VECTOR), there, DV, True)
+        scores = tl.dot(q, k.T, input_precision=PRECISION)
+        weights_gradient = tl.dot(do, v.T, input_precision=PRECISION)
+        p = tl.where(there[None, :], tl.exp2(scores * scale - log2_total[:, None]), 0.0)
+        ds = p * (weights_gradient - difference[:, None])
+        accumulated = tl.dot(ds.to(k.dtype), k, accumulated, input_precision=PRECISION)
+    return accumulated

@@ -37,7 +37,6 @@ from vicinal.backends.gpu.kernels.memory import (
     any_of,
     around,
     await_previous,
-    head_at,
     keys_there,
     let_next_start,
     load_rows,
@@ -50,7 +49,6 @@ from vicinal.backends.gpu.kernels.memory import (
     rows_at,
     rows_within,
     store_rows,
-    tile_at,
     token_strides,
     tokens_of,
     walked_mask_rows,
@@ -68,7 +66,8 @@ from vicinal.backends.gpu.kernels.window import (
     tile_of,
     tokens_at,
 )
-from vicinal.backends.triton.kernels.bias import bias_tile, biased, first_bias_tile
+from vicinal.backends.triton.kernels.additional import add_from_additional
+from vicinal.backends.triton.kernels.bias import biased
 from vicinal.backends.triton.kernels.forward import RUN_TIME
 from vicinal.backends.triton.kernels.softmax import LN2, in_base_2
 
@@ -80,7 +79,6 @@ def query_gradient_kernel(
     grad_lse,  # None for zeros
     delta, grad_query,  # written
     scale, heads, group_size, additional, programs, room,
-    classes,  # `Classes` where `rpb` holds bias tiles; None where it is the bias table
     axes, strides,
     D: tl.constexpr, DV: tl.constexpr,
     TILE: tl.constexpr, KEY_TILE: tl.constexpr,
@@ -89,7 +87,7 @@ def query_gradient_kernel(
     _query_gradient(
         tl.program_id(0), query, key, value, extra_keys, extra_values, rpb, key_mask, window_sizes, table, steps,
         output, lse, grad_output, grad_lse, delta, grad_query,
-        scale, heads, group_size, additional, programs, room, classes, axes, strides,
+        scale, heads, group_size, additional, programs, room, axes, strides,
         D, DV, TILE, KEY_TILE, VECTOR, FLAGS, PRECISION,
     )  # fmt: skip
 
@@ -102,7 +100,6 @@ def key_value_gradient_kernel(
     delta,  # None where no gradient of keys is wanted
     grad_key, grad_value,  # written; None where nobody needs it
     scale, heads, group_size, programs, room,
-    classes,
     axes, strides,
     D: tl.constexpr, DV: tl.constexpr,
     TILE: tl.constexpr, QUERY_TILE: tl.constexpr,
@@ -114,16 +111,14 @@ def key_value_gradient_kernel(
     _key_value_gradient(
         tl.program_id(0), query, key, value, rpb, key_mask, window_sizes, table, steps,
         None, lse, grad_output, None, delta, grad_key, grad_value,
-        scale, heads, group_size, programs, room, classes, axes, strides,
+        scale, heads, group_size, programs, room, axes, strides,
         D, DV, TILE, QUERY_TILE, VECTOR, FLAGS, GROUPED, PER_QUERY_HEAD, PRECISION,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=(*RUN_TIME, "key_programs", "key_room", "key_total"))
 def gradients_kernel(
-    query, key, value, extra_keys, extra_values, rpb,
-    key_rpb,  # the key and value gradients' own bias tiles; `rpb` again where there are none
-    key_mask, window_sizes, table, steps,
+    query, key, value, extra_keys, extra_values, rpb, key_mask, window_sizes, table, steps,
     key_steps,  # of the key and value gradients
     output, lse, grad_output,
     grad_lse,  # None for zeros
@@ -133,7 +128,6 @@ def gradients_kernel(
     key_programs,  # tiles of keys of one head
     key_room,
     key_total,  # programs with keys, which come first: they take longer
-    classes, key_classes,
     axes, strides,
     D: tl.constexpr, DV: tl.constexpr,
     TILE: tl.constexpr, KEY_TILE: tl.constexpr,  # of the query gradient
@@ -144,16 +138,16 @@ def gradients_kernel(
     pid = tl.program_id(0)
     if pid < key_total:
         _key_value_gradient(
-            pid, query, key, value, key_rpb, key_mask, window_sizes, table, key_steps,
+            pid, query, key, value, rpb, key_mask, window_sizes, table, key_steps,
             output, lse, grad_output, grad_lse, None, grad_key, grad_value,
-            scale, heads, group_size, key_programs, key_room, key_classes, axes, strides,
+            scale, heads, group_size, key_programs, key_room, axes, strides,
             D, DV, OWN_KEYS, QUERY_TILE, VECTOR, INVERSE_FLAGS, GROUPED, PER_QUERY_HEAD, PRECISION,
         )  # fmt: skip
     else:
         _query_gradient(
             pid - key_total, query, key, value, extra_keys, extra_values, rpb, key_mask, window_sizes, table, steps,
             output, lse, grad_output, grad_lse, delta, grad_query,
-            scale, heads, group_size, additional, programs, room, classes, axes, strides,
+            scale, heads, group_size, additional, programs, room, axes, strides,
             D, DV, TILE, KEY_TILE, VECTOR, FLAGS, PRECISION,
         )  # fmt: skip
 
@@ -182,7 +176,7 @@ def delta_kernel(
 def _query_gradient(
     pid, query, key, value, extra_keys, extra_values, rpb, key_mask, window_sizes, table, steps,
     output, lse, grad_output, grad_lse, delta, grad_query,
-    scale, heads, group_size, additional, programs, room, classes, axes, strides,
+    scale, heads, group_size, additional, programs, room, axes, strides,
     D: tl.constexpr, DV: tl.constexpr, TILE: tl.constexpr, KEY_TILE: tl.constexpr,
     VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -244,10 +238,7 @@ def _query_gradient(
     v_rows = rows_within(columns, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
     key = tokens_of(key, b, kv_head, axes, strides.key, True, VECTOR)
     value = tokens_of(value, b, kv_head, axes, strides.value, True, VECTOR)
-    if classes is not None:
-        bias_at, _ = first_bias_tile(tile, axes, classes, h, TILE, KEY_TILE, FLAGS)
-        rpb += bias_at
-    elif rpb is not None:
+    if rpb is not None:
         bias_steps, middle, size = bias_strides(axes.windows)
         rpb += h.to(tl.int64) * size
         query_part = linear(rows.positions, bias_steps) - middle
@@ -278,10 +269,7 @@ def _query_gradient(
             )
             scores = tl.dot(q, k.T, input_precision=PRECISION)
             weights_gradient = tl.dot(do, v.T, input_precision=PRECISION)
-            if classes is not None:
-                p = tl.exp2(scores * scale + bias_tile(rpb, TILE, KEY_TILE) - log2_total[:, None])
-                rpb += size_of(TILE) * BN
-            elif rpb is not None:
+            if rpb is not None:
                 mask = within(columns, at, rows) & rows.inside[:, None]
                 if MIXED:
                     mask = mask & there[None, :]
@@ -306,18 +294,10 @@ def _query_gradient(
             entry = (room - 1) * RANK
 
     if extra_keys is not None:
-        extra_keys += head_at(b, kv_head, strides.extra_keys, VECTOR)
-        extra_values += head_at(b, kv_head, strides.extra_values, VECTOR)
-        for first in range(0, additional, BN):
-            m = first + tl.arange(0, BN)
-            there = m < additional
-            k = load_rows(extra_keys, tile_at((m,), strides.extra_keys.tokens, VECTOR), there, D, True)
-            v = load_rows(extra_values, tile_at((m,), strides.extra_values.tokens, VECTOR), there, DV, True)
-            scores = tl.dot(q, k.T, input_precision=PRECISION)
-            weights_gradient = tl.dot(do, v.T, input_precision=PRECISION)
-            p = tl.where(there[None, :], tl.exp2(scores * scale - log2_total[:, None]), 0.0)
-            ds = p * (weights_gradient - difference[:, None])
-            accumulated = tl.dot(ds.to(k.dtype), k, accumulated, input_precision=PRECISION)
+        accumulated = add_from_additional(
+            q, do, extra_keys, extra_values, b, kv_head, additional, strides,
+            log2_total, difference, accumulated, scale, D, DV, BN, VECTOR, PRECISION,
+        )  # fmt: skip
 
     let_next_start(FLAGS.chained)
     store_rows(grad_query, written * D, rows.inside, accumulated * (scale * LN2), D)
@@ -330,7 +310,7 @@ def _key_value_gradient(
     lse, grad_output,
     grad_lse,  # likewise; None for zeros
     delta, grad_key, grad_value,
-    scale, heads, group_size, programs, room, classes, axes, strides,
+    scale, heads, group_size, programs, room, axes, strides,
     D: tl.constexpr, DV: tl.constexpr, TILE: tl.constexpr, QUERY_TILE: tl.constexpr,
     VECTOR: tl.constexpr, FLAGS: tl.constexpr, GROUPED: tl.constexpr, PER_QUERY_HEAD: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -392,11 +372,7 @@ def _key_value_gradient(
     all_rows = rows_within(columns, axes.dilations, token_strides(lengths_of(axes, False)), 1, FLAGS.wide) * heads
     o_strides = token_strides(lengths_of(axes, False), heads)
     query = tokens_of(query, b, first_head, axes, strides.query, False, VECTOR)
-    if classes is not None:
-        bias_at, bias_apart = first_bias_tile(tile, axes, classes, first_head, TILE, QUERY_TILE, FLAGS)
-        rpb += bias_at
-        walked_over = box.count.to(tl.int64) * (size_of(TILE) * size_of(QUERY_TILE))
-    elif rpb is not None:
+    if rpb is not None:
         bias_steps, middle, size = bias_strides(axes.windows)
         key_part = linear(rows.positions, bias_steps) + middle
 
@@ -442,10 +418,7 @@ def _key_value_gradient(
                 starts, sizes = sized_intervals(shifted(columns, at), tile.lengths, axes, own_sizes, FLAGS)
                 reached = within_sized(rows.positions, starts, sizes)
                 full = False
-            if classes is not None:
-                p = tl.exp2(scores * scale + bias_tile(rpb, TILE, QUERY_TILE) - log2_total[None, :])
-                rpb += size_of(TILE) * size_of(QUERY_TILE)
-            elif rpb is not None:
+            if rpb is not None:
                 mask = within(columns, at, rows) if window_sizes is None else reached
                 mask = mask & read.inside[:, None]
                 query_part = linear(shifted(columns, at), bias_steps)
@@ -480,8 +453,6 @@ def _key_value_gradient(
                     at = chosen(walked, box.begin, at)
                 h = tl.where(walked, h + 1, h)
                 q_head += tl.where(walked, strides.query.head, 0).to(tl.int64) * VECTOR
-                if classes is not None:
-                    rpb += tl.where(walked, bias_apart - walked_over, 0)
             if MASKED:
                 at = load_axes(listed + entry, RANK)
         if MASKED:

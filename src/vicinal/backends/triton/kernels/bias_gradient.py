@@ -4,10 +4,10 @@ Programs of a head share its pairs of a query tile and a step over the whole bat
 tables of their own, which are summed afterwards: no atomics, the same bits every run. Within a pair the sum runs along
 diagonals: the scores' gradients are gathered from key columns into offset columns, then summed over queries.
 
-`bias_gradient_of_classes_kernel`: where tiles are of few classes (`vicinal.backends.triton.kernels.bias`) a program has
-pairs of one class and step only. They have the same biases, made once, and the same diagonals: the scores' gradients
-are summed as they are, and along diagonals once, at the end.
-`bias_gradient_kernel`: wherever tiles are, pair by pair.
+`bias_gradient_of_classes_kernel`: where tiles are of few classes (`vicinal.backends.triton.kernels.starts`) the query
+gradient's kernel writes the scores' gradients. A program reads those of one class and step, and sums them as they are;
+along diagonals once, at the end.
+`bias_gradient_kernel`: elsewhere, pair by pair.
 """
 
 import triton
@@ -20,7 +20,6 @@ from vicinal.backends.gpu.kernels.boxes import (
     rows_of,
     rules_of_head,
     sized_intervals,
-    step_at,
     with_inside,
     with_intervals,
     within,
@@ -28,7 +27,7 @@ from vicinal.backends.gpu.kernels.boxes import (
 from vicinal.backends.gpu.kernels.memory import (
     Step,
     around,
-    head_at,
+    await_previous,
     keys_there,
     load_rows,
     load_step,
@@ -36,9 +35,6 @@ from vicinal.backends.gpu.kernels.memory import (
     mask_rows,
     own_rows,
     rows_within,
-    tile_at,
-    token_rows,
-    token_strides,
     tokens_of,
     walked_mask_rows,
 )
@@ -50,33 +46,36 @@ from vicinal.backends.gpu.kernels.window import (
     linear,
     next_tile,
     positions_in,
-    product,
     shifted,
     size_of,
     tile_of,
+    tiles_along,
     tokens_at,
 )
-from vicinal.backends.triton.kernels.bias import biased, in_window
+from vicinal.backends.triton.kernels.bias import biased
 from vicinal.backends.triton.kernels.softmax import in_base_2
+from vicinal.backends.triton.kernels.starts import as_scores, whole_box
+
+ENTRIES = tl.constexpr(128)  # of a bias table, at once
 
 
-@triton.jit(do_not_specialize=("scale", "heads", "group_size", "batch", "along"))
+@triton.jit(do_not_specialize=("heads", "batch", "programs"))
 def bias_gradient_of_classes_kernel(
-    query, key, value, rpb,
+    grad_scores,  # see `vicinal.backends.triton.kernels.classes`
     work,  # `[programs, 3 + 4 * rank]`, see `vicinal.backends.triton.bias_gradient`
-    lse, grad_output, delta,
-    partial,  # zeros [H, programs, 2*K0-1, ...], written
-    scale, heads, group_size, batch,
-    along,  # what the inner loop goes along: an axis, or the batch if -1
-    axes, strides,
-    D: tl.constexpr, DV: tl.constexpr,
-    TILE: tl.constexpr, KEY_TILE: tl.constexpr,
-    VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
+    sums,  # scratch: a step for each program
+    partial,  # written `[programs, H, 2*K0-1, ...]`
+    heads, batch,
+    programs,  # tiles of one head
+    classes, axes,
+    TILE: tl.constexpr, STEP: tl.constexpr, WARPS: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     RANK: tl.constexpr = len(TILE)
+    BM: tl.constexpr = size_of(TILE)
+    BN: tl.constexpr = size_of(STEP)
     share = tl.program_id(0)
     h = tl.program_id(1)
-    kv_head = h // group_size
+    await_previous(FLAGS.chained)
     work += share * (3 + 4 * RANK)
     step = tl.load(work)
     first = tl.load(work + 1)
@@ -86,60 +85,47 @@ def bias_gradient_of_classes_kernel(
     groups = load_axes(work + 3 + 2 * RANK, RANK)  # the first of its dilation groups, how many there are
     abreast = load_axes(work + 3 + 3 * RANK, RANK)
     tile = _first_of_class(firsts, groups, axes, TILE, FLAGS)
-    box = box_of(tile, axes, TILE, KEY_TILE, FLAGS, False)
-    rows = rows_of(tile, axes, TILE, FLAGS, False)
-    at = step_at(step, box, KEY_TILE)
-    columns = positions_in(KEY_TILE)
-    there, _full = coverage(columns, at, tile, box, KEY_TILE)
-    bias_steps, middle, size = bias_strides(axes.windows)
-    entry = linear(shifted(columns, at), bias_steps)[None, :] - linear(rows.positions, bias_steps)[:, None] + middle
-    bias = in_window(rpb + h.to(tl.int64) * size + entry, within(columns, at, rows) & rows.inside[:, None])
+    box = whole_box(tile, axes, TILE, FLAGS, False)
+    apart = classes.steps.to(tl.int64) * (BM * BN)  # of tiles
+    scores = tl.arange(0, BM * BN)
+    found = tl.zeros([BM * BN], tl.float32)
+    grad_scores += step * (BM * BN)
+    for pair in range(first, first + pairs):
+        b = pair % batch
+        places, left = _last_fastest(pair // batch, counts)
+        beside, _left = _last_fastest(left, abreast)
+        at = h + (b * heads).to(tl.int64)
+        index = _number_of(shifted(places, firsts), shifted(beside, groups), axes, TILE, FLAGS)
+        found += tl.load(grad_scores + (at * programs + index) * apart + scores).to(tl.float32)
 
-    own = positions_in(TILE)
-    q_rows = rows_within(own, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
-    o_rows = rows_within(own, axes.dilations, token_strides(axes.lengths), 1, FLAGS.wide) * heads
-    k_rows = rows_within(columns, axes.dilations, strides.key.tokens, VECTOR, FLAGS.wide)
-    v_rows = rows_within(columns, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
-    tokens = product(axes.lengths)
-    q_apart = _apart(strides.query.batch, strides.query.tokens, axes.dilations, along, TILE) * VECTOR
-    k_apart = _apart(strides.key.batch, strides.key.tokens, axes.dilations, along, TILE) * VECTOR
-    v_apart = _apart(strides.value.batch, strides.value.tokens, axes.dilations, along, TILE) * VECTOR
-    row_apart = _apart(tokens, token_strides(axes.lengths), axes.dilations, along, TILE) * heads
-    inner = batch
-    for axis in tl.static_range(RANK):
-        inner = tl.where(along == axis, counts[axis], inner)
-    sums = tl.zeros([size_of(TILE), size_of(KEY_TILE)], tl.float32)
-    for outer in range(first // inner, (first + pairs - 1) // inner + 1):
-        places, left = _last_fastest(outer, counts, along)
-        beside, left = _last_fastest(left, abreast, -1)
-        b = left.to(tl.int64)
-        group = shifted(beside, groups)
-        token = tokens_at(_moved(tile.first, places, TILE), group, axes.dilations)
-        key_token = tokens_at(_moved(at, places, TILE), group, axes.dilations)
-        q_head = query + head_at(b, h, strides.query, VECTOR) + tile_at(token, strides.query.tokens, VECTOR)
-        k_head = key + head_at(b, kv_head, strides.key, VECTOR) + tile_at(key_token, strides.key.tokens, VECTOR)
-        v_head = value + head_at(b, kv_head, strides.value, VECTOR) + tile_at(key_token, strides.value.tokens, VECTOR)
-        row = token_rows(b, token, axes.lengths, heads, h)
-        for i in range(tl.maximum(first - outer * inner, 0), tl.minimum(first + pairs - outer * inner, inner)):
-            at_row = row + i * row_apart
-            q = load_rows(q_head + i * q_apart, q_rows, rows.inside, D, True)
-            k = load_rows(k_head + i * k_apart, k_rows, there, D, FLAGS.checked)
-            do = load_rows(grad_output + at_row * DV, o_rows * DV, rows.inside, DV, True)
-            v = load_rows(v_head + i * v_apart, v_rows, there, DV, FLAGS.checked)
-            log2_total = in_base_2(tl.load(lse + at_row + o_rows, mask=rows.inside, other=0.0), False)
-            difference = tl.load(delta + at_row + o_rows, mask=rows.inside, other=0.0)
-            scores = tl.dot(q, k.T, input_precision=PRECISION)
-            weights_gradient = tl.dot(do, v.T, input_precision=PRECISION)
-            p = tl.exp2(scores * scale + bias - log2_total[:, None])
-            sums += p * (weights_gradient - difference[:, None])
-
-    OFFSETS: tl.constexpr = _offsets_of(TILE, KEY_TILE)
-    offsets = positions_in(OFFSETS)
-    has_key, column = _columns_of(offsets, own, TILE, KEY_TILE)
-    diagonals = tl.sum(tl.where(has_key, tl.gather(sums, column, 1), 0.0), 0)
-    entry, listed = _entries(offsets, at, tile.first, axes.windows, bias_steps, TILE)
-    partial += (h.to(tl.int64) * tl.num_programs(0) + share) * size
-    tl.store(partial + entry + middle, diagonals, mask=listed)
+    sums += (h.to(tl.int64) * tl.num_programs(0) + share) * (BM * BN)
+    BITS: tl.constexpr = grad_scores.dtype.element_ty.primitive_bitwidth
+    place = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
+    tl.store(sums + place, as_scores(found, TILE, STEP, WARPS, BITS))
+    tl.debug_barrier()  # along diagonals a thread reads what others have written
+    _steps, _middle, size = bias_strides(axes.windows)
+    partial += (share.to(tl.int64) * heads + h) * size
+    for first_entry in range(0, size, ENTRIES):
+        entry = first_entry + tl.arange(0, ENTRIES)
+        left = entry
+        away = ()  # of a query's key at an offset, from the box's first, less where the query is in its tile
+        for axis in tl.static_range(RANK - 1, -1, -1):
+            span = 2 * axes.windows[axis] - 1
+            away = (left % span - axes.windows[axis] + 1 + tile.first[axis] - box.begin[axis],) + away
+            left = left // span
+        total = tl.zeros([ENTRIES], tl.float32)
+        for m in range(BM):
+            column = entry * 0
+            there = left == 0
+            for axis in tl.static_range(RANK):
+                key_place = away[axis] + m // size_of(TILE, axis + 1) % TILE[axis]
+                extent = box.end[axis] - box.begin[axis]
+                there = there & (key_place >= 0) & (key_place < extent)
+                column = column * extent + key_place
+            column -= step * BN
+            there = there & (column >= 0) & (column < BN)
+            total += tl.load(sums + m * BN + column, mask=there, other=0.0)
+        tl.store(partial + entry, total, mask=entry < size)
 
 
 @triton.jit(do_not_specialize=("scale", "heads", "group_size", "batch", "programs"))
@@ -236,32 +222,26 @@ def _first_of_class(places, groups, axes, TILE: tl.constexpr, FLAGS: tl.constexp
 
 
 @triton.jit
-def _moved(positions, tiles, TILE: tl.constexpr):
-    """`positions`, so many tiles further along each axis."""
-    moved = ()
-    for axis in tl.static_range(len(TILE)):
-        moved = moved + (positions[axis] + tiles[axis] * TILE[axis],)
-    return moved
-
-
-@triton.jit
-def _last_fastest(number, counts, without):
-    """A row-major number among `counts` -> the place along each axis, 0 along one, and what is left of the number."""
+def _last_fastest(number, counts):
+    """A row-major number among `counts` -> the place along each axis, and what is left of the number."""
     places = ()
     for axis in tl.static_range(len(counts) - 1, -1, -1):
-        count = tl.where(without == axis, 1, counts[axis])
-        places = (number % count,) + places
-        number = number // count
+        places = (number % counts[axis],) + places
+        number = number // counts[axis]
     return places, number
 
 
 @triton.jit
-def _apart(batch, tokens, dilations, along, TILE: tl.constexpr):
-    """How far apart two tiles are that follow each other `along` an axis or the batch, by the strides of both."""
-    apart = batch.to(tl.int64)
+def _number_of(places, groups, axes, TILE: tl.constexpr, FLAGS: tl.constexpr):
+    """The number of the tile at `places` among those of dilation groups `groups`, as `tile_of` counts."""
+    number = 0
     for axis in tl.static_range(len(TILE)):
-        apart = tl.where(along == axis, tokens[axis].to(tl.int64) * (dilations[axis] * TILE[axis]), apart)
-    return apart
+        if FLAGS.dilated:
+            number = number * axes.dilations[axis] + groups[axis]
+    for axis in tl.static_range(len(TILE)):
+        count = tiles_along(axes.lengths[axis], axes.dilations[axis], TILE[axis], FLAGS.dilated)
+        number = number * count + places[axis]
+    return number
 
 
 @triton.constexpr_function

@@ -28,10 +28,8 @@ from vicinal.backends.gpu.kernels.memory import (
     Step,
     around,
     await_previous,
-    head_at,
     keys_there,
     let_next_start,
-    load_rows,
     load_step,
     load_tile,
     mask_rows,
@@ -39,7 +37,6 @@ from vicinal.backends.gpu.kernels.memory import (
     padded,
     rows_within,
     store_rows,
-    tile_at,
     tokens_of,
     walked_mask_rows,
 )
@@ -54,7 +51,8 @@ from vicinal.backends.gpu.kernels.window import (
     tile_of,
     tokens_at,
 )
-from vicinal.backends.triton.kernels.bias import bias_tile, biased, first_bias_tile
+from vicinal.backends.triton.kernels.additional import attend_additional
+from vicinal.backends.triton.kernels.bias import biased
 from vicinal.backends.triton.kernels.softmax import LOWEST, attend, finished
 
 # Never specialised on; nor are the tuples, by how they are launched: neither a new window nor a new length compiles.
@@ -72,7 +70,6 @@ def forward_kernel(
     heads, group_size, additional,
     programs,  # tiles of one head
     room,  # entries of a list of steps
-    classes,  # `Classes` where `rpb` holds bias tiles; None where it is the bias table
     axes, strides,  # `Axes`, `InputStrides`
     D: tl.constexpr, DV: tl.constexpr,
     TILE: tl.constexpr, KEY_TILE: tl.constexpr,
@@ -121,10 +118,7 @@ def forward_kernel(
     v_rows = rows_within(columns, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
     key = tokens_of(key, b, kv_head, axes, strides.key, True, VECTOR)
     value = tokens_of(value, b, kv_head, axes, strides.value, True, VECTOR)
-    if classes is not None:
-        bias_at, _ = first_bias_tile(tile, axes, classes, h, TILE, KEY_TILE, FLAGS)
-        rpb += bias_at
-    elif HAS_RPB:
+    if HAS_RPB:
         bias_steps, middle, size = bias_strides(axes.windows)
         rpb += h.to(tl.int64) * size
         query_part = linear(rows.positions, bias_steps) - middle
@@ -156,10 +150,7 @@ def forward_kernel(
             step = Step(token, columns, there)
             k = load_step(key, k_rows, step, axes, strides.key.tokens, D, FLAGS.checked or MIXED, VECTOR, FLAGS, True)
             scores = tl.dot(q, k.T, input_precision=PRECISION)
-            if classes is not None:
-                scores = scores * scale + bias_tile(rpb, TILE, KEY_TILE)
-                rpb += BM * BN
-            elif HAS_RPB:
+            if HAS_RPB:
                 mask = within(columns, at, rows) & rows.inside[:, None]
                 if MIXED:
                     mask = mask & there[None, :]
@@ -188,20 +179,10 @@ def forward_kernel(
             entry = (room - 1) * RANK
 
     if extra_keys is not None:
-        extra_keys += head_at(b, kv_head, strides.extra_keys, VECTOR)
-        extra_values += head_at(b, kv_head, strides.extra_values, VECTOR)
-        for first in range(0, additional, BN):
-            m = first + tl.arange(0, BN)
-            there = m < additional
-            k = load_rows(extra_keys, tile_at((m,), strides.extra_keys.tokens, VECTOR), there, D, True)
-            scores = tl.dot(q, k.T, input_precision=PRECISION)
-            if SCALED or HAS_RPB:
-                scores *= scale
-            scores = tl.where(there[None, :], scores, float("-inf"))
-            v = load_rows(extra_values, tile_at((m,), strides.extra_values.tokens, VECTOR), there, DV, True)
-            maximum, total, accumulated = attend(
-                scores, v, maximum, total, accumulated, scale, SCALED or HAS_RPB, PRECISION
-            )
+        maximum, total, accumulated = attend_additional(
+            q, extra_keys, extra_values, b, kv_head, additional, strides,
+            maximum, total, accumulated, scale, D, DV, BN, VECTOR, SCALED or HAS_RPB, PRECISION,
+        )  # fmt: skip
 
     let_next_start(FLAGS.chained)
     outputs, lses = finished(maximum, total, accumulated, scale, SCALED or HAS_RPB, value.dtype.element_ty)

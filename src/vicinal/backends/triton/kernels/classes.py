@@ -1,0 +1,250 @@
+"""Fused neighborhood attention where tiles are of few classes (`vicinal.backends.triton.kernels.starts`).
+
+A program walks its tile's box token by token, in steps whose scores start from tiles laid out beforehand; the rest is
+as in `vicinal.backends.triton.kernels.forward` and `.backward`. The forward pass takes several batch entries one after
+the other where steps are few: where the tile, its box and its start tiles are is computed once.
+"""
+
+import triton
+import triton.language as tl
+
+from vicinal.backends.gpu.kernels.boxes import program_of, rows_of
+from vicinal.backends.gpu.kernels.memory import (
+    await_previous,
+    head_at,
+    let_next_start,
+    load_rows,
+    padded,
+    rows_within,
+    store_rows,
+    tile_at,
+    token_rows,
+    token_strides,
+)
+from vicinal.backends.gpu.kernels.window import positions_in, product, size_of, tile_of, tokens_at
+from vicinal.backends.triton.kernels.additional import add_from_additional, attend_additional
+from vicinal.backends.triton.kernels.softmax import LN2, LOWEST, attend, finished, in_base_2
+from vicinal.backends.triton.kernels.starts import first_start, places_of, put, taken, whole_box
+
+
+@triton.jit(do_not_specialize=("scale", "heads", "group_size", "additional", "programs", "batch", "turns"))
+def forward_of_classes_kernel(
+    query, key, value,
+    extra_keys, extra_values,  # None where there are none
+    starts,
+    output, lse,  # written
+    scale,  # positive, times log2(e)
+    heads, group_size, additional,
+    programs,  # tiles of one head
+    batch,
+    turns,  # batch entries of a program
+    classes, axes, strides,  # `Classes`, `Axes`, `InputStrides`
+    D: tl.constexpr, DV: tl.constexpr,
+    TILE: tl.constexpr, STEP: tl.constexpr,
+    WARPS: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    BM: tl.constexpr = size_of(TILE)
+    BN: tl.constexpr = size_of(STEP)
+    index, h, share = program_of(tl.program_id(0), programs, heads)
+    kv_head = h // group_size
+    tile = tile_of(index, axes, TILE, FLAGS)
+    if tile.beyond:
+        return
+    box = whole_box(tile, axes, TILE, FLAGS, False)
+    rows = rows_of(tile, axes, TILE, FLAGS, False)
+    own = positions_in(TILE)
+    q_rows = rows_within(own, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
+    o_rows = rows_within(own, axes.dilations, token_strides(axes.lengths), 1, FLAGS.wide) * heads
+    at, _ = first_start(tile, axes, classes, h, TILE, STEP, FLAGS)
+    starts += at
+    token = tokens_at(tile.first, tile.group, axes.dilations)
+    key_token = tokens_at(box.begin, tile.group, axes.dilations)
+    first = share * turns
+    query += head_at(first, h, strides.query, VECTOR) + tile_at(token, strides.query.tokens, VECTOR)
+    key += head_at(first, kv_head, strides.key, VECTOR) + tile_at(key_token, strides.key.tokens, VECTOR)
+    value += head_at(first, kv_head, strides.value, VECTOR) + tile_at(key_token, strides.value.tokens, VECTOR)
+    row = token_rows(first, token, axes.lengths, heads, h)
+    steps = (box.count + BN - 1) // BN
+    await_previous(FLAGS.chained)
+    for b in range(first, tl.minimum(first + turns, batch)):
+        q = load_rows(query, q_rows, rows.inside, D, True)
+        maximum = tl.full([BM], LOWEST, tl.float32)
+        total = tl.zeros([BM], tl.float32)
+        accumulated = tl.zeros([BM, padded(DV)], tl.float32)
+        for i in range(steps):
+            places = places_of(i, box, BN)
+            k_rows = rows_within(places, axes.dilations, strides.key.tokens, VECTOR, FLAGS.wide)
+            v_rows = rows_within(places, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
+            k = load_rows(key, k_rows, None, D, False)
+            start = taken(starts + i * (BM * BN), TILE, STEP, WARPS)
+            scores = tl.dot(q, k.T, start, input_precision=PRECISION)
+            v = load_rows(value, v_rows, None, DV, False)
+            maximum, total, accumulated = attend(scores, v, maximum, total, accumulated, scale, False, PRECISION)
+        if extra_keys is not None:
+            maximum, total, accumulated = attend_additional(
+                q, extra_keys, extra_values, b, kv_head, additional, strides,
+                maximum, total, accumulated, scale, D, DV, BN, VECTOR, False, PRECISION,
+            )  # fmt: skip
+        outputs, lses = finished(maximum, total, accumulated, scale, False, value.dtype.element_ty)
+        store_rows(output + row * DV, o_rows * DV, rows.inside, outputs, DV)
+        tl.store(lse + row + o_rows, lses, mask=rows.inside)
+        query += strides.query.batch.to(tl.int64) * VECTOR
+        key += strides.key.batch.to(tl.int64) * VECTOR
+        value += strides.value.batch.to(tl.int64) * VECTOR
+        row += product(axes.lengths).to(tl.int64) * heads
+    let_next_start(FLAGS.chained)
+
+
+@triton.jit(do_not_specialize=("scale", "heads", "group_size", "additional", "programs", "first"))
+def query_gradient_of_classes_kernel(
+    query, key, value,
+    extra_keys, extra_values,  # None where there are none
+    starts,
+    output, lse, grad_output,
+    grad_lse,  # None for zeros
+    delta, grad_query,  # written
+    grad_scores,  # written: of each batch entry, head, tile and step, in the order of start tiles; None if not wanted
+    scale, heads, group_size, additional, programs,
+    first,  # batch entry
+    classes, axes, strides,
+    D: tl.constexpr, DV: tl.constexpr,
+    TILE: tl.constexpr, STEP: tl.constexpr,
+    WARPS: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    BM: tl.constexpr = size_of(TILE)
+    BN: tl.constexpr = size_of(STEP)
+    index, h, entry = program_of(tl.program_id(0), programs, heads)
+    kv_head = h // group_size
+    tile = tile_of(index, axes, TILE, FLAGS)
+    if tile.beyond:
+        return
+    box = whole_box(tile, axes, TILE, FLAGS, False)
+    rows = rows_of(tile, axes, TILE, FLAGS, False)
+    own = positions_in(TILE)
+    q_rows = rows_within(own, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
+    o_rows = rows_within(own, axes.dilations, token_strides(axes.lengths), 1, FLAGS.wide) * heads
+    at, _ = first_start(tile, axes, classes, h, TILE, STEP, FLAGS)
+    starts += at
+    token = tokens_at(tile.first, tile.group, axes.dilations)
+    key_token = tokens_at(box.begin, tile.group, axes.dilations)
+    b = first + entry
+    query += head_at(b, h, strides.query, VECTOR) + tile_at(token, strides.query.tokens, VECTOR)
+    key += head_at(b, kv_head, strides.key, VECTOR) + tile_at(key_token, strides.key.tokens, VECTOR)
+    value += head_at(b, kv_head, strides.value, VECTOR) + tile_at(key_token, strides.value.tokens, VECTOR)
+    row = token_rows(b, token, axes.lengths, heads, h)
+    steps = (box.count + BN - 1) // BN
+    if grad_scores is not None:
+        grad_scores += ((entry * heads + h) * programs + index) * classes.steps * (BM * BN)
+    await_previous(FLAGS.chained)
+    # All that is read once is on its way before the first sum, and its barrier, waits for some of it.
+    own_lse = tl.load(lse + row + o_rows, mask=rows.inside, other=0.0)
+    do = load_rows(grad_output + row * DV, o_rows * DV, rows.inside, DV, True)
+    o = load_rows(output + row * DV, o_rows * DV, rows.inside, DV, True)
+    q = load_rows(query, q_rows, rows.inside, D, True)
+    log2_total = in_base_2(own_lse, False)
+    difference = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    if grad_lse is not None:
+        difference -= tl.load(grad_lse + row + o_rows, mask=rows.inside, other=0.0)
+    tl.store(delta + row + o_rows, difference, mask=rows.inside)
+    accumulated = tl.zeros([BM, padded(D)], tl.float32)
+    for i in range(steps):
+        places = places_of(i, box, BN)
+        k_rows = rows_within(places, axes.dilations, strides.key.tokens, VECTOR, FLAGS.wide)
+        v_rows = rows_within(places, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
+        k = load_rows(key, k_rows, None, D, False)
+        v = load_rows(value, v_rows, None, DV, False)
+        start = taken(starts + i * (BM * BN), TILE, STEP, WARPS)
+        scores = tl.dot(q, k.T, start, input_precision=PRECISION)
+        weights_gradient = tl.dot(do, v.T, input_precision=PRECISION)
+        p = tl.exp2(scores * scale - log2_total[:, None])
+        ds = p * (weights_gradient - difference[:, None])
+        ds = ds.to(k.dtype)
+        accumulated = tl.dot(ds, k, accumulated, input_precision=PRECISION)
+        if grad_scores is not None:
+            put(grad_scores + i * (BM * BN), ds, TILE, STEP, WARPS)
+    if extra_keys is not None:
+        accumulated = add_from_additional(
+            q, do, extra_keys, extra_values, b, kv_head, additional, strides,
+            log2_total, difference, accumulated, scale, D, DV, BN, VECTOR, PRECISION,
+        )  # fmt: skip
+    store_rows(grad_query + row * D, o_rows * D, rows.inside, accumulated * (scale * LN2), D)
+    let_next_start(FLAGS.chained)
+
+
+@triton.jit(do_not_specialize=("scale", "heads", "group_size", "programs"))
+def key_value_gradient_of_classes_kernel(
+    query, key, value, starts, lse, grad_output,
+    delta,  # None where no gradient of keys is wanted
+    grad_key, grad_value,  # written; None where nobody needs it
+    scale, heads, group_size, programs,
+    classes, axes, strides,
+    D: tl.constexpr, DV: tl.constexpr,
+    TILE: tl.constexpr, STEP: tl.constexpr,
+    WARPS: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr,
+    GROUPED: tl.constexpr,  # several query heads of a key head
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    BM: tl.constexpr = size_of(TILE)
+    BN: tl.constexpr = size_of(STEP)
+    kv_heads = heads // group_size
+    index, kv_head, b = program_of(tl.program_id(0), programs, kv_heads)
+    h = kv_head * group_size
+    tile = tile_of(index, axes, TILE, FLAGS, True)
+    if tile.beyond:
+        return
+    box = whole_box(tile, axes, TILE, FLAGS, True)
+    rows = rows_of(tile, axes, TILE, FLAGS, True)
+    own = positions_in(TILE)
+    places_apart = token_strides(axes.lengths)
+    k_rows = rows_within(own, axes.dilations, strides.key.tokens, VECTOR, FLAGS.wide)
+    v_rows = rows_within(own, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
+    w_rows = rows_within(own, axes.dilations, places_apart, 1, FLAGS.wide) * kv_heads
+    at, apart = first_start(tile, axes, classes, h, TILE, STEP, FLAGS)
+    starts += at
+    token = tokens_at(tile.first, tile.group, axes.dilations)
+    query_token = tokens_at(box.begin, tile.group, axes.dilations)
+    query += head_at(b, h, strides.query, VECTOR) + tile_at(query_token, strides.query.tokens, VECTOR)
+    key += head_at(b, kv_head, strides.key, VECTOR) + tile_at(token, strides.key.tokens, VECTOR)
+    value += head_at(b, kv_head, strides.value, VECTOR) + tile_at(token, strides.value.tokens, VECTOR)
+    row = token_rows(b, query_token, axes.lengths, heads, h)
+    written = token_rows(b, token, axes.lengths, kv_heads, kv_head)
+    steps = (box.count + BN - 1) // BN
+    await_previous(FLAGS.chained)
+    k = load_rows(key, k_rows, rows.inside, D, True)
+    if grad_key is not None:
+        v = load_rows(value, v_rows, rows.inside, DV, True)
+        dk = tl.zeros([BM, padded(D)], tl.float32)
+    if grad_value is not None:
+        dv = tl.zeros([BM, padded(DV)], tl.float32)
+    for n in range(steps * group_size if GROUPED else steps):
+        i = n
+        own_query = query
+        own_row = row
+        own_starts = starts
+        if GROUPED:
+            i = n % steps
+            turn = n // steps
+            own_query += turn.to(tl.int64) * strides.query.head * VECTOR
+            own_row += turn
+            own_starts += turn * apart
+        places = places_of(i, box, BN)
+        q_rows = rows_within(places, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
+        o_rows = rows_within(places, axes.dilations, places_apart, 1, FLAGS.wide) * heads
+        log2_total = in_base_2(tl.load(lse + own_row + o_rows), False)
+        q = load_rows(own_query, q_rows, None, D, False)
+        do = load_rows(grad_output + own_row * DV, o_rows * DV, None, DV, False)
+        start = taken(own_starts + i * (BM * BN), TILE, STEP, WARPS)
+        scores = tl.dot(k, q.T, start, input_precision=PRECISION)
+        p = tl.exp2(scores * scale - log2_total[None, :])
+        if grad_value is not None:
+            dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
+        if grad_key is not None:
+            difference = tl.load(delta + own_row + o_rows)
+            weights_gradient = tl.dot(v, do.T, input_precision=PRECISION)
+            ds = p * (weights_gradient - difference[None, :])
+            dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+    if grad_key is not None:
+        store_rows(grad_key + written * D, w_rows * D, rows.inside, dk * (scale * LN2), D)
+    if grad_value is not None:
+        store_rows(grad_value + written * DV, w_rows * DV, rows.inside, dv, DV)
+    let_next_start(FLAGS.chained)

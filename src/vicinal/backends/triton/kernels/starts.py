@@ -1,0 +1,197 @@
+"""Classes of tiles, and what the scores of their steps start from.
+
+Away from borders all tiles are alike: the same keys, the same windows, the same biases. So tiles are of few classes,
+and for each class and step a start tile holds what is added to the products of queries and keys: the relative
+positional bias, in units of a score before it is scaled, and -inf outside the window. `starts_kernel` lays them out, in
+the order of the matrix instructions' registers: the products' accumulators are loaded with them, and neither mask nor
+bias costs an instruction a score.
+
+A tile's box is walked token by token, in order, not in tiles of its own: only its last step is not full.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from vicinal.backends.gpu.kernels.boxes import box_of, rows_of, within
+from vicinal.backends.gpu.kernels.memory import await_previous, let_next_start
+from vicinal.backends.gpu.kernels.window import (
+    Tile,
+    bias_strides,
+    group_length,
+    linear,
+    shifted,
+    size_of,
+)
+
+DIVIDED = tl.constexpr(1 << 20)  # by a box's extents: then products take the place of divisions by them
+
+
+class Classes(NamedTuple):
+    """The classes of tiles, at run time; a tuple per axis, but the last two.
+
+    Along an axis each of the tiles `before` and `after` is of its own class, and those between are of one; where the
+    dilation groups are of two lengths, each length has its own classes.
+    """
+
+    before: Any
+    after: Any
+    counts: Any  # of classes
+    steps: Any  # of a tile, at most
+    by_head: Any  # 1 if every head has start tiles of its own, 0 if all share them
+
+
+@triton.jit(do_not_specialize=("heads", "combinations", "unit"))
+def starts_kernel(
+    rpb,  # None where there is no bias
+    starts,  # written: [H, classes, steps, entries], entries as `_spread` says
+    combinations,  # of the axes' classes
+    unit,  # what a bias of 1 is in `starts`
+    classes, axes,
+    TILE: tl.constexpr, STEP: tl.constexpr, WARPS: tl.constexpr, FLAGS: tl.constexpr,
+    INVERSE: tl.constexpr,  # tiles hold keys, steps queries
+):  # fmt: skip
+    pid = tl.program_id(0)
+    step = pid % classes.steps
+    combination = pid // classes.steps % combinations
+    h = pid // classes.steps // combinations
+    tile, exists = _representative(combination, classes, axes, TILE, FLAGS)
+    if not exists:
+        return
+    box = whole_box(tile, axes, TILE, FLAGS, INVERSE)
+    rows = rows_of(tile, axes, TILE, FLAGS, INVERSE)
+    columns = places_of(step, box, size_of(STEP))
+    there = step * size_of(STEP) + tl.arange(0, size_of(STEP)) < box.count
+    mask = within(columns, box.begin, rows) & rows.inside[:, None] & there[None, :]
+    await_previous(FLAGS.chained)
+    if rpb is None:
+        start = tl.where(mask, 0.0, float("-inf"))
+    else:
+        bias_steps, middle, size = bias_strides(axes.windows)
+        others = linear(shifted(columns, box.begin), bias_steps)[None, :]
+        own = linear(rows.positions, bias_steps)[:, None]
+        entry = middle + (own - others if INVERSE else others - own)
+        bias = tl.load(rpb + h.to(tl.int64) * size + entry, mask=mask, other=0.0).to(tl.float32)
+        start = tl.where(mask, bias * unit, float("-inf"))
+    let_next_start(FLAGS.chained)
+    put(starts + pid.to(tl.int64) * start.numel, start, TILE, STEP, WARPS)
+
+
+@triton.jit
+def whole_box(tile, axes, TILE: tl.constexpr, FLAGS: tl.constexpr, INVERSE: tl.constexpr):
+    """The `Box` of a tile, token by token."""
+    ONES: tl.constexpr = (1,) * len(TILE)
+    return box_of(tile, axes, TILE, ONES, FLAGS, INVERSE)
+
+
+@triton.jit
+def places_of(step, box, SIZE: tl.constexpr):
+    """Of the tokens of a box, in order, those of a step: their places from its first one; beyond the last one, it."""
+    left = tl.minimum(step * SIZE + tl.arange(0, SIZE), box.count - 1)
+    places = ()
+    for axis in tl.static_range(len(box.begin) - 1, 0, -1):
+        extent = box.end[axis] - box.begin[axis]
+        beyond = left * ((extent - 1 + DIVIDED) // extent) >> 20  # left // extent
+        places = (left - beyond * extent,) + places
+        left = beyond
+    return (left,) + places
+
+
+@triton.jit
+def first_start(tile, axes, classes, head, TILE: tl.constexpr, STEP: tl.constexpr, FLAGS: tl.constexpr):
+    """Where the bias tile of a tile's first step begins, and how far apart those of the heads are, in elements."""
+    combination = 0
+    combinations = 1
+    for axis in tl.static_range(len(TILE)):
+        place = tile.first[axis] // TILE[axis]
+        place_from_end = (tile.lengths[axis] - 1) // TILE[axis] - place
+        before = classes.before[axis]
+        after = classes.after[axis]
+        own = tl.where(place_from_end < after, before + 1 + place_from_end, before)
+        own = tl.where(place < before, place, own)
+        if FLAGS.dilated:
+            longest = group_length(axes.lengths[axis], axes.dilations[axis], 0, True)
+            own = tl.where(tile.lengths[axis] < longest, before + 1 + after + own, own)
+        combination = combination * classes.counts[axis] + own
+        combinations = combinations * classes.counts[axis]
+    of_class = classes.steps.to(tl.int64) * (size_of(TILE) * size_of(STEP))
+    apart = combinations * of_class
+    return combination * of_class + head * classes.by_head * apart, classes.by_head * apart
+
+
+@triton.jit
+def taken(pointer, TILE: tl.constexpr, STEP: tl.constexpr, WARPS: tl.constexpr):
+    """What was `put` there: an entry for each score of a step."""
+    BITS: tl.constexpr = pointer.dtype.element_ty.primitive_bitwidth
+    entries = tl.load(pointer + _vectors(size_of(TILE) * size_of(STEP), BITS))
+    return as_scores(entries, TILE, STEP, WARPS, BITS)
+
+
+@triton.jit
+def put(pointer, scores, TILE: tl.constexpr, STEP: tl.constexpr, WARPS: tl.constexpr):
+    """Write an entry for each score of a step such that, in memory, those of a thread lie side by side."""
+    BITS: tl.constexpr = scores.dtype.primitive_bitwidth
+    S: tl.constexpr = _spread(size_of(TILE), size_of(STEP), WARPS, BITS)
+    entries = tl.reshape(scores, (S[0], S[1], 2, 8, S[2], S[3], S[4], 4, 2))
+    entries = tl.permute(entries, (0, 4, 1, 6, 3, 7, 5, 2, 8))
+    VECTOR: tl.constexpr = 128 // BITS
+    entries = tl.reshape(entries, (size_of(TILE) * size_of(STEP) // VECTOR, VECTOR))
+    tl.store(pointer + _vectors(size_of(TILE) * size_of(STEP), BITS), entries)
+
+
+@triton.jit
+def _vectors(SIZE: tl.constexpr, BITS: tl.constexpr):
+    """`0` to `SIZE`, in rows of 16 bytes: what a thread has at once, whatever else is loaded and stored."""
+    VECTOR: tl.constexpr = 128 // BITS
+    return tl.arange(0, SIZE // VECTOR)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+
+
+@triton.jit
+def as_scores(entries, TILE: tl.constexpr, STEP: tl.constexpr, WARPS: tl.constexpr, BITS: tl.constexpr):
+    """Entries as they lie in memory, those of `BITS` bits, as scores `[queries, keys]`."""
+    S: tl.constexpr = _spread(size_of(TILE), size_of(STEP), WARPS, BITS)
+    entries = tl.reshape(entries, (S[0], S[2], S[1], S[4], 8, 4, S[3], 2, 2))
+    entries = tl.permute(entries, (0, 2, 7, 4, 1, 6, 3, 5, 8))
+    return tl.reshape(entries, (size_of(TILE), size_of(STEP)))
+
+
+@triton.constexpr_function
+def _spread(M, N, WARPS, BITS):
+    """How scores `[M, N]` are spread over the threads of a program by the instructions that multiply matrices.
+
+    Those make 16 rows and 8 columns: a thread has two neighbors of a row, and of the row 8 below. Warps are along the
+    rows, or the columns if those are more. Returns the factors of M, of warps' tiles and of warps, and of N: of tiles,
+    of tiles that fill 16 bytes of memory, of warps.
+    """
+    down = max(1, min(WARPS, M // 16)) if M >= N else 1
+    along = 1 if M >= N else max(1, min(WARPS, N // 8))
+    tiles = N // (8 * along)
+    beside = 2 if BITS == 16 and tiles % 2 == 0 else 1
+    return M // (16 * down), down, tiles // beside, beside, along
+
+
+@triton.jit
+def _representative(combination, classes, axes, TILE: tl.constexpr, FLAGS: tl.constexpr):
+    """A tile of a combination of classes, and whether there is any."""
+    exists = True
+    groups = ()
+    firsts = ()
+    lengths = ()
+    starts = ()
+    for axis in tl.static_range(len(TILE) - 1, -1, -1):
+        own = combination % classes.counts[axis]
+        combination = combination // classes.counts[axis]
+        before = classes.before[axis]
+        kinds = before + 1 + classes.after[axis]
+        group = tl.where(own < kinds, 0, axes.dilations[axis] - 1)
+        own = own % kinds
+        length = group_length(axes.lengths[axis], axes.dilations[axis], group, FLAGS.dilated)
+        count = (length + TILE[axis] - 1) // TILE[axis]
+        place = tl.where(own <= before, own, count + before - own)
+        exists = exists & (place >= 0) & (place < count)
+        groups = (group,) + groups
+        firsts = (place * TILE[axis],) + firsts
+        lengths = (length,) + lengths
+        starts = (0,) + starts
+    return Tile(groups, firsts, lengths, False, lengths, starts, lengths), exists

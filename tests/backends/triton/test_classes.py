@@ -1,0 +1,164 @@
+"""Kernels of classes of tiles against the oracle, and which classes there are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import strategies
+from closeness import assert_as_close_as_torch, gradients_of, random_gradients
+from vicinal.backends import triton as backend
+from vicinal.backends.gpu.launch import Launch
+from vicinal.backends.triton import bias_gradient, classes
+from vicinal.backends.triton.bias_gradient import entries_at_once
+from vicinal.backends.triton.classes import classes_of, have_classes
+from vicinal.backends.triton.config import GradientTilings, Tiling
+from vicinal.backends.triton.launch import tiles_of
+from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.tiles import alike, key_interval, query_interval
+from vicinal.problem import Problem, Upstream, Wanted
+
+of = Neighborhood.of
+device = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.usefixtures("interpreting")
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch):
+    monkeypatch.setattr(classes, "LEAST_TILES", 0)
+    monkeypatch.setattr(classes, "ENOUGH_PROGRAMS", 1)  # so programs have several batch entries each
+    monkeypatch.setattr(bias_gradient, "ENOUGH_OF_CLASSES", 1)  # or several tiles
+
+
+def call(lengths, neighborhood, heads=1, kv_heads=1, additional=0, batch=1, bias=True):
+    return strategies.Call((neighborhood.resolve(lengths),), lengths, batch, heads, kv_heads, 8, 8, additional, bias, 0)
+
+
+CASES = [
+    pytest.param(call((33,), of(1, 5), batch=2), (16,), (16,), id="1d"),
+    pytest.param(call((39,), of(1, 9, is_causal=True), heads=2), (16,), (16,), id="causal-gqa"),
+    pytest.param(call((47,), of(1, 6, dilation=2, boundary="clip"), additional=3), (16,), (16,), id="clip-uneven"),
+    pytest.param(call((5, 9), of(2, (2, 4), dilation=(2, 1))), (2, 8), (1, 16), id="2d-uneven"),
+    pytest.param(call((1, 4, 6), of(3, (1, 3, 4))), (1, 4, 4), (1, 1, 32), id="3d"),
+    pytest.param(call((3, 9), of(2, (2, 4)), heads=2, batch=3, bias=False), (2, 8), (1, 16), id="masks"),
+]
+
+
+@pytest.mark.parametrize(("drawn", "tile", "step"), CASES)
+def test_against_the_oracle(drawn, tile, step, monkeypatch):
+    launched = []
+    run = Launch.__call__
+    monkeypatch.setattr(Launch, "__call__", lambda s, *a: (launched.append(s.kernel.__name__), run(s, *a)))
+    inputs = drawn.inputs(torch.float32, device)
+    problem = Problem.of(inputs, drawn.neighborhoods, 0.3)
+    fresh = type(backend.BACKEND)()  # nothing is prepared with other limits
+    tiling = Tiling(tile, step, of_classes=True)
+    output, lse = fresh.forward(problem, tiling, inputs)
+    grad_output, grad_lse = random_gradients(output, lse, 1)
+    config = GradientTilings(tiling, tiling)
+    grads = gradients_of(fresh, problem, config, inputs, output, lse, grad_output, grad_lse)
+    names = ("forward", "query_gradient", "key_value_gradient")
+    expected = {"starts_kernel", *(f"{name}_of_classes_kernel" for name in names)}
+    if problem.has_rpb:
+        expected.add("bias_gradient_of_classes_kernel")
+    assert set(launched) - {"additional_gradient_kernel"} == expected
+    results = [output, lse, *(g for g in grads if g is not None)]
+    assert_as_close_as_torch(results, inputs, drawn.neighborhoods, 0.3, grad_output, grad_lse)
+
+
+@pytest.mark.parametrize("names", ["rpb", "value rpb", "key", "query"])
+def test_gradients_that_are_wanted_alone(names):
+    drawn = call((20,), of(1, 5), batch=2)
+    inputs = drawn.inputs(torch.float32, device)
+    problem = Problem.of(inputs, drawn.neighborhoods, 0.3)
+    fresh, tiling = type(backend.BACKEND)(), Tiling((16,), (16,), of_classes=True)
+    output, lse = fresh.forward(problem, tiling, inputs)
+    upstream = Upstream(output, lse, random_gradients(output, lse, 1)[0], None)
+    config = GradientTilings(tiling, tiling)
+    every = fresh.backward(problem, config, inputs, upstream, Wanted.of(inputs))
+    wanted = Wanted(*(field in names.split() for field in Wanted._fields))
+    some = fresh.backward(problem, config, inputs, upstream, wanted)
+    for name, wants, one, other in zip(Wanted._fields, wanted, some, every):
+        assert (one is not None) == wants, name
+        if wants:
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_few_batch_entries_at_a_time(monkeypatch):
+    """Of the bias gradient, where there is no room for all scores' gradients."""
+    drawn = call((5, 9), of(2, (2, 4), dilation=(2, 1)), batch=5)
+    inputs = drawn.inputs(torch.float32, device)
+    problem = Problem.of(inputs, drawn.neighborhoods, 0.3)
+    tiling = Tiling((2, 8), (1, 16), of_classes=True)
+    output, lse = type(backend.BACKEND)().forward(problem, tiling, inputs)
+    upstream = Upstream(output, lse, *random_gradients(output, lse, 1))
+    config, wanted = GradientTilings(tiling, tiling), Wanted(True, False, False, False, False, True)
+    expected = type(backend.BACKEND)().backward(problem, config, inputs, upstream, wanted)
+    own = classes_of(problem, tiling.tile, tiling.step, False)
+    monkeypatch.setattr(bias_gradient, "SCRATCH", 3 * 4 * tiles_of(problem, tiling) * own.steps * 2 * 8 * 16)
+    assert entries_at_once(problem, tiling, own) == 3
+    grads = type(backend.BACKEND)().backward(problem, config, inputs, upstream, wanted)
+    assert torch.equal(grads.query, expected.query)
+    torch.testing.assert_close(grads.rpb, expected.rpb, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_no_number_in_the_table_stays_at_its_offset():
+    """Infinite at an offset that only some queries have: no other query's result changes."""
+    drawn = call((40,), of(1, 5))
+    inputs = drawn.inputs(torch.float32, device)
+    problem = Problem.of(inputs, drawn.neighborhoods, 0.3)
+    tiling = Tiling((16,), (16,), of_classes=True)
+    expected, _ = type(backend.BACKEND)().forward(problem, tiling, inputs)
+    inputs.rpb[0, 0] = float("nan")  # offset -4: of the last query's first key, and the last but one's
+    output, _ = type(backend.BACKEND)().forward(problem, tiling, inputs)
+    assert torch.equal(output[:, :39], expected[:, :39])
+    assert output[:, 39].isnan().all()
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize(
+    "axis", [Axis(5), Axis(8), Axis(4, causal=True), Axis(6, boundary="clip"), Axis(3, dilation=3)]
+)
+def test_tiles_of_a_class_are_alike(axis, inverse):
+    """Tile by tile: where windows and boxes are, from the tile's first token on."""
+    for length in range(24, 60, 5):
+        for tile in (2, 4, 16):
+            problem = _problem(axis, length)
+            own_classes = classes_of(problem, (tile,), (16,), inverse)
+            found: dict[int, tuple] = {}
+            for n, kind in enumerate(alike(axis, length)):
+                tiles = -(-kind.length // tile)
+                for place in range(tiles):
+                    own = own_classes.before[0] if place >= own_classes.before[0] else place
+                    if place >= own_classes.before[0] and tiles - 1 - place < own_classes.after[0]:
+                        own = own_classes.before[0] + 1 + tiles - 1 - place
+                    own += n * (own_classes.before[0] + 1 + own_classes.after[0])
+                    assert own < own_classes.counts[0]
+                    what = seen(axis, kind.length, place * tile, tile, inverse)
+                    assert found.setdefault(own, what) == what
+
+
+def _problem(axis, length):
+    drawn = call((length,), Neighborhood((axis,)))
+    return Problem.of(drawn.inputs(torch.float32, "cpu"), drawn.neighborhoods, 1.0)
+
+
+def seen(axis, length, first, tile, inverse):
+    """What a tile's bias tiles depend on."""
+    tokens = range(first, min(first + tile, length))
+    interval = query_interval if inverse else key_interval
+    start, stop = interval(axis, length, (tokens[0], tokens[-1] + 1))
+    return start - first, stop - start, [tuple(n - first for n in interval(axis, length, (t, t + 1))) for t in tokens]
+
+
+def test_only_where_tiles_share_them(monkeypatch):
+    monkeypatch.setattr(classes, "LEAST_TILES", 4)
+    drawn = call((40,), of(1, 5))
+    few = Problem.of(drawn.inputs(torch.float32, "cpu"), drawn.neighborhoods, 1.0)
+    tiling = Tiling((16,), (16,), of_classes=True)
+    assert not have_classes(few, tiling)
+    many = replace(few, batch=64)
+    assert have_classes(many, tiling)
+    assert not have_classes(replace(many, scale=-1.0), tiling)
