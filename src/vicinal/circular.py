@@ -2,7 +2,7 @@
 
 Either keys and values are copied once with what is needed from the other side at both ends, and the gradients of these
 copies go home by autograd; or, where that is estimated to take longer, kernels read them where they are, around the
-circle (`READ_AROUND`). Nothing else knows of circles but the rule of windows.
+circle (backend `triton`). Nothing else knows of circles but the rule of windows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vicinal.problem import Inputs, Problem
 
 Neighborhoods = tuple[Neighborhood, ...]
 COPIED = 0.5  # of the memory's bandwidth, that copies of keys reach
-READ_AROUND = ("triton", "numba")  # the backends whose kernels do
+READS_AROUND = "triton"  # the backend whose kernels do
 
 
 def spanned(problem: Problem, neighborhoods: Neighborhoods, backend: str | None) -> Neighborhoods:
@@ -33,16 +33,15 @@ def spanned(problem: Problem, neighborhoods: Neighborhoods, backend: str | None)
     `problem`: with copies; `neighborhoods`: its circular ones, resolved.
     """
     copied, there = problem.neighborhoods, read_around(neighborhoods, problem.lengths)
-    if there is None or backend not in (None, *READ_AROUND):
+    if there is None or backend not in (None, READS_AROUND):
         return copied
     without = replace(problem, neighborhoods=there)
-    able = [name for name in READ_AROUND if backend in (None, name) and unsupported(name, without) is None]
-    if not able:
+    if unsupported(READS_AROUND, without) is not None:
         return copied
     chosen = plan(problem, backend)
-    if {chosen.backend.name, chosen.gradients.name} == {able[0]}:
+    if {chosen.backend.name, chosen.gradients.name} == {READS_AROUND}:
         return there
-    is_best = _seconds(plan(without, able[0])) < _seconds(chosen) + _copy_seconds(problem)
+    is_best = _seconds(plan(without, READS_AROUND)) < _seconds(chosen) + _copy_seconds(problem)
     return there if is_best else copied
 
 

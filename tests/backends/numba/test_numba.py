@@ -21,14 +21,13 @@ from closeness import (
     random_gradients,
 )
 from strategies import Call, any_layouts, calls, whole
-from vicinal import circular, merge_attentions, na1d, neighborhood_attention
+from vicinal import merge_attentions, na1d, neighborhood_attention
 from vicinal.backends.numba import BACKEND
 from vicinal.backends.numba import launch as numba_launch
 from vicinal.backends.numba import plan as numba_plan
 from vicinal.backends.numba import threads as numba_threads
 from vicinal.backends.numba.config import NumbaConfig, head_sets, shapes
 from vicinal.geometry.neighborhood import Axis, Neighborhood
-from vicinal.geometry.unroll import around
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.reference import reference
 
@@ -123,35 +122,6 @@ def test_special_windows(call):
     found, *above = run(inputs, call.neighborhoods, call.scale, 0)
     wanted = gradients(lambda i: reference(i, call.neighborhoods, call.scale), inputs, *above)
     torch.testing.assert_close(found, wanted, **EXACT)
-
-
-WRAP = "wrap"
-CIRCLES = {  # lengths, neighborhood's arguments, more of the call
-    "1d": ((30,), {"kernel_size": 6, "boundary": WRAP}, {"additional": 3}),
-    "stride and dilation": ((72,), {"kernel_size": 5, "stride": 2, "dilation": 3, "boundary": WRAP}, {"has_rpb": True}),
-    "both": ((24, 26), {"kernel_size": (3, 4), "boundary": WRAP}, {"masked": 0.4}),
-    "first": ((24, 9), {"kernel_size": (5, 3), "boundary": (WRAP, "clip")}, {"sized": True}),
-    "middle": ((3, 22, 4), {"kernel_size": (2, 3, 3), "boundary": ("shift", WRAP, "shift")}, {"masked": 0.2}),
-}
-
-
-@pytest.mark.parametrize(("lengths", "arguments", "more"), CIRCLES.values(), ids=CIRCLES)
-def test_keys_are_read_around_circles(lengths, arguments, more, chunks):
-    neighborhood = Neighborhood.of(len(lengths), **arguments).resolve(lengths)
-    call = replace(Call(around((neighborhood,), lengths), lengths, 2, 4, 2, 8, 8, 0, False, 3), **more)
-    inputs = call.inputs()
-    found, *above = run(inputs, call.neighborhoods, call.scale, 0)
-    truth = gradients(lambda i: reference(i, call.neighborhoods, call.scale), inputs, *above)
-    torch.testing.assert_close(found, truth, **EXACT)
-
-
-@pytest.mark.parametrize(("length", "is_copied"), [(40, False), (12, True)])
-def test_short_circles_are_copied(length, is_copied, monkeypatch):
-    copied, copies = [], circular.around
-    monkeypatch.setattr(circular, "around", lambda *args: copied.append(args) or copies(*args))
-    x = torch.randn(1, length, 1, 8)
-    na1d(x, x, x, 5, boundary="wrap", backend="numba")
-    assert bool(copied) == is_copied
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

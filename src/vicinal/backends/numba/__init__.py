@@ -14,18 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from vicinal.backends.numba.config import LANES, LARGEST_OWN, NumbaConfig, configs
+from vicinal.backends.numba.config import LARGEST_OWN, NumbaConfig, configs
 from vicinal.backends.protocol import Direction, listed
 from vicinal.compiling import Job
 from vicinal.extras import install
 from vicinal.problem import DTYPES, Inputs, Problem, Upstream, Wanted, lse_dtype
-
-
-def _meets_keys_twice(problem: Problem) -> bool:
-    """Whether the box of a tile may go around a circle: gradients of a few keys at a time are added up."""
-    axes = [(a, n) for each in problem.neighborhoods for a, n in zip(each.axes, problem.lengths)]
-    circles = [(a, n // a.dilation) for a, n in axes if a.span is not None and a.span.circle]
-    return any((a.window or n) + LANES + a.stride > n for a, n in circles)
 
 
 class NumbaBackend:
@@ -41,8 +34,8 @@ class NumbaBackend:
             return f"{problem.dtype} is not one of {', '.join(map(str, DTYPES.values()))}"
         if problem.has_window_sizes and max(k or 0 for n in problem.neighborhoods for k in n.window) > LARGEST_OWN:
             return f"windows per token must be at most {LARGEST_OWN}"
-        if problem.goes_around and _meets_keys_twice(problem):
-            return "a circle is so short that a tile may meet a key twice"
+        if problem.goes_around:
+            return "it reads no keys around a circle"
         return missing()
 
     def seconds(self, problem: Problem, direction: Direction, config: NumbaConfig) -> None:

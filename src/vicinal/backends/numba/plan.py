@@ -21,7 +21,6 @@ from vicinal.backends.protocol import Direction
 from vicinal.caching import Cache
 from vicinal.geometry.count import Count, count
 from vicinal.geometry.neighborhood import Axis, Neighborhood
-from vicinal.geometry.span import Span
 from vicinal.problem import Problem, Wanted, lse_dtype
 
 CHUNK = 384  # keys whose scores are held at a time
@@ -260,19 +259,12 @@ def _place_tensors(
         numbers[c.ADDRESS + c.CUTS] = -sum(start * stride for start, stride in zip(starts[0], five[1:]))
     numbers[c.LENGTHS : c.LENGTHS + AXES] = (1,) * (AXES - problem.rank) + problem.key_lengths
     numbers[c.KEY_STARTS : c.KEY_STARTS + AXES] = starts[1]
-    numbers[c.CIRCLES : c.CIRCLES + AXES] = [s.length if s is not None and s.circle else 0 for s in _spans(problem)]
 
 
 def _starts(problem: Problem) -> tuple[Numbers, Numbers]:
     """The first query and the first key along each of three axes."""
-    spans = _spans(problem)
-    keys = [0 if s is None or s.circle else s.keys[0] for s in spans]
-    return [0 if s is None else s.queries[0] for s in spans], keys
-
-
-def _spans(problem: Problem) -> list[Span | None]:
-    """Of three axes."""
-    return [None] * (AXES - problem.rank) + list(problem.neighborhoods[0].spans)
+    spans = [None] * (AXES - problem.rank) + list(problem.neighborhoods[0].spans)
+    return [0 if s is None else s.queries[0] for s in spans], [0 if s is None else s.keys[0] for s in spans]
 
 
 def _results(problem: Problem, direction: Direction) -> dict[int, tuple[int, ...]]:

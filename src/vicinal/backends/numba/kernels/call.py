@@ -58,10 +58,9 @@ HAS_GRAD_LSE = HEADS + 20
 WANTED = HEADS + 21  # whose gradients, of additional keys and values with the others
 WANT_QUERY, WANT_KEY, WANT_VALUE, WANT_BIAS = 1, 2, 4, 8
 KEY_STARTS = HEADS + 22  # the first key along three axes
-CIRCLES = HEADS + 25  # the length of each axis around which keys are read where they are; 0 of others
 
 # Scratch memory: address, bytes per thread, and where in a thread's is what, after its `STATE_LENGTH` integers.
-SCRATCH = HEADS + 28
+SCRATCH = HEADS + 25
 SCRATCH_BYTES = SCRATCH + 1
 (
     QUERY_COLUMNS,  # [channels, 16], scaled

@@ -201,23 +201,19 @@ def _box(call, scratch, found, size, biased):
     dilation1 = get(axis_of(own, 1), c.DILATION)
     dilation2 = get(axis_of(own, 2), c.DILATION)
     i0, i1, i2 = get(scratch, c.POSITION), get(scratch, c.POSITION + 1), get(scratch, c.POSITION + 2)
-    circle0, circle1, circle2 = get(call, c.CIRCLES), get(call, c.CIRCLES + 1), get(call, c.CIRCLES + 2)
     while i0 < count0:
         of0 = load_bits(bits0 + 2 * i0)
-        x0 = _around(get(tile0, c.FIRST_KEY) + i0 * dilation0, circle0)
+        x0 = get(tile0, c.FIRST_KEY) + i0 * dilation0
         while i1 < count1:
             of1 = of0 & load_bits(bits1 + 2 * i1)
-            while of1 != 0 and i2 < count2 and found < size:
-                x1 = _around(get(tile1, c.FIRST_KEY) + i1 * dilation1, circle1)
-                x2 = _around(get(tile2, c.FIRST_KEY) + i2 * dilation2, circle2)
-                stop2 = count2  # of what is a line in memory
-                if circle2 != 0:
-                    stop2 = min(count2, i2 + (circle2 - x2 + dilation2 - 1) // dilation2)
+            if of1 != 0:
+                x1 = get(tile1, c.FIRST_KEY) + i1 * dilation1
+                x2 = get(tile2, c.FIRST_KEY) + i2 * dilation2
                 key, key_step = _line(call, scratch, c.KEY, x0, x1, x2, dilation2)
                 value, value_step = _line(call, scratch, c.VALUE, x0, x1, x2, dilation2)
                 there, there_step = first_there = _line(call, scratch, c.KEY_MASK, x0, x1, x2, dilation2)
                 start, begun = i2, found
-                while i2 < stop2 and found < size:
+                while i2 < count2 and found < size:
                     bits = of1 & load_bits(bits2 + 2 * i2) & load_bits(there)
                     store_bits(key_bits + 2 * found, bits)
                     put(keys, found, key)
@@ -240,26 +236,15 @@ def _box(call, scratch, found, size, biased):
                     value, step = _line(call, scratch, c.GRAD_VALUE, x0, x1, x2, dilation2)
                     grad_value = value + part * get(call, c.PART_BYTES + 1), step
                     _fill(tables, grad_key, grad_value, begun, bits2, of1, first_there, start, i2)
-            if of1 != 0 and i2 < count2:
-                _stop(scratch, i0, i1, i2)
-                return found
+                if i2 < count2:
+                    _stop(scratch, i0, i1, i2)
+                    return found
             i1 += 1
             i2 = 0
         i0 += 1
         i1 = 0
     _stop(scratch, i0, i1, i2)
     return found
-
-
-@njit(error_model="numpy")
-def _around(x, circle):
-    """A token of an axis, or of a circle of so many tokens, before or beyond which it may be."""
-    if circle != 0:
-        if x < 0:
-            x += circle
-        elif x >= circle:
-            x -= circle
-    return x
 
 
 @njit(error_model="numpy")
