@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from vicinal.backends.gpu.kernels.memory import Strides, token_strides
+from vicinal.backends.gpu.kernels.memory import Step, Strides, around, keys_there, token_strides, walked_mask_rows
 from vicinal.backends.gpu.kernels.window import (
     Axes,
     first_query_starting_at,
@@ -18,6 +18,7 @@ from vicinal.backends.gpu.kernels.window import (
     positions_in,
     query_box,
     shifted,
+    tokens_at,
     window_start,
     window_stop,
 )
@@ -223,6 +224,22 @@ def coverage(columns, at, tile, box, BOX_TILE: tl.constexpr):
         there = there & (columns[axis] + at[axis] < tile.box_ends[axis])
         full = full & (at[axis] >= box.low[axis]) & (at[axis] + BOX_TILE[axis] <= box.high[axis])
     return there, full
+
+
+@triton.jit
+def step_of_keys(
+    at, tile, box, columns, key_mask, mask_at, batch, axes,
+    BOX_TILE: tl.constexpr, FLAGS: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The `Step` of the box's tile of keys at `at`, and whether it needs no mask of windows.
+
+    With `MASKED` it is of the keys alone that the mask has, whose `mask_rows` are `mask_at`.
+    """
+    token = around(tokens_at(at, tile.group, axes.dilations), axes, FLAGS, True)
+    there, full = coverage(columns, at, tile, box, BOX_TILE)
+    if MASKED:
+        there = keys_there(key_mask, batch, token, walked_mask_rows(mask_at, token, columns, axes, FLAGS), axes, there)
+    return Step(token, columns, there), full
 
 
 @triton.jit

@@ -78,6 +78,14 @@ def additional_gradient_kernel(
 
 
 @triton.jit
+def _step(first, pointer, additional, strides, SIZE: tl.constexpr, BN: tl.constexpr, VECTOR: tl.constexpr):
+    """Which of the `BN` additional tokens from `first` on there are, and their rows of the head at `pointer`."""
+    m = first + tl.arange(0, BN)
+    there = m < additional
+    return there, load_rows(pointer, tile_at((m,), strides.tokens, VECTOR), there, SIZE, True)
+
+
+@triton.jit
 def attend_additional(
     q, extra_keys, extra_values, batch, kv_head, additional, strides,
     maximum, total, accumulated, scale,
@@ -88,14 +96,12 @@ def attend_additional(
     extra_keys += head_at(batch, kv_head, strides.extra_keys, VECTOR)
     extra_values += head_at(batch, kv_head, strides.extra_values, VECTOR)
     for first in range(0, additional, BN):
-        m = first + tl.arange(0, BN)
-        there = m < additional
-        k = load_rows(extra_keys, tile_at((m,), strides.extra_keys.tokens, VECTOR), there, D, True)
+        there, k = _step(first, extra_keys, additional, strides.extra_keys, D, BN, VECTOR)
         scores = tl.dot(q, k.T, input_precision=PRECISION)
         if SCALED:
             scores *= scale
         scores = tl.where(there[None, :], scores, float("-inf"))
-        v = load_rows(extra_values, tile_at((m,), strides.extra_values.tokens, VECTOR), there, DV, True)
+        _, v = _step(first, extra_values, additional, strides.extra_values, DV, BN, VECTOR)
         maximum, total, accumulated = attend(scores, v, maximum, total, accumulated, scale, SCALED, PRECISION)
     return maximum, total, accumulated
 
@@ -110,10 +116,8 @@ def add_from_additional(
     extra_keys += head_at(batch, kv_head, strides.extra_keys, VECTOR)
     extra_values += head_at(batch, kv_head, strides.extra_values, VECTOR)
     for first in range(0, additional, BN):
-        m = first + tl.arange(0, BN)
-        there = m < additional
-        k = load_rows(extra_keys, tile_at((m,), strides.extra_keys.tokens, VECTOR), there, D, True)
-        v = load_rows(extra_values, tile_at((m,), strides.extra_values.tokens, VECTOR), there, DV, True)
+        there, k = _step(first, extra_keys, additional, strides.extra_keys, D, BN, VECTOR)
+        _, v = _step(first, extra_values, additional, strides.extra_values, DV, BN, VECTOR)
         scores = tl.dot(q, k.T, input_precision=PRECISION)
         weights_gradient = tl.dot(do, v.T, input_precision=PRECISION)
         p = tl.where(there[None, :], tl.exp2(scores * scale - log2_total[:, None]), 0.0)

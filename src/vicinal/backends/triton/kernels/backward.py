@@ -24,6 +24,7 @@ from vicinal.backends.gpu.kernels.boxes import (
     rules_of_map,
     sized_box,
     sized_intervals,
+    step_of_keys,
     steps_of,
     strides_of_map,
     with_inside,
@@ -51,7 +52,6 @@ from vicinal.backends.gpu.kernels.memory import (
     store_rows,
     token_strides,
     tokens_of,
-    walked_mask_rows,
 )
 from vicinal.backends.gpu.kernels.window import (
     Axes,
@@ -242,8 +242,7 @@ def _query_gradient(
         bias_steps, middle, size = bias_strides(axes.windows)
         rpb += h.to(tl.int64) * size
         query_part = linear(rows.positions, bias_steps) - middle
-    if MASKED:
-        m_rows = mask_rows(columns, axes, FLAGS.wide)
+    m_rows = mask_rows(columns, axes, FLAGS.wide) if MASKED else None
 
     accumulated = tl.zeros([size_of(TILE), padded(D)], tl.float32)
     at = box.begin
@@ -256,13 +255,7 @@ def _query_gradient(
         if MASKED:
             at = load_axes(listed + entry, RANK)
         for _ in range(count):
-            token = around(tokens_at(at, tile.group, axes.dilations), axes, FLAGS, True)
-            there, full = coverage(columns, at, tile, box, KEY_TILE)
-            if MIXED:
-                there = keys_there(
-                    key_mask, b, token, walked_mask_rows(m_rows, token, columns, axes, FLAGS), axes, there
-                )
-            step = Step(token, columns, there)
+            step, full = step_of_keys(at, tile, box, columns, key_mask, m_rows, b, axes, KEY_TILE, FLAGS, MIXED)
             k = load_step(key, k_rows, step, axes, strides.key.tokens, D, FLAGS.checked or MIXED, VECTOR, FLAGS, True)
             v = load_step(
                 value, v_rows, step, axes, strides.value.tokens, DV, FLAGS.checked or MIXED, VECTOR, FLAGS, True
@@ -272,14 +265,14 @@ def _query_gradient(
             if rpb is not None:
                 mask = within(columns, at, rows) & rows.inside[:, None]
                 if MIXED:
-                    mask = mask & there[None, :]
+                    mask = mask & step.there[None, :]
                 key_part = linear(shifted(columns, at), bias_steps)
                 scores = biased(scores, mask, rpb, key_part[None, :], query_part[:, None], scale)
                 p = tl.exp2(scores - log2_total[:, None])
             else:
                 p = tl.exp2(scores * scale - log2_total[:, None])
                 if MIXED:
-                    p = tl.where(there[None, :], p, 0.0)
+                    p = tl.where(step.there[None, :], p, 0.0)
                 if not full:
                     p = tl.where(within(columns, at, rows), p, 0.0)
             ds = p * (weights_gradient - difference[:, None])

@@ -15,20 +15,17 @@ import triton.language as tl
 
 from vicinal.backends.gpu.kernels.boxes import (
     box_of,
-    coverage,
     load_axes,
     rows_of,
     rules_of_head,
     sized_intervals,
+    step_of_keys,
     with_inside,
     with_intervals,
     within,
 )
 from vicinal.backends.gpu.kernels.memory import (
-    Step,
-    around,
     await_previous,
-    keys_there,
     load_rows,
     load_step,
     load_tile,
@@ -36,7 +33,6 @@ from vicinal.backends.gpu.kernels.memory import (
     own_rows,
     rows_within,
     tokens_of,
-    walked_mask_rows,
 )
 from vicinal.backends.gpu.kernels.window import (
     Axes,
@@ -50,7 +46,6 @@ from vicinal.backends.gpu.kernels.window import (
     size_of,
     tile_of,
     tiles_along,
-    tokens_at,
 )
 from vicinal.backends.triton.kernels.bias import biased
 from vicinal.backends.triton.kernels.softmax import in_base_2
@@ -153,8 +148,7 @@ def bias_gradient_kernel(
     columns = positions_in(KEY_TILE)
     k_rows = rows_within(columns, axes.dilations, strides.key.tokens, VECTOR, FLAGS.wide)
     v_rows = rows_within(columns, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
-    if MASKED:
-        m_rows = mask_rows(columns, axes, FLAGS.wide)
+    m_rows = mask_rows(columns, axes, FLAGS.wide) if MASKED else None
     OFFSETS: tl.constexpr = _offsets_of(TILE, KEY_TILE)
     offsets = positions_in(OFFSETS)
     has_key, column = _columns_of(offsets, own, TILE, KEY_TILE)
@@ -183,18 +177,12 @@ def bias_gradient_kernel(
         query_part = linear(rows.positions, bias_steps) - middle
         at = box.begin
         for _ in range(count):
-            token = around(tokens_at(at, tile.group, axes.dilations), axes, FLAGS, True)
-            there, _full = coverage(columns, at, tile, box, KEY_TILE)
-            if MASKED:
-                there = keys_there(
-                    key_mask, b, token, walked_mask_rows(m_rows, token, columns, axes, FLAGS), axes, there
-                )
-            step = Step(token, columns, there)
+            step, _full = step_of_keys(at, tile, box, columns, key_mask, m_rows, b, axes, KEY_TILE, FLAGS, MASKED)
             k = load_step(k_head, k_rows, step, axes, strides.key.tokens, D, True, VECTOR, FLAGS, True)
             v = load_step(v_head, v_rows, step, axes, strides.value.tokens, DV, True, VECTOR, FLAGS, True)
             mask = within(columns, at, rows) & rows.inside[:, None]
             if MASKED:
-                mask = mask & there[None, :]
+                mask = mask & step.there[None, :]
             key_part = linear(shifted(columns, at), bias_steps)
             scores = tl.dot(q, k.T, input_precision=PRECISION)
             scores = biased(scores, mask, rpb, key_part[None, :], query_part[:, None], scale)

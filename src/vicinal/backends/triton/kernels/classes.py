@@ -27,6 +27,32 @@ from vicinal.backends.triton.kernels.softmax import LN2, LOWEST, attend, finishe
 from vicinal.backends.triton.kernels.starts import first_start, places_of, put, taken, whole_box
 
 
+@triton.jit
+def own_queries(
+    tile, axes, strides, classes, heads, h,
+    TILE: tl.constexpr, STEP: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr,
+):  # fmt: skip
+    """Of a tile of queries: its box, `Rows`, where its queries and its outputs are within a head's, its start tiles."""
+    box = whole_box(tile, axes, TILE, FLAGS, False)
+    rows = rows_of(tile, axes, TILE, FLAGS, False)
+    own = positions_in(TILE)
+    q_rows = rows_within(own, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
+    o_rows = rows_within(own, axes.dilations, token_strides(axes.lengths), 1, FLAGS.wide) * heads
+    at, _ = first_start(tile, axes, classes, h, TILE, STEP, FLAGS)
+    return box, rows, q_rows, o_rows, at
+
+
+@triton.jit
+def first_rows(query, key, value, batch, heads, h, kv_head, tile, box, axes, strides, VECTOR: tl.constexpr):
+    """A tile's first query, its box's first key and value, and the first row of its outputs."""
+    token = tokens_at(tile.first, tile.group, axes.dilations)
+    key_token = tokens_at(box.begin, tile.group, axes.dilations)
+    query += head_at(batch, h, strides.query, VECTOR) + tile_at(token, strides.query.tokens, VECTOR)
+    key += head_at(batch, kv_head, strides.key, VECTOR) + tile_at(key_token, strides.key.tokens, VECTOR)
+    value += head_at(batch, kv_head, strides.value, VECTOR) + tile_at(key_token, strides.value.tokens, VECTOR)
+    return query, key, value, token_rows(batch, token, axes.lengths, heads, h)
+
+
 @triton.jit(do_not_specialize=("scale", "heads", "group_size", "additional", "programs", "batch", "turns"))
 def forward_of_classes_kernel(
     query, key, value,
@@ -50,20 +76,10 @@ def forward_of_classes_kernel(
     tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
-    box = whole_box(tile, axes, TILE, FLAGS, False)
-    rows = rows_of(tile, axes, TILE, FLAGS, False)
-    own = positions_in(TILE)
-    q_rows = rows_within(own, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
-    o_rows = rows_within(own, axes.dilations, token_strides(axes.lengths), 1, FLAGS.wide) * heads
-    at, _ = first_start(tile, axes, classes, h, TILE, STEP, FLAGS)
+    box, rows, q_rows, o_rows, at = own_queries(tile, axes, strides, classes, heads, h, TILE, STEP, VECTOR, FLAGS)
     starts += at
-    token = tokens_at(tile.first, tile.group, axes.dilations)
-    key_token = tokens_at(box.begin, tile.group, axes.dilations)
     first = share * turns
-    query += head_at(first, h, strides.query, VECTOR) + tile_at(token, strides.query.tokens, VECTOR)
-    key += head_at(first, kv_head, strides.key, VECTOR) + tile_at(key_token, strides.key.tokens, VECTOR)
-    value += head_at(first, kv_head, strides.value, VECTOR) + tile_at(key_token, strides.value.tokens, VECTOR)
-    row = token_rows(first, token, axes.lengths, heads, h)
+    query, key, value, row = first_rows(query, key, value, first, heads, h, kv_head, tile, box, axes, strides, VECTOR)
     steps = (box.count + BN - 1) // BN
     await_previous(FLAGS.chained)
     for b in range(first, tl.minimum(first + turns, batch)):
@@ -118,20 +134,10 @@ def query_gradient_of_classes_kernel(
     tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
-    box = whole_box(tile, axes, TILE, FLAGS, False)
-    rows = rows_of(tile, axes, TILE, FLAGS, False)
-    own = positions_in(TILE)
-    q_rows = rows_within(own, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
-    o_rows = rows_within(own, axes.dilations, token_strides(axes.lengths), 1, FLAGS.wide) * heads
-    at, _ = first_start(tile, axes, classes, h, TILE, STEP, FLAGS)
+    box, rows, q_rows, o_rows, at = own_queries(tile, axes, strides, classes, heads, h, TILE, STEP, VECTOR, FLAGS)
     starts += at
-    token = tokens_at(tile.first, tile.group, axes.dilations)
-    key_token = tokens_at(box.begin, tile.group, axes.dilations)
     b = first + entry
-    query += head_at(b, h, strides.query, VECTOR) + tile_at(token, strides.query.tokens, VECTOR)
-    key += head_at(b, kv_head, strides.key, VECTOR) + tile_at(key_token, strides.key.tokens, VECTOR)
-    value += head_at(b, kv_head, strides.value, VECTOR) + tile_at(key_token, strides.value.tokens, VECTOR)
-    row = token_rows(b, token, axes.lengths, heads, h)
+    query, key, value, row = first_rows(query, key, value, b, heads, h, kv_head, tile, box, axes, strides, VECTOR)
     steps = (box.count + BN - 1) // BN
     if grad_scores is not None:
         grad_scores += ((entry * heads + h) * programs + index) * classes.steps * (BM * BN)

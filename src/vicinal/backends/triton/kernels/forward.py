@@ -10,7 +10,6 @@ import triton.language as tl
 
 from vicinal.backends.gpu.kernels.boxes import (
     box_of,
-    coverage,
     load_axes,
     map_of,
     program_of,
@@ -19,16 +18,14 @@ from vicinal.backends.gpu.kernels.boxes import (
     rules_of_map,
     sized_box,
     sized_intervals,
+    step_of_keys,
     steps_of,
     strides_of_map,
     with_intervals,
     within,
 )
 from vicinal.backends.gpu.kernels.memory import (
-    Step,
-    around,
     await_previous,
-    keys_there,
     let_next_start,
     load_step,
     load_tile,
@@ -38,7 +35,6 @@ from vicinal.backends.gpu.kernels.memory import (
     rows_within,
     store_rows,
     tokens_of,
-    walked_mask_rows,
 )
 from vicinal.backends.gpu.kernels.window import (
     Axes,
@@ -49,7 +45,6 @@ from vicinal.backends.gpu.kernels.window import (
     shifted,
     size_of,
     tile_of,
-    tokens_at,
 )
 from vicinal.backends.triton.kernels.additional import attend_additional
 from vicinal.backends.triton.kernels.bias import biased
@@ -124,8 +119,7 @@ def forward_kernel(
         query_part = linear(rows.positions, bias_steps) - middle
     if MASKED and axes.parts is None:  # read early: nothing waits for it in the end
         own_there = tl.load(key_mask + own_rows(b, tile, rows, axes, 1, 0), mask=rows.inside, other=1)
-    if MASKED:
-        m_rows = mask_rows(columns, axes, FLAGS.wide)
+    m_rows = mask_rows(columns, axes, FLAGS.wide) if MASKED else None
 
     maximum = tl.full([BM], LOWEST, tl.float32)
     total = tl.zeros([BM], tl.float32)
@@ -141,26 +135,20 @@ def forward_kernel(
         if MASKED:
             at = load_axes(listed + entry, RANK)
         for _ in range(count):
-            token = around(tokens_at(at, tile.group, axes.dilations), axes, FLAGS, True)
-            there, full = coverage(columns, at, tile, box, KEY_TILE)
-            if MIXED:
-                there = keys_there(
-                    key_mask, b, token, walked_mask_rows(m_rows, token, columns, axes, FLAGS), axes, there
-                )
-            step = Step(token, columns, there)
+            step, full = step_of_keys(at, tile, box, columns, key_mask, m_rows, b, axes, KEY_TILE, FLAGS, MIXED)
             k = load_step(key, k_rows, step, axes, strides.key.tokens, D, FLAGS.checked or MIXED, VECTOR, FLAGS, True)
             scores = tl.dot(q, k.T, input_precision=PRECISION)
             if HAS_RPB:
                 mask = within(columns, at, rows) & rows.inside[:, None]
                 if MIXED:
-                    mask = mask & there[None, :]
+                    mask = mask & step.there[None, :]
                 key_part = linear(shifted(columns, at), bias_steps)
                 scores = biased(scores, mask, rpb, key_part[None, :], query_part[:, None], scale)
             else:
                 if SCALED:
                     scores *= scale
                 if MIXED:
-                    scores = tl.where(there[None, :], scores, float("-inf"))
+                    scores = tl.where(step.there[None, :], scores, float("-inf"))
                 if not full:
                     scores = tl.where(within(columns, at, rows), scores, float("-inf"))
             v = load_step(
