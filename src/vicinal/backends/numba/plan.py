@@ -13,6 +13,7 @@ from math import ceil, gcd, prod
 
 import numpy as np
 
+from vicinal.backends.gpu.strides import contiguous_strides
 from vicinal.backends.numba.config import head_sets
 from vicinal.backends.numba.kernels import call as c
 from vicinal.backends.numba.kernels.vectors import LANES
@@ -235,7 +236,7 @@ def _place_tensors(
     results, starts = _results(problem, direction), _starts(problem)
     strides = {place: layout[:-1] for place, layout in enumerate(layouts) if layout is not None}
     for place, shape in results.items():
-        strides[place] = tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+        strides[place] = contiguous_strides(shape)
     for place, own in strides.items():
         at = c.STRIDE + c.STRIDES * place
         numbers[at : at + c.STRIDES] = five = [size * s for s in _five(own, problem.rank, place in c.OF_ADDITIONAL)]
@@ -245,20 +246,19 @@ def _place_tensors(
     for i, place in enumerate((c.GRAD_KEY, c.GRAD_VALUE, c.GRAD_ADDITIONAL_KEY, c.GRAD_ADDITIONAL_VALUE)):
         numbers[c.PART_BYTES + i] = size * prod(results.get(place, (0,)))
     if problem.has_key_mask:
-        shape = (problem.batch, *problem.key_lengths, 1)
-        contiguous = tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
-        at = c.STRIDE + c.STRIDES * c.KEY_MASK
-        numbers[at : at + c.STRIDES] = five = [MASK_BYTES * s for s in _five(contiguous, problem.rank, False)]
-        numbers[at + c.HEAD_STRIDE] = 0  # one for all heads
-        numbers[c.ADDRESS + c.KEY_MASK] = -sum(start * stride for start, stride in zip(starts[1], five[1:]))
+        _place_by_token(numbers, c.KEY_MASK, (problem.batch, *problem.key_lengths, 1), MASK_BYTES, starts[1])
+        numbers[c.STRIDE + c.STRIDES * c.KEY_MASK + c.HEAD_STRIDE] = 0  # one for all heads
     if problem.has_window_sizes:
-        shape = (problem.batch, *problem.lengths, problem.heads)
-        at = c.STRIDE + c.STRIDES * c.CUTS
-        contiguous = tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
-        numbers[at : at + c.STRIDES] = five = [CUT_BYTES * s for s in _five(contiguous, problem.rank, False)]
-        numbers[c.ADDRESS + c.CUTS] = -sum(start * stride for start, stride in zip(starts[0], five[1:]))
+        _place_by_token(numbers, c.CUTS, (problem.batch, *problem.lengths, problem.heads), CUT_BYTES, starts[0])
     numbers[c.LENGTHS : c.LENGTHS + AXES] = (1,) * (AXES - problem.rank) + problem.key_lengths
     numbers[c.KEY_STARTS : c.KEY_STARTS + AXES] = starts[1]
+
+
+def _place_by_token(numbers: list[int], place: int, shape: Layout, size: int, starts: Numbers) -> None:
+    """Sets the strides of a contiguous `[B, *X, H]` tensor of so many bytes each, from the whole axes' start."""
+    at = c.STRIDE + c.STRIDES * place
+    numbers[at : at + c.STRIDES] = five = [size * s for s in _five(contiguous_strides(shape), len(shape) - 2, False)]
+    numbers[c.ADDRESS + place] = -sum(start * stride for start, stride in zip(starts, five[1:]))
 
 
 def _starts(problem: Problem) -> tuple[Numbers, Numbers]:
