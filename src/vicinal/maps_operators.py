@@ -71,8 +71,7 @@ class _AttendMaps(torch.autograd.Function):
         if grad_output is None:
             grad_output = torch.zeros_like(output)
         above = (grad_output, grad_lse)
-        batched = any(t is not None and torch_internals.is_legacy_batched(t) for t in above)
-        if torch.is_grad_enabled() or batched or torch_internals.watched(above):
+        if torch_internals.watched_backward(above):
             settings = problem.maps.encode(), len(problem.maps.lengths[0]), problem.typical.scale
             grads = _backward(*above, output, lse, *inputs, *settings, list(wanted))
             return (None, *(grad if is_wanted else None for is_wanted, grad in zip(wanted, grads)))

@@ -146,12 +146,7 @@ class _Attend(torch.autograd.Function):
             grad_output = torch.zeros_like(output)
         above = (grad_output, grad_lse)
         grads: Sequence[Tensor | None]
-        if (
-            torch.compiler.is_compiling()
-            or torch.is_grad_enabled()
-            or _batched(*above)
-            or torch_internals.watched(above)
-        ):
+        if torch_internals.watched_backward(above):
             grads = attend_backward(grad_output, grad_lse, output, lse, *inputs, *ctx.settings, list(wanted))
             grads = [grad if is_wanted else None for is_wanted, grad in zip(wanted, grads)]
         else:
@@ -177,11 +172,6 @@ def _checked(
     if known is not None:
         return known
     return _calls.get(signature, lambda: Checked.of(inputs, neighborhoods, scale, backend))
-
-
-def _batched(*grads: Tensor | None) -> bool:
-    """Whether they come from a vmap that `torch_internals.watched` does not know."""
-    return any(t is not None and torch_internals.is_legacy_batched(t) for t in grads)
 
 
 def _transformed(inputs: Inputs) -> bool:

@@ -5,7 +5,7 @@ Safe is what is right in any case: "something watches this call" sends it throug
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -62,6 +62,13 @@ def watched(tensors: Iterable[Tensor | None]) -> bool:
 
 
 _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+
+
+def watched_backward(grads: Sequence[Tensor | None]) -> bool:
+    """Whether a backward pass must run operators: it is to be differentiated, traced or batched, or is `watched`."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or watched(grads):
+        return True
+    return any(t is not None and is_legacy_batched(t) for t in grads)
 
 
 def in_forward_mode() -> bool:
