@@ -12,18 +12,12 @@ from hypothesis import given, settings
 from closeness import assert_as_close_as_torch, gradients, random_gradients
 from strategies import calls
 from vicinal import Neighborhood, Span, dispatch, neighborhood_attention
-from vicinal.backends import hopper
 from vicinal.geometry.tiles import reach
 from vicinal.problem import Inputs, Problem
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 BACKENDS = ["triton", "hopper"]
 BF16 = torch.bfloat16
-
-
-@pytest.fixture(autouse=True)
-def hopper_takes_parts(monkeypatch):
-    monkeypatch.setattr(hopper, "TAKES_ALL_PARTS", True)
 
 
 def run(name, neighborhoods, scale):

@@ -30,9 +30,6 @@ from vicinal.compiling import Job
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 CAPABILITY = (9, 0)
-# Of spans, those of planes with plain windows have run on a GPU. To be removed when all of tests/gpu/test_spans_gpu.py,
-# which sets it, has passed there.
-TAKES_ALL_PARTS = False
 
 
 class HopperBackend:
@@ -142,26 +139,13 @@ def unsupported_anywhere(problem: Problem) -> str | None:
         return "it has no windows per token"
     if problem.goes_around:
         return "it reads no keys around a circle"
-    if problem.is_part:
-        if not (TAKES_ALL_PARTS or _is_plain_plane(problem)):
-            return (
-                "of its kernels for spans only those of planes with plain windows have been tried on a GPU yet "
-                "(vicinal.backends.hopper.TAKES_ALL_PARTS)"
-            )
-        if (reason := part_unsupported(problem)) is not None:
-            return reason
+    if problem.is_part and (reason := part_unsupported(problem)) is not None:
+        return reason
     if problem.batch == 0:
         return "the batch is empty"
     if prod(problem.lengths) * max(problem.heads, 4) > LARGEST:  # numbers of log-sum-exps, which come in fours
         return "a batch element has 2**31 or more log-sum-exps"
     return None
-
-
-def _is_plain_plane(problem: Problem) -> bool:
-    """Two axes, windows that move with every query, one for all heads, and nothing besides."""
-    axes = problem.neighborhoods[0].axes
-    plain = all(a.stride == a.dilation == 1 and not a.causal and a.boundary != "clip" for a in axes)
-    return plain and len(axes) == 2 and not problem.per_head and not problem.additional
 
 
 def part_unsupported(problem: Problem) -> str | None:

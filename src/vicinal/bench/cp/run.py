@@ -12,6 +12,7 @@ value), and of halo's: exchange_seconds, launches_seconds (alone), hidden (share
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -39,6 +40,7 @@ KIND, SCHEMA = "vicinal bench cp", 1
 ONE = "one process"
 ALLOWED = {torch.bfloat16: 0.03, torch.float32: 1e-4}  # of the largest value, against one process
 CALLS = 10  # timed, at most
+ENOUGH = 1.0  # seconds of a method's calls, where that makes three
 FORWARD, BOTH = "forward", "both"
 
 
@@ -232,6 +234,7 @@ def _points(
                 point.peak_bytes = int(_most(float(torch.cuda.max_memory_allocated()), device))
         except Exception as failure:  # of all ranks, as of memory; where only some fail, torch's timeout ends the rest
             point.status = f"failed: {words(failure)}"
+            print(f"rank {dist.get_rank()}, {problem.name}, {name}: {point.status}", file=sys.stderr, flush=True)
         yield point
 
 
@@ -245,7 +248,9 @@ def _timed(call: Callable[[], object], device: torch.device, least: int = 3) -> 
         call()
     samples: list[float] = []
     begun = time.monotonic()
-    while len(samples) < least or (len(samples) < CALLS and not _most(float(time.monotonic() - begun > 2.0), device)):
+    while len(samples) < least or (
+        len(samples) < CALLS and not _most(float(time.monotonic() - begun > ENOUGH), device)
+    ):
         dist.barrier()
         if device.type == "cuda":
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ from vicinal.bench.cp.run import run as measure
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+PATIENCE = timedelta(minutes=2)  # with a rank that has failed, or that compiles
 
 
 def is_started() -> bool:
@@ -42,7 +45,7 @@ def run(device: str, seconds: float, only: str | None, json: Path | None, comman
     rank = int(os.environ["LOCAL_RANK"])
     if device == "cuda":
         torch.cuda.set_device(rank)
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     on = torch.device(device, rank) if device == "cuda" else torch.device(device)
 
     def told(point: Point) -> None:

@@ -321,7 +321,9 @@ def share_of(x, walk, axes, W: gl.constexpr, C: gl.constexpr):
     """The `Share` of warpgroup `W`, whose first token along `Constants.split` is `x`.
 
     At most `stages - 1` tiles in a row are passed over, so that the ring, which may hold one tile that the warpgroup
-    still reads, never runs dry.
+    still reads, never runs dry. Of keys of a span that none of the given queries attend to, neighbors in a tile may
+    have queries: then a tile of every line is read in vain, since only who reads a line passes over the rest of it.
+    Where there are no lines, there is nothing to pass over.
     """
     STEP: gl.constexpr = walk_order(C.step, C)
     start, stop = walk.split
@@ -334,6 +336,9 @@ def share_of(x, walk, axes, W: gl.constexpr, C: gl.constexpr):
         line = gl.cdiv(stop - start, STEP[2])
         skip = line - gl.cdiv(own_stop - start, STEP[2]) if W == 0 else (own_start - start) // STEP[2]
         skip = gl.minimum(skip, C.stages - 1)
+        if C.parts and C.inverse:
+            skip = gl.maximum(gl.minimum(skip, line - 1), 0)
+            skip = gl.where((walk.outer[0] < walk.outer[1]) & (walk.inner[0] < walk.inner[1]), skip, 0)
         before = 0 if W == 0 else skip
     first = start + before * STEP[2]
     stop = first + (line - skip) * STEP[2]
