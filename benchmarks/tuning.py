@@ -11,7 +11,8 @@ results): the raw timings come to FOLDER/timings.jsonl.gz, the table to FOLDER/t
 chosen without a table, by the shipped table, and the fastest candidate are timed in turns once more, since the fastest
 of many is so by chance too: FOLDER/gains.jsonl. The third prints what that says. The last, which needs no GPU, says
 what the estimate would choose on an H100 or H200 with the constants of a table; where VICINAL_CHOICES names its file,
-these are timed too, as "other".
+these are timed too, as "other". VICINAL_EARLIER names files of gains, separated by colons: what they have of the device
+that is here is not measured again.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from vicinal.bench.cold import time_cold
 from vicinal.bench.graphs import give_back, own_stream
 from vicinal.bench.measure import Effort
 from vicinal.bench.planning import CARD, random_problem
-from vicinal.machine import machine, versions
+from vicinal.machine import device_name, machine, versions
 from vicinal.problem import Problem, Wanted, stand_ins
 from vicinal.tuning import search
 from vicinal.tuning.cache import VARIABLE
@@ -57,7 +58,10 @@ CHANGED = "changed"  # in a file of choices: the names of problems that are chos
 
 @cache
 def problems(device: torch.device, seed: int) -> list[tuple[str, Problem]]:
-    """By name: the suite's, those that take long last, and random ones; what the file of choices lists comes first."""
+    """By name: the suite's and random ones, then those that take long; what the file of choices lists comes first.
+
+    But those that were measured earlier on the device.
+    """
     suite = [(case.name, case.problem(device)) for case in SUITES["gpu"].cases]
     rng, found = random.Random(seed), []
     while len(found) < RANDOM:
@@ -67,8 +71,19 @@ def problems(device: torch.device, seed: int) -> list[tuple[str, Problem]]:
         if size <= LARGEST and flops(problem) <= MOST:
             found.append((f"random {len(found)}: {problem.in_words()}", problem))
     changed = _file().get(CHANGED, ())
-    ordered = sorted(suite, key=lambda each: flops(each[1]) > MOST) + found
-    return sorted(ordered, key=lambda each: each[0] not in changed)
+    ordered = sorted(suite + found, key=lambda each: flops(each[1]) > MOST)
+    known = measured_earlier(device)
+    return sorted((each for each in ordered if each[0] not in known), key=lambda each: each[0] not in changed)
+
+
+def measured_earlier(device: torch.device) -> set[str]:
+    """The names of problems both of whose passes the files of `VICINAL_EARLIER` have, of this device."""
+    found: list[str] = []
+    for path in filter(None, os.environ.get("VICINAL_EARLIER", "").split(":")):
+        about, *rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        if about["machine"]["device"] == device_name(device):
+            found += [row["problem"] for row in rows if "error" not in row]
+    return {name for name in found if found.count(name) == len(get_args(Direction))}
 
 
 def is_random(name: str) -> bool:

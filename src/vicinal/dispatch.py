@@ -142,8 +142,7 @@ def _choice(plan: Plan, direction: Direction) -> tuple[Backend[Any], Config]:
     measured = next(_measured(able, problem, direction), None)
     if measured is not None:
         return measured
-    best = preferred(able, problem, direction)
-    return best, best.best(problem, direction)
+    return preferred(able, problem, direction)
 
 
 def _measured(
@@ -159,8 +158,8 @@ def _measured(
     names = {each.name: each for each in able}
     most = inf
     if found.distance:
-        best = preferred(able, problem, direction)
-        most = LIKELY * (_seconds(best, problem, direction) or inf)
+        best, config = preferred(able, problem, direction)
+        most = LIKELY * (best.seconds(problem, direction, config) or inf)
     for timed in found.entry.timings:
         each = names.get(timed.backend)
         config = None if each is None else each.configured(problem, direction, timed.config)
@@ -189,19 +188,22 @@ def _warn_slow(device: str, reasons: Mapping[str, str | None]) -> None:
         )
 
 
-def preferred(able: Sequence[Backend[Any]], problem: Problem, direction: Direction) -> Backend[Any]:
-    """Of backends that can run `problem`, in order: the first, unless another is estimated to be clearly faster."""
-    first, *others = able
-    ours = _seconds(first, problem, direction) if others else None
+def preferred(able: Sequence[Backend[Any]], problem: Problem, direction: Direction) -> tuple[Backend[Any], Config]:
+    """Of backends that can run `problem`, in order: the first, unless another is estimated to be clearly faster.
+
+    With its best guess.
+    """
+    best = able[0], able[0].best(problem, direction)
+    ours = best[0].seconds(problem, direction, best[1]) if len(able) > 1 else None
     if ours is None:
-        return first
-    estimates = [(_seconds(other, problem, direction), other) for other in others]
-    shorter = [(theirs, other) for theirs, other in estimates if theirs is not None and theirs < CLEARLY * ours]
-    return min(shorter, key=lambda each: each[0])[1] if shorter else first
-
-
-def _seconds(chosen: Backend[Any], problem: Problem, direction: Direction) -> float | None:
-    return chosen.seconds(problem, direction, chosen.best(problem, direction))
+        return best
+    shortest = CLEARLY * ours
+    for other in able[1:]:
+        config = other.best(problem, direction)
+        theirs = other.seconds(problem, direction, config)
+        if theirs is not None and theirs < shortest:
+            shortest, best = theirs, (other, config)
+    return best
 
 
 def compilations(chosen: Plan, inputs: Inputs, wanted: Wanted | None) -> list[Job]:

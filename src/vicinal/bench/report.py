@@ -62,7 +62,7 @@ def our_result(case: dict[str, Any], measurements: Sequence[Measurement], passed
     if len(mine) < 2:  # one, or of a backend that is no more
         return next(iter([*mine.values(), *timed]), None)
     direction: Direction = "forward" if passed == "forward" else "backward"
-    return mine[preferred([backend(name) for name in mine], problem_of(case), direction).name]
+    return mine[preferred([backend(name) for name in mine], problem_of(case), direction)[0].name]
 
 
 def summarize(document: dict[str, Any]) -> list[Summary]:

@@ -49,7 +49,7 @@ class Walks:
         self._borders = self._rests() if span is None else (0, self.length)  # a part is of the middle
         self._reaches: dict[int, int] = {}
         self._kept: dict[tuple[int, int], Walk] = {}
-        self._kept_aligned: dict[tuple[int, int, int], float] = {}
+        self._works: dict[tuple[int, int], list[int]] = {}
 
     def tiles(self, tile: int) -> int:
         """Of all groups."""
@@ -62,9 +62,16 @@ class Walks:
             found = self._reaches[tile] = self._extents(tile)[1]
         return found
 
-    def work(self, tile: int, more: int) -> int:
-        """Scores along the axis, of all tiles as if they were of the middle, `more` of each for its last step."""
-        return self.tiles(tile) * tile * (self.reach(tile) + more)
+    def works(self, most: int, more: int) -> list[int]:
+        """Scores along the axis, of all tiles of 1, 2, 4, ... up to `most` tokens.
+
+        As if they were of the middle, `more` of each for its last step.
+        """
+        found = self._works.get((most, more))
+        if found is None:
+            sizes = [1 << i for i in range(most.bit_length())]
+            found = self._works[most, more] = [self.tiles(n) * n * (self.reach(n) + more) for n in sizes]
+        return found
 
     def walk(self, tile: int, step: int) -> Walk:
         """Of tiles of `tile` tokens, `step` at a time."""
@@ -75,13 +82,11 @@ class Walks:
 
     def aligned(self, tile: int, step: int, unit: int) -> float:
         """Steps of a tile on average, of walks that begin at multiples of `unit`, a power of two."""
-        found = self._kept_aligned.get((tile, step, unit))
-        if found is None:
-            less, more, share = self._extents(tile)
-            steps = share * self._from_multiples(more, tile, step, unit)
-            steps += (1 - share) * self._from_multiples(less, tile, step, unit)
-            found = self._kept_aligned[tile, step, unit] = self._beside_borders(tile, step, steps)
-        return found
+        less, more, share = self._extents(tile)
+        steps = self._from_multiples(less, tile, step, unit)
+        if share:
+            steps = share * self._from_multiples(more, tile, step, unit) + (1 - share) * steps
+        return self._beside_borders(tile, step, steps)
 
     def _from_multiples(self, tokens: int, tile: int, step: int, unit: int) -> float:
         """Steps over so many tokens, from the last multiple of `unit` before them, on average."""
@@ -91,8 +96,11 @@ class Walks:
             first, moved = 0, self.stride
         else:
             first, moved = (1 - self._ahead - self._window if self.inverse else self._ahead), tile
-        places = [(first + i * moved) % unit for i in range(unit // gcd(moved, unit))]
-        return sum(-(-(place + tokens) // step) for place in places) / len(places)
+        every = gcd(moved, unit)
+        first, places = first % every, unit // every  # beyond a multiple, of `places` places `every` tokens apart
+        steps = -(-(first + tokens) // step)
+        rest = steps * step - tokens - first  # up to so many tokens further on it is as many steps, then one more
+        return steps + max(0, places - 1 - rest // every) / places
 
     def may_pass_end(self, tile: int, step: int) -> bool:
         """Whether the steps over some box may be longer, together, than its dilation group."""

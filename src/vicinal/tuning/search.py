@@ -183,8 +183,8 @@ def candidates(task: Task, thorough: bool = False) -> list[Candidate]:
     able = [each for each in dispatch.plan(problem).able if each.name != "torch"]
     if not able:
         return []
-    best = dispatch.preferred(able, problem, direction)
-    most = FAR * (best.seconds(*task, best.best(*task)) or inf)
+    best, config = dispatch.preferred(able, problem, direction)
+    most = FAR * (best.seconds(*task, config) or inf)
     return [
         (each, config)
         for each in sorted(able, key=lambda other: other is not best)

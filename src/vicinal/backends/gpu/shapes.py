@@ -9,8 +9,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
-from itertools import product, repeat
-from math import ceil
+from itertools import product
+from math import ceil, inf
 from operator import itemgetter, mul
 
 from vicinal.geometry.neighborhood import Axis, Neighborhood
@@ -30,22 +30,27 @@ MASKED = 0.2  # of a step, what its mask costs, about
 
 
 @lru_cache(maxsize=4096)
-def shapes(kind: Kind, rows: int, columns: int, tried: int = TRIED) -> tuple[tuple[Shape, Shape], ...]:
-    """Shapes of a tile of `rows` tokens and of its steps of `columns`, the best guess first.
+def shapes(
+    kind: Kind, rows: int, columns: int, tried: int = TRIED, most: int = LISTED
+) -> tuple[tuple[Shape, Shape], ...]:
+    """Shapes of a tile of `rows` tokens and of its steps of `columns`, the best guess first; so many, at `most`.
 
     `tried`: how many shapes of tiles are looked at, those that compute the least.
     """
     if len(kind[0][1]) == 1:
         return (((rows,), (columns,)),)
-    every, found = _shapes(columns, len(kind[0][1])), list[tuple[int, Shape, Shape]]()
-    for _, tile in tile_shapes(kind, rows, columns)[:tried]:
-        found += zip(every.costs(_steps(kind, tile, columns)), repeat(tile), every.shapes)
+    every = _shapes(columns, len(kind[0][1]))
+    tiles = [tile for _, tile in tile_shapes(kind, rows, columns)[:tried]]
+    costs = [every.costs(_steps(kind, tile, columns)) for tile in tiles]
+    alike = ALIKE * min(map(min, costs))
+    limit = alike if most == 1 else inf  # the first one is among these
+    found = [(n, tile, step) for tile, own in zip(tiles, costs) for n, step in zip(own, every.shapes) if n <= limit]
     found.sort(key=_COST)
-    near = min(NEAR, bisect_right(found, ALIKE * found[0][0], key=_COST))
+    near = min(NEAR, bisect_right(found, alike, key=_COST))
     if near > 1:  # borders tell
         axes = kind[0][1]
         found[:near] = sorted(found[:near], key=lambda each: _walked(axes, each[1], each[2]))
-    return tuple([(tile, step) for _, tile, step in found[:LISTED]])
+    return tuple([(tile, step) for _, tile, step in found[:most]])
 
 
 def _walked(axes: Sequence[Walks], tile: Shape, step: Shape) -> float:
@@ -60,9 +65,8 @@ def _walked(axes: Sequence[Walks], tile: Shape, step: Shape) -> float:
 @lru_cache(maxsize=1024)
 def tile_shapes(kind: Kind, rows: int, columns: int) -> list[tuple[int, Shape]]:
     """All shapes of a tile by the scores that all tiles compute in cubic steps of `columns`, the fewest first."""
-    sides = [1 << i for i in range(rows.bit_length())]
     more = int(columns ** (1 / len(kind[0][1]))) // 2  # half of a step is in vain
-    return cheapest(rows, [(heads, [[w.work(n, more) for n in sides] for w in axes]) for heads, axes in kind])
+    return cheapest(rows, [(heads, [w.works(rows, more) for w in axes]) for heads, axes in kind])
 
 
 def _steps(kind: Kind, tile: Shape, columns: int) -> list[tuple[int, list[list[int]]]]:
@@ -145,6 +149,7 @@ def shapes_of(size: int, rank: int) -> list[Shape]:
     return _shapes(size, rank).shapes
 
 
+@lru_cache(maxsize=1024)
 def kind_of(problem: Problem, inverse: bool) -> Kind:
     """What shapes are chosen by: the same for problems whose axes are alike (`_alike`), so that they share kernels."""
     found = sampled(problem)

@@ -23,7 +23,7 @@ from vicinal.backends.hopper.arguments import head_table
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
 from vicinal.backends.hopper.launch import Launcher
 from vicinal.backends.hopper.layout import LARGEST, described
-from vicinal.backends.hopper.tilings import HEAD_DIMS, backward_configs, forward_configs, one_pass_configs
+from vicinal.backends.hopper.tilings import HEAD_DIMS, KEPT, backward_configs, forward_configs, one_pass_configs
 from vicinal.backends.protocol import Direction, listed
 from vicinal.caching import Cache
 from vicinal.compiling import Job
@@ -55,13 +55,13 @@ class HopperBackend:
         return estimate.seconds(problem, direction, config)
 
     def best(self, problem: Problem, direction: Direction) -> HopperConfig:
-        return self.configs(problem, direction)[0]
+        return _configs(problem, direction, 1)[0]
 
     def configured(self, problem: Problem, direction: Direction, given: Mapping[str, Any]) -> HopperConfig | None:
         return listed(self.configs(problem, direction), given)
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[HopperConfig]:
-        return _configs(problem, direction)
+        return _configs(problem, direction, KEPT)
 
     def forward(self, problem: Problem, config: ForwardConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
         if problem.per_head and len(runs.runs_of(problem)) > 1:
@@ -174,12 +174,13 @@ def _forward_launchers(
 
 
 @Cache[Sequence[HopperConfig]](4096).memoize
-def _configs(problem: Problem, direction: Direction) -> Sequence[HopperConfig]:
+def _configs(problem: Problem, direction: Direction, most: int) -> Sequence[HopperConfig]:
+    """`most`: of every kind."""
     if len(runs.runs_of(problem)) > 1:
-        return _configs(runs.likeness(problem), direction)
+        return _configs(runs.likeness(problem), direction, most)
     if direction == "forward":
-        return forward_configs(problem)
-    apart, together = backward_configs(problem), one_pass_configs(problem)
+        return forward_configs(problem, most)
+    apart, together = backward_configs(problem, most), one_pass_configs(problem, most)
     kinds = [kind for kind in (apart, together) if kind]
     kinds.sort(key=lambda kind: estimate.seconds(problem, direction, kind[0]))
     return [config for kind in kinds for config in kind]
@@ -187,7 +188,7 @@ def _configs(problem: Problem, direction: Direction) -> Sequence[HopperConfig]:
 
 def two_passes(problem: Problem) -> BackwardConfig:
     """The best guess of those that add nothing in memory."""
-    configs = _configs(problem, "backward")
+    configs = _configs(problem, "backward", 1)
     return next(c for c in configs if isinstance(c, BackwardConfig) and not c.one_pass)
 
 

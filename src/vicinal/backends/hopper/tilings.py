@@ -9,7 +9,7 @@ from math import prod
 from operator import itemgetter
 
 from vicinal.backends.gpu.hardware import ARCHITECTURES
-from vicinal.backends.gpu.shapes import Shape, kind_of, sampled_walks, steps_of, the_cheapest, tile_shapes
+from vicinal.backends.gpu.shapes import Kind, Shape, kind_of, sampled_walks, steps_of, the_cheapest, tile_shapes
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
 from vicinal.backends.hopper.kernels.arguments import block_of
 from vicinal.backends.hopper.layout import three
@@ -103,25 +103,25 @@ def backward_shared(head_dim: int, value_dim: int, stages: int) -> int:
 # --- what is tried -----------------------------------------------------------------------------------------
 
 
-def forward_configs(problem: Problem) -> list[ForwardConfig]:
-    """Tilings of the forward, best guess first."""
+def forward_configs(problem: Problem, most: int = KEPT) -> list[ForwardConfig]:
+    """Tilings of the forward, best guess first; so many of them."""
     costed = [(_cost(problem, c), c) for c in _forward_candidates(problem)]
-    costed.sort(key=lambda each: each[0])
-    return [replace(c, persistent=_tiles_each(problem, c, cost) <= PERSISTENT_TILES) for cost, c in costed[:KEPT]]
+    costed.sort(key=itemgetter(0))
+    return [replace(c, persistent=_tiles_each(problem, c, cost) <= PERSISTENT_TILES) for cost, c in costed[:most]]
 
 
-def backward_configs(problem: Problem) -> list[BackwardConfig]:
+def backward_configs(problem: Problem, most: int = KEPT) -> list[BackwardConfig]:
     """Tilings of the backward, best guess first: tiles of 64 queries and of 64 keys, in both of its passes."""
     d, dv = kernel_dims(problem)
     stages = max(n for n in (2, BACKWARD_STAGES) if n == 2 or backward_shared(d, dv, n) <= SHARED_MEMORY)
     costed = []
-    for tile, split, step in _tried(problem, ROWS, ROWS, stages - 1, least=WIDE):
+    for tile, split, step in _tried(kind_of(problem, False), ROWS, ROWS, stages - 1, least=WIDE):
         config = BackwardConfig(tile, step, split, stages)
         costed.append((_scores(problem, config), config))
-    return [config for _, config in sorted(costed, key=lambda each: each[0])[:KEPT]]
+    return [config for _, config in sorted(costed, key=itemgetter(0))[:most]]
 
 
-def one_pass_configs(problem: Problem) -> list[BackwardConfig]:
+def one_pass_configs(problem: Problem, most: int = KEPT) -> list[BackwardConfig]:
     """Tilings of the one-pass backward, best guess first; none where its kernel does not take the problem."""
     if not ONE_PASS_FROM <= max(problem.head_dim, problem.value_dim) <= max(ONE_PASS_DIMS):
         return []
@@ -129,24 +129,25 @@ def one_pass_configs(problem: Problem) -> list[BackwardConfig]:
         return []
     stages = ONE_PASS_DIMS[kernel_dims(problem, one_pass=True)[0]]
     costed = []
-    for tile, split, step in _tried(problem, ROWS, ROWS, None, inverse=True, least_step=WIDE):
+    for tile, split, step in _tried(kind_of(problem, True), ROWS, ROWS, None, least_step=WIDE):
         config = BackwardConfig(step, tile, split, stages, one_pass=True)
         costed.append((_one_pass_cost(problem, config), config))
-    return [config for _, config in sorted(costed, key=lambda each: each[0])[:KEPT]]
+    return [config for _, config in sorted(costed, key=itemgetter(0))[:most]]
 
 
 def _forward_candidates(problem: Problem) -> Iterator[ForwardConfig]:
     d, dv = kernel_dims(problem)
     keys = 128 if max(d, dv) <= 128 else 64
     stages = max(n for n in STAGES if n == 2 or forward_shared(keys, d, dv, n, True) <= SHARED_MEMORY)
+    kind = kind_of(problem, False)
     for paired in (False, True) if d == dv == piece(d) and keys == 2 * CHUNK else (False,):
         for heads in _packings(problem):
             passes = ROWS // heads if paired else stages - 1
             rows, columns = ROWS // heads, CHUNK if paired else keys
-            tried = _tried(problem, rows, columns, passes)
+            tried = _tried(kind, rows, columns, passes)
             if _is_dense(problem):  # no shape computes less; whole rows measured 2.5% faster at head dim 64
                 first = (1,) * (problem.rank - 1)
-                tried.insert(0, ((*first, rows), 0, (*first, columns)))
+                tried = [((*first, rows), 0, (*first, columns)), *tried]
             for tile, split, step in tried:
                 yield ForwardConfig(tile, step, split, stages, heads, paired)
 
@@ -157,44 +158,34 @@ def _is_dense(problem: Problem) -> bool:
     return not problem.is_part and all(a.window is not None and a.window >= n and not a.causal for a, n in axes)
 
 
+@lru_cache(maxsize=1024)
 def _tried(
-    problem: Problem,
-    rows: int,
-    columns: int,
-    passes: int | None,
-    inverse: bool = False,
-    least: int = 1,
-    least_step: int = 1,
+    kind: Kind, rows: int, columns: int, passes: int | None, least: int = 1, least_step: int = 1
 ) -> list[tuple[Shape, int, Shape]]:
     """Shapes of a tile, the axis along which two lie side by side, and shapes of a step: those that compute the least.
 
-    Of the first neighborhood's kind (`vicinal.backends.gpu.shapes`), borders apart.
+    Of the first neighborhood, borders apart; tiles are of queries, or of keys if the kind is.
 
     Args:
+        kind: see `vicinal.backends.gpu.shapes.kind_of`.
         passes: steps that each of the two may pass over; None: both walk all, from multiples of a block.
-        inverse: tiles are of keys, steps of queries.
         least, least_step: tokens along the last axis of a tile, of a step.
     """
-    kind = kind_of(problem, inverse)
-    axes, units = kind[0][1], UNITS[-problem.rank :]
+    axes = kind[0][1]
+    units = UNITS[-len(axes) :]
     found = []
     tiles = [tile for _, tile in tile_shapes(kind, rows, columns) if tile[-1] >= least]
     for tile in tiles[:COMPACT]:
-        counts = [axis.tiles(n) for axis, n in zip(axes, tile)]
         if passes is None:
             alone = [_aligned(axis, n, columns, unit) for axis, n, unit in zip(axes, tile, units)]
+            beside = [_aligned_pair(axis, n, columns, unit) for axis, n, unit in zip(axes, tile, units)]
         else:
-            alone = [steps_of(axis.reach(n), columns) for axis, n in zip(axes, tile)]
-        for split, n in enumerate(tile):
-            pairs = prod(counts) // counts[split] * axes[split].tiles(WARPGROUPS * n)
-            costs = list(alone)
-            if passes is None:
-                pair = _aligned(axes[split], WARPGROUPS * n, columns, units[split])
-                costs[split] = [round(together(*each)) for each in zip(pair, alone[split])]
-            else:
-                both = axes[split].reach(WARPGROUPS * n)
-                costs[split] = _side_by_side(both, both - axes[split].reach(n), columns, passes)
-            cost, step = the_cheapest(columns, pairs, costs, least_step)
+            reaches = [(axis.reach(n), axis.reach(WARPGROUPS * n)) for axis, n in zip(axes, tile)]
+            alone = [steps_of(own, columns) for own, _ in reaches]
+            beside = [_side_by_side(both, both - own, columns, passes) for own, both in reaches]
+        for split in range(len(tile)):
+            costs = [*alone[:split], beside[split], *alone[split + 1 :]]
+            cost, step = the_cheapest(columns, pairs_of(axes, tile, split), costs, least_step)
             found.append((cost, tile, split, step))
     found.sort(key=itemgetter(0))
     return [(tile, split, step) for _, tile, split, step in found[:LIKELY]]
@@ -209,9 +200,17 @@ def _side_by_side(both: int, aside: int, columns: int, passes: int) -> list[int]
     return [max(n - (aside >> i), n - passes) for i, n in enumerate(steps_of(both, columns))]
 
 
+@lru_cache(maxsize=4096)
 def _aligned(axis: Walks, tile: int, columns: int, unit: int) -> list[int]:
     """Hundredths of steps of 1, 2, 4, ... `columns` queries, from multiples of `unit`, or of themselves."""
     return [round(100 * axis.aligned(tile, 1 << i, min(unit, 1 << i))) for i in range(columns.bit_length())]
+
+
+@lru_cache(maxsize=4096)
+def _aligned_pair(axis: Walks, tile: int, columns: int, unit: int) -> list[int]:
+    """Likewise of two tiles side by side."""
+    pair = _aligned(axis, WARPGROUPS * tile, columns, unit)
+    return [round(together(*each)) for each in zip(pair, _aligned(axis, tile, columns, unit))]
 
 
 def _packings(problem: Problem) -> list[int]:

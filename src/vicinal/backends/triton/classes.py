@@ -21,7 +21,7 @@ from vicinal.compiling import Job
 from vicinal.geometry.count import count
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.tiles import alike
-from vicinal.geometry.window import left_reach
+from vicinal.geometry.window import SHIFT, left_reach, mode
 from vicinal.problem import Problem
 
 MAX_BYTES = 2**26  # of start tiles: about what caches hold
@@ -91,26 +91,31 @@ class Starts:
 def may_have_classes(problem: Problem) -> bool:
     """Whether tiles away from borders are alike: windows move with every query, and all are the same.
 
-    Of whole axes without masked keys, and with a positive scale.
+    Of whole axes without masked keys, and with a positive scale. No box has fewer tokens than a window that shifts:
+    with large ones nothing more is asked.
     """
     if problem.per_head or problem.has_key_mask or problem.has_window_sizes or not 0.0 < problem.scale < float("inf"):
         return False
-    return all(a.stride == 1 and a.span is None for a in problem.neighborhood.axes)
+    axes, keys = problem.neighborhood.axes, 1
+    for a in axes:
+        if a.stride > 1 or a.span is not None:
+            return False
+        keys *= a.window if a.window is not None and mode(a) == SHIFT else 1
+    return keys <= (MAX_BOX if problem.has_rpb else MAX_STEPS_OF_MASKS)
 
 
 def have_classes(problem: Problem, config: Tiling, inverse: bool = False) -> bool:
     """Whether a tiling's tiles are of so few classes that laying out what scores start from repays."""
     if not may_have_classes(problem) or config.unfolded is not None:
         return False
+    tiles = prod(_borders(problem.neighborhood.axes, problem.lengths, config.tile, inverse)[2])
+    if problem.batch * tiles_of(problem, config, inverse) < LEAST_TILES * tiles:
+        return False
     classes = classes_of(problem, config.tile, config.step, inverse)
-    if classes is None:
+    if classes is None or (not problem.has_rpb and classes.steps * prod(config.step) > MAX_STEPS_OF_MASKS):
         return False
-    tiles = prod(classes.counts)
     heads = problem.heads if problem.has_rpb else 1
-    size = 4 * heads * tiles * classes.steps * prod(config.tile) * prod(config.step)
-    if not problem.has_rpb and classes.steps * prod(config.step) > MAX_STEPS_OF_MASKS:
-        return False
-    return size <= MAX_BYTES and problem.batch * tiles_of(problem, config, inverse) >= LEAST_TILES * tiles
+    return 4 * heads * tiles * classes.steps * prod(config.tile) * prod(config.step) <= MAX_BYTES
 
 
 def classes_of(problem: Problem, tile: tuple[int, ...], step: tuple[int, ...], inverse: bool) -> Classes | None:
@@ -122,18 +127,28 @@ def classes_of(problem: Problem, tile: tuple[int, ...], step: tuple[int, ...], i
 def _classes(
     axes: tuple[Axis, ...], lengths: tuple[int, ...], tile: tuple[int, ...], step: int, inverse: bool, by_head: bool
 ) -> Classes | None:
-    before, after, counts, box = [], [], [], 1
+    box = 1
+    for axis, length, size in zip(axes, lengths, tile):
+        extent = count(axis, length, size, 1, inverse).longest
+        box *= extent
+        if extent > MAX_EXTENT or box > MAX_BOX:
+            return None
+    return Classes(*_borders(axes, lengths, tile, inverse), -(-box // step), int(by_head))
+
+
+@lru_cache(maxsize=4096)
+def _borders(
+    axes: tuple[Axis, ...], lengths: tuple[int, ...], tile: tuple[int, ...], inverse: bool
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Along each axis the first tiles that may differ from those between, the last ones, and how many classes."""
+    before, after, counts = [], [], []
     for axis, length, size in zip(axes, lengths, tile):
         kinds = alike(axis, length)
         ends = [_at_borders(axis, kind.length, size, inverse) for kind in kinds]
         before.append(max(first for first, _ in ends))
         after.append(max(last for _, last in ends))
         counts.append((before[-1] + 1 + after[-1]) * len(kinds))
-        extent = count(axis, length, size, 1, inverse).longest
-        box *= extent
-        if extent > MAX_EXTENT or box > MAX_BOX:
-            return None
-    return Classes(tuple(before), tuple(after), tuple(counts), -(-box // step), int(by_head))
+    return tuple(before), tuple(after), tuple(counts)
 
 
 def turns_of(problem: Problem, config: Tiling, classes: Classes) -> int:

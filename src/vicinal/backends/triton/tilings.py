@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any, Literal, overload
 
 from vicinal.backends.gpu.hardware import gpu_of
-from vicinal.backends.gpu.shapes import Kind, kind_of, tile_shapes
+from vicinal.backends.gpu.shapes import TRIED, Kind, kind_of, tile_shapes
 from vicinal.backends.gpu.shapes import shapes as shapes_of_kind
 from vicinal.backends.protocol import Direction
 from vicinal.backends.triton.classes import have_classes, may_have_classes
@@ -167,7 +167,7 @@ def candidates(problem: Problem, kernel: Kernel, sizes: Sequence[Size], most: in
         if axis is not None and axis not in kinds:
             kinds[axis] = kind_of(unfolded(problem, axis), inverse)
         stages = min(size.stages, max(STAGES[problem.rank]))
-        for tile, step in shapes_of_kind(kinds[axis], size.rows, size.columns)[:most]:
+        for tile, step in shapes_of_kind(kinds[axis], size.rows, size.columns, TRIED, most):
             if axis is None or tile[axis + 1] * step[axis + 1] > 1:
                 yield Tiling(tile, step, size.warps, stages, axis)
             elif size._replace(unfolded=False) not in sizes:  # of one group each after all
