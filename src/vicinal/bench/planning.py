@@ -110,6 +110,7 @@ def prepare(chosen: dispatch.Plan, inputs: Inputs) -> None:
 
 
 def _prepare_numba(chosen: dispatch.Plan) -> None:
+    from vicinal.backends.gpu.strides import contiguous_strides
     from vicinal.backends.numba.config import LANES
     from vicinal.backends.numba.plan import kernel_call
 
@@ -118,7 +119,7 @@ def _prepare_numba(chosen: dispatch.Plan) -> None:
     x, tokens = (problem.batch, *problem.lengths), (problem.heads, problem.kv_heads)
 
     def layout(heads: int, columns: int) -> tuple[int, ...]:
-        return (*torch.empty((*x, heads, columns), dtype=problem.dtype, device="meta").stride(), columns)
+        return (*contiguous_strides((*x, heads, columns)), columns)
 
     q, k, v, o, lse = (
         layout(*each)

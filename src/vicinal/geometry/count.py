@@ -92,7 +92,8 @@ def period(axis: Axis, tile: int) -> int:
     return lcm(tile, axis.stride) // tile
 
 
-def runs(axis: Axis, group: Alike, tile: int, inverse: bool = False) -> list[Interval]:
+@lru_cache(maxsize=4096)
+def runs(axis: Axis, group: Alike, tile: int, inverse: bool = False) -> tuple[Interval, ...]:
     """Intervals of the tiles of a dilation group, in each of which tiles repeat.
 
     A tile is as the one a `period` before it, but that its keys start, and stop, further on: each by as much all
@@ -103,7 +104,7 @@ def runs(axis: Axis, group: Alike, tile: int, inverse: bool = False) -> list[Int
     for token in _turns(axis, group, inverse):
         place = _within(token, group.own) - group.own[0]
         cuts |= {place // tile, -(-place // tile)}  # so is one within which an end of the intervals starts or rests
-    return list(pairwise(sorted(cuts)))
+    return tuple(pairwise(sorted(cuts)))
 
 
 class _Extents(NamedTuple):
@@ -129,7 +130,6 @@ class _Extents(NamedTuple):
         return _floor_sum(self.tiles, abs(self.growth), least + step - 1, step)
 
 
-@lru_cache(maxsize=4096)
 def _extents(axis: Axis, group: Alike, tile: int, inverse: bool) -> tuple[_Extents, ...]:
     """The lengths of the boxes of all tiles of a group."""
 
@@ -160,7 +160,6 @@ def _floor_sum(count: int, slope: int, offset: int, divisor: int) -> int:
         count, offset, slope, divisor = top // divisor, top % divisor, divisor, slope
 
 
-@lru_cache(maxsize=16384)
 def _turns(axis: Axis, group: Alike, inverse: bool) -> tuple[int, ...]:
     """The first tokens whose interval starts, or stops, beyond the first token's, and where the last token's does."""
     n, (first, beyond) = group.length, group.own

@@ -34,7 +34,8 @@ def group_length(length: int, dilation: int, group: int) -> int:
 
 def left_reach(axis: Axis) -> int:
     """How far a window reaches before its leader, away from borders."""
-    return _window(axis) - 1 if axis.causal else _window(axis) // 2
+    window = _window(axis)
+    return window - 1 if axis.causal else window // 2
 
 
 def leader_offset(axis: Axis) -> int:

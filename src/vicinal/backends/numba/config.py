@@ -93,9 +93,12 @@ FULL_TILES: Cache[tuple[tuple[int, ...], ...]] = Cache(entries=1024)
 
 @FULL_TILES.memoize
 def _full_tiles(longest: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    fits = {tile for tile in product(*(range(1, n + 1) for n in longest)) if prod(tile) <= LANES}
-
-    def grows(tile: tuple[int, ...]) -> bool:
-        return any(tuple(n + (i == j) for j, n in enumerate(tile)) in fits for i in range(len(tile)))
-
-    return tuple(sorted(tile for tile in fits if not grows(tile)))
+    found = []
+    for others in product(*(range(1, n + 1) for n in longest[:-1])):
+        rows = prod(others)
+        if rows <= LANES:
+            tile = (*others, min(longest[-1], LANES // rows))
+            size = prod(tile)
+            if all(n == most or size + size // n > LANES for n, most in zip(tile, longest)):
+                found.append(tile)
+    return tuple(found)

@@ -106,8 +106,10 @@ def _patterns(axis: Axis, size: int, first: Any, ends: Any, lengths: Any) -> Int
     queries: Any = np.minimum(first + np.arange(size), last)
     starts, stops = (np.asarray(rule(axis, lengths, queries)) for rule in (window_start, window_stop))
     low, high = starts[:, :1], stops[:, -1:]
-    windows = np.stack([starts - low, high - stops], -1).reshape(len(first), -1)
-    return np.concatenate([last + 1 - first, low, high, windows], 1).ravel()
+    found = np.empty((len(first), 3 + 2 * size), np.int64)
+    found[:, :1], found[:, 1:2], found[:, 2:3] = last + 1 - first, low, high
+    found[:, 3::2], found[:, 4::2] = starts - low, high - stops
+    return found.ravel()
 
 
 LANE_TABLES: Cache[Ints] = Cache(entries=256)
