@@ -35,6 +35,40 @@ def test_keys_do_not_depend_on_what_comes_first():
     assert keys("forward", "forward_kernel", settled=False) != keys(*backward, settled=False)  # else all this can go
 
 
+KEPT = """
+import os
+os.environ["TRITON_INTERPRET"] = "0"
+import torch
+from vicinal.backends.gpu import kernel_cache
+if {changed}:
+    own = kernel_cache.triton_files
+    kernel_cache.triton_files = lambda: own()[1:]  # as if some file were another
+from vicinal.backends.triton.kernels.backward import query_gradient_kernel
+from vicinal.backends.triton.kernels.forward import forward_kernel
+for kernel in (query_gradient_kernel, forward_kernel):
+    kernel_cache.settle_key(kernel)
+print(kernel_cache.settle_keys.cache_info().misses > 0, forward_kernel.cache_key, query_gradient_kernel.cache_key)
+"""
+
+
+def kept(folder, changed=False):
+    """Whether a process made the keys, and two of them."""
+    environment = os.environ | {"TRITON_CACHE_DIR": str(folder)}
+    program = KEPT.format(changed=changed)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    made, *found = done.stdout.split()
+    return made == "True", found
+
+
+def test_keys_are_made_once_and_kept(tmp_path):
+    made = keys("forward", "forward_kernel")
+    assert kept(tmp_path) == (True, made)
+    assert kept(tmp_path) == (False, made)
+    assert kept(tmp_path, changed=True) == (True, made)
+    (tmp_path / "vicinal-triton-keys.json").write_text('{"value": []}')
+    assert kept(tmp_path) == (True, made)
+
+
 HERE = Path(__file__).parent
 ANEW, FOUND = {"compilations": 1, "warnings": 1}, {"compilations": 0, "warnings": 0}
 STATES = {  # of the cache: what it costs, and what the next process

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
 from triton import knobs
 from triton.runtime.cache import FileCacheManager
 
-from vicinal.backends.gpu.triton_key import remember_triton_key
+from vicinal.backends.gpu.triton_key import remember_triton_key, remembered, triton_files
 from vicinal.compiling import compiling, one_at_a_time
 
 SHARED = "vicinal.backends.gpu.kernels"
@@ -27,9 +28,28 @@ PACKAGES = tuple(f"vicinal.backends.{name}.kernels" for name in ("gpu", "triton"
 FOLDER = "Triton's cache"  # the lock of what all kernels share
 
 
+def settle_key(kernel: Any) -> None:
+    """Make the key of a kernel in the cache the same in every process; before it is compiled, or looked for there."""
+    remember_triton_key()
+    if getattr(kernel, "hash", "") is None:  # as Triton keeps it
+        package = kernel.__module__.rpartition(".")[0]
+        key = keys_of(package).get(_full_name(kernel)) or settle_keys(package)[_full_name(kernel)]
+        if kernel.hash is None:
+            kernel.hash = key
+
+
 @cache
-def settle_keys(package: str) -> None:
-    """Make the keys of a package's kernels in the cache the same in every process; before the first is compiled.
+def keys_of(package: str) -> dict[str, str]:
+    """The keys of a package's kernels, by `_full_name`, remembered in Triton's cache: making them reads all kernels."""
+    root = Path(__file__).parents[2]
+    ours = (file for pattern in ("backends/*/kernels/**/*.py", "geometry/*.py") for file in root.glob(pattern))
+    name = f"vicinal-{package.split('.')[2]}-keys.json"
+    return remembered(name, (*ours, *triton_files()), dict, lambda: settle_keys(package))
+
+
+@cache
+def settle_keys(package: str) -> dict[str, str]:
+    """Make the keys of all kernels of a package, of this process.
 
     Triton 3.6 leaves a callee's constants out of its caller's key where the callee's own key has not been computed yet,
     so that keys depend on which kernel a process compiles first, and a kernel that is there may be compiled anew. So
@@ -37,20 +57,25 @@ def settle_keys(package: str) -> None:
     """
     from triton.runtime.jit import JITFunction
 
-    remember_triton_key()
     if package != SHARED:
         settle_keys(SHARED)
+    found = {}
     for name in sorted(module.name for module in iter_modules(import_module(package).__path__)):
         with suppress(Exception):  # a Triton without this Gluon, whatever it raises
             for _, value in sorted(vars(import_module(f"{package}.{name}")).items()):
                 if isinstance(value, JITFunction):
-                    value.cache_key  # noqa: B018 - computed, and kept by Triton
+                    found[_full_name(value)] = value.cache_key  # which Triton keeps
+    return found
+
+
+def _full_name(kernel: Any) -> str:
+    return f"{kernel.__module__}.{kernel.__name__}"
 
 
 def compiled(kernel: Any, arguments: Sequence[Any], grid: tuple[int, ...], options: dict[str, int]) -> Any:
     """The compiled kernel (Triton's `CompiledKernel`) for these arguments; needs no GPU."""
     with one_at_a_time(FOLDER):
-        settle_keys(kernel.__module__.rpartition(".")[0])
+        settle_key(kernel)
     with compiling(kernel_name(kernel), kernel_name(kernel)):
         return _or_anew(lambda: kernel.warmup(*arguments, grid=grid, **options))
 

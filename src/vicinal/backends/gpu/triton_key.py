@@ -1,17 +1,18 @@
 """Triton's digest of itself, remembered: every process needs it for the first kernel that it finds on disk.
 
 Triton 3.6 reads all of its compiler for it, 400 MB, which takes 0.4 s. Here it is kept in Triton's cache with the sizes
-and the dates of what it is of: as long as those are the same, so is the digest.
+and the dates of what it is of: as long as those are the same, so is the digest. What else takes long to make of files
+that hardly change is kept in the same way (`remembered`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import triton
 from triton import knobs
@@ -28,6 +29,8 @@ READ = (
     "backends/*/*.py",
 )
 
+Value = TypeVar("Value", str, dict[str, str])
+
 
 @cache
 def remember_triton_key() -> None:
@@ -42,29 +45,38 @@ def remember_triton_key() -> None:
     def triton_key() -> str:
         nonlocal key
         if key is None:
-            key = _found_or_made(original)
+            key = remembered(NAME, triton_files(), str, lambda: str(original()))
         return key
 
     runtime.triton_key = triton_key
 
 
-def _found_or_made(make: Any) -> str:
-    path, files = Path(knobs.cache.dir) / NAME, sorted(_files())
-    with suppress(OSError, ValueError, TypeError):
+def remembered(name: str, of: Iterable[Path], kind: type[Value], make: Callable[[], Value]) -> Value:
+    """What `make` returns, a `kind` made of these files: from Triton's cache, where it was kept under a name.
+
+    It is made, and kept where that is possible, if there is none, or if a file has another size or date.
+    """
+    path, files = Path(knobs.cache.dir) / name, sorted(_about(file) for file in of)
+    with suppress(OSError, ValueError, TypeError, KeyError):
         kept = json.loads(path.read_text("utf-8"))
-        if kept["files"] == files and isinstance(kept["key"], str):
-            return str(kept["key"])
-    key = str(make())
+        found: Any = kept["value"]
+        if kept["files"] == files and isinstance(found, kind):
+            return found
+    value = make()
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"files": files, "key": key}))
-    return key
+        write_text(path, json.dumps({"files": files, "value": value}))
+    return value
 
 
-def _files() -> Iterator[list[str | int]]:
-    """Path, bytes, and nanoseconds of the last change of each."""
+@cache
+def triton_files() -> tuple[Path, ...]:
+    """What Triton's digest of itself is of."""
     root = Path(triton.__file__).parent
-    for pattern in READ:
-        for file in root.glob(pattern):
-            about = file.stat()
-            yield [str(file), about.st_size, about.st_mtime_ns]
+    return tuple(file for pattern in READ for file in root.glob(pattern))
+
+
+def _about(file: Path) -> list[str | int]:
+    """Path, bytes, and nanoseconds of the last change."""
+    about = file.stat()
+    return [str(file), about.st_size, about.st_mtime_ns]

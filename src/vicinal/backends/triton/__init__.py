@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,8 +27,6 @@ from vicinal.backends.gpu.devices import capability, current
 from vicinal.backends.gpu.launch import MAX_GRID
 from vicinal.backends.gpu.strides import dense
 from vicinal.backends.protocol import Direction
-from vicinal.backends.triton import packed
-from vicinal.backends.triton.backward import Backward
 from vicinal.backends.triton.config import GradientTilings, Tiling, of_settings
 from vicinal.backends.triton.estimate import seconds
 from vicinal.backends.triton.forward import Forward
@@ -37,6 +35,9 @@ from vicinal.backends.triton.tilings import best, is_valid, tilings
 from vicinal.caching import Cache
 from vicinal.compiling import Job
 from vicinal.problem import Inputs, PackedProblem, Problem, Upstream, Wanted
+
+if TYPE_CHECKING:  # kernels take a tenth of a second to import: those of backward passes and packed maps when needed
+    from vicinal.backends.triton.backward import Backward
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
@@ -119,6 +120,8 @@ class TritonBackend:
         if upstream.lse.numel() == 0:
             zeros = (t.new_zeros(t.shape) if wants and t is not None else None for t, wants in zip(inputs, wanted))
             return Inputs(*zeros)  # type: ignore[arg-type]
+        from vicinal.backends.triton.backward import Backward
+
         inputs = readable(inputs)
         upstream = Upstream(*(None if t is None else dense(t) for t in upstream))  # type: ignore[arg-type]
         key = (upstream.grad_lse is None, wanted, *_key(problem, config, inputs))
@@ -128,10 +131,14 @@ class TritonBackend:
 
     def forward_maps(self, problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Of maps of different sizes, one launch: output `[total, H, Dv]`, log-sum-exp `[total, H]`."""
+        from vicinal.backends.triton import packed
+
         return packed.forward(problem, inputs)
 
     def backward_maps(self, problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted: Wanted) -> Inputs:
         """Likewise the gradients of query, key and value that are wanted."""
+        from vicinal.backends.triton import packed
+
         return packed.backward(problem, inputs, upstream, wanted)
 
     def forward_kernels(self, problem: Problem, config: Tiling, inputs: Inputs) -> Sequence[Job]:
@@ -140,6 +147,8 @@ class TritonBackend:
     def backward_kernels(
         self, problem: Problem, config: GradientTilings, inputs: Inputs, wanted: Wanted
     ) -> Sequence[Job]:
+        from vicinal.backends.triton.backward import Backward
+
         if problem.batch == 0:
             return ()
         inputs = readable(inputs)
