@@ -158,8 +158,8 @@ def _measured(
     names = {each.name: each for each in able}
     most = inf
     if found.distance:
-        best, config = preferred(able, problem, direction)
-        most = LIKELY * (best.seconds(problem, direction, config) or inf)
+        best, guess = preferred(able, problem, direction)
+        most = LIKELY * (best.seconds(problem, direction, guess) or inf)
     for timed in found.entry.timings:
         each = names.get(timed.backend)
         config = None if each is None else each.configured(problem, direction, timed.config)
