@@ -5,7 +5,8 @@ the slowest rank, medians over calls. The record, schema 1, is one JSON object: 
 versions, ranks, complete, and `points`: problem, lengths, mode ("strong": the same map on more ranks; "weak": a map
 that grows with them), method ("one process" is the whole map, or a rank's part of it where weak, without
 communication), ranks, passed ("forward" or "both"), status ("ok", or why not), seconds, bytes (sent by the rank that
-sends most), peak_bytes (of the rank with most, on CUDA), error (largest difference to one process, over the largest
+sends most), peak_bytes (of the rank with most, on CUDA: its
+tensors and what the call allocates), error (largest difference to one process, over the largest
 value), and of halo's: exchange_seconds, launches_seconds (alone), hidden (share of the exchange that is).
 """
 
@@ -220,22 +221,29 @@ def _points(
             yield point
             continue
         try:
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
             if truth is not None and error is None:
                 error = _most(max(_difference(a, b) for a, b in zip(_both(attend, tensors), truth)), device)
             point.error = error
             if error is not None and not error <= ALLOWED[tensors[0].dtype]:
                 point.status = f"wrong: differs by {error:.2g}"
             else:
+                others = _others_bytes(tensors, device)
                 point.seconds = _timed(call, device)
-            if device.type == "cuda":
-                point.peak_bytes = int(_most(float(torch.cuda.max_memory_allocated()), device))
+                if device.type == "cuda":
+                    point.peak_bytes = int(_most(float(torch.cuda.max_memory_allocated() - others), device))
         except Exception as failure:  # of all ranks, as of memory; where only some fail, torch's timeout ends the rest
             point.status = f"failed: {words(failure)}"
             print(f"rank {dist.get_rank()}, {problem.name}, {name}: {point.status}", file=sys.stderr, flush=True)
         yield point
+
+
+def _others_bytes(tensors: Sequence[Tensor], device: torch.device) -> int:
+    """What is allocated besides these tensors; from here on the peak of all is measured."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated() - sum(t.nbytes for t in tensors)
 
 
 def _difference(found: Tensor, true: Tensor) -> float:
