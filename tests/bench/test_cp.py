@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vicinal.bench.cp import page
-from vicinal.bench.cp.methods import elements
+from vicinal.bench.cp.methods import OVERLAPPED, elements
 from vicinal.bench.cp.run import KIND, ONE, PROBLEMS, Point
 from vicinal.distributed.halo import shards_of
 from vicinal.distributed.layout import Layout
@@ -40,7 +40,7 @@ def record(ranks, seconds, mode="strong"):
         own = Point("image", (64, 64), mode, method, ranks, "both", "ok", t, 5_000_000)
         return vars(own) | {"hidden": 0.5, "peak_bytes": 3_000_000_000}
 
-    points = [point(ONE, 0.1), point("halo", seconds), point("all-gather", 2 * seconds)]
+    points = [point(ONE, 0.1), point("halo", seconds), point(OVERLAPPED, seconds), point("all-gather", 2 * seconds)]
     return {"kind": KIND, "ranks": ranks, "points": points}
 
 

@@ -55,7 +55,7 @@ def check(name, mesh, device):
     layout = Layout.of(mesh, {"cp": axis}, lengths)
     own = [layout.local(t) for t in truth]
     shards = [layout.local(t).contiguous() for t in (q, k, v)]
-    for overlap in (True, False):
+    for overlap in (True, False, None):
 
         def attend(q, k, v, overlap=overlap):
             return distributed.neighborhood_attention(q, k, v, window, layout=layout, overlap=overlap)

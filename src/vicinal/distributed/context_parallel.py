@@ -1,8 +1,8 @@
 """Context parallelism: each rank attends with the queries it holds, to keys of its own and of a halo that others send.
 
-Queries whose windows lie in the shard are computed while the halo travels, then those at its borders, over spans of
-the whole axes: no query is computed twice, and nothing is merged. The backward pass goes the other way: borders first,
-whose keys' gradients go home while the others are computed.
+Where it is worth it, queries whose windows lie in the shard are computed while the halo travels, then those at its
+borders, over spans of the whole axes: no query is computed twice, and nothing is merged. The backward pass goes the
+other way: borders first, whose keys' gradients go home while the others are computed.
 
 All of it is the torch operators `vicinal::attend_shards` and `vicinal::attend_shards_backward`, so that compiled code
 has it too. They have first derivatives only.
@@ -11,7 +11,7 @@ has it too. They have first derivatives only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from typing import Any, NoReturn
@@ -26,12 +26,13 @@ from vicinal.distributed.agreement import check_together
 from vicinal.distributed.exchange import Exchange, Pair, cut, gathered, scattered
 from vicinal.distributed.halo import Box, Part, halo
 from vicinal.distributed.layout import Layout
+from vicinal.distributed.overlapping import exchange_seconds, is_faster
 from vicinal.geometry.neighborhood import Neighborhood, decode, encode
 from vicinal.geometry.work import backward_flops, call_scores, forward_flops
 from vicinal.operators import attend as attend_once
 from vicinal.operators import attend_backward
-from vicinal.problem import Inputs, Wanted, lse_dtype
-from vicinal.torch_internals import wait
+from vicinal.problem import Inputs, Problem, Wanted, lse_dtype
+from vicinal.torch_internals import ranks_of, wait
 
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? additional_keys, Tensor? additional_values, Tensor? rpb, "
@@ -39,7 +40,7 @@ _INPUTS = (
 )
 _COUNT = len(_INPUTS.split(","))
 _SETTINGS = (
-    "int[] neighborhoods, float scale, str? backend, int[] lengths, int[] shards, int rank, str group, bool overlap"
+    "int[] neighborhoods, float scale, str? backend, int[] lengths, int[] shards, int rank, str group, bool? overlap"
 )
 
 attend_shards = operator("attend_shards", f"({_INPUTS}, {_SETTINGS}) -> (Tensor, Tensor, Tensor)")
@@ -56,7 +57,7 @@ def attend(
     scale: float | None,
     layout: Layout,
     backend: str | None = None,
-    overlap: bool = True,
+    overlap: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of our queries; every rank of the layout calls it with its own shard.
 
@@ -83,18 +84,50 @@ def attend(
     return output.masked_fill(gone[..., None], 0.0), lse.masked_fill(gone, float("-inf"))
 
 
+Launches = tuple[tuple[Part, list[int]], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a rank does: its part of the exchange, and its launches, each with the code of its neighborhoods."""
+    """What a rank does: its part of the exchange, and its launches.
+
+    Attributes:
+        together, apart: these, one for all queries, or those inside first; each with the code of its neighborhoods.
+        overlap: whether they are apart; None: where that is estimated to be faster.
+    """
 
     exchange: Exchange
-    parts: tuple[tuple[Part, list[int]], ...]
+    together: Launches
+    apart: Launches
     scale: float
     backend: str | None
+    overlap: bool | None
 
     @property
     def shard(self) -> Box:
         return self.exchange.halo.shards[self.exchange.rank]
+
+    def launches(self, inputs: Inputs) -> Launches:
+        """What is launched for these inputs."""
+        if len(self.apart) < 2:
+            return self.apart
+        overlap = self.overlap
+        if overlap is None:
+            neighborhoods = decode(self.together[0][1], len(self.shard))
+            overlap = _is_faster_apart(self, Problem.of(inputs, neighborhoods, self.scale))
+        return self.apart if overlap else self.together
+
+
+@lru_cache(maxsize=1024)
+def _is_faster_apart(plan: Plan, shard: Problem) -> bool:
+    problems = []
+    for part, code in plan.together + plan.apart:
+        own = tuple(stop - start for start, stop in part.queries)
+        problems.append(replace(shard, lengths=own, neighborhoods=decode(code, len(own))))
+    held = shard.batch * shard.kv_heads * (shard.head_dim + shard.value_dim) * shard.dtype.itemsize
+    sent = held * max(plan.exchange.halo.tokens_sent(rank) for rank in range(len(plan.exchange.halo.shards)))
+    exchange = exchange_seconds(sent, shard.device, ranks_of(plan.exchange.group))
+    return is_faster(problems[0], problems[1:], exchange, plan.backend)
 
 
 def plan_of(
@@ -105,7 +138,7 @@ def plan_of(
     shards: Sequence[int],
     rank: int,
     group: str,
-    overlap: bool,
+    overlap: bool | None,
 ) -> Plan:
     """The plan for the operators' settings, made once."""
     return _plan(tuple(code), scale, backend, tuple(lengths), tuple(shards), rank, group, overlap)
@@ -120,15 +153,16 @@ def _plan(
     shards: tuple[int, ...],
     rank: int,
     group: str,
-    overlap: bool,
+    overlap: bool | None,
 ) -> Plan:
     ends = iter(zip(shards[::2], shards[1::2]))
     boxes = tuple(zip(*[ends] * len(lengths)))
     found = halo(decode(code, len(lengths)), lengths, boxes)
-    parts = [
-        (part, encode([n.over(found.spans(part)) for n in found.neighborhoods])) for part in found.parts(rank, overlap)
-    ]
-    return Plan(Exchange(found, rank, group), tuple(parts), scale, backend)
+    together, apart = (
+        tuple((part, encode([n.over(found.spans(part)) for n in found.neighborhoods])) for part in parts)
+        for parts in (found.parts(rank, overlap=False), found.parts(rank))
+    )
+    return Plan(Exchange(found, rank, group), together, apart, scale, backend, overlap)
 
 
 # The operators ----------------------------------------------------------------------------------------------------
@@ -138,12 +172,12 @@ def _plan(
 def _attend(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Output, log-sum-exp, and what came of other ranks, for the backward pass."""
     inputs, plan = Inputs(*args[:_COUNT]), plan_of(*args[_COUNT:])
-    exchange = plan.exchange
+    exchange, launches = plan.exchange, plan.launches(inputs)
     held = Pair(inputs.key, inputs.value)
     sources = exchange.own(held)
     coming = None if exchange.is_silent else exchange.start(held)
     came, results = None, []
-    for (part, code), mask in zip(plan.parts, _masks(plan, inputs)):
+    for (part, code), mask in zip(launches, _masks(plan, launches, inputs)):
         if not part.inside and coming is not None and came is None:
             came = wait(coming)
             sources += exchange.others(came, held)
@@ -153,7 +187,7 @@ def _attend(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         results.append(attend_once(*own, code, plan.scale, plan.backend))
     if came is None:  # nothing of it is needed here
         came = inputs.key.new_empty(0) if coming is None else wait(coming)
-    return (*_together(plan, results, inputs), came)
+    return (*_together(plan, launches, results, inputs), came)
 
 
 @torch.library.impl("vicinal::attend_shards_backward", "default")
@@ -161,7 +195,7 @@ def _attend_backward(
     grad_output: Tensor, grad_lse: Tensor | None, output: Tensor, lse: Tensor, came: Tensor, *args: Any
 ) -> tuple[Tensor, ...]:
     inputs, plan, needed = Inputs(*args[:_COUNT]), plan_of(*args[_COUNT:-1]), Wanted(*args[-1])
-    exchange, wants_keys = plan.exchange, needed.key or needed.value
+    exchange, launches, wants_keys = plan.exchange, plan.launches(inputs), needed.key or needed.value
     wanted = needed._replace(key=wants_keys, value=wants_keys)
     held = Pair(inputs.key, inputs.value)
     sources = exchange.own(held) + exchange.others(came, held)
@@ -170,7 +204,7 @@ def _attend_backward(
     queries: list[Tensor] = []
     own: list[tuple[Part, Pair]] = []
     shared: list[Tensor | None] = [None] * 3
-    for (part, code), mask in reversed(list(zip(plan.parts, _masks(plan, inputs)))):
+    for (part, code), mask in reversed(list(zip(launches, _masks(plan, launches, inputs)))):
         if part.inside and theirs is not None:
             home = exchange.start_home(theirs, held)
         above = (grad_output, grad_lse, output, lse)
@@ -188,7 +222,12 @@ def _attend_backward(
             if wants:
                 before = shared[i]
                 shared[i] = grad if before is None else before + grad
-    found: list[Tensor | None] = [_whole_query(plan, queries, inputs) if needed.query else None, None, None, *shared]
+    found: list[Tensor | None] = [
+        _whole_query(plan, launches, queries, inputs) if needed.query else None,
+        None,
+        None,
+        *shared,
+    ]
     if wants_keys:
         if theirs is not None and home is None:
             home = exchange.start_home(theirs, held)
@@ -263,43 +302,45 @@ def _scores(query: Any, extra_keys: Any, extra_values: Any, rpb: Any, mask: Any,
     plan = plan_of(*settings[:8])
     additional = 0 if extra_keys is None else extra_keys[1]
     found = 0
-    for part, code in plan.parts:
+    for part, code in plan.together:
         own = tuple(stop - start for start, stop in part.queries)
         found += batch * call_scores(decode(code, len(lengths)), own, heads, additional)
     return found
 
 
-def _masks(plan: Plan, inputs: Inputs) -> list[Tensor | None]:
+def _masks(plan: Plan, launches: Launches, inputs: Inputs) -> list[Tensor | None]:
     """Which keys of every part are there, of other ranks too, in an exchange of its own; None without a mask."""
     if inputs.key_mask is None:
-        return [None] * len(plan.parts)
+        return [None] * len(launches)
     bits = inputs.key_mask.to(torch.uint8)[..., None, None]
     held, exchange = Pair(bits, bits[..., :0]), plan.exchange
     sources = exchange.own(held)
     if not exchange.is_silent:
         sources += exchange.others(wait(exchange.start(held)), held)
-    return [gathered(sources, part.keys).key[..., 0, 0] != 0 for part, _ in plan.parts]
+    return [gathered(sources, part.keys).key[..., 0, 0] != 0 for part, _ in launches]
 
 
-def _together(plan: Plan, results: list[tuple[Tensor, Tensor]], inputs: Inputs) -> tuple[Tensor, Tensor]:
+def _together(
+    plan: Plan, launches: Launches, results: list[tuple[Tensor, Tensor]], inputs: Inputs
+) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of all queries, from those of the parts."""
     if len(results) == 1:
         return results[0]
     query = inputs.query
     output = query.new_empty((*query.shape[:-1], inputs.value.shape[-1]))
     lse = query.new_empty(query.shape[:-1], dtype=lse_dtype(query.dtype))
-    for (part, _), (own, own_lse) in zip(plan.parts, results):
+    for (part, _), (own, own_lse) in zip(launches, results):
         cut(output, part.queries, plan.shard).copy_(own)
         cut(lse, part.queries, plan.shard).copy_(own_lse)
     return output, lse
 
 
-def _whole_query(plan: Plan, gradients: list[Tensor], inputs: Inputs) -> Tensor:
+def _whole_query(plan: Plan, launches: Launches, gradients: list[Tensor], inputs: Inputs) -> Tensor:
     """The gradient of all queries, from those of the parts, the last of them first."""
     if len(gradients) == 1:
         return gradients[0]
     found = torch.empty_like(inputs.query, memory_format=torch.contiguous_format)
-    for (part, _), own in zip(reversed(plan.parts), gradients):
+    for (part, _), own in zip(reversed(launches), gradients):
         cut(found, part.queries, plan.shard).copy_(own)
     return found
 

@@ -30,7 +30,7 @@ def neighborhood_attention(
     key_mask: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
-    overlap: bool = True,
+    overlap: bool | None = None,
 ) -> Any:
     """`vicinal.neighborhood_attention` of a map that the ranks of a layout hold together; all of them call it.
 
@@ -47,7 +47,8 @@ def neighborhood_attention(
         scale, additional_keys, additional_values, rpb, return_lse, backend: as of `vicinal.neighborhood_attention`.
             What all ranks have (additional keys and values, the bias) gets on each rank its share of the gradient, to
             be summed over ranks as the gradients of parameters are.
-        overlap: compute queries that need no halo while it travels, where these are enough to be worth a launch.
+        overlap: whether queries that need no halo get a launch of their own, while it travels. None: where that is
+            estimated to be faster (`vicinal.distributed.overlapping`).
 
     Returns:
         output `[B, *X, H, Dv]`, this rank's shard; with `return_lse` also the log-sum-exp `[B, *X, H]`. Both carry
@@ -64,7 +65,8 @@ def neighborhood_attention(
     if not isinstance(layout, Layout):
         raise TypeError(f"layout must be a Layout, got {layout!r} of type {type(layout).__name__}")
     check_switch("return_lse", return_lse)
-    check_switch("overlap", overlap)
+    if overlap is not None:
+        check_switch("overlap", overlap)
     if scale is not None:
         scale = check_scale("scale", scale)
     inputs = Inputs(*autocast(Inputs(query, key, value, additional_keys, additional_values, rpb, key_mask)))

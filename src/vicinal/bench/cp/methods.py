@@ -28,7 +28,7 @@ from vicinal.geometry.span import Span
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def halo(window: Neighborhood, layout: Layout, overlap: bool = True) -> Attend:
+def halo(window: Neighborhood, layout: Layout, overlap: bool | None = None) -> Attend:
     """By halo exchange."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -69,8 +69,10 @@ def ulysses(window: Neighborhood, layout: Layout) -> Attend:
     return attend
 
 
+OVERLAPPED = "halo, overlapped"
 METHODS: dict[str, Callable[[Neighborhood, Layout], Attend]] = {
     "halo": halo,
+    OVERLAPPED: lambda window, layout: halo(window, layout, overlap=True),
     "halo, one after the other": lambda window, layout: halo(window, layout, overlap=False),
     "all-gather": all_gather,
     "Ulysses": ulysses,

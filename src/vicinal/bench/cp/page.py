@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vicinal.bench.cp.methods import OVERLAPPED
 from vicinal.bench.cp.run import BOTH, KIND, ONE, Point
 from vicinal.bench.markdown import table
 from vicinal.extras import need
@@ -52,6 +53,7 @@ def tables(records: Records) -> str:
                 continue
             scale = record["ranks"] if mode == "weak" else 1
             others = [points.get((mode, problem, name), {}).get("seconds") for name in ("all-gather", "Ulysses")]
+            hidden = points.get((mode, problem, OVERLAPPED), {}).get("hidden")
             sent = [points.get((mode, problem, name), {}).get("bytes", 0) for name in ("halo", "all-gather")]
             body.append(
                 [
@@ -62,7 +64,7 @@ def tables(records: Records) -> str:
                     f"{scale * one['seconds'] / ours['seconds']:.2f}",
                     *("" if t is None else f"{t * 1e3:.3g}" for t in others),
                     f"{sent[0] / 1e6:.4g} of {sent[1] / 1e6:.4g}",
-                    "" if ours["hidden"] is None else f"{ours['hidden']:.0%}",
+                    "" if hidden is None else f"{hidden:.0%}",
                     "" if ours["peak_bytes"] is None else f"{ours['peak_bytes'] / 1e9:.3g}",
                 ]
             )

@@ -7,7 +7,7 @@ that grows with them), method ("one process" is the whole map, or a rank's part 
 communication), ranks, passed ("forward" or "both"), status ("ok", or why not), seconds, bytes (sent by the rank that
 sends most), peak_bytes (of the rank with most, on CUDA: its
 tensors and what the call allocates), error (largest difference to one process, over the largest
-value), and of halo's: exchange_seconds, launches_seconds (alone), hidden (share of the exchange that is).
+value), and where it overlaps: exchange_seconds, launches_seconds (alone), hidden (share of the exchange that is).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from vicinal.bench.cp.methods import METHODS, Attend, elements
+from vicinal.bench.cp.methods import METHODS, OVERLAPPED, Attend, elements
 from vicinal.bench.measure import words
 from vicinal.distributed import Halo, Layout
 from vicinal.distributed.exchange import Exchange, Pair, gathered
@@ -170,7 +170,7 @@ def _measured(problem: Problem, device: torch.device, end: float) -> Iterator[Po
         for point in points:
             sent = [elements(name, problem.window, layout, problem.heads, problem.head_dim, r) for r in range(ranks)]
             point.bytes = max(sent) * shards[0].element_size() * (2 if point.passed == BOTH else 1)
-            if name == "halo" and point.status == "ok":
+            if name == OVERLAPPED and point.status == "ok":
                 _hidden(point, problem.window, layout, shards, device)
             yield point
 
