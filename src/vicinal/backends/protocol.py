@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor
@@ -45,8 +46,13 @@ C = TypeVar("C", bound=Config)
 
 def settings(config: Config) -> dict[str, Any]:
     """What there is to choose in a configuration, as JSON; what follows from the problem (`DERIVED`) is left out."""
-    chosen: Any = config  # a dataclass, as every configuration is
-    return {f.name: _plain(getattr(chosen, f.name)) for f in fields(chosen) if not f.metadata.get("derived")}
+    return {name: _plain(getattr(config, name)) for name in _choices(type(config))}
+
+
+@cache
+def _choices(kind: Any) -> tuple[str, ...]:
+    """The fields of a kind of configuration, a dataclass as all are, that are chosen."""
+    return tuple(f.name for f in fields(kind) if not f.metadata.get("derived"))
 
 
 def _plain(value: Any) -> Any:
@@ -58,7 +64,13 @@ def _plain(value: Any) -> Any:
 
 def listed(configs: Sequence[C], given: Mapping[str, Any]) -> C | None:
     """Of these the configuration of the settings that are given."""
-    return next((config for config in configs if settings(config) == given), None)
+    return next((config for config in configs if _has(config, given)), None)
+
+
+def _has(config: Config, given: Mapping[str, Any]) -> bool:
+    """Whether these are its settings; most differ in the first."""
+    names = _choices(type(config))
+    return given.keys() == set(names) and all(_plain(getattr(config, name)) == given[name] for name in names)
 
 
 class Backend(Protocol[C]):
