@@ -32,14 +32,18 @@ class _StandIns(NamedTuple):
         metas = (_meta(t) for t in inputs[:5])
         stand_ins = Inputs(*metas)  # type: ignore[arg-type]
         query, key, value = described(stand_ins)
-        output = query.new_empty((*query.shape[:-1], problem.value_dim))
-        lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        table = lse.new_empty((problem.heads, 9), dtype=torch.int32) if problem.per_head else lse
+        output = _empty(*query.shape[:-1], problem.value_dim, dtype=query.dtype)
+        lse = _empty(*query.shape[:-1])
+        table = _empty(problem.heads, 9, dtype=torch.int32) if problem.per_head else lse
         return cls(query, key, value, output, lse, table, readable(problem, stand_ins))
 
     @property
     def strides(self) -> backward.TensorStrides:
         return tuple(t.stride() for t in (self.query, self.key, self.value, *self.more))
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _meta(tensor: Tensor | None) -> Tensor | None:
@@ -64,7 +68,7 @@ def two_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs, w
     passes = backward.Passes(*wanted[:5])
     jobs: list[Job] = []
     for part in backward.launchers(problem, config, tensors.strides, passes):
-        rows = lse.new_empty(part.rows)
+        rows = _empty(part.rows)
         jobs.append(partial(part.prepare.compile, output, output, lse, lse, rows, rows))
         read = (query, output, rows, rows, key, value)
         if part.keys is not None:
@@ -72,7 +76,7 @@ def two_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs, w
         if part.queries is not None:
             jobs.append(partial(part.queries.compile, *read, query, table, *more))
         if part.more is not None:
-            sums = rows.new_empty(1)
+            sums = _empty(1)
             jobs.append(partial(part.more.launch.compile, *read[:4], *more, sums, sums, table))
     return jobs
 
@@ -83,12 +87,12 @@ def one_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs) -
     query, key, value, output, lse, table, more = tensors
     jobs: list[Job] = []
     for part in onepass.launchers(problem, config, tensors.strides, has_grad_lse=False):
-        rows, addends = lse.new_empty(part.rows), lse.new_empty(part.addends)
+        rows, addends = _empty(part.rows), _empty(part.addends)
         jobs.append(partial(part.prepare.compile, output, output, lse, lse, rows, rows))
         read = (query, output, rows, rows, key, value)
         jobs.append(partial(part.gradients.compile, *read, key, value, addends, addends, addends, table))
         if part.more is not None:
-            sums = rows.new_empty(1)
+            sums = _empty(1)
             jobs.append(
                 partial(part.more.launch.compile, *read[:4], *more, sums, sums, addends, addends, addends, table)
             )

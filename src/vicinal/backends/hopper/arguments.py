@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import e, log2, prod
 from typing import NamedTuple
 
@@ -125,8 +126,8 @@ def is_one_pass(config: HopperConfig) -> bool:
 
 def constants_of(problem: Problem, config: HopperConfig, tile: Triple, step: Triple) -> Constants:
     """What every kernel is compiled for, that has own tiles `tile` and walks tiles `step`."""
-    axes = [a for n in problem.neighborhoods for a in n.axes]
     head_dim, value_dim = kernel_dims(problem, is_one_pass(config))
+    strided, moded = _features(problem)
     return Constants(
         head_dim=head_dim,
         value_dim=value_dim,
@@ -135,8 +136,8 @@ def constants_of(problem: Problem, config: HopperConfig, tile: Triple, step: Tri
         split=config.split + RANK - problem.rank,
         stages=config.stages,
         rank=problem.rank,
-        strided=any(a.stride > 1 for a in axes),
-        moded=any(mode(a) != SHIFT for a in axes),
+        strided=strided,
+        moded=moded,
         per_head=problem.per_head,
         grouped=dilated(problem),
         chained=chains(problem.device),
@@ -144,6 +145,13 @@ def constants_of(problem: Problem, config: HopperConfig, tile: Triple, step: Tri
         parts=problem.is_part,
         scaled=problem.scale < LEAST_SCALE,
     )
+
+
+@lru_cache(maxsize=1024)
+def _features(problem: Problem) -> tuple[bool, bool]:
+    """Whether some axis is strided, or has windows that do not shift."""
+    axes = [a for n in problem.neighborhoods for a in n.axes]
+    return any(a.stride > 1 for a in axes), any(mode(a) != SHIFT for a in axes)
 
 
 def options_of(chained: bool, **options: int) -> dict[str, int]:
@@ -171,6 +179,7 @@ def head_table(problem: Problem) -> Tensor | None:
     return table
 
 
+@lru_cache(maxsize=1024)
 def _rule(problem: Problem, neighborhood: Neighborhood) -> tuple[Triple, Triple, Triple]:
     """Windows, strides and modes of three axes, in 32 bits: what is more than twice the length acts like that."""
     axes = (*(Axis(1),) * (RANK - problem.rank), *neighborhood.axes)

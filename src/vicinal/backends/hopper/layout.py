@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
 from math import prod
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -274,8 +275,7 @@ def _triple(values: Iterable[int]) -> Triple:
 # --- descriptors -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """Shape and strides of one tensor of one subproblem, in elements; `offset` of its first element.
 
     `token_columns` is the distance in columns between neighboring tokens of the whole problem; `batch_columns` that
@@ -316,8 +316,7 @@ def by_units(description: Descriptor, tensor: Strided) -> Descriptor:
     batch, *lengths, columns = description.shape
     own = tensor.shape[-1]
     farthest = (batch - 1) * tensor.batch + columns - own
-    return replace(
-        description,
+    return description._replace(
         shape=(farthest // ALIGNMENT + 1, *lengths, own),
         strides=(ALIGNMENT, *description.strides[1:]),
         units=UnitStrides(tensor.batch // ALIGNMENT, description.token_columns // ALIGNMENT, own // ALIGNMENT),
@@ -329,8 +328,7 @@ def with_heads(description: Descriptor, tensor: Strided) -> Descriptor:
     batch, *lengths, columns = description.shape
     heads, own = tensor.shape[-2:]
     between = tensor.batch if batch > 1 else 0
-    return replace(
-        description,
+    return description._replace(
         shape=(*lengths, heads, columns - heads * own + (batch - 1) * between + own),
         strides=(*description.strides[1:4], own, 1),
         batch_columns=between,
