@@ -3,16 +3,18 @@
     PYTHONPATH=src python3 benchmarks/tuning.py compile DONE SEED SECONDS PROCESSES
     PYTHONPATH=src python3 benchmarks/tuning.py measure FOLDER DONE SEED SECONDS
     PYTHONPATH=src python3 benchmarks/tuning.py gains FILE.jsonl
+    PYTHONPATH=src python3 benchmarks/tuning.py table TABLE.json FOLDER...
     PYTHONPATH=src python3 benchmarks/tuning.py choose TABLE.json SEED > CHOICES.json
 
 The first compiles what the second measures, in processes side by side, and adds to the file DONE which problems are
 done; SEED is that of the random ones. The second, beside it or later, tunes these (`vicinal.tune`, which checks
 results): the raw timings come to FOLDER/timings.jsonl.gz, the table to FOLDER/tuning/. Then, for each pass, what is
 chosen without a table, by the shipped table, and the fastest candidate are timed in turns once more, since the fastest
-of many is so by chance too: FOLDER/gains.jsonl. The third prints what that says. The last, which needs no GPU, says
-what the estimate would choose on an H100 or H200 with the constants of a table; where VICINAL_CHOICES names its file,
-these are timed too, as "other". VICINAL_EARLIER names files of gains, separated by colons: what they have of the device
-that is here is not measured again.
+of many is so by chance too: FOLDER/gains.jsonl. The third prints what that says. The fourth makes of such folders the
+table that is shipped for their device: of every class the three fastest, first what was fastest in turns. The last,
+which needs no GPU, says what the estimate would choose on an H100 or H200 with the constants of a table; where
+VICINAL_CHOICES names its file, these are timed too, as "other". VICINAL_EARLIER names files of gains, separated by
+colons: what they have of the device that is here is not measured again.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from functools import cache
 from math import exp, log, prod
 from multiprocessing import get_context
@@ -40,12 +43,14 @@ from vicinal.bench.cold import time_cold
 from vicinal.bench.graphs import give_back, own_stream
 from vicinal.bench.measure import Effort
 from vicinal.bench.planning import CARD, random_problem
+from vicinal.files import write_text
 from vicinal.machine import device_name, machine, versions
 from vicinal.problem import Problem, Wanted, stand_ins
 from vicinal.tuning import search
 from vicinal.tuning.cache import VARIABLE
+from vicinal.tuning.command import EXPORTED
 from vicinal.tuning.search import Candidate, Task, candidates
-from vicinal.tuning.table import ProblemClass, Table
+from vicinal.tuning.table import ProblemClass, Table, Timed
 
 RANDOM = 120
 LARGEST = 1 << 28  # bytes of a random problem's query
@@ -287,12 +292,58 @@ def losses(rows: list[dict[str, Any]], how: str) -> Iterator[float]:
         yield 1.0 if one is None else one / best
 
 
+# --- a table -----------------------------------------------------------------------------------------------
+
+
+def table_of(folders: Sequence[Path]) -> Table:
+    """What is shipped: the entries of all folders, of a class the last."""
+    found: Table | None = None
+    for folder in folders:
+        (path,) = (folder / "tuning").glob("*.json")
+        own = Table.from_json(path.read_text())
+        found = found or Table(own.device)
+        assert found.device == own.device, f"{own.device} is not {found.device}"
+        again = timed_again(folder / "gains.jsonl")
+        for entry in own.entries.values():
+            row = again.get((entry.problems.in_words(), entry.direction), {})
+            timings = first_in_turns(entry.timings, row)[:EXPORTED]
+            found.add(replace(entry, timings=timings))
+    assert found is not None, "a table is of one folder at least"
+    latest = found.latest()
+    return Table(found.device, {entry.key: entry for entry in latest.values()})
+
+
+def timed_again(path: Path) -> dict[tuple[str, Direction], dict[str, Any]]:
+    """The rows of a file of gains by class of problem and pass: of a class the first, by which it was tuned."""
+    found: dict[tuple[str, Direction], dict[str, Any]] = {}
+    for row in [json.loads(line) for line in path.read_text().splitlines()][1:]:
+        if "tuned" in row:
+            found.setdefault((row["class"], row["direction"]), row)
+    return found
+
+
+def first_in_turns(timings: Sequence[Timed], row: dict[str, Any]) -> tuple[Timed, ...]:
+    """The timings with what was the fastest in a row of gains first, its time scaled to theirs.
+
+    Timed in turns with few others and more often, it says more than the fastest of many does.
+    """
+    timed = [row[how] for how in ("estimate", "table", "tuned") if how in row and row[how]["seconds"]]
+    if not timed or not row["tuned"]["seconds"]:
+        return tuple(timings)
+    best = min(timed, key=lambda each: each["seconds"])
+    seconds = timings[0].seconds * best["seconds"] / row["tuned"]["seconds"]
+    others = [t for t in timings if (t.backend, t.config) != (best["backend"], best["config"])]
+    return Timed(best["backend"], best["config"], min(seconds, timings[0].seconds)), *others
+
+
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     if what == "compile":
         compile_all(Path(rest[0]), int(rest[1]), float(rest[2]), int(rest[3]))
     elif what == "measure":
         measure(Path(rest[0]), Path(rest[1]), int(rest[2]), float(rest[3]))
+    elif what == "table":
+        write_text(Path(rest[0]), table_of([Path(folder) for folder in rest[1:]]).to_json())
     elif what == "choose":
         print(json.dumps(choose(Path(rest[0]), int(rest[1]))))
     else:

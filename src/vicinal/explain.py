@@ -85,7 +85,8 @@ def _source(found: cache.Found) -> str:
     """Where an entry is from."""
     kind = "of this class" if found.distance == 0 else f"of a class at distance {found.distance}"
     table = "the package's table" if found.shipped else "your table"
-    return f"by {found.entry.measured}, {kind}, in {table}"
+    apart = found.entry.versions.apart(cache.versions())
+    return f"by {found.entry.measured}, {kind}, in {table}" + f" (of {apart})" * bool(apart)
 
 
 def _chosen(problem: Problem) -> dict[Direction, str]:

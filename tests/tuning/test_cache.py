@@ -183,6 +183,15 @@ def test_explain_says_whether_the_device_was_measured(problem):
     assert "This kind of problem was never measured" in explanation(replace(problem, has_rpb=True), 200)
 
 
+def test_explain_says_with_which_versions_a_shipped_entry_was_measured(problem, monkeypatch):
+    entry = entry_of(problem, tilings(problem)[1:])
+    older = replace(entry, versions=replace(entry.versions, triton="3.1", kernels="others"))
+    monkeypatch.setattr(cache, "_shipped", lambda name: Table(name, {older.key: older}))
+    cache.reload()
+    said = " ".join(explanation(problem, 200).split())
+    assert "in the package's table (of triton 3.1 and other kernels)." in said
+
+
 @pytest.mark.parametrize("device", ["NVIDIA H200", "Intel(R) Xeon(R) CPU @ 2.20GHz", "a/../b"])
 def test_file_names_are_plain(device):
     assert set(cache.file_name(device)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-.")

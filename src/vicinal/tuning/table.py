@@ -96,6 +96,15 @@ class Versions:
     numba: str
     kernels: str
 
+    def apart(self, installed: Versions) -> str:
+        """What is other than what is installed, in words; empty where nothing is."""
+        each = [
+            f"{name} {own}"
+            for name, own in asdict(self).items()
+            if name != "kernels" and own != getattr(installed, name)
+        ]
+        return " and ".join([*each, *["other kernels"] * (self.kernels != installed.kernels)])
+
 
 @dataclass(frozen=True)
 class Timed:
