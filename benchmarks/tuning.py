@@ -1,5 +1,7 @@
 """What tuning gains: the choice without a table against the fastest candidate, on the suite `gpu` and random problems.
 
+NAT's problems of the suite with a relative positional bias, too.
+
     PYTHONPATH=src python3 benchmarks/tuning.py compile DONE SEED SECONDS PROCESSES
     PYTHONPATH=src python3 benchmarks/tuning.py measure FOLDER DONE SEED SECONDS
     PYTHONPATH=src python3 benchmarks/tuning.py gains FILE.jsonl
@@ -68,6 +70,7 @@ def problems(device: torch.device, seed: int) -> list[tuple[str, Problem]]:
     But those that were measured earlier on the device.
     """
     suite = [(case.name, case.problem(device)) for case in SUITES["gpu"].cases]
+    suite += [(f"{name}, bias", replace(problem, has_rpb=True)) for name, problem in suite if name.startswith("NAT")]
     rng, found = random.Random(seed), []
     while len(found) < RANDOM:
         drawn = random_problem(rng, (torch.bfloat16,))
