@@ -160,6 +160,7 @@ def _floor_sum(count: int, slope: int, offset: int, divisor: int) -> int:
         count, offset, slope, divisor = top // divisor, top % divisor, divisor, slope
 
 
+@lru_cache(maxsize=4096)
 def _turns(axis: Axis, group: Alike, inverse: bool) -> tuple[int, ...]:
     """The first tokens whose interval starts, or stops, beyond the first token's, and where the last token's does."""
     n, (first, beyond) = group.length, group.own

@@ -21,7 +21,7 @@ _captured: dict[int, Tensor] = {}
 
 
 def table_of(
-    key: Hashable, device: torch.device, rows: Callable[[], Sequence[Sequence[int]] | Sequence[int]]
+    key: Hashable, device: torch.device, rows: Callable[[], Sequence[Sequence[int]] | Sequence[int] | Tensor]
 ) -> Tensor:
     """The int32 table of `rows` on `device`; `key` says which table it is.
 
@@ -29,7 +29,7 @@ def table_of(
     """
 
     def make() -> Tensor:
-        table = torch.tensor(rows(), dtype=torch.int32, device="cpu" if device.type == "cuda" else device)
+        table = torch.as_tensor(rows(), dtype=torch.int32, device="cpu" if device.type == "cuda" else device)
         if device.type != "cuda":
             return table
         with torch.cuda.device(device):

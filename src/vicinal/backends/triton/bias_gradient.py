@@ -5,7 +5,7 @@ See `vicinal.backends.triton.kernels.bias_gradient`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from math import prod
@@ -84,18 +84,18 @@ class SumOfClasses:
     def __init__(self, prepared: Prepared, config: Tiling, classes: Classes, batch: int) -> None:
         """Of tiles of queries, and `batch` entries."""
         problem = prepared.problem
-        rows = _work(problem, config, classes, batch)
+        work = _work(problem, config, classes, batch)
         key = ("triton bias", problem.neighborhood, problem.lengths, batch, problem.heads, config)
-        self._work = table_of(key, prepared.device, lambda: rows)
+        self._work = table_of(key, prepared.device, lambda: _rows(work))
         self._dtype = problem.dtype
         self._step = prod(config.tile) * prod(config.step)
-        self.programs = len(rows)
+        self.programs = sum(own.steps * own.shares for own in work)
         programs = tiles_of(problem, config)
         self.count = batch * problem.heads * programs * classes.steps * self._step
         axes = prepared.arguments()[0]
         numbers = problem.heads, batch, programs
         arguments = (*numbers, classes, axes, config.tile, config.step, config.warps, prepared.flags(config))
-        grid = (len(rows), problem.heads, 1)
+        grid = (self.programs, problem.heads, 1)
         self._launch = Launch(bias_gradient_of_classes_kernel, grid, arguments, options_of(4, 1, prepared.chained))
 
     def __call__(self, grad_scores: Tensor, partial: Tensor, aligned: bool) -> None:
@@ -127,12 +127,26 @@ class _Along(NamedTuple):
     extent: int
 
 
-def _work(problem: Problem, config: Tiling, classes: Classes, batch: int) -> list[list[int]]:
-    """A row a program of a head, about as many as are enough; more where there are more classes and steps.
+class _Work(NamedTuple):
+    """What programs of a head do with the tiles of one class: each a step of their boxes, and some of the pairs.
 
-    A row: the step; the first pair of a tile and a batch entry, the latter counted fastest, and how many pairs; per
-    axis the class's first tile, how many tiles, its first dilation group, how many groups.
+    Attributes:
+        steps: of a box.
+        pairs: of a tile and a batch entry, the latter counted fastest.
+        own: pairs of a program, the last one's may be fewer.
+        shares: programs of a step.
+        columns: per axis the class's first tile, how many tiles, its first dilation group, how many groups.
     """
+
+    steps: int
+    pairs: int
+    own: int
+    shares: int
+    columns: list[int]
+
+
+def _work(problem: Problem, config: Tiling, classes: Classes, batch: int) -> list[_Work]:
+    """About as many programs of a head as are enough; more where there are more classes and steps."""
     each = [
         list(_along(problem, config, axis, before, after))
         for axis, (before, after) in enumerate(zip(classes.before, classes.after))
@@ -144,15 +158,26 @@ def _work(problem: Problem, config: Tiling, classes: Classes, batch: int) -> lis
     total = sum(pairs * steps for _, pairs, steps in combinations)
     most = min(MOST_ROWS, SCRATCH // _table_bytes(problem))
     share = max(1, -(-total // min(most, -(-ENOUGH_OF_CLASSES // problem.heads))))
-    rows = []
+    found = []
     for chosen, pairs, steps in combinations:
+        own = -(-pairs // -(-pairs // share))
         columns = [value for column in list(zip(*chosen))[:4] for value in column]
-        shares = -(-pairs // share)
-        own = -(-pairs // shares)
-        for step in range(steps):
-            rows += [[step, first, min(own, pairs - first), *columns] for first in range(0, pairs, own)]
-    rows.sort(key=lambda row: -row[2])  # the longest first
-    return rows
+        found.append(_Work(steps, pairs, own, -(-pairs // own), columns))
+    return found
+
+
+def _rows(work: Sequence[_Work]) -> Tensor:
+    """`[programs, 3 + 4 * rank]`, the longest first: a program's step, its first pair, how many pairs, the columns."""
+    classes = torch.tensor([[*own[:4], *own.columns] for own in work], dtype=torch.int64, device="cpu")
+    programs = classes[:, 0] * classes[:, 3]  # of each class
+    number = torch.arange(len(work), dtype=torch.int64, device="cpu").repeat_interleave(programs)
+    rows, before = classes[number], (programs.cumsum(0) - programs)[number]
+    pairs, own, shares = rows[:, 1:4].unbind(1)
+    place = torch.arange(len(rows), dtype=torch.int64, device="cpu") - before  # among its class's programs
+    first = place % shares * own
+    count = own.minimum(pairs - first)
+    rows = torch.cat([torch.stack([place // shares, first, count], 1), rows[:, 4:]], 1)
+    return rows[count.argsort(stable=True, descending=True)]
 
 
 def _along(problem: Problem, config: Tiling, i: int, before: int, after: int) -> Iterator[_Along]:
