@@ -11,6 +11,7 @@ import torch
 import strategies
 import vicinal
 from closeness import assert_as_close_as_torch, gradients_of, random_gradients
+from vicinal.backends import hopper
 from vicinal.backends.triton import BACKEND
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.unroll import around
@@ -21,6 +22,12 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
 of = Neighborhood.of
+
+
+def is_hopper() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+
+
 CASES = {
     "2d": ((40, 36), of(2, 13), {}),
     "2d, everything": ((20, 22), of(2, (5, 3), dilation=(2, 3), is_causal=(True, False)), {"additional": 7}),
@@ -44,27 +51,55 @@ def test_key_masks(case, dtype, masked):
     assert_right(call_of(lengths, neighborhood, masked=masked, **more), dtype)
 
 
-def assert_right(call, dtype):
-    """Output, log-sum-exp and all gradients of the Triton kernels."""
+def assert_right(call, dtype, backend=BACKEND, backward=0):
+    """Output, log-sum-exp and all gradients of a backend's kernels; `backward`: which configuration."""
     inputs = call.inputs(dtype, "cuda")
     problem = Problem.of(inputs, call.neighborhoods, call.scale)
-    output, lse = BACKEND.forward(problem, BACKEND.configs(problem, "forward")[0], inputs)
+    assert backend.unsupported(problem) is None
+    output, lse = backend.forward(problem, backend.configs(problem, "forward")[0], inputs)
     above = random_gradients(output, lse, 0)
-    grads = gradients_of(BACKEND, problem, BACKEND.configs(problem, "backward")[0], inputs, output, lse, *above)
+    config = backend.configs(problem, "backward")[backward]
+    grads = gradients_of(backend, problem, config, inputs, output, lse, *above)
     results = [output, lse, *(g for g in grads.numbers if g is not None)]
     assert_as_close_as_torch(results, inputs, call.neighborhoods, call.scale, *above)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_masked_tokens_are_never_numbers(case):
-    lengths, neighborhood, more = CASES[case]
+HOPPER_CASES = {
+    "2d": ((40, 36), of(2, 13), {}),
+    "head dim 128": ((40, 36), of(2, 13), {"head_dim": 128, "value_dim": 128}),
+    "head dim 256": ((24, 36), of(2, 9), {"head_dim": 256, "value_dim": 256}),
+    "causal, dilated": ((40, 47), of(2, (5, 3), dilation=(2, 3), is_causal=(True, False)), {}),
+    "3d": ((8, 18, 20), of(3, (3, 5, 7), boundary="clip"), {}),
+    "line, strided": ((700,), of(1, 64, stride=8), {}),
+}
+
+
+@pytest.mark.skipif(not is_hopper(), reason="needs compute capability 9.0")
+@pytest.mark.parametrize("backward", [0, -1], ids=["first", "last"])  # in one pass, if there is any, and in two
+@pytest.mark.parametrize("masked", [1e-9, 0.4, 0.97])
+@pytest.mark.parametrize("case", HOPPER_CASES)
+def test_key_masks_on_hopper(case, masked, backward, monkeypatch):
+    monkeypatch.setattr(hopper, "TAKES_KEY_MASKS", True)
+    lengths, neighborhood, more = HOPPER_CASES[case]
+    assert_right(call_of(lengths, neighborhood, masked=masked, **more), torch.bfloat16, hopper.BACKEND, backward)
+
+
+NUMBERS = [("triton", torch.float32, *each) for each in CASES.items()]
+if is_hopper():
+    NUMBERS += [("hopper", torch.bfloat16, *each) for each in HOPPER_CASES.items()]
+
+
+@pytest.mark.parametrize(("backend", "dtype", "case", "made_of"), NUMBERS)
+def test_masked_tokens_are_never_numbers(backend, dtype, case, made_of, monkeypatch):
+    lengths, neighborhood, more = made_of
+    monkeypatch.setattr(hopper, "TAKES_KEY_MASKS", True)
     call = call_of(lengths, neighborhood, masked=0.4, **more)
-    inputs = call.inputs(torch.float32, "cuda")
+    inputs = call.inputs(dtype, "cuda")
     gone = ~inputs.key_mask[..., None, None]
     q, k, v = (t.masked_fill(gone, torch.nan).requires_grad_() for t in inputs[:3])
     extra = {n: getattr(inputs, n) for n in ("additional_keys", "additional_values", "rpb", "key_mask")}
     output, lse = vicinal.neighborhood_attention(
-        q, k, v, neighborhood, scale=call.scale, return_lse=True, backend="triton", **extra
+        q, k, v, neighborhood, scale=call.scale, return_lse=True, backend=backend, **extra
     )
     assert not output.isnan().any()
     assert not lse.isnan().any()

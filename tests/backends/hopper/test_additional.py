@@ -67,7 +67,7 @@ def test_tiles_that_follow_a_walk_are_adjacent_keys(lengths, head_dim):
     problem = problem_of(inputs)
     keys = readable(problem, inputs)[0]
     for config in forward_configs(problem):
-        (launcher,) = launchers(problem, config, strides_of(problem, inputs))
+        ((launcher, _),) = launchers(problem, config, strides_of(problem, inputs))
         walked, of = launcher.tensors[1], launcher.tensors[6]
         assert isinstance(walked, Block)
         assert isinstance(of, Block)

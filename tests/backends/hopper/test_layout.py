@@ -189,7 +189,7 @@ def test_forward_coordinates_of_large_problems(name):
     d = problem.head_dim
     for config in forward_configs(problem):
         covered = 0
-        for launcher in forward.launchers(problem, config, strides):
+        for launcher, _ in forward.launchers(problem, config, strides):
             scalars, groups, _, constants = launcher.arguments[-4:]
             q, k, v, o = (block.description for block in launcher.tensors[:4])
             batch, token, steps = k.shape[0], last_token(groups), scalars.strides

@@ -21,8 +21,8 @@ from vicinal.backends.hopper import ahead, backward, estimate, forward, onepass,
 from vicinal.backends.hopper.additional import readable
 from vicinal.backends.hopper.arguments import head_table
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
-from vicinal.backends.hopper.launch import Launcher
 from vicinal.backends.hopper.layout import LARGEST, described
+from vicinal.backends.hopper.steps import bytes_of
 from vicinal.backends.hopper.tilings import HEAD_DIMS, KEPT, backward_configs, forward_configs, one_pass_configs
 from vicinal.backends.protocol import Direction, listed
 from vicinal.caching import Cache
@@ -30,6 +30,7 @@ from vicinal.compiling import Job
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 CAPABILITY = (9, 0)
+TAKES_KEY_MASKS = False  # until all of tests/gpu/test_masks_gpu.py has passed on a GPU
 
 
 class HopperBackend:
@@ -73,8 +74,12 @@ class HopperBackend:
         strides = tuple(t.stride() for t in (query, key, value, *more))
         with current(problem.device):
             table = head_table(problem)
-            for launcher in _forward_launchers(problem, config, strides):
-                launcher(query, key, value, output, lse, lse if table is None else table, *more)
+            told = lse if table is None else table
+            for part in _forward_launchers(problem, config, strides):
+                if part.steps is not None and inputs.key_mask is not None:
+                    key_mask = bytes_of(inputs.key_mask)
+                    told = part.steps(key_mask, key_mask)
+                part.launch(query, key, value, output, lse, told, *more)
         return output, lse
 
     def backward(
@@ -133,8 +138,8 @@ def unsupported_anywhere(problem: Problem) -> str | None:
         return f"head_dim and value_dim must be multiples of 8 from 8 to {max(HEAD_DIMS)}, got {dims}"
     if problem.has_rpb:
         return "it has no relative positional bias"
-    if problem.has_key_mask:
-        return "it has no key mask"
+    if problem.has_key_mask and (reason := mask_unsupported(problem)) is not None:
+        return reason
     if problem.has_window_sizes:
         return "it has no windows per token"
     if problem.goes_around:
@@ -145,6 +150,19 @@ def unsupported_anywhere(problem: Problem) -> str | None:
         return "the batch is empty"
     if prod(problem.lengths) * max(problem.heads, 4) > LARGEST:  # numbers of log-sum-exps, which come in fours
         return "a batch element has 2**31 or more log-sum-exps"
+    return None
+
+
+def mask_unsupported(problem: Problem) -> str | None:
+    """Why these kernels do not take a problem's key mask."""
+    if not TAKES_KEY_MASKS:
+        return "its kernels for key masks have not been tried on a GPU yet"
+    if problem.additional:
+        return "it has no key mask beside additional keys"
+    if problem.per_head:
+        return "it has no key mask where heads have neighborhoods of their own"
+    if problem.is_part:
+        return "it has no key mask for spans"
     return None
 
 
@@ -165,10 +183,10 @@ def part_unsupported(problem: Problem) -> str | None:
 # --- kept --------------------------------------------------------------------------------------------------
 
 
-@Cache[tuple[Launcher, ...]](1024).memoize
+@Cache[tuple[forward.Launchers, ...]](1024).memoize
 def _forward_launchers(
     problem: Problem, config: ForwardConfig, strides: tuple[tuple[int, ...], ...]
-) -> tuple[Launcher, ...]:
+) -> tuple[forward.Launchers, ...]:
     programs = gpu_of(problem.device).processors if config.persistent else None
     return forward.launchers(problem, config, strides, programs)
 

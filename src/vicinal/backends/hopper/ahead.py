@@ -12,6 +12,7 @@ from vicinal.backends.hopper import backward, forward, onepass
 from vicinal.backends.hopper.additional import readable
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig
 from vicinal.backends.hopper.layout import described
+from vicinal.backends.hopper.steps import Steps, answered_of
 from vicinal.compiling import Job
 from vicinal.problem import Inputs, Problem, Wanted
 
@@ -55,8 +56,20 @@ def _meta(tensor: Tensor | None) -> Tensor | None:
 def forward_kernels(problem: Problem, config: ForwardConfig, inputs: Inputs) -> list[Job]:
     """See `vicinal.backends.protocol.Backend`."""
     tensors = _StandIns.of(problem, inputs)
-    given = (*tensors[:6], *tensors.more)
-    return [partial(each.compile, *given) for each in forward.launchers(problem, config, tensors.strides)]
+    jobs: list[Job] = []
+    for part in forward.launchers(problem, config, tensors.strides):
+        table = _with_steps(part.steps, tensors.lse, tensors.table, jobs)
+        jobs.append(partial(part.launch.compile, *tensors[:5], table, *tensors.more))
+    return jobs
+
+
+def _with_steps(steps: Steps | None, lse: Tensor, table: Tensor, jobs: list[Job]) -> Tensor:
+    """What a kernel is given for a table: lists, where it takes any, whose kernel is a job more."""
+    if steps is None:
+        return table
+    lists = steps.like(lse)
+    jobs.append(steps.compiled(lists))
+    return lists
 
 
 def two_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs, wanted: Wanted) -> list[Job]:
@@ -66,15 +79,17 @@ def two_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs, w
     tensors = _StandIns.of(problem, inputs)
     query, key, value, output, lse, table, more = tensors
     passes = backward.Passes(*wanted[:5])
-    jobs: list[Job] = []
+    jobs: list[Job] = [answered_of(problem).kernel()] if problem.has_key_mask else []
     for part in backward.launchers(problem, config, tensors.strides, passes):
         rows = _empty(part.rows)
         jobs.append(partial(part.prepare.compile, output, output, lse, lse, rows, rows))
         read = (query, output, rows, rows, key, value)
         if part.keys is not None:
-            jobs.append(partial(part.keys.compile, *read, key, value, table))
+            own = _with_steps(part.keys_steps, lse, table, jobs)
+            jobs.append(partial(part.keys.compile, *read, key, value, own))
         if part.queries is not None:
-            jobs.append(partial(part.queries.compile, *read, query, table, *more))
+            own = _with_steps(part.queries_steps, lse, table, jobs)
+            jobs.append(partial(part.queries.compile, *read, query, own, *more))
         if part.more is not None:
             sums = _empty(1)
             jobs.append(partial(part.more.launch.compile, *read[:4], *more, sums, sums, table))
@@ -85,12 +100,13 @@ def one_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs) -
     """Of `onepass.backward`."""
     tensors = _StandIns.of(problem, inputs)
     query, key, value, output, lse, table, more = tensors
-    jobs: list[Job] = []
+    jobs: list[Job] = [answered_of(problem).kernel()] if problem.has_key_mask else []
     for part in onepass.launchers(problem, config, tensors.strides, has_grad_lse=False):
         rows, addends = _empty(part.rows), _empty(part.addends)
         jobs.append(partial(part.prepare.compile, output, output, lse, lse, rows, rows))
         read = (query, output, rows, rows, key, value)
-        jobs.append(partial(part.gradients.compile, *read, key, value, addends, addends, addends, table))
+        own = _with_steps(part.steps, lse, table, jobs)
+        jobs.append(partial(part.gradients.compile, *read, key, value, addends, addends, addends, own))
         if part.more is not None:
             sums = _empty(1)
             jobs.append(

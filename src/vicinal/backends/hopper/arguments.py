@@ -144,6 +144,7 @@ def constants_of(problem: Problem, config: HopperConfig, tile: Triple, step: Tri
         padded=is_padded(problem, is_one_pass(config)),
         parts=problem.is_part,
         scaled=problem.scale < LEAST_SCALE,
+        masked=problem.has_key_mask,
     )
 
 

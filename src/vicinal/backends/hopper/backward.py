@@ -46,6 +46,7 @@ from vicinal.backends.hopper.layout import (
     subproblems,
     three,
 )
+from vicinal.backends.hopper.steps import Steps, masks_of
 from vicinal.backends.hopper.tilings import fewer_keys, kernel_dims, piece, shares_keys
 from vicinal.caching import Cache
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
@@ -66,14 +67,17 @@ def backward(problem: Problem, config: BackwardConfig, inputs: Inputs, upstream:
     parts = _kept_launchers(problem, config, given.strides, passes)
     lse2, delta = query.new_empty((2, max(part.rows for part in parts)), dtype=torch.float32).unbind()
     sums = Sums(problem, inputs)
+    states, key_mask = masks_of(problem, inputs, given.lse)
     for part in parts:  # one after the other: they share the scratch
         part.prepare(given.output, given.grad_output, given.lse, given.grad_lse, lse2, delta)
         read = (query, given.grad_output, lse2, delta)
         if part.keys is not None:  # a gradient that nobody needs is not written
             dk, dv = key if d_key is None else d_key, value if d_value is None else d_value
-            part.keys(*read, key, value, dk, dv, given.table)
+            table = part.keys_steps(states, key_mask) if part.keys_steps else given.table
+            part.keys(*read, key, value, dk, dv, table)
         if part.queries is not None and d_query is not None:
-            part.queries(*read, key, value, d_query, given.table, *given.more)
+            table = part.queries_steps(key_mask, key_mask) if part.queries_steps else given.table
+            part.queries(*read, key, value, d_query, table, *given.more)
         if part.more is not None:
             own = part.more.walks.new(query)
             part.more.launch(*read, *given.more, *own, given.table)
@@ -127,6 +131,8 @@ class Launchers(NamedTuple):
     keys: Launcher | None
     queries: Launcher | None
     more: More | None
+    keys_steps: Steps | None = None  # under a key mask
+    queries_steps: Steps | None = None
 
 
 class More(NamedTuple):
@@ -158,13 +164,14 @@ def _launchers(
     shared = Shared.of(problem, config, part, tensors)
     rows, size = shared.prepared.shape[0], shared.prepared.shape[0] * shared.prepared.strides[0]
     dq, dk, dv = (moved(problem, config, part, t) for t in gradients)
-    return Launchers(
-        size,
-        prepare_launcher(shared, rows, LOG2E, passes.has_grad_lse),
-        _keys(shared, dk, dv, passes) if passes.key or passes.value else None,
-        _queries(shared, dq, tensors) if passes.query else None,
-        _more(shared, tensors, passes) if passes.additional_keys or passes.additional_values else None,
-    )
+    keys = queries = keys_steps = queries_steps = None
+    if passes.key or passes.value:
+        keys, keys_steps = _keys(shared, dk, dv, passes)
+    if passes.query:
+        queries, queries_steps = _queries(shared, dq, tensors)
+    more = _more(shared, tensors, passes) if passes.additional_keys or passes.additional_values else None
+    prepare = prepare_launcher(shared, rows, LOG2E, passes.has_grad_lse)
+    return Launchers(size, prepare, keys, queries, more, keys_steps, queries_steps)
 
 
 class Shared(NamedTuple):
@@ -215,7 +222,7 @@ def prepare_launcher(shared: Shared, rows: int, unit: float, has_grad_lse: bool,
     o, lse = shared.output, shared.lse
     strides = PrepareStrides(token_strides(o), token_strides(lse), shared.result)
     constants, programs = row_constants(problem, part, problem.value_dim)
-    constants = constants._replace(has_grad_lse=has_grad_lse, negated=negated)
+    constants = constants._replace(has_grad_lse=has_grad_lse, negated=negated, masked=problem.has_key_mask)
     return Launcher(
         prepare,
         (o.offset, o.offset, lse.offset, lse.offset, 0, 0),
@@ -233,7 +240,7 @@ def row_constants(problem: Problem, part: Subproblem, columns: int) -> tuple[Row
     return constants, -(-prod(part.lengths) // tokens)
 
 
-def _keys(shared: Shared, dk: Descriptor, dv: Descriptor, passes: Passes) -> Launcher:
+def _keys(shared: Shared, dk: Descriptor, dv: Descriptor, passes: Passes) -> tuple[Launcher, Steps | None]:
     from vicinal.backends.hopper.kernels.backward import backward_keys
 
     problem, config, part = shared[:3]
@@ -246,13 +253,15 @@ def _keys(shared: Shared, dk: Descriptor, dv: Descriptor, passes: Passes) -> Lau
     columns = (d.steps for d in (shared.query, shared.grad_output, shared.key, shared.value, dk, dv))
     grid = grid_of(problem, part, constants, problem.kv_heads)
     scalars = Scalars(axes_of(problem, part), grid._replace(heads=problem.heads), KeysStrides(*columns), problem.scale)
-    return Launcher(
+    steps = Steps.of(problem, part, constants, scalars)
+    launch = Launcher(
         backward_keys,
         (q, do, row, row, k, v, Block(dk, k.block), Block(dv, v.block), 0),
-        (scalars, groups_of(part), None, constants),
+        (scalars, groups_of(part), steps.lists if steps else None, constants),
         (grid.items,),
         options_of(constants.chained, num_warps=4, maxnreg=168),
     )
+    return launch, steps
 
 
 def _more(shared: Shared, tensors: Tensors, passes: Passes) -> More:
@@ -279,7 +288,7 @@ def more_launch(kernel: Any, shared: Shared, walks: Walks, programs: int, adds: 
     return More(shared.part, walks, launch)
 
 
-def _queries(shared: Shared, dq: Descriptor, tensors: Tensors) -> Launcher:
+def _queries(shared: Shared, dq: Descriptor, tensors: Tensors) -> tuple[Launcher, Steps | None]:
     from vicinal.backends.hopper.kernels.backward import backward_queries
 
     problem, config, part = shared[:3]
@@ -290,13 +299,15 @@ def _queries(shared: Shared, dq: Descriptor, tensors: Tensors) -> Launcher:
     columns = (d.steps for d in (shared.query, shared.grad_output, shared.key, shared.value, dq))
     grid = grid_of(problem, part, constants, problem.heads)
     scalars = Scalars(axes_of(problem, part), grid, QueriesStrides._make((*columns, shared.result)), problem.scale)
-    return Launcher(
+    steps = Steps.of(problem, part, constants, scalars)
+    launch = Launcher(
         backward_queries,
         (q, do, 0, 0, k, v, Block(dq, q.block), 0, *following.blocks),
-        (*following.absent, scalars, groups_of(part), following.more, constants),
+        (*following.absent, scalars, groups_of(part), steps.lists if steps else following.more, constants),
         (grid.items,),
         options_of(constants.chained, num_warps=4, maxnreg=168),
     )
+    return launch, steps
 
 
 _kept_launchers = Cache[tuple[Launchers, ...]](1024).memoize(launchers)

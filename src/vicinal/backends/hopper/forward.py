@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import NamedTuple
 
 from vicinal.backends.hopper.additional import Following
 from vicinal.backends.hopper.arguments import (
@@ -21,13 +22,21 @@ from vicinal.backends.hopper.config import ForwardConfig
 from vicinal.backends.hopper.kernels.arguments import Constants, ForwardStrides, Scalars
 from vicinal.backends.hopper.launch import Block, Launcher
 from vicinal.backends.hopper.layout import Subproblem, describe, subproblems, three, with_heads
+from vicinal.backends.hopper.steps import Steps
 from vicinal.backends.hopper.tilings import SHARED_MEMORY, forward_shared, kernel_dims, piece
 from vicinal.problem import Problem
 
 
+class Launchers(NamedTuple):
+    """Of one subproblem."""
+
+    launch: Launcher
+    steps: Steps | None  # under a key mask
+
+
 def launchers(
     problem: Problem, config: ForwardConfig, strides: tuple[tuple[int, ...], ...], programs: int | None = None
-) -> tuple[Launcher, ...]:
+) -> tuple[Launchers, ...]:
     """The forward kernel's launchers, one per subproblem.
 
     Args:
@@ -44,7 +53,7 @@ def launchers(
 
 def _launcher(
     problem: Problem, config: ForwardConfig, tensors: Tensors, part: Subproblem, programs: int | None
-) -> Launcher:
+) -> Launchers:
     from vicinal.backends.hopper.kernels.forward import forward
 
     constants = _constants(problem, config)
@@ -52,17 +61,19 @@ def _launcher(
     lse = describe(problem, part, tensors.lse)
     columns = [each.description.steps for each in (q, k, v, o)]
     batches = (q.description.batch_columns, o.description.batch_columns)
-    steps = ForwardStrides._make((*columns, *batches, token_strides(lse)))
+    moves = ForwardStrides._make((*columns, *batches, token_strides(lse)))
     grid = grid_of(problem, part, constants, problem.heads // constants.heads)
-    scalars = Scalars(axes_of(problem, part), grid, steps, problem.scale * LOG2E)
+    scalars = Scalars(axes_of(problem, part), grid, moves, problem.scale * LOG2E)
     following = Following.of(problem, config, part, tensors, k, v)
-    return Launcher(
+    steps = Steps.of(problem, part, constants, scalars)
+    launch = Launcher(
         forward,
         (q, k, v, o, lse.offset, 0, *following.blocks),
-        (*following.absent, scalars, groups_of(part), following.more, constants),
+        (*following.absent, scalars, groups_of(part), steps.lists if steps else following.more, constants),
         (grid.items if programs is None else min(grid.items, programs),),
         options_of(constants.chained, num_warps=4, maxnreg=168),
     )
+    return Launchers(launch, steps)
 
 
 def _constants(problem: Problem, config: ForwardConfig) -> Constants:

@@ -57,6 +57,7 @@ from vicinal.backends.hopper.layout import (
     subproblems,
     three,
 )
+from vicinal.backends.hopper.steps import Steps, masks_of
 from vicinal.backends.hopper.tilings import kernel_dims
 from vicinal.caching import Cache
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
@@ -71,13 +72,15 @@ def backward(problem: Problem, config: BackwardConfig, inputs: Inputs, upstream:
     query, key, value = given.query, given.key, given.value
     d_query, d_key, d_value = contiguous_like(query), contiguous_like(key), contiguous_like(value)
     sums = Sums(problem, inputs)
+    states, key_mask = masks_of(problem, inputs, given.lse)
     for part in _kept_launchers(problem, config, given.strides, upstream.grad_lse is not None):
         lse2, delta = query.new_empty((2, part.rows), dtype=torch.float32).unbind()
         addends = query.new_zeros(part.addends + 2 * COUNTER, dtype=torch.float32)
         counters = addends[part.addends :].split(COUNTER)
         part.prepare(given.output, given.grad_output, given.lse, given.grad_lse, lse2, delta)
         read = (query, given.grad_output, lse2, delta)
-        part.gradients(*read, key, value, d_key, d_value, addends, addends, counters[0], given.table)
+        table = part.steps(states, key_mask) if part.steps else given.table
+        part.gradients(*read, key, value, d_key, d_value, addends, addends, counters[0], table)
         if part.more is not None:
             own = part.more.walks.new(query)
             part.more.launch(*read, *given.more, *own, addends, addends, counters[1], given.table)
@@ -93,6 +96,7 @@ class Launchers(NamedTuple):
     addends: int  # elements of the sum of dQ's addends
     prepare: Launcher
     gradients: Launcher
+    steps: Steps | None  # of `gradients`, under a key mask
     more: More | None  # what additional keys give
     finish: Launcher
 
@@ -126,13 +130,13 @@ def _launchers(
         rows * shared.prepared.strides[0],
         addends,
         prepare_launcher(shared, rows, 1 / problem.scale, has_grad_lse, negated=True),
-        _gradients(shared, dk, dv, addends),
+        *_gradients(shared, dk, dv, addends),
         _more(shared, tensors, addends) if problem.additional else None,
         _finish(shared, rows, block, blocks, dq),
     )
 
 
-def _gradients(shared: Shared, dk: Descriptor, dv: Descriptor, addends: int) -> Launcher:
+def _gradients(shared: Shared, dk: Descriptor, dv: Descriptor, addends: int) -> tuple[Launcher, Steps | None]:
     from vicinal.backends.hopper.kernels.onepass import backward as kernel
 
     problem, config, part = shared[:3]
@@ -144,13 +148,15 @@ def _gradients(shared: Shared, dk: Descriptor, dv: Descriptor, addends: int) -> 
     columns = (t.steps for t in (shared.query, shared.grad_output, shared.key, shared.value, dk, dv))
     grid = grid_of(problem, part, constants, problem.kv_heads)
     scalars = Scalars(axes_of(problem, part), grid._replace(heads=problem.heads), KeysStrides(*columns), problem.scale)
-    return Launcher(
+    steps = Steps.of(problem, part, constants, scalars)
+    launch = Launcher(
         kernel,
         (q, do, row, row, k, v, Block(dk, k.block), Block(dv, v.block), 0, _lines(addends, constants), 0, 0),
-        (scalars, groups_of(part), None, constants),
+        (scalars, groups_of(part), steps.lists if steps else None, constants),
         (_programs(problem, grid.items, constants),),
         options_of(constants.chained, num_warps=4, maxnreg=168),
     )
+    return launch, steps
 
 
 def _more(shared: Shared, tensors: Tensors, addends: int) -> More:

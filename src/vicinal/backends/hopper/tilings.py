@@ -140,7 +140,8 @@ def _forward_candidates(problem: Problem) -> Iterator[ForwardConfig]:
     keys = 128 if max(d, dv) <= 128 else 64
     stages = max(n for n in STAGES if n == 2 or forward_shared(keys, d, dv, n, True) <= SHARED_MEMORY)
     kind = kind_of(problem, False)
-    for paired in (False, True) if d == dv == piece(d) and keys == 2 * CHUNK else (False,):
+    may_pair = d == dv == piece(d) and keys == 2 * CHUNK and not problem.has_key_mask
+    for paired in (False, True) if may_pair else (False,):
         for heads in _packings(problem):
             passes = ROWS // heads if paired else stages - 1
             rows, columns = ROWS // heads, CHUNK if paired else keys
@@ -219,6 +220,8 @@ def _packings(problem: Problem) -> list[int]:
     Of padded heads, one: a descriptor has no dimension left for them.
     """
     most = problem.group_size & -problem.group_size
+    if problem.has_key_mask:  # its bits are of tiles of 64 tokens
+        return [1]
     return [1] if problem.per_head or is_padded(problem) or most == 1 else [1, min(most, MOST_HEADS)]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vicinal.backends.gpu.answered import Answered
 from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.strides import aligned, contiguous_like
@@ -28,7 +29,7 @@ from vicinal.backends.triton.kernels.classes import (
     query_gradient_of_classes_kernel,
 )
 from vicinal.backends.triton.launch import Prepared, like, tiles_of
-from vicinal.backends.triton.steps import Answered, Steps
+from vicinal.backends.triton.steps import Steps
 from vicinal.compiling import Job
 from vicinal.problem import Inputs, Upstream, Wanted, lse_dtype
 
@@ -58,7 +59,7 @@ class Backward:
         self._query_starts = self._key_starts = None
         self._query_steps = Steps.of(prepared, config.query) if wanted.query else None
         self._key_steps = Steps.of(prepared, config.key_value, inverse=True) if wants_keys else None
-        self._answered = None if self._key_steps is None else Answered.of(prepared)
+        self._answered = None if self._key_steps is None else Answered.of(problem)
         if config.together and wanted.query and wants_keys:
             steps = self._query_steps, self._key_steps
             self._both = _gradients_launch(prepared, config, self._per_query_head, steps)
@@ -186,7 +187,7 @@ class Backward:
         jobs += [s.compiled() for s in self._sums]
         jobs += [listed.kernel(self._table) for listed in both if listed is not None]
         if self._answered is not None:
-            jobs.append(self._answered.kernel(self._problem))
+            jobs.append(self._answered.kernel())
         if self._bias is not None:
             stand_ins = Inputs(query, key, value, rpb=rpb, key_mask=key_mask, window_sizes=sizes)  # type: ignore[arg-type]
             jobs.append(self._bias.compiled(stand_ins, (sums, query, delta), table))

@@ -14,14 +14,12 @@ from torch import Tensor
 
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.triton.config import Tiling
-from vicinal.backends.triton.kernels.steps import answered_kernel, steps_kernel
+from vicinal.backends.triton.kernels.steps import steps_kernel
 from vicinal.backends.triton.launch import Prepared, like, tiles_of
 from vicinal.compiling import Job
 from vicinal.geometry.unfold import parts
 from vicinal.geometry.walks import walks
-from vicinal.problem import Problem, lse_dtype
-
-ROWS = 128  # of log-sum-exps, per program
+from vicinal.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -62,31 +60,6 @@ class Steps:
         """What compiles the kernel that writes them."""
         states = torch.empty(1, dtype=torch.uint8, device="meta")
         return partial(self.launch.compile, (states, like(table), like(states, torch.int32)))
-
-
-@dataclass(frozen=True)
-class Answered:
-    """Which queries have a log-sum-exp, of some heads or all: bytes `[B, *X]`, of which `Steps` makes lists."""
-
-    launch: Launch
-
-    @classmethod
-    def of(cls, prepared: Prepared) -> Answered:
-        problem = prepared.problem
-        rows = problem.batch * prod(problem.lengths)
-        arguments = (rows, problem.heads, ROWS, prepared.chained)
-        return cls(Launch(answered_kernel, (-(-rows // ROWS), 1, 1), arguments, options_of(4, 1, prepared.chained)))
-
-    def __call__(self, lse: Tensor, aligned: bool) -> Tensor:
-        """Of a contiguous log-sum-exp."""
-        states = lse.new_empty(lse.shape[:-1], dtype=torch.uint8)
-        self.launch((lse, states), aligned)
-        return states
-
-    def kernel(self, problem: Problem) -> Job:
-        """What compiles it."""
-        lse, states = (torch.empty(1, dtype=t, device="meta") for t in (lse_dtype(problem.dtype), torch.uint8))
-        return partial(self.launch.compile, (lse, states))
 
 
 def most_steps(problem: Problem, config: Tiling, inverse: bool) -> int:

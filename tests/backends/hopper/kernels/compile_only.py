@@ -81,6 +81,9 @@ CASES = {
         BF16,
         {"kernel_size": (4, 8, 8), "stride": (1, 2, 4), "spans": (Span(20, (4, 12), (2, 14)), None, None)},
     ),
+    "masked-d64": ((64, 64), 2, 2, 64, 64, BF16, {"kernel_size": 13}),
+    "masked-d192": ((64, 64), 2, 2, 192, 192, BF16, {"kernel_size": 13}),
+    "masked-3d": ((8, 16, 16), 4, 2, 128, 128, BF16, {"kernel_size": (5, 9, 9)}),
     "negative": ((64, 64), 2, 2, 64, 64, BF16, {"kernel_size": 13}),
 }
 
@@ -99,16 +102,19 @@ def problem_of(case: str) -> Problem:
     key = torch.zeros(1, *keys, kv_heads, head_dim, dtype=dtype)
     value = torch.zeros(1, *keys, kv_heads, value_dim, dtype=dtype)
     more = [torch.zeros(1, 77, kv_heads, d, dtype=dtype) for d in (head_dim, value_dim)] if "more" in case else []
+    mask = torch.ones(1, *lengths, dtype=torch.bool) if "masked" in case else None
     scale = -1.0 if case == "negative" else head_dim**-0.5
-    return Problem.of(Inputs(query, key, value, *more), neighborhoods, scale)
+    return Problem.of(Inputs(query, key, value, *more, key_mask=mask), neighborhoods, scale)
 
 
 def compile_forward(case: str, config: ForwardConfig | None = None):
     problem = problem_of(case)
     query, key, value, output, lse, table, *more = tensors_of(problem)
     config = config or hopper.forward_configs(problem)[0]
-    (launcher,) = hopper_forward.launchers(problem, config, strides_of(query, key, value, *more))
-    return launcher.compile(query, key, value, output, lse, table, *more)
+    ((launch, steps),) = hopper_forward.launchers(problem, config, strides_of(query, key, value, *more))
+    if steps is not None:
+        table = steps.like(lse)
+    return launch.compile(query, key, value, output, lse, table, *more)
 
 
 def compile_backward(case: str, kernel: str):
@@ -122,6 +128,8 @@ def compile_backward(case: str, kernel: str):
     rows = torch.zeros(part.rows)
     if kernel == "more":
         return part.more.launch.compile(query, output, rows, rows, *more, rows, rows, table)
+    if part.keys_steps is not None:
+        table = part.keys_steps.like(lse)
     if kernel == "prepare":
         return part.prepare.compile(output, output, lse, lse, rows, rows)
     if kernel == "queries":
@@ -130,12 +138,17 @@ def compile_backward(case: str, kernel: str):
 
 
 def compile_one_pass(case: str, kernel: str):
-    """`kernel`: "onepass", "onepass_more" or "finish"."""
+    """`kernel`: "onepass", "onepass_more", "steps" or "finish"."""
     problem = problem_of(case)
-    query, key, value, output, _, table, *more = tensors_of(problem)
+    query, key, value, output, lse, table, *more = tensors_of(problem)
     config = one_pass_configs(problem)[0]
     (part,) = onepass.launchers(problem, config, strides_of(query, key, value, *more), has_grad_lse=True)
     rows, addends = torch.zeros(part.rows), torch.zeros(part.addends)
+    if part.steps is not None:
+        table = part.steps.like(lse)
+    if kernel == "steps":
+        states = torch.zeros(1, dtype=torch.uint8)
+        return part.steps.launch.compile(states, states, table)
     if kernel == "finish":
         return part.finish.compile(addends, query)
     if kernel == "onepass_more":
@@ -213,7 +226,7 @@ if __name__ == "__main__":
             kernel = compile_forward(case, ForwardConfig((8, 8), (8, 8), 0, 2, paired=True))
         elif direction == "fixed":
             kernel = compile_forward(case, ForwardConfig((8, 8), (8, 16), 0, 2))
-        elif direction in ("onepass", "onepass_more", "finish"):
+        elif direction in ("onepass", "onepass_more", "steps", "finish"):
             kernel = compile_one_pass(case, direction)
         else:
             kernel = compile_forward(case) if direction == "forward" else compile_backward(case, direction)

@@ -52,6 +52,11 @@ EXPECTED = {
     "paired:2d-more": 2 * (2 * 8 + 2 * 8),
     "more:d48-more": 2 * (4 + 4 + 4 + 4),
     "onepass_more:2d-more": 2 * (8 + 8 + 4 + 4 + 2 * 8),
+    "forward:masked-d64": 2 * (2 * 4 + 2 * 8),  # as without a mask
+    "onepass:masked-d64": 2 * (4 + 4 + 4 + 4 + 3 * 8),
+    "onepass:masked-3d": 2 * (8 + 8 + 4 + 4 + 3 * 8),
+    "keys:masked-d64": 2 * (4 + 4 + 4 + 4),
+    "queries:masked-d192": 2 * (12 + 12 + 3 * 4),
 }
 ONE_STORES = ("dv:d256",)  # the warpgroup that makes dK has nothing to do
 PREPARE = ["finish:2d", "finish:3d", "prepare:1d", "prepare:2d", "prepare:3d", "prepare:2d-gqa", "prepare:d96"]
@@ -69,6 +74,11 @@ WAITS = {
     "forward:2d-heads": 4,  # all read the table of heads, and the producer waits before its copies too
     "keys:2d-heads": 4,
     "queries:2d-heads": 6,
+    "steps:masked-d64": 1,
+    "forward:masked-d64": 3,  # consumers load lists of steps
+    "onepass:masked-d64": 3,
+    "keys:masked-d64": 3,
+    "queries:masked-d192": 5,
 }
 UNCHAINED = "unchained-keys:2d"
 
@@ -121,6 +131,8 @@ FENCES = {
     "keys:d256": 5,
     "onepass:2d": 1 + 2 * 6,  # one before what is shared, of scores or not, before each of three addends, and the store
     "onepass:d64": 1 + 2 * 3,  # addends are added from registers
+    "forward:masked-d64": 3 + 2 * 2,  # and one behind what each cleans, in the loop and after it
+    "onepass:masked-d64": 1 + 2 * (3 + 3),  # of own keys, of own values, and of queries with their gradients
 }
 
 

@@ -37,6 +37,7 @@ class Constants(NamedTuple):
     ragged: bool = False  # likewise: some tiles pass the end of an axis
     parts: bool = False  # queries and keys are parts of the axes: see `GroupAxes`
     scaled: bool = False  # scores are scaled before they are masked: the scale is not positive, or next to nothing
+    masked: bool = False  # there is a key mask: `vicinal.backends.hopper.kernels.steps`
 
 
 def is_narrow(constants: Constants) -> bool:
@@ -68,6 +69,7 @@ class RowConstants(NamedTuple):
     chained: bool = False  # see `Constants`
     has_grad_lse: bool = False  # prepare: something depends on the log-sum-exp
     negated: bool = False  # prepare: results are added by who reads them, not subtracted
+    masked: bool = False  # prepare: what has no answer is read as zero
 
 
 class FinishConstants(NamedTuple):
@@ -126,6 +128,12 @@ class More(NamedTuple):
     key: Any
     value: Any
     chunk: Any  # with `Constants.cut`: queries along that axis that a program walks
+
+
+class Lists(NamedTuple):
+    """Beside the scalars of a kernel that takes lists of steps, in the place of `More`: see `kernels.steps`."""
+
+    room: Any  # entries of a list
 
 
 class TokenStrides(NamedTuple):

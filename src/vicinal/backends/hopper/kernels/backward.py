@@ -15,8 +15,6 @@ Nothing is added in memory, so the same inputs give the same bits. Seven matrix 
 Source: FlashAttention-2 (arXiv 2307.08691, algorithm 2) for the mathematics; the schedule is this project's.
 """
 
-# ruff: noqa: B007 (Gluon compiles this: it takes no starred lists)
-
 from typing import Any, NamedTuple
 
 from vicinal.backends.hopper.kernels.additional import (
@@ -46,6 +44,7 @@ from vicinal.backends.hopper.kernels.pieces import (
     hidden_zero,
     left_operand,
     load_head,
+    only,
     scores_of,
     store_head,
     write_pieces,
@@ -53,7 +52,20 @@ from vicinal.backends.hopper.kernels.pieces import (
 )
 from vicinal.backends.hopper.kernels.ring import Ring, await_ready, barriers, claim, free, pass_over_tiles, start_slot
 from vicinal.backends.hopper.kernels.softmax import LOG2E, masked_exponents
+from vicinal.backends.hopper.kernels.steps import (
+    MASKED,
+    all_kept,
+    bits_at,
+    clean,
+    clean_queries,
+    entry_at,
+    fill_listed,
+    hidden,
+    listed_of,
+    without_masked,
+)
 from vicinal.backends.hopper.kernels.walk import (
+    Share,
     beside,
     fill,
     first_of,
@@ -65,6 +77,7 @@ from vicinal.backends.hopper.kernels.walk import (
     rows_of,
     share_of,
     sides,
+    tokens_at,
     union,
     walk_order,
     work_of,
@@ -101,6 +114,8 @@ def prepare(
     lse = gl.load(lse_ptr + at, mask=inside, other=0.0)
     if C.has_grad_lse:
         delta -= gl.load(grad_lse_ptr + at, mask=inside, other=0.0)
+    if C.masked:
+        delta = gl.where(lse == float("-inf"), 0.0, delta)
     let_next_start(C.chained)
     result = strides.result
     to = row.to(gl.int64) * result.row + x0 * result.axes[0] + x1 * result.axes[1] + x2
@@ -111,14 +126,6 @@ def prepare(
         delta = -delta
     gl.store(lse_out + to, lse, mask=inside)
     gl.store(delta_out + to, delta, mask=inside)
-
-
-@gluon.jit
-def tokens_at(item, COLUMNS: gl.constexpr, x, strides):
-    """Where tokens at `x` of a head are, of a tensor with `COLUMNS` per head: 64-bit."""
-    at = item.batch.to(gl.int64) * strides.batch + item.token * strides.token + item.head * COLUMNS
-    return (at + x[0].to(gl.int64) * strides.axes[0] + x[1].to(gl.int64) * strides.axes[1]
-            + x[2].to(gl.int64) * strides.axes[2])  # fmt: skip
 
 
 # --- dK and dV ---------------------------------------------------------------------------------------------
@@ -194,7 +201,11 @@ def keys_producer(q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings, 
                 load_head(k_desc, item, item.head, strides.key, x, bar, own[0], i, C.head_dim, C)
                 load_head(v_desc, item, item.head, strides.value, x, bar, own[1], i, C.value_dim, C)
         descs = (q_desc, do_desc, lse_desc, delta_desc)
-        t = fill(load_queries, (descs, walked, strides, item, head, item.place * work.grid.heads + head), walk, t, C)
+        arguments = (descs, walked, strides, item, head, item.place * work.grid.heads + head)
+        if C.masked:
+            t = fill_listed(load_queries, arguments, listed_of(work, item, 0, 0, C), t, C)
+        else:
+            t = fill(load_queries, arguments, walk, t, C)
     let_next_start(C.chained)
 
 
@@ -236,20 +247,39 @@ def _keys_consumer(dk_desc, dv_desc, rings, work, C: gl.constexpr, W: gl.constex
     dv = zeros(BM, VD, VP, accumulator(VD))
     item = locate(gl.program_id(0), work.grid.tiles, work.grid.kv_heads, work.groups, C)
     x = beside(first_of(item.tile, C), SIDE, C)
+    if C.masked:
+        await_previous(C.chained)
+        listed = listed_of(work, item, 1 + W, SIDE, C)
     mbarrier.wait(own_ready.index(SIDE), 0)
+    if C.masked:
+        if not all_kept(listed.own):
+            clean(k_s, SIDE * QP, listed.own, QP, BM)
+            clean(v_s, SIDE * VP, listed.own, VP, BM)
     t = 0
     for member in range(work.grid.group):
         axes = head_axes(work, item.head * work.grid.group + member, C)
         walk = queries_of(item.tile, axes, work, C)
         rows = own_rows(x, axes, work, row_layout, C)
         share = share_of_queries(x, walk, axes, W, C)
+        if C.masked:
+            rows = without_masked(rows, listed.own, row_layout)
+            share = Share(walk.split[0], walk.split[1], listed.after, 0, listed.count)
+            coming = entry_at(listed, 0)
         a = walk.outer[0]
         b = walk.inner[0]
         w = share.first
         t = pass_over_tiles((walked,), t, share.before, C)
         for step in range(share.count):
-            a, b, w, t = on_line((a, b, w), t, (walked,), walk, share, C)
+            if C.masked:
+                a, b, w, info = coming
+                coming = entry_at(listed, step + 1)
+                t = pass_over_tiles((walked,), t, info % MASKED, C)
+            else:
+                a, b, w, t = on_line((a, b, w), t, (walked,), walk, share, C)
             await_ready(walked, t, C)
+            if C.masked:
+                if info >= MASKED:
+                    clean_queries(walked, t, QP, VP, C)
             if MAKES_DV or MAKES_DK:
                 dk, dv = _add_queries(dk, dv, own, walked, t, in_order(a, b, w, C), rows, scale, C, W)
                 fence_async_shared()  # before copies overwrite what ordinary loads have read
@@ -445,6 +475,11 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
     x = beside(walk.first, W, C)
     rows = rows_of(x, axes, row_layout, C)
     share = share_of(x[C.split], walk, axes, W, C)
+    if C.masked:
+        await_previous(C.chained)
+        listed = listed_of(work, item, 1 + W, W, C)
+        coming = entry_at(listed, 0)
+        share = Share(walk.split[0], walk.split[1], 0, 0, listed.count)
     inside = rows_inside(rows, work.axes, C)
     at = _prepared_rows(item.place * work.grid.heads + item.head, rows.positions, work.strides.prepared)
     await_previous(C.chained)
@@ -461,10 +496,18 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
                 a, b, w, t = on_line((a, b, w), t, (walked,), walk, share, C)
             elif step == share.count:
                 t = pass_over_tiles((walked,), t, share.skip - share.before, C)
+        elif C.masked:
+            a, b, w, info = coming
+            coming = entry_at(listed, step + 1)
+            t = pass_over_tiles((walked,), t, info % MASKED, C)
         else:
             a, b, w, t = on_line((a, b, w), t, (walked,), walk, share, C)
         slot = t % C.stages
         await_ready(walked, t, C)
+        if C.masked:
+            if info >= MASKED:
+                clean(k_s, slot * QP, bits_at(listed, step, BN), QP, BN)
+                clean(v_s, slot * VP, bits_at(listed, step, BN), VP, BN)
         scoring = scores_of(q_s, W, k_s, slot, zero, QP)
         rising = scores_of(do_s, W, v_s, slot, zero, VP)
         s = warpgroup_mma_wait(VP, deps=[scoring])
@@ -475,6 +518,8 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
                 s = cut_off(s * (scale * LOG2E), work.more.count - (step - share.count) * BN, s_layout)
         else:
             s = masked_exponents(s, in_order(a, b, w, C), rows, scale, s_layout, C)
+        if C.masked:
+            s = hidden(s, listed, step, info, s_layout)
         p = gl.exp2(s - lse[:, None])
         dp = warpgroup_mma_wait(0, deps=[rising])
         ds = p * (dp - delta[:, None])
@@ -483,6 +528,9 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
         free(walked, t, C)
         t += 1
         w += STEP[2]
+    if C.masked:  # what has no answer may be no number
+        answered = gl.convert_layout(lse < float("inf"), gl.SliceLayout(1, accumulator(WIDE)))
+        dq = only(dq, answered, QP)
     write_pieces(dq, scale, q_s, W, dq_desc.dtype, QP)
     fence_async_shared()
     store_head(dq_desc, item, item.head, work.strides.grad_query, x, q_s, W, C.head_dim, C)

@@ -43,6 +43,7 @@ from vicinal.backends.hopper.kernels.pieces import (
     finished,
     left_operand,
     load_pieces,
+    only,
     scaled,
     scores_of,
     store_pieces,
@@ -52,6 +53,16 @@ from vicinal.backends.hopper.kernels.pieces import (
 from vicinal.backends.hopper.kernels.rescale import followed, rescaled
 from vicinal.backends.hopper.kernels.ring import Ring, await_ready, barriers, claim, free, pass_over_tiles, start_slot
 from vicinal.backends.hopper.kernels.softmax import masked
+from vicinal.backends.hopper.kernels.steps import (
+    MASKED,
+    bits_at,
+    clean,
+    entry_at,
+    fill_listed,
+    hidden,
+    kept_of,
+    listed_of,
+)
 from vicinal.backends.hopper.kernels.walk import (
     beside,
     fill,
@@ -149,7 +160,9 @@ def _producer(q_desc, descs, rings, work, C: gl.constexpr):
         k_place = place(item, head // work.grid.group, strides.key, C.head_dim, C)
         v_place = place(item, head // work.grid.group, strides.value, C.value_dim, C)
         arguments = ((descs[0], descs[1]), (keys, values), (k_place, v_place))
-        if C.paired:
+        if C.masked:
+            t = fill_listed(_load, arguments, listed_of(work, item, 0, 0, C), t, C)
+        elif C.paired:
             t = _fill_pairs(arguments, walk, axes, t, C)
         else:
             t = fill(_load, arguments, walk, t, C)
@@ -262,6 +275,8 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
     o_layout: gl.constexpr = accumulator(VD)
     p_layout: gl.constexpr = left_operand(VD)
     zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
+    if C.masked:
+        await_previous(C.chained)
 
     t = 0  # tiles that the rings of keys and values have seen
     done = 0
@@ -271,12 +286,19 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
         walk = union(item.tile, axes, C)
         x = beside(walk.first, W, C)
         rows = rows_of(x, axes, gl.SliceLayout(1, s_layout), C)
-        course = _course(x, walk, axes, C, W)
+        if C.masked:
+            listed = listed_of(work, item, 1 + W, W, C)
+            a, b, w, info = entry_at(listed, 0)
+            course = Course(w, w, info % MASKED, listed.after, listed.count, 0, 0, (0, 0))
+        else:
+            listed = ()
+            info = 0
+            course = _course(x, walk, axes, C, W)
+            a = walk.outer[0]
+            b = walk.inner[0]
+            w = course.first
         first = course.first
         stop = course.stop
-        a = walk.outer[0]
-        b = walk.inner[0]
-        w = first
         t = pass_over_tiles((keys, values), t, course.before, C)
         mbarrier.wait(queries.ready.index(W), done & 1)
         await_ready(keys, t, C)
@@ -288,6 +310,9 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
         if C.paired:
             a1, b1, w1 = next_chunk((a, b, w), walk, first, stop, C)
         s = _mask(s, in_order(a, b, w, C), in_order(a1, b1, w1, C), rows, -1, work, s_layout, C)
+        if C.masked:
+            s = hidden(s, listed, 0, info, s_layout)
+            coming = entry_at(listed, 1)
         m = gl.max(s, 1) * scale
         p = gl.exp2(s * scale - _finite(m)[:, None])
         l = _in_thread_sums(p)
@@ -296,7 +321,14 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
         for step in range(1, course.count + tiles_of(work, BN, C)):
             last = t
             t += 1
-            if C.paired:
+            if C.masked:
+                if info >= MASKED:
+                    await_ready(values, last, C)
+                    clean(values.tiles, last % C.stages * VP, bits_at(listed, step - 1, BN), VP, BN)
+                a, b, w, info = coming
+                coming = entry_at(listed, step + 1)
+                t = pass_over_tiles((keys, values), t, info % MASKED, C)
+            elif C.paired:
                 if step == course.turns:  # from here on, both warpgroups
                     t = pass_over_tiles((keys, values), t, 1 - W, C)
                     a = walk.outer[0]
@@ -324,6 +356,8 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
             free(keys, t, C)
             n = step - course.count if C.additional else -1
             s = _mask(s, in_order(a, b, w, C), in_order(a1, b1, w1, C), rows, n, work, s_layout, C)
+            if C.masked:
+                s = hidden(s, listed, step, info, s_layout)
             p, m, l, alpha = _exponentials(s, m, l, scale, LAZY)
             factor = gl.convert_layout(alpha, gl.SliceLayout(1, o_layout))
             if LAZY and not C.paired:
@@ -336,10 +370,13 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
         if C.own_output:
             mbarrier.arrive(queries.empty.index(W), count=1)
         await_ready(values, t, C)
+        if C.masked:
+            if info >= MASKED:
+                clean(values.tiles, t % C.stages * VP, bits_at(listed, course.count - 1, BN), VP, BN)
         out, pb = finished(add_product(pb, values.tiles, t % C.stages, out, VP), pb, VP)
         free(values, t, C)
         t = pass_over_tiles((keys, values), t + 1, 0 if C.additional else course.after, C)
-        _write(o_desc, lse_ptr, o_s, out, m, l, item, x, rows, work, C, W)
+        _write(o_desc, lse_ptr, o_s, out, m, l, item, x, rows, listed, work, C, W)
         if not C.own_output:
             tma_store_wait(0)
             mbarrier.arrive(queries.empty.index(W), count=1)
@@ -382,13 +419,20 @@ def _exponentials(s, m, l, scale, LAZY: gl.constexpr):
 
 
 @gluon.jit
-def _write(o_desc, lse_ptr, o_s, out, m, l, item, x, rows, work, C: gl.constexpr, W: gl.constexpr):
+def _write(o_desc, lse_ptr, o_s, out, m, l, item, x, rows, listed, work, C: gl.constexpr, W: gl.constexpr):
     """Divide what was summed, start to store it, and write the log-sum-exps."""
     VD: gl.constexpr = o_desc.block_shape[4]
     VP: gl.constexpr = C.value_dim // VD
     head = item.head * C.heads
     l = gl.convert_layout(gl.sum(l, 1), m.type.layout)
     inverse = gl.where(l == 0.0, 0.0, 1.0 / l)  # no score was more than minus infinity: the output is 0
+    if C.masked:  # a masked token's query may be no number
+        row_layout: gl.constexpr = l.type.layout
+        answered = kept_of(listed.own, l.shape[0], row_layout) | (l == l)
+        out = only(out, gl.convert_layout(answered, gl.SliceLayout(1, accumulator(VD))), VP)
+        inverse = gl.where(answered, inverse, 0.0)
+        l = gl.where(answered, l, 0.0)
+        m = gl.where(answered, m, float("-inf"))
     inverse = gl.convert_layout(inverse, gl.SliceLayout(1, accumulator(VD)))[:, None]
     tma_store_wait(0)  # of the last item: the buffer is about to be written
     write_pieces(out, inverse, o_s, W, o_desc.dtype, VP)

@@ -22,13 +22,11 @@ Addends are added in any order: dQ differs by rounding from run to run.
 Source: FlashAttention-2 (arXiv 2307.08691, algorithm 2) for the mathematics; the schedule is this project's.
 """
 
-# ruff: noqa: B007 (Gluon compiles this: it takes no starred lists)
-
 from typing import Any, NamedTuple
 
 from vicinal.backends.hopper.kernels.additional import own_place, own_rows, queries_of, write_sums
 from vicinal.backends.hopper.kernels.arguments import block_of, is_narrow, parts_of
-from vicinal.backends.hopper.kernels.backward import load_queries, tokens_at
+from vicinal.backends.hopper.kernels.backward import load_queries
 from vicinal.backends.hopper.kernels.chain import await_previous, let_next_start
 from vicinal.backends.hopper.kernels.compat import (
     fence_async_shared,
@@ -53,7 +51,18 @@ from vicinal.backends.hopper.kernels.pieces import (
 )
 from vicinal.backends.hopper.kernels.ring import Ring, await_ready, barriers, free, start_slot
 from vicinal.backends.hopper.kernels.softmax import LOG2E, masked
+from vicinal.backends.hopper.kernels.steps import (
+    MASKED,
+    all_kept,
+    clean,
+    clean_queries,
+    entry_at,
+    fill_listed,
+    listed_of,
+    without_masked,
+)
 from vicinal.backends.hopper.kernels.walk import (
+    Share,
     beside,
     beyond_masked,
     box,
@@ -65,6 +74,7 @@ from vicinal.backends.hopper.kernels.walk import (
     on_line,
     query_length,
     row_position,
+    tokens_at,
     whole,
     work_of,
 )
@@ -195,7 +205,10 @@ def _load_item(number, descs, k_desc, v_desc, own, walked, work, t, C: gl.conste
         head = item.head * work.grid.group + member
         walk = queries_of(item.tile, head_axes(work, head, C), work, C)
         arguments = (descs, walked, work.strides, item, head, item.place * work.grid.heads + head)
-        t = fill(load_queries, arguments, walk, t, C)
+        if C.masked:
+            t = fill_listed(load_queries, arguments, listed_of(work, item, 0, 0, C), t, C)
+        else:
+            t = fill(load_queries, arguments, walk, t, C)
     return t
 
 
@@ -233,6 +246,8 @@ def _counted(counter_ptr):
 @gluon.jit
 def _consumer(dk_desc, dv_desc, addends, own, walked, exchange, work, C: gl.constexpr, W: gl.constexpr):
     t = gl.to_tensor(0)
+    if C.masked:
+        await_previous(C.chained)
     if narrow(C):
         turn = gl.to_tensor(0)
         number = _awaited(own, turn)
@@ -257,6 +272,11 @@ def _item(number, t, dk_desc, dv_desc, addends, own, walked, exchange, work, C: 
     item = locate(number, work.grid.tiles, work.grid.kv_heads, work.groups, C)
     x = beside(first_of(item.tile, C), W, C)
     k_s, v_s = own.tiles
+    if C.masked:
+        listed = listed_of(work, item, 0, W, C)
+        if not all_kept(listed.own):
+            clean(k_s, W, listed.own, 1, BM)
+            clean(v_s, W, listed.own, 1, BM)
     if narrow(C):
         k = k_s.index(W).reshape([BM, C.head_dim]).load(left_operand(BN))
         v = v_s.index(W).reshape([BM, C.value_dim]).load(left_operand(BN))
@@ -273,15 +293,26 @@ def _item(number, t, dk_desc, dv_desc, addends, own, walked, exchange, work, C: 
         if C.ragged:  # what keys that are not there make of a small log-sum-exp is infinite, and times 0 no number
             rows = beyond_masked(rows, x, axes, C)
         share = whole(walk, C)
+        if C.masked:
+            rows = without_masked(rows, listed.own, gl.SliceLayout(1, accumulator(BN)))
+            share = Share(walk.split[0], walk.split[1], 0, 0, listed.count)
+            coming = entry_at(listed, 0)
         if C.cut < 0:
             start, stop, _, _ = box(x[C.split], C.tile[C.split], axes, C.split, C)
         a = walk.outer[0]
         b = walk.inner[0]
         w = share.first
         for step in range(share.count):
-            a, b, w, t = on_line((a, b, w), t, (walked,), walk, share, C)
+            if C.masked:
+                a, b, w, info = coming
+                coming = entry_at(listed, step + 1)
+            else:
+                a, b, w, t = on_line((a, b, w), t, (walked,), walk, share, C)
             c = in_order(a, b, w, C)
             await_ready(walked, t, C)
+            if C.masked:
+                if info >= MASKED:
+                    clean_queries(walked, t, 1, 1, C)
             if C.cut >= 0:
                 dk, dv = _step(dk, dv, held, own, walked, exchange, addends, t, c, rows, before, done, work, C, W)
             elif (w < stop) & (w + STEP > start):

@@ -105,6 +105,18 @@ def scaled(sums, factor, PIECES: gl.constexpr):
 
 
 @gluon.jit
+def only(sums, rows, PIECES: gl.constexpr):
+    """`sums` of these rows, and zeros for the others."""
+    if PIECES == 1:
+        return (gl.where(rows[:, None], sums[0], 0.0),)
+    else:
+        x = gl.where(rows[:, None], sums[0], 0.0)
+        y = gl.where(rows[:, None], sums[1], 0.0)
+        z = gl.where(rows[:, None], sums[2], 0.0)
+        return (x, y, z)
+
+
+@gluon.jit
 def write_pieces(sums, factor, buffer, slot, DTYPE: gl.constexpr, PIECES: gl.constexpr):
     """`sums * factor` into a slot of a buffer; a fence must follow before it is stored."""
     SHAPE: gl.constexpr = sums[0].shape

@@ -199,6 +199,14 @@ def place(item, head, strides, COLUMNS: gl.constexpr, C: gl.constexpr):
         return item.batch, strides * item.token + head * COLUMNS
 
 
+@gluon.jit
+def tokens_at(item, COLUMNS: gl.constexpr, x, strides):
+    """Where tokens at `x` of a head are, of a tensor with `COLUMNS` per head: 64-bit."""
+    at = item.batch.to(gl.int64) * strides.batch + item.token * strides.token + item.head * COLUMNS
+    return (at + x[0].to(gl.int64) * strides.axes[0] + x[1].to(gl.int64) * strides.axes[1]
+            + x[2].to(gl.int64) * strides.axes[2])  # fmt: skip
+
+
 @gluon.constexpr_function
 def sides(C):
     """How many own tiles a program has."""

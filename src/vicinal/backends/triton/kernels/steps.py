@@ -64,21 +64,3 @@ def steps_kernel(
     let_next_start(FLAGS.chained)
     tl.store(row, whole)
     tl.store(row + 1, mixed)
-
-
-@triton.jit(do_not_specialize=("rows", "heads"))
-def answered_kernel(
-    lse,  # contiguous `[rows, heads]`
-    states,  # written, of each row what `steps_kernel` takes: a query that has no key, or is no number, is not read
-    rows, heads,
-    BLOCK: tl.constexpr, CHAINED: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = row < rows
-    await_previous(CHAINED)
-    answered = tl.zeros([BLOCK], tl.int32)
-    for h in range(heads):
-        answered += (tl.load(lse + row * heads + h, mask=inside, other=0.0) != float("-inf")).to(tl.int32)
-    let_next_start(CHAINED)
-    state = tl.where(answered == heads, 1, tl.where(answered == 0, 0, 2))
-    tl.store(states + row, state.to(tl.uint8), mask=inside)
