@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from vicinal.backends.gpu import hardware
 from vicinal.backends.gpu.hardware import standing_for
-from vicinal.bench.planning import CARD, PLANNERS, percentiles, plan, random_problem
+from vicinal.bench import planning
+from vicinal.bench.new_sizes import FAMILIES
+from vicinal.bench.planning import CARD, PLANNERS, of_family, percentiles, plan, random_problem
 from vicinal.cli import app
 
 
@@ -41,6 +43,16 @@ def test_the_command_writes_its_record(tmp_path):
     assert record["kind"] == "vicinal bench planning"
     assert [each["name"] for each in record["planners"]] == ["triton"]
     assert record["planners"][0]["both"]["100"] > 0
+    assert record["families"] == []
+
+
+def test_sizes_of_a_family_are_planned(monkeypatch):
+    monkeypatch.setattr(planning, "SIZES", 3)
+    monkeypatch.setattr(planning, "WARM_UP", 1)
+    for family in FAMILIES:
+        found = of_family(family, 0)
+        assert len(found) == 3
+        assert {each.rank for each in found} == {len(family.spans)}
 
 
 def test_an_unknown_planner_is_named():

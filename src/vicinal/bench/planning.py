@@ -6,7 +6,8 @@ what problems share (tables of shapes, estimates of programs) is warm. The garba
 The record, schema 1, is one JSON object: kind, schema, date, command, machine, versions, card (architecture and
 multiprocessors of GPU backends), problems (how many, their seed), and `planners`: for each its name, and the
 percentiles 50, 90, 99 and 100, in seconds of this thread's CPU time, of `choosing` (backend and tilings), `preparing`
-(launch arguments), `both`, `unsupported` (a backend's answer), and of `both` by rank.
+(launch arguments), `both`, `unsupported` (a backend's answer), and of `both` by rank. `families`: the same of sizes of
+one family of images, after some others of it (`vicinal.bench.new_sizes`), what a data set of images of any size meets.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 
 from vicinal import dispatch
 from vicinal.backends.gpu.hardware import ARCHITECTURES, Gpu, standing_for
+from vicinal.bench.new_sizes import FAMILIES, Family
 from vicinal.files import write_text
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.machine import machine, versions
@@ -37,6 +39,7 @@ LENGTHS = {1: 1_000_000, 2: 1024, 3: 128}  # of random problems, by rank, at mos
 WINDOWS = {1: 4096, 2: 64, 3: 32}
 PERCENTILES = (50, 90, 99, 100)
 WARM_UP = 30  # problems
+SIZES = 200  # of a family
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,17 @@ class Planned:
 
 
 def plan(problem: Problem, planner: Planner) -> Planned | None:
-    """Plan a problem, and prepare its launches; None where the planner cannot."""
+    """Plan a problem, and prepare its launches; None where no backend of the planner can."""
     inputs = stand_ins(problem)
-    able = [dispatch.backend(name) for name in planner.backends]
-    reasons, asked = timed(lambda: [each.unsupported(problem) for each in able])
-    if any(reason is not None for reason in reasons):
+    backends = [dispatch.backend(name) for name in planner.backends]
+    reasons, asked = timed(lambda: [each.unsupported(problem) for each in backends])
+    able = [backend for backend, reason in zip(backends, reasons) if reason is None]
+    if not able:
         return None
     chosen = dispatch.Plan(problem, tuple(able))
     _, choosing = timed(lambda: (chosen.forward, chosen.backward))
     _, preparing = timed(lambda: prepare(chosen, inputs))
-    return Planned(problem.rank, choosing, preparing, asked / len(able))
+    return Planned(problem.rank, choosing, preparing, asked / len(backends))
 
 
 def prepare(chosen: dispatch.Plan, inputs: Inputs) -> None:
@@ -146,14 +150,32 @@ def timed(what: Callable[[], Any]) -> tuple[Any, float]:
 
 def measure(planner: Planner, count: int, seed: int) -> list[Planned]:
     """Plan `count` random problems that the planner can run, all different."""
-    rng, found = random.Random(f"{seed} {planner.name}"), []  # problems of its own: another planner's are half planned
-    with standing_for(None if planner.name == "numba" else CARD):
-        for warm in range(-WARM_UP, count):
-            done = None
-            while done is None:
-                done = plan(random_problem(rng, planner.dtypes), planner)
-            if warm >= 0:
-                found.append(done)
+    rng = random.Random(f"{seed} {planner.name}")  # problems of its own: another planner's are half planned
+    return _measured(planner, count, lambda: random_problem(rng, planner.dtypes))
+
+
+def of_family(family: Family, seed: int) -> list[Planned]:
+    """Plan sizes of a family."""
+    rng, device = random.Random(seed), torch.device("cpu")
+    planner = PLANNERS["automatic" if family.device == "cuda" else "numba"]
+    return _measured(planner, SIZES, lambda: family.problem(rng, device))
+
+
+def _measured(planner: Planner, count: int, draw: Callable[[], Problem]) -> list[Planned]:
+    """Plan so many of the problems that are drawn, after some that warm up."""
+    found = []
+    gc.collect()
+    gc.disable()
+    try:
+        with standing_for(None if planner.name == "numba" else CARD):
+            for warm in range(-WARM_UP, count):
+                done = None
+                while done is None:
+                    done = plan(draw(), planner)
+                if warm >= 0:
+                    found.append(done)
+    finally:
+        gc.enable()
     return found
 
 
@@ -167,23 +189,18 @@ def document(names: Sequence[str], count: int, seed: int, command: str) -> dict[
     """The record of a run."""
     planners = []
     for name in names:
-        gc.collect()
-        gc.disable()
-        try:
-            found = measure(PLANNERS[name], count, seed)
-        finally:
-            gc.enable()
+        found = measure(PLANNERS[name], count, seed)
         ranks = {rank: [p.choosing + p.preparing for p in found if p.rank == rank] for rank in LENGTHS}
         planners.append(
             {
                 "name": name,
-                "choosing": percentiles([p.choosing for p in found]),
-                "preparing": percentiles([p.preparing for p in found]),
-                "both": percentiles([p.choosing + p.preparing for p in found]),
+                **_parts(found),
                 "unsupported": percentiles([p.unsupported for p in found]),
                 "ranks": {str(rank): percentiles(each) for rank, each in ranks.items() if each},
             }
         )
+    used = {"cpu": "numba" in names, "cuda": "automatic" in names}
+    families = [{"name": each.name, **_parts(of_family(each, seed))} for each in FAMILIES if used[each.device]]
     return {
         "kind": KIND,
         "schema": SCHEMA,
@@ -194,16 +211,25 @@ def document(names: Sequence[str], count: int, seed: int, command: str) -> dict[
         "card": {"architecture": CARD.architecture.name, "processors": CARD.processors},
         "problems": {"count": count, "seed": seed},
         "planners": planners,
+        "families": families,
+    }
+
+
+def _parts(found: Sequence[Planned]) -> dict[str, dict[str, float]]:
+    return {
+        "choosing": percentiles([p.choosing for p in found]),
+        "preparing": percentiles([p.preparing for p in found]),
+        "both": percentiles([p.choosing + p.preparing for p in found]),
     }
 
 
 def lines(found: dict[str, Any]) -> list[str]:
     """A table of a record, in milliseconds."""
-    told = [f"{'ms, median / 99th percentile':28}{'choosing':>16}{'preparing':>16}{'both':>16}"]
-    for each in found["planners"]:
+    told = [f"{'ms, median / 99th percentile':46}{'choosing':>16}{'preparing':>16}{'both':>16}"]
+    for each in (*found["planners"], *found["families"]):
         parts = (each[part] for part in ("choosing", "preparing", "both"))
         numbers = "".join(f"{1e3 * part['50']:>8.2f} /{1e3 * part['99']:>6.2f}" for part in parts)
-        told.append(f"{each['name']:28}{numbers}")
+        told.append(f"{each['name']:46}{numbers}")
     return told
 
 
