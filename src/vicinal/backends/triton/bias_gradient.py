@@ -168,16 +168,17 @@ def _work(problem: Problem, config: Tiling, classes: Classes, batch: int) -> lis
 
 def _rows(work: Sequence[_Work]) -> Tensor:
     """`[programs, 3 + 4 * rank]`, the longest first: a program's step, its first pair, how many pairs, the columns."""
-    classes = torch.tensor([[*own[:4], *own.columns] for own in work], dtype=torch.int64, device="cpu")
+    numbers = partial(torch.arange, dtype=torch.int32, device="cpu")
+    classes = torch.tensor([[*own[:4], *own.columns] for own in work], dtype=torch.int32, device="cpu")
     programs = classes[:, 0] * classes[:, 3]  # of each class
-    number = torch.arange(len(work), dtype=torch.int64, device="cpu").repeat_interleave(programs)
-    rows, before = classes[number], (programs.cumsum(0) - programs)[number]
+    which = numbers(len(work)).repeat_interleave(programs)
+    rows, before = classes.index_select(0, which), (programs.cumsum(0) - programs).index_select(0, which)
     pairs, own, shares = rows[:, 1:4].unbind(1)
-    place = torch.arange(len(rows), dtype=torch.int64, device="cpu") - before  # among its class's programs
+    place = numbers(len(rows)) - before  # among its class's programs
     first = place % shares * own
     count = own.minimum(pairs - first)
     rows = torch.cat([torch.stack([place // shares, first, count], 1), rows[:, 4:]], 1)
-    return rows[count.argsort(stable=True, descending=True)]
+    return rows.index_select(0, count.argsort(stable=True, descending=True))
 
 
 def _along(problem: Problem, config: Tiling, i: int, before: int, after: int) -> Iterator[_Along]:
