@@ -4,9 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
+from types import SimpleNamespace
 
 import pytest
+
+from vicinal.backends.gpu import kernel_cache
 
 KEYS = """
 import os
@@ -127,7 +133,7 @@ def test_triton_s_digest_of_itself_is_made_once(tmp_path):
     assert remembered(tmp_path) == ["1", "True"]
     assert remembered(tmp_path) == ["0", "True"]
     assert remembered(tmp_path, changed=True) == ["1", "True"]
-    (tmp_path / "vicinal-triton-key.json").write_text("{")
+    (tmp_path / "vicinal-triton-digest.json").write_text("{")
     assert remembered(tmp_path) == ["1", "True"]
 
 
@@ -142,3 +148,48 @@ def test_all_that_triton_s_digest_is_of_is_looked_at():
     parts = ('"compiler"', '"backends"', '"_C"', "'language'", "open(__file__")
     assert all(part in digest for part in parts)
     assert digest.count("os.path.join(TRITON_PATH") == 4
+
+
+def test_two_threads_whose_cache_fails_do_not_wait_for_each_other(monkeypatch):
+    """One compiles a kernel ahead while another wants to launch it; neither finds Triton's cache in order."""
+    inside, anew = Event(), Event()
+
+    def warmup(*_, **__):
+        if threading.current_thread().name == "ahead" and not anew.is_set():
+            inside.set()  # this thread has the kernel's lock,
+            anew.wait(1)  # and the other one, if it may, the folder's
+        raise KeyError("damaged")
+
+    @contextmanager
+    def nothing_found():
+        with kernel_cache.one_at_a_time(kernel_cache.FOLDER):
+            if threading.current_thread().name != "ahead":
+                anew.set()
+            yield
+
+    def run(call):
+        with pytest.raises(KeyError):
+            call()
+        ended.append(threading.current_thread().name)
+
+    def make():
+        if not tried:
+            tried.append(True)
+            inside.wait(5)
+            raise KeyError("damaged")
+        return kernel_cache.compiled(kernel, (), (1,), {})
+
+    kernel = SimpleNamespace(__module__="vicinal.backends.triton.kernels.some", __name__="kernel", warmup=warmup)
+    monkeypatch.setattr(kernel_cache, "settle_key", lambda kernel: None)
+    monkeypatch.setattr(kernel_cache, "_nothing_found", nothing_found)
+    tried, ended = [], []
+    calls = {
+        "ahead": lambda: kernel_cache.compiled(kernel, (), (1,), {}),
+        "launching": lambda: kernel_cache.loaded(kernel, make, (1,)),
+    }
+    threads = [Thread(target=run, args=(call,), name=name, daemon=True) for name, call in calls.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(ended) == ["ahead", "launching"]

@@ -111,7 +111,9 @@ def loaded(kernel: Any, make: Callable[[], Any], grid: tuple[int, ...]) -> Any:
             raise
         return found
 
-    return _or_anew(try_to)
+    # The kernel's lock before the folder's, as in `compiled`: in the other order two threads may wait for each other.
+    with one_at_a_time(kernel_name(kernel)):
+        return _or_anew(try_to)
 
 
 def _or_anew(make: Callable[[], Any]) -> Any:

@@ -19,7 +19,7 @@ from triton import knobs
 
 from vicinal.files import write_text
 
-NAME = "vicinal-triton-key.json"
+NAME = "vicinal-triton-digest.json"  # another form of it gets another name: versions of vicinal share the folder
 READ = (
     "_C/libtriton.*",
     "runtime/cache.py",
