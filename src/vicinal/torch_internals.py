@@ -101,10 +101,3 @@ def all_to_all(sent: Tensor, received: list[int], sizes: list[int], group: str) 
 def wait(coming: Tensor) -> Tensor:
     """What a functional collective makes, once it has come (on a GPU, for what is launched after this)."""
     return torch.ops._c10d_functional.wait_tensor(coming)
-
-
-def ranks_of(group: str) -> list[int]:
-    """The ranks of the process group of that name, among all."""
-    from torch.distributed import distributed_c10d
-
-    return distributed_c10d.get_process_group_ranks(vars(distributed_c10d)["_resolve_process_group"](group))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies import neighborhoods
-from vicinal.distributed.halo import Halo, chunks, common, halo, volume
+from vicinal.distributed.halo import NEVER, Halo, chunks, common, halo, volume
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.tiles import check_span
 from vicinal.reference import neighbors
@@ -54,8 +54,8 @@ def check(plan: Halo):
         assert plan.tokens_sent(rank) == sum(
             piece.tokens for other in range(len(plan.shards)) for piece in plan.receives(other)[rank]
         )
-        for overlap in (False, True):
-            parts = plan.parts(rank, overlap)
+        for least in (0.0, 0.9, NEVER):
+            parts = plan.parts(rank, least)
             assert sorted(token for part in parts for token in tokens(part.queries)) == sorted(tokens(queries))
             for i, part in enumerate(parts):
                 assert common(part.keys, keys) == part.keys

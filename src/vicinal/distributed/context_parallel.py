@@ -11,7 +11,7 @@ has it too. They have first derivatives only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import Any, NoReturn
@@ -24,15 +24,14 @@ from vicinal.circular import silent
 from vicinal.declaring import operator
 from vicinal.distributed.agreement import check_together
 from vicinal.distributed.exchange import Exchange, Pair, cut, gathered, scattered
-from vicinal.distributed.halo import Box, Part, halo
+from vicinal.distributed.halo import LEAST_INSIDE, NEVER, Box, Part, common, halo
 from vicinal.distributed.layout import Layout
-from vicinal.distributed.overlapping import exchange_seconds, is_faster
 from vicinal.geometry.neighborhood import Neighborhood, decode, encode
 from vicinal.geometry.work import backward_flops, call_scores, forward_flops
 from vicinal.operators import attend as attend_once
 from vicinal.operators import attend_backward
-from vicinal.problem import Inputs, Problem, Wanted, lse_dtype
-from vicinal.torch_internals import ranks_of, wait
+from vicinal.problem import Inputs, Wanted, lse_dtype
+from vicinal.torch_internals import wait
 
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? additional_keys, Tensor? additional_values, Tensor? rpb, "
@@ -40,7 +39,8 @@ _INPUTS = (
 )
 _COUNT = len(_INPUTS.split(","))
 _SETTINGS = (
-    "int[] neighborhoods, float scale, str? backend, int[] lengths, int[] shards, int rank, str group, bool? overlap"
+    "int[] neighborhoods, float scale, str? backend, int[] lengths, int[] shards, int rank, str group, "
+    "float least_inside"
 )
 
 attend_shards = operator("attend_shards", f"({_INPUTS}, {_SETTINGS}) -> (Tensor, Tensor, Tensor)")
@@ -75,7 +75,8 @@ def attend(
     check_together(inputs, neighborhoods, factor, layout, backend)
     shards = [n for box in layout.shards for interval in box for n in interval]
     code, group = encode(neighborhoods), layout.group.group_name
-    settings = (code, factor, backend, list(layout.lengths), shards, layout.rank, group, overlap)
+    least = layout.least_inside if overlap is None else LEAST_INSIDE if overlap else NEVER
+    settings = (code, factor, backend, list(layout.lengths), shards, layout.rank, group, least)
     if (gone := silent(inputs)) is None:
         output, lse, _ = attend_shards(*inputs[:_COUNT], *settings)
         return output, lse
@@ -84,50 +85,18 @@ def attend(
     return output.masked_fill(gone[..., None], 0.0), lse.masked_fill(gone, float("-inf"))
 
 
-Launches = tuple[tuple[Part, list[int]], ...]
-
-
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a rank does: its part of the exchange, and its launches.
-
-    Attributes:
-        together, apart: these, one for all queries, or those inside first; each with the code of its neighborhoods.
-        overlap: whether they are apart; None: where that is estimated to be faster.
-    """
+    """What a rank does: its part of the exchange, and its launches, each with the code of its neighborhoods."""
 
     exchange: Exchange
-    together: Launches
-    apart: Launches
+    parts: tuple[tuple[Part, list[int]], ...]
     scale: float
     backend: str | None
-    overlap: bool | None
 
     @property
     def shard(self) -> Box:
         return self.exchange.halo.shards[self.exchange.rank]
-
-    def launches(self, inputs: Inputs) -> Launches:
-        """What is launched for these inputs."""
-        if len(self.apart) < 2:
-            return self.apart
-        overlap = self.overlap
-        if overlap is None:
-            neighborhoods = decode(self.together[0][1], len(self.shard))
-            overlap = _is_faster_apart(self, Problem.of(inputs, neighborhoods, self.scale))
-        return self.apart if overlap else self.together
-
-
-@lru_cache(maxsize=1024)
-def _is_faster_apart(plan: Plan, shard: Problem) -> bool:
-    problems = []
-    for part, code in plan.together + plan.apart:
-        own = tuple(stop - start for start, stop in part.queries)
-        problems.append(replace(shard, lengths=own, neighborhoods=decode(code, len(own))))
-    held = shard.batch * shard.kv_heads * (shard.head_dim + shard.value_dim) * shard.dtype.itemsize
-    sent = held * max(plan.exchange.halo.tokens_sent(rank) for rank in range(len(plan.exchange.halo.shards)))
-    exchange = exchange_seconds(sent, shard.device, ranks_of(plan.exchange.group))
-    return is_faster(problems[0], problems[1:], exchange, plan.backend)
 
 
 def plan_of(
@@ -138,10 +107,10 @@ def plan_of(
     shards: Sequence[int],
     rank: int,
     group: str,
-    overlap: bool | None,
+    least_inside: float,
 ) -> Plan:
     """The plan for the operators' settings, made once."""
-    return _plan(tuple(code), scale, backend, tuple(lengths), tuple(shards), rank, group, overlap)
+    return _plan(tuple(code), scale, backend, tuple(lengths), tuple(shards), rank, group, least_inside)
 
 
 @lru_cache(maxsize=1024)
@@ -153,16 +122,16 @@ def _plan(
     shards: tuple[int, ...],
     rank: int,
     group: str,
-    overlap: bool | None,
+    least_inside: float,
 ) -> Plan:
     ends = iter(zip(shards[::2], shards[1::2]))
     boxes = tuple(zip(*[ends] * len(lengths)))
     found = halo(decode(code, len(lengths)), lengths, boxes)
-    together, apart = (
-        tuple((part, encode([n.over(found.spans(part)) for n in found.neighborhoods])) for part in parts)
-        for parts in (found.parts(rank, overlap=False), found.parts(rank))
-    )
-    return Plan(Exchange(found, rank, group), together, apart, scale, backend, overlap)
+    parts = [
+        (part, encode([n.over(found.spans(part)) for n in found.neighborhoods]))
+        for part in found.parts(rank, least_inside)
+    ]
+    return Plan(Exchange(found, rank, group), tuple(parts), scale, backend)
 
 
 # The operators ----------------------------------------------------------------------------------------------------
@@ -172,12 +141,12 @@ def _plan(
 def _attend(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Output, log-sum-exp, and what came of other ranks, for the backward pass."""
     inputs, plan = Inputs(*args[:_COUNT]), plan_of(*args[_COUNT:])
-    exchange, launches = plan.exchange, plan.launches(inputs)
+    exchange = plan.exchange
     held = Pair(inputs.key, inputs.value)
     sources = exchange.own(held)
     coming = None if exchange.is_silent else exchange.start(held)
     came, results = None, []
-    for (part, code), mask in zip(launches, _masks(plan, launches, inputs)):
+    for (part, code), mask in zip(plan.parts, _masks(plan, inputs)):
         if not part.inside and coming is not None and came is None:
             came = wait(coming)
             sources += exchange.others(came, held)
@@ -187,7 +156,7 @@ def _attend(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         results.append(attend_once(*own, code, plan.scale, plan.backend))
     if came is None:  # nothing of it is needed here
         came = inputs.key.new_empty(0) if coming is None else wait(coming)
-    return (*_together(plan, launches, results, inputs), came)
+    return (*_together(plan, results, inputs), came)
 
 
 @torch.library.impl("vicinal::attend_shards_backward", "default")
@@ -195,7 +164,7 @@ def _attend_backward(
     grad_output: Tensor, grad_lse: Tensor | None, output: Tensor, lse: Tensor, came: Tensor, *args: Any
 ) -> tuple[Tensor, ...]:
     inputs, plan, needed = Inputs(*args[:_COUNT]), plan_of(*args[_COUNT:-1]), Wanted(*args[-1])
-    exchange, launches, wants_keys = plan.exchange, plan.launches(inputs), needed.key or needed.value
+    exchange, wants_keys = plan.exchange, needed.key or needed.value
     wanted = needed._replace(key=wants_keys, value=wants_keys)
     held = Pair(inputs.key, inputs.value)
     sources = exchange.own(held) + exchange.others(came, held)
@@ -204,7 +173,7 @@ def _attend_backward(
     queries: list[Tensor] = []
     own: list[tuple[Part, Pair]] = []
     shared: list[Tensor | None] = [None] * 3
-    for (part, code), mask in reversed(list(zip(launches, _masks(plan, launches, inputs)))):
+    for (part, code), mask in reversed(list(zip(plan.parts, _masks(plan, inputs)))):
         if part.inside and theirs is not None:
             home = exchange.start_home(theirs, held)
         above = (grad_output, grad_lse, output, lse)
@@ -222,12 +191,7 @@ def _attend_backward(
             if wants:
                 before = shared[i]
                 shared[i] = grad if before is None else before + grad
-    found: list[Tensor | None] = [
-        _whole_query(plan, launches, queries, inputs) if needed.query else None,
-        None,
-        None,
-        *shared,
-    ]
+    found: list[Tensor | None] = [_whole_query(plan, queries, inputs) if needed.query else None, None, None, *shared]
     if wants_keys:
         if theirs is not None and home is None:
             home = exchange.start_home(theirs, held)
@@ -302,55 +266,56 @@ def _scores(query: Any, extra_keys: Any, extra_values: Any, rpb: Any, mask: Any,
     plan = plan_of(*settings[:8])
     additional = 0 if extra_keys is None else extra_keys[1]
     found = 0
-    for part, code in plan.together:
+    for part, code in plan.parts:
         own = tuple(stop - start for start, stop in part.queries)
         found += batch * call_scores(decode(code, len(lengths)), own, heads, additional)
     return found
 
 
-def _masks(plan: Plan, launches: Launches, inputs: Inputs) -> list[Tensor | None]:
+def _masks(plan: Plan, inputs: Inputs) -> list[Tensor | None]:
     """Which keys of every part are there, of other ranks too, in an exchange of its own; None without a mask."""
     if inputs.key_mask is None:
-        return [None] * len(launches)
+        return [None] * len(plan.parts)
     bits = inputs.key_mask.to(torch.uint8)[..., None, None]
     held, exchange = Pair(bits, bits[..., :0]), plan.exchange
     sources = exchange.own(held)
     if not exchange.is_silent:
         sources += exchange.others(wait(exchange.start(held)), held)
-    return [gathered(sources, part.keys).key[..., 0, 0] != 0 for part, _ in launches]
+    return [gathered(sources, part.keys).key[..., 0, 0] != 0 for part, _ in plan.parts]
 
 
-def _together(
-    plan: Plan, launches: Launches, results: list[tuple[Tensor, Tensor]], inputs: Inputs
-) -> tuple[Tensor, Tensor]:
+def _together(plan: Plan, results: list[tuple[Tensor, Tensor]], inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of all queries, from those of the parts."""
     if len(results) == 1:
         return results[0]
     query = inputs.query
     output = query.new_empty((*query.shape[:-1], inputs.value.shape[-1]))
     lse = query.new_empty(query.shape[:-1], dtype=lse_dtype(query.dtype))
-    for (part, _), (own, own_lse) in zip(launches, results):
+    for (part, _), (own, own_lse) in zip(plan.parts, results):
         cut(output, part.queries, plan.shard).copy_(own)
         cut(lse, part.queries, plan.shard).copy_(own_lse)
     return output, lse
 
 
-def _whole_query(plan: Plan, launches: Launches, gradients: list[Tensor], inputs: Inputs) -> Tensor:
+def _whole_query(plan: Plan, gradients: list[Tensor], inputs: Inputs) -> Tensor:
     """The gradient of all queries, from those of the parts, the last of them first."""
     if len(gradients) == 1:
         return gradients[0]
     found = torch.empty_like(inputs.query, memory_format=torch.contiguous_format)
-    for (part, _), own in zip(reversed(launches), gradients):
+    for (part, _), own in zip(reversed(plan.parts), gradients):
         cut(found, part.queries, plan.shard).copy_(own)
     return found
 
 
 def _own_gradients(exchange: Exchange, found: list[tuple[Part, Pair]], held: Pair) -> Pair:
     """The gradients of our keys and values from our own queries: those inside first, then those at borders."""
-    ordered = found[::-1]
+    shard, ordered = exchange.halo.shards[exchange.rank], found[::-1]
     first = ordered[0] if ordered else None
-    if first is not None and first[0].keys == exchange.halo.shards[exchange.rank]:
-        total = first[1]
+    if first is not None and common(shard, first[0].keys) == shard:
+        part, gradients = first
+        total = Pair(*(cut(t, shard, part.keys).contiguous() for t in gradients))
+        around = [source for source in exchange.own(total) if source.placed != shard]
+        scattered(gradients, part.keys, around)
         ordered = ordered[1:]
     else:
         total = Pair(*(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in held))

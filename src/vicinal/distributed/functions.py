@@ -47,8 +47,8 @@ def neighborhood_attention(
         scale, additional_keys, additional_values, rpb, return_lse, backend: as of `vicinal.neighborhood_attention`.
             What all ranks have (additional keys and values, the bias) gets on each rank its share of the gradient, to
             be summed over ranks as the gradients of parameters are.
-        overlap: whether queries that need no halo get a launch of their own, while it travels. None: where that is
-            estimated to be faster (`vicinal.distributed.overlapping`).
+        overlap: whether queries that need no halo, if they are enough, get a launch of their own while it travels.
+            None: where that has been seen to be faster (`Layout.least_inside`).
 
     Returns:
         output `[B, *X, H, Dv]`, this rank's shard; with `return_lse` also the log-sum-exp `[B, *X, H]`. Both carry

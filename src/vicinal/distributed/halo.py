@@ -21,6 +21,8 @@ from vicinal.geometry.window import first_query_starting_at, first_query_stoppin
 
 Box = tuple[Interval, ...]  # one interval of tokens per axis
 LEAST_INSIDE = 0.15  # share of a shard's queries that is worth a launch of its own, while the halo travels
+NEAR_INSIDE = 0.9  # the same where ranks are of one host: to send a halo costs less than two launches for one
+NEVER = 2.0
 
 
 def volume(box: Box) -> int:
@@ -153,14 +155,17 @@ class Halo:
     def tokens_received(self, rank: int) -> int:
         return sum(piece.tokens for of in self.receives(rank) for piece in of)
 
-    def parts(self, rank: int, overlap: bool = True) -> list[Part]:
-        """The launches of a rank: if worth it, first the queries inside, which need no halo, then those at borders."""
+    def parts(self, rank: int, least_inside: float = LEAST_INSIDE) -> list[Part]:
+        """The launches of a rank: if worth it, first the queries inside, which need no halo, then those at borders.
+
+        `least_inside`: the share of its queries from which on they are worth it.
+        """
         queries, keys = self.shards[rank], self.keys(rank)
         if keys is None:
             return []
         inner = self.inside(rank)
         everything = [Part(queries, keys, inner == queries)]
-        if inner is None or inner == queries or not overlap or volume(inner) < LEAST_INSIDE * volume(queries):
+        if inner is None or inner == queries or volume(inner) < least_inside * volume(queries):
             return everything
         found = [inner]
         left = list(queries)

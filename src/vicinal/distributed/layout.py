@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from vicinal.distributed.exchange import cut
-from vicinal.distributed.halo import Box, chunks
+from vicinal.distributed.halo import LEAST_INSIDE, NEAR_INSIDE, Box, chunks
 from vicinal.geometry.neighborhood import MAX_RANK
 
 
@@ -28,6 +29,7 @@ class Layout:
         shards: the box of each rank of `group`, in the order of its ranks.
         rank: ours in `group`.
         group: the process group of the ranks that hold the map together.
+        on_one_host: whether these are all of one host, as torchrun numbers them.
     """
 
     mesh: DeviceMesh
@@ -36,6 +38,7 @@ class Layout:
     shards: tuple[Box, ...]
     rank: int
     group: dist.ProcessGroup
+    on_one_host: bool = True
 
     @classmethod
     def of(
@@ -78,7 +81,10 @@ class Layout:
         places = list(product(*map(range, counts)))
         shards = tuple(_shard(tuple(lengths), ordered, counts, place, sizes or {}) for place in places)
         rank = places.index(tuple(coordinate[dim] for dim, _ in ordered))
-        return cls(mesh, tuple(lengths), ordered, shards, rank, _group(mesh, [dim for dim, _ in ordered]))
+        group = _group(mesh, [dim for dim, _ in ordered])
+        return cls(
+            mesh, tuple(lengths), ordered, shards, rank, group, _on_one_host(dist.get_process_group_ranks(group))
+        )
 
     @property
     def shard(self) -> Box:
@@ -89,6 +95,16 @@ class Layout:
     def own_lengths(self) -> tuple[int, ...]:
         """Of our shard."""
         return tuple(stop - start for start, stop in self.shard)
+
+    @property
+    def least_inside(self) -> float:
+        """The share of its queries that a rank had better compute while the halo travels (see `Halo.parts`).
+
+        On two H200 of one host, both passes took 3% longer than with one launch after the exchange where 85% of the
+        queries were inside, 8% at 54%, but 8% less at 99%, where next to nothing is copied. Between hosts, a halo
+        takes some times as long.
+        """
+        return NEAR_INSIDE if self.on_one_host else LEAST_INSIDE
 
     def local(self, tokens: Tensor) -> Tensor:
         """Our part of the whole map's tokens, `[B, *X, ...]`: a view."""
@@ -104,6 +120,12 @@ def _group(mesh: DeviceMesh, dims: Sequence[int]) -> dist.ProcessGroup:
         raise ValueError("mesh must have names for its dimensions (mesh_dim_names) where several split a map")
     part = mesh if len(dims) == mesh.ndim else mesh[tuple(names[dim] for dim in dims)]
     return part._flatten("_".join(["vicinal", *(names[dim] for dim in dims)])).get_group()
+
+
+def _on_one_host(ranks: Sequence[int]) -> bool:
+    """As torchrun numbers ranks; where it did not start them, they are taken to be."""
+    each = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or max(ranks) + 1
+    return len({rank // each for rank in ranks}) == 1
 
 
 def _shard(

@@ -1,0 +1,32 @@
+"""What a layout knows of the ranks that hold a map."""
+
+from dataclasses import replace
+
+import pytest
+
+from vicinal.distributed.halo import LEAST_INSIDE, Halo, shards_of
+from vicinal.distributed.layout import Layout, _on_one_host
+from vicinal.geometry.neighborhood import Neighborhood
+
+
+@pytest.mark.parametrize(
+    ("local", "ranks", "one"), [(None, [0, 5], True), ("4", [0, 3], True), ("4", [4, 7], True), ("4", [3, 4], False)]
+)
+def test_hosts_are_as_torchrun_numbers_ranks(monkeypatch, local, ranks, one):
+    if local is None:
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    assert _on_one_host(ranks) is one
+
+
+@pytest.mark.parametrize(("window", "near", "far"), [(5, 2, 2), (31, 1, 2), (99, 1, 1)])
+def test_a_second_launch_is_for_many_queries_inside_or_a_slow_link(window, near, far):
+    lengths = (100, 40)
+    shards = shards_of(lengths, (2, 1))
+    here = Layout(None, lengths, ((0, 0),), shards, 0, None)
+    plan = Halo((Neighborhood.of(2, (window, 7)).resolve(lengths),), lengths, shards)
+    assert len(plan.parts(0, here.least_inside)) == near
+    there = replace(here, on_one_host=False)
+    assert there.least_inside == LEAST_INSIDE
+    assert len(plan.parts(0, there.least_inside)) == far
