@@ -183,9 +183,11 @@ def compiled(monkeypatch):
     monkeypatch.setattr(dispatch.Plan, "gradients", property(lambda self: stub))
     monkeypatch.setattr(routing, "COMPILED_AHEAD", ("cpu",))
     routing._calls.clear()
+    routing._begun.clear()
     yield stub
     wait_for(lambda: not threads())
     routing._calls.clear()
+    routing._begun.clear()
 
 
 def leaves(**options):
@@ -204,6 +206,18 @@ def test_a_forward_that_needs_gradients_begins_its_backward_s_compilations(compi
     na2d(q, k, v, 3).sum().backward()
     output.sum().backward()
     assert len(compiled.asked) == 1  # once
+
+
+def test_kernels_that_are_compiled_already_are_not_prepared_again(compiled):
+    """Another batch is another call and takes the same kernels; another head dim takes others."""
+
+    def call(batch, dim):
+        na2d(*(torch.randn(batch, 6, 7, 2, dim, requires_grad=True) for _ in range(3)), 3)
+        wait_for(lambda: not threads())
+
+    for batch, dim, asked in ((2, 8, 1), (3, 8, 1), (3, 16, 2), (2, 16, 2)):
+        call(batch, dim)
+        assert len(compiled.asked) == asked
 
 
 @pytest.mark.parametrize("without", ["gradients", "batch", "leaves"])

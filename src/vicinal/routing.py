@@ -24,6 +24,7 @@ from vicinal.geometry.neighborhood import Neighborhood, encode
 from vicinal.operators import attend, attend_backward, run, run_backward
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.tuning.cache import kept_plans
+from vicinal.tuning.table import ProblemClass
 
 
 def route(
@@ -109,10 +110,19 @@ class Checked:
         return self._spanned
 
     def compile_ahead(self, inputs: Inputs, chosen: Plan) -> None:
-        """On a GPU, begin to compile what the backward of this call will need, while the forward compiles and runs."""
+        """On a GPU, begin to compile what the backward of this call will need, while the forward compiles and runs.
+
+        Once for kernels that are most likely the same: preparing them again takes as long as preparing the call.
+        """
         self.ahead = True
         if inputs.query.device.type in COMPILED_AHEAD and inputs.query.shape[0] > 0:
             wanted = Wanted(*(t is not None and t.requires_grad for t in inputs.numbers))
+            problem = chosen.problem
+            kin = (*ProblemClass.of(problem).kin, problem.has_key_mask, problem.has_window_sizes, problem.device)
+            key = (chosen.gradients.name, chosen.backward, wanted, *kin)
+            if _begun.find(key) is not None:
+                return
+            _begun.get(key, object)
             without_memory = Inputs(*(None if t is None else _without_memory(t) for t in inputs))  # type: ignore[arg-type]
             ahead(lambda: compilations(chosen, without_memory, wanted))
 
@@ -155,6 +165,7 @@ class _Attend(torch.autograd.Function):
         return (None, None, *grads, *(None,) * (len(inputs) - len(wanted)))
 
 
+_begun: Cache[object] = Cache(entries=4096)  # what is compiled ahead
 _calls: Cache[Checked] = Cache(entries=4096)
 kept_plans(_calls.clear)
 
