@@ -39,6 +39,7 @@ WRONG = {  # arguments, what the one line must say
         ["show", "8x8", "--window", "3", "--shards", "2x1", "--rank", "2"],
         "--rank must be from",
     ),
+    "a method that there is not": (["bench", "cp", "--method", "ring"], "--method: must be one of halo;"),
     "a report of nothing": (["bench", "cp", "--report-only"], "--report-only need --json"),
     "a circle in bench": ([*BENCH, "--boundary", "wrap"], "--boundary: circles are timed by"),
     "picture in no folder": (["show", "8x8", "--window", "3", "--png", "/no/a.png"], "--png: cannot write '/no/a.png'"),

@@ -214,6 +214,7 @@ def run_cp(
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Begin nothing new after so long.")] = 600.0,
     only: Annotated[str | None, typer.Option(help="Problems with this in their name.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="By default all; can be repeated.")] = None,
     device: Device = None,
     json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw speedups from the records in --json's folder.")] = None,
@@ -228,14 +229,17 @@ def run_cp(
     if (plot is not None or report_only) and json is None:
         raise wrong("--plot and --report-only need --json")
     from vicinal.bench.cp import start
+    from vicinal.bench.cp.methods import METHODS
 
+    if unknown := [name for name in method or () if name not in METHODS]:
+        raise wrong(f"--method: must be one of {'; '.join(METHODS)}, got {', '.join(map(repr, unknown))}")
     console = terminal()
     right = True
     if not report_only:
         on = arguments.device_of(device)
         if not start.is_started():
             raise typer.Exit(start.processes(on.type, processes, sys.argv[1:]))
-        right = start.run(on.type, seconds, only, json, shlex.join(["vicinal", *sys.argv[1:]]), console)
+        right = start.run(on.type, seconds, only, method, json, shlex.join(["vicinal", *sys.argv[1:]]), console)
     if json is not None and start.is_first():
         from vicinal.bench.cp import page
 

@@ -72,6 +72,7 @@ PROBLEMS = {
         Problem("sequence", (262_144,), 16, 128, Neighborhood.of(1, 2048), 0),
         Problem("weather in longitude", (721, 1440), 16, 48, _CIRCLE, 1),
         Problem("video in time", (30, 48, 80), 24, 128, _VIDEO, 0),
+        Problem("video in width", (30, 48, 80), 24, 128, _VIDEO, 2),
         Problem("image", (256, 512), 24, 128, Neighborhood.of(2, 80), 0, "weak"),
         Problem("sequence", (131_072,), 16, 128, Neighborhood.of(1, 2048), 0, "weak"),
     ),
@@ -111,12 +112,14 @@ def run(
     path: Path | None,
     told: Callable[[Point], None],
     only: str | None = None,
+    methods: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Every method on every problem, on all ranks of the default process group; rank 0 writes and tells.
 
     Args:
         seconds: begin nothing new after so long.
         only: problems with this in their name.
+        methods: of `METHODS`, all if None.
     """
     ranks, first = dist.get_world_size(), dist.get_rank() == 0
     record: dict[str, Any] = {
@@ -134,7 +137,7 @@ def run(
     for problem in PROBLEMS[device.type]:
         if only is not None and only not in problem.name:
             continue
-        for point in _measured(problem, device, end):
+        for point in _measured(problem, methods or tuple(METHODS), device, end):
             record["points"].append(asdict(point))
             if first:
                 told(point)
@@ -146,7 +149,7 @@ def run(
     return record
 
 
-def _measured(problem: Problem, device: torch.device, end: float) -> Iterator[Point]:
+def _measured(problem: Problem, methods: Sequence[str], device: torch.device, end: float) -> Iterator[Point]:
     """The points of one problem."""
     ranks = dist.get_world_size()
     lengths = problem.whole(ranks)
@@ -163,10 +166,10 @@ def _measured(problem: Problem, device: torch.device, end: float) -> Iterator[Po
     alone = [t[part].contiguous() for t in tensors]
     yield from _points(problem, ONE, window_only, alone, None, lengths, device, end)
     del alone, tensors
-    for name, method in METHODS.items():
+    for name in methods:
         if name == "Ulysses" and problem.heads % ranks:
             continue
-        points = _points(problem, name, method(problem.window, layout), shards, truth, lengths, device, end)
+        points = _points(problem, name, METHODS[name](problem.window, layout), shards, truth, lengths, device, end)
         for point in points:
             sent = [elements(name, problem.window, layout, problem.heads, problem.head_dim, r) for r in range(ranks)]
             point.bytes = max(sent) * shards[0].element_size() * (2 if point.passed == BOTH else 1)

@@ -40,7 +40,15 @@ def processes(device: str, count: int | None, arguments: Sequence[str]) -> int:
     return subprocess.run([*torchrun, "-m", "vicinal", *arguments], check=False).returncode
 
 
-def run(device: str, seconds: float, only: str | None, json: Path | None, command: str, console: Console) -> bool:
+def run(
+    device: str,
+    seconds: float,
+    only: str | None,
+    methods: Sequence[str] | None,
+    json: Path | None,
+    command: str,
+    console: Console,
+) -> bool:
     """Measures on all processes; whether every result is right."""
     rank = int(os.environ["LOCAL_RANK"])
     if device == "cuda":
@@ -52,7 +60,7 @@ def run(device: str, seconds: float, only: str | None, json: Path | None, comman
         console.print(page.in_words(point), soft_wrap=True, highlight=False)
 
     try:
-        record = measure(on, seconds, command, json, told, only)
+        record = measure(on, seconds, command, json, told, only, methods)
     finally:
         dist.destroy_process_group()
     return not any(point["status"].startswith("wrong") for point in record["points"])
