@@ -1,6 +1,7 @@
 """`vicinal bench cp` without processes: what is counted, told and drawn. With them: `make demo-distributed`'s way."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,20 @@ def test_the_table_tells_speedups():
     text = page.tables([record(2, 0.05), record(4, 0.1, "weak")])
     assert "| image 64x64, strong | 2 | 100 | 50 | 2.00 | 100 |  | 5 of 5 | 50% | 3 |" in text
     assert "| image 64x64, weak | 4 | 100 | 100 | 4.00 |" in text
+
+
+def test_the_page_has_tables_and_a_chart(tmp_path):
+    pytest.importorskip("matplotlib")
+    assert "No run" in page.parts(tmp_path, Path("docs/pictures"))["ranks"]
+    assert page.charts(tmp_path, tmp_path) == []
+    told = {"machine": {"device": "a GPU"}, "date": "2030-01-02T03", "command": "vicinal bench cp"}
+    (tmp_path / "cp.json").write_text(json.dumps(record(2, 0.05) | told | {"versions": {"torch": "9"}}))
+    text = page.parts(tmp_path, Path("docs/pictures/benchmarks"))["ranks"]
+    assert "2 times a GPU, 2030-01-02" in text
+    assert "| image 64x64, strong | 2 | 100 | 50 | 2.00 |" in text
+    assert "(pictures/benchmarks/ranks.png)" in text
+    (drawn,) = page.charts(tmp_path, tmp_path / "new")
+    assert drawn.is_file()
 
 
 def test_records_are_read_and_drawn(tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vicinal.bench import scaling_page
+from vicinal.bench.cp import page as ranks_page
 from vicinal.bench.headline import (
     GROUPS,
     PASSES,
@@ -40,8 +41,8 @@ from vicinal.bench.report import (
 )
 from vicinal.files import write_text
 
-README, PAGE, POSSIBLE = "README.md", "docs/benchmarks.md", "docs/possible.md"
-PARTS = {README: ("speed",), PAGE: ("headline", "runs"), POSSIBLE: ("possible",)}  # of each page
+README, PAGE, POSSIBLE, RANKS = "README.md", "docs/benchmarks.md", "docs/possible.md", "docs/distributed.md"
+PARTS = {README: ("speed",), PAGE: ("headline", "runs"), POSSIBLE: ("possible",), RANKS: ("ranks",)}  # of each page
 PICTURES = "docs/pictures/benchmarks"
 RIVALS = "rivals.json"  # among the results: see `_rivals`
 CUDNN = "SDPA cuDNN"  # the fastest self attention: its FLOP/s are the limit that ours are held against
@@ -83,6 +84,7 @@ def update(results: Path, root: Path) -> list[Path]:
         README: {"speed": _speed(found)},
         PAGE: {"headline": _headline(found, results / RIVALS), "runs": "\n\n".join(_run(d, n) for n, d in documents)},
         POSSIBLE: scaling_page.parts(results, root / PICTURES),
+        RANKS: ranks_page.parts(results, Path(PICTURES)),
     }
     for page, own in parts.items():
         path = root / page
@@ -92,7 +94,8 @@ def update(results: Path, root: Path) -> list[Path]:
         if text != old:
             write_text(path, text)
             changed.append(path)
-    return changed + _charts(found, root / PICTURES) + scaling_page.charts(results, root / PICTURES)
+    changed += _charts(found, root / PICTURES)
+    return changed + scaling_page.charts(results, root / PICTURES) + ranks_page.charts(results, root / PICTURES)
 
 
 def comments(name: str) -> tuple[str, str]:

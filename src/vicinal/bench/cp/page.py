@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from vicinal.bench.cp.methods import OVERLAPPED
-from vicinal.bench.cp.run import BOTH, KIND, ONE, Point
-from vicinal.bench.markdown import table
+from vicinal.bench.cp.run import BOTH, FORWARD, KIND, ONE, Point
+from vicinal.bench.markdown import figure, table
 from vicinal.extras import need
 from vicinal.words import by
 
 Records = Sequence[dict[str, Any]]
+CHART = "ranks.png"
+PASSES = {BOTH: "Forward and backward", FORWARD: "Forward"}
 
 
 def in_words(point: Point) -> str:
@@ -39,12 +41,36 @@ def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
     return sorted((r for r in found if isinstance(r, dict) and r.get("kind") == KIND), key=lambda r: r["ranks"])
 
 
-def tables(records: Records) -> str:
-    """Markdown: a row for each problem and number of ranks; times of both passes, and what halo does for them."""
+def parts(results: Path, pictures: Path) -> dict[str, str]:
+    """The parts of docs/distributed.md, whose pictures are in a folder below docs."""
+    records = read(sorted(results.glob("*.json")))
+    if not records:
+        return {"ranks": "No run is recorded yet: `vicinal bench cp` makes one."}
+    lines = [f"- {r['ranks']} times {r['machine']['device']}, {r['date'][:10]}: `{r['command']}`" for r in records]
+    shown = [f"{PASSES[passed]}:\n\n{tables(records, passed)}" for passed in PASSES]
+    caption = (
+        "Times as fast as one GPU (weak: the map grows with the GPUs, and what is compared is a GPU's share of it)."
+    )
+    link = "/".join([*pictures.parts[pictures.parts.index("docs") + 1 :], CHART])
+    return {"ranks": "\n\n".join(["\n".join(lines), *shown, figure(link, caption)])}
+
+
+def charts(results: Path, folder: Path) -> list[Path]:
+    """Draws the records among the results; the files written."""
+    records = read(sorted(results.glob("*.json")))
+    if not records:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    draw(records, folder / CHART)
+    return [folder / CHART]
+
+
+def tables(records: Records, passed: str = BOTH) -> str:
+    """Markdown: a row for each problem and number of ranks; times of a pass, and what halo does for them."""
     header = ["problem", "GPUs", "one, ms", "halo, ms", "speedup", "all-gather", "Ulysses", "sent, MB", "hidden", "GB"]
     body = []
     for record in records:
-        points = {(p["mode"], p["problem"], p["method"]): p for p in record["points"] if p["passed"] == BOTH}
+        points = {(p["mode"], p["problem"], p["method"]): p for p in record["points"] if p["passed"] == passed}
         for mode, problem, method in points:
             if method != ONE:
                 continue
