@@ -224,6 +224,7 @@ def _writable_folder() -> Path:
     return found
 
 
+@cache
 def _shipped(device: str) -> Table | None:
     file = resources.files("vicinal.tuning") / "tables" / file_name(device)
     return Table.from_json(file.read_text("utf-8")) if file.is_file() else None

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from vicinal.backends.gpu import kernel_cache
+from vicinal.backends.gpu.triton_key import _about, remembered
 
 KEYS = """
 import os
@@ -46,6 +47,7 @@ import os
 os.environ["TRITON_INTERPRET"] = "0"
 import torch
 from vicinal.backends.gpu import kernel_cache
+from vicinal.backends.gpu.triton_key import _about, remembered
 if {changed}:
     own = kernel_cache.triton_files
     kernel_cache.triton_files = lambda: own()[1:]  # as if some file were another
@@ -71,8 +73,19 @@ def test_keys_are_made_once_and_kept(tmp_path):
     assert kept(tmp_path) == (True, made)
     assert kept(tmp_path) == (False, made)
     assert kept(tmp_path, changed=True) == (True, made)
-    (tmp_path / "vicinal-triton-keys.json").write_text('{"value": []}')
-    assert kept(tmp_path) == (True, made)
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", '{"files": []}', '{"files": FILES, "value": {"triton": 1}}'])
+def test_whatever_is_kept_instead_costs_making_it_again(text, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    (tmp_path / "of").write_text("")
+    about = json.dumps([_about(tmp_path / "of")])
+    (tmp_path / "name").write_text(text.replace("FILES", about))
+    made = []
+    for _ in range(2):
+        found = remembered("name", [tmp_path / "of"], lambda: made.append(0) or {"triton": "key"})
+        assert found == {"triton": "key"}
+        assert made == [0]
 
 
 HERE = Path(__file__).parent
@@ -122,7 +135,7 @@ print(len(made), triton_key.NAME in os.listdir(os.environ["TRITON_CACHE_DIR"]))
 """
 
 
-def remembered(folder, changed=False):
+def digests(folder, changed=False):
     environment = os.environ | {"TRITON_CACHE_DIR": str(folder)}
     program = REMEMBERED.format(changed=changed)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
@@ -130,11 +143,9 @@ def remembered(folder, changed=False):
 
 
 def test_triton_s_digest_of_itself_is_made_once(tmp_path):
-    assert remembered(tmp_path) == ["1", "True"]
-    assert remembered(tmp_path) == ["0", "True"]
-    assert remembered(tmp_path, changed=True) == ["1", "True"]
-    (tmp_path / "vicinal-triton-digest.json").write_text("{")
-    assert remembered(tmp_path) == ["1", "True"]
+    assert digests(tmp_path) == ["1", "True"]
+    assert digests(tmp_path) == ["0", "True"]
+    assert digests(tmp_path, changed=True) == ["1", "True"]
 
 
 def test_all_that_triton_s_digest_is_of_is_looked_at():

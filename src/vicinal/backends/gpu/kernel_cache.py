@@ -44,7 +44,7 @@ def keys_of(package: str) -> dict[str, str]:
     root = Path(__file__).parents[2]
     ours = (file for pattern in ("backends/*/kernels/**/*.py", "geometry/*.py") for file in root.glob(pattern))
     name = f"vicinal-{package.split('.')[2]}-keys.json"
-    return remembered(name, (*ours, *triton_files()), dict, lambda: settle_keys(package))
+    return remembered(name, (*ours, *triton_files()), lambda: settle_keys(package))
 
 
 @cache

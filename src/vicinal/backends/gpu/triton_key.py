@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
 
 import triton
 from triton import knobs
@@ -29,8 +28,6 @@ READ = (
     "backends/*/*.py",
 )
 
-Value = TypeVar("Value", str, dict[str, str])
-
 
 @cache
 def remember_triton_key() -> None:
@@ -45,28 +42,29 @@ def remember_triton_key() -> None:
     def triton_key() -> str:
         nonlocal key
         if key is None:
-            key = remembered(NAME, triton_files(), str, lambda: str(original()))
+            key = remembered(NAME, triton_files(), lambda: {"triton": str(original())})["triton"]
         return key
 
     runtime.triton_key = triton_key
 
 
-def remembered(name: str, of: Iterable[Path], kind: type[Value], make: Callable[[], Value]) -> Value:
-    """What `make` returns, a `kind` made of these files: from Triton's cache, where it was kept under a name.
+def remembered(name: str, of: Iterable[Path], make: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """What `make` returns, keys made of these files: from Triton's cache, where they were kept under a name.
 
-    It is made, and kept where that is possible, if there is none, or if a file has another size or date.
+    They are made, and kept where that is possible, if there are none, or if a file has another size or date. Whatever
+    is there instead costs making them again.
     """
     path, files = Path(knobs.cache.dir) / name, sorted(_about(file) for file in of)
-    with suppress(OSError, ValueError, TypeError, KeyError):
+    with suppress(Exception):
         kept = json.loads(path.read_text("utf-8"))
-        found: Any = kept["value"]
-        if kept["files"] == files and isinstance(found, kind):
-            return found
-    value = make()
+        found = kept["value"]
+        if kept["files"] == files and found.keys() and all(isinstance(key, str) for key in found.values()):
+            return dict(found)
+    keys = make()
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"files": files, "value": value}))
-    return value
+        write_text(path, json.dumps({"files": files, "value": keys}))
+    return keys
 
 
 @cache
