@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from strategies import axes, spans
 from vicinal.geometry.count import count
 from vicinal.geometry.neighborhood import Axis
+from vicinal.geometry.span import Span
+from vicinal.geometry.tiles import reach
 from vicinal.geometry.walks import Walks, walks
 from vicinal.geometry.window import window_start, window_stop
 
@@ -78,3 +80,21 @@ def test_two_tiles_side_by_side_pass_over_what_only_the_other_needs(window, tile
 def test_one_look_at_an_axis_serves_all_who_ask():
     assert walks(Axis(7), 100) is walks(Axis(7), 100)
     assert walks(Axis(7), 100) is not walks(Axis(7), 100, True)
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "queries", "tile", "step"),
+    [
+        (512, 80, (0, 256), 8, 8),
+        (512, 80, (0, 256), 64, 64),
+        (512, 80, (128, 256), 8, 4),
+        (480, 31, (60, 180), 8, 8),
+        (48, 24, (0, 24), 4, 4),
+    ],
+)
+def test_keys_of_a_part_have_fewer_queries_where_they_are_beyond_them(length, window, queries, tile, step):
+    part = Axis(window, span=Span(length, queries, reach(Axis(window), length, queries)))
+    own = queries[1] - queries[0]
+    exact, found = count(part, own, tile, step, True), Walks(part, own, True)
+    assert found.walk(tile, step).steps * exact.tiles == pytest.approx(exact.steps, rel=0.25)
+    assert found.walk(tile, step).steps >= exact.steps / exact.tiles

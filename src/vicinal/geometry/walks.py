@@ -46,7 +46,8 @@ class Walks:
         self._fewest = other // axis.dilation  # of the shortest group
         self._window = min(axis.window, -(-whole // axis.dilation))
         self._ahead = leader_offset(axis) - left_reach(axis)  # of a block's first query, where its window starts
-        self._borders = self._rests() if span is None else (0, self.length)  # a part is of the middle
+        self._is_part = span is not None
+        self._borders = (0, self.length) if self._is_part else self._rests()  # a part is of the middle
         self._reaches: dict[int, int] = {}
         self._kept: dict[tuple[int, int], Walk] = {}
         self._works: dict[tuple[int, int], list[int]] = {}
@@ -164,6 +165,9 @@ class Walks:
     def _beside_borders(self, tile: int, step: int, steps: float) -> float:
         """Steps of a tile on average, where those of the middle take `steps`."""
         tiles, (first, last) = -(-self.length // tile), self._borders
+        if self._is_part and self.inverse:  # its keys reach beyond its queries: there, they have fewer and fewer
+            mean = self._walked * (self._window + tile - 1) / max(1, self.length)
+            return min(steps, (min(self._walked, mean) + (step - 1) / 2) / step)
         if self._mode == SHIFT and self.inverse:  # two windows of keys, whose queries are half a window fewer to more
             keys = first + self.length - last
             if not keys or self._window >= self._walked:
