@@ -16,7 +16,8 @@ of many is so by chance too: FOLDER/gains.jsonl. The third prints what that says
 table that is shipped for their device: of every class the three fastest, first what was fastest in turns. The last,
 which needs no GPU, says what the estimate would choose on an H100 or H200 with the constants of a table; where
 VICINAL_CHOICES names its file, these are timed too, as "other". VICINAL_EARLIER names files of gains, separated by
-colons: what they have of the device that is here is not measured again.
+colons: what they have of the device that is here is not measured again. VICINAL_ONLY: parts of names, separated by
+colons, of the only problems there are then.
 """
 
 from __future__ import annotations
@@ -80,8 +81,9 @@ def problems(device: torch.device, seed: int) -> list[tuple[str, Problem]]:
             found.append((f"random {len(found)}: {problem.in_words()}", problem))
     changed = _file().get(CHANGED, ())
     ordered = sorted(suite + found, key=lambda each: flops(each[1]) > MOST)
-    known = measured_earlier(device)
-    return sorted((each for each in ordered if each[0] not in known), key=lambda each: each[0] not in changed)
+    known, only = measured_earlier(device), os.environ.get("VICINAL_ONLY", "").split(":")
+    ordered = [each for each in ordered if each[0] not in known and any(part in each[0] for part in only)]
+    return sorted(ordered, key=lambda each: each[0] not in changed)
 
 
 def measured_earlier(device: torch.device) -> set[str]:
