@@ -52,12 +52,16 @@ class Alike:
     other: Interval
 
 
-@lru_cache(maxsize=4096)
 def alike(axis: Axis, length: int, inverse: bool = False) -> tuple[Alike, ...]:
     """The groups of an axis of which tiles are, by what differs: their lengths, and what of them is given.
 
     Of a whole axis there are at most two kinds, the longer groups first. `inverse`: tiles are of keys, else of queries.
     """
+    return _alike(axis, length, inverse and axis.span is not None)
+
+
+@lru_cache(maxsize=4096)
+def _alike(axis: Axis, length: int, inverse: bool) -> tuple[Alike, ...]:
     dilation, whole, own, other = axis.dilation, length, (0, length), (0, length)
     if axis.span is not None:
         whole, own, other = axis.span.length, axis.span.own(inverse), axis.span.other(inverse)

@@ -67,7 +67,7 @@ def axis_table(axis: Axis, length: int, size: int) -> AxisTable:
         kinds += (first_tile, count, kind.first, len(runs_of), begin)
         first_tile += kind.count * count
         longest = max(longest, kind.length)
-        for first, beyond in runs(axis, kind, size):
+        for first, beyond in runs(axis, kind, size, False):  # as they are counted: found once
             runs_of += (first, len(tiles), turn, *_steps(axis, kind, size, (first, beyond)))
             tiles += [(begin + i * size, end, kind.length) for i in range(first, min(first + turn, beyond))]
         runs_of += (count, 0, 0, 0, 0)  # beyond all tiles
