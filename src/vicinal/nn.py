@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, get_args
 
 import torch
@@ -245,10 +244,11 @@ def unfused_attention(
     variant: str | None = None,
 ) -> Tensor:
     """Neighborhood attention by the unfused operators, heads of one neighborhood at once; weights may drop."""
-    outputs, first = [], 0
-    heads_of = query.shape[-2] // len(neighborhoods)
-    for neighborhood, same in groupby(n for n in neighborhoods for _ in range(heads_of)):
-        heads = slice(first, first := first + len(list(same)))
+    outputs, first, each = [], 0, query.shape[-2] // len(neighborhoods)
+    for at, neighborhood in enumerate(neighborhoods, 1):
+        if at < len(neighborhoods) and neighborhoods[at] == neighborhood:
+            continue
+        heads, first = slice(first, at * each), at * each
         window: Any = neighborhood.resolve(query.shape[1:-2])
         rest: dict[str, Any] = {"dilation": window.dilation, "is_causal": window.causal, "stride": window.stride}
         rest |= {"boundary": tuple(axis.boundary for axis in window.axes), "variant": variant}

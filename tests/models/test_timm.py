@@ -1,5 +1,7 @@
 """What timm and its training program do with a model."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -55,11 +57,39 @@ def test_options():
         ({"global_pool": "max"}, ValueError, "global_pool must be 'avg' or ''"),
         ({"dilations": ((1,),)}, ValueError, "dilations must be one per block"),
         ({"num_heads": (1,)}, ValueError, "num_heads must be one per level"),
+        ({"drop_path_rate": 2.0}, ValueError, "drop_path_rate must be from 0 to 1, got 2.0"),
     ],
 )
 def test_wrong_options(options, error, message):
     with pytest.raises(error, match=message):
         timm.create_model("nat_mini", **options)
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 4, 64, 64)], ids=str)
+def test_wrong_images(shape):
+    message = rf"x must have shape \[B, 3, H, W\], got {re.escape(str(list(shape)))}"
+    with pytest.raises(ValueError, match=message):
+        small()(torch.randn(shape))
+    with pytest.raises(ValueError, match=message):
+        small(features_only=True)(torch.randn(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_whole_models_in_other_dtypes(dtype):
+    model, images = small().eval(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = model(images), model.to(dtype)(images.to(dtype))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("features_only", [False, True], ids=["classes", "maps"])
+def test_channels_last_in_memory_changes_nothing(features_only):
+    model, images = small(features_only=features_only).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images)
+        last = model.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(last, expected)
 
 
 def test_gradients_reach_every_parameter():
@@ -162,6 +192,16 @@ def test_compiles_in_one_graph():
     model, images = small().eval(), torch.randn(1, 3, 64, 64)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images), model(images))
+
+
+def test_compiles_in_one_graph_with_dropout_of_attention():
+    model, images = small(attn_drop_rate=0.5, drop_path_rate=0.0), torch.randn(1, 3, 64, 64)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    results = []
+    for run in (model, compiled):
+        torch.manual_seed(1)
+        results.append(run(images))
+    torch.testing.assert_close(*results)
 
 
 def test_self_attention_is_what_its_table_of_positions_says():

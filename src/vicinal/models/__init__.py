@@ -1,4 +1,4 @@
-"""Models built on neighborhood attention: NAT, DiNAT, DiNAT_s the isotropic ones, and StyleNAT's generator.
+"""Models built on neighborhood attention: NAT, DiNAT, DiNAT_s, the isotropic ones, and StyleNAT's generator.
 
 Importing this registers them with timm, so that `timm.create_model("nat_mini")` makes one.
 """

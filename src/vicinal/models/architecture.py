@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from vicinal.checks import check_fraction
+
 Pool = Literal["avg", ""]
 
 
@@ -57,6 +59,8 @@ class Architecture:
             raise ValueError(f"dilations must be one per block, {self.depths} in each level, got {self.dilations}")
         if self.global_pool not in ("avg", ""):
             raise ValueError(f"global_pool must be 'avg' or '', got {self.global_pool!r}")
+        for rate in ("drop_path_rate", "drop_rate", "proj_drop_rate", "attn_drop_rate"):
+            check_fraction(rate, getattr(self, rate))
 
     def dims(self) -> tuple[int, ...]:
         """Channels of each level."""

@@ -91,8 +91,12 @@ class ImageTransformer(nn.Module):
         self.apply(_initialise)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images `[B, C, H, W]` to the last stage's normalised tokens `[B, h, w, num_features]`."""
-        x = self.patch_embed(x)
+        """Images `[B, C, H, W]` to the last stage's normalised tokens `[B, h, w, num_features]`.
+
+        Raises:
+            ValueError: images have another shape, or number of channels.
+        """
+        x = self._tokens(x)
         for stage, after in self.stages():
             x = after(self._run(stage, x))
         return self.norm(x)
@@ -135,7 +139,7 @@ class ImageTransformer(nn.Module):
         stages = self.stages()
         wanted, last = feature_take_indices(len(stages), indices)
         maps = []
-        x = self.patch_embed(x)
+        x = self._tokens(x)
         for index, (stage, after) in enumerate(stages[: last + 1] if stop_early else stages):
             x = self._run(stage, x)
             if index in wanted:
@@ -179,6 +183,12 @@ class ImageTransformer(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Parameters that are not decayed: biases of attention."""
         return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] == "rpb"}
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != self.in_chans:
+            raise ValueError(f"x must have shape [B, {self.in_chans}, H, W], got {list(images.shape)}")
+        tokens: Tensor = self.patch_embed(images)
+        return tokens
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
         for block in stage if isinstance(stage, nn.ModuleList) else (stage,):

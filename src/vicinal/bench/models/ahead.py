@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vicinal.bench.models.attends import FUSED, NONE, Attend, attending, systems
-from vicinal.bench.models.measure import make
+from vicinal.bench.models.measure import CHECKED, make
 from vicinal.bench.models.rows import Row
 from vicinal.geometry.neighborhood import Neighborhood
 
@@ -43,7 +43,7 @@ class Layer:
 
 
 def layers(row: Row) -> list[Layer]:
-    """The different ones of a row's model, found without computing anything."""
+    """The different ones of a row's model, of its batch and of the images that are checked; nothing is computed."""
     found: dict[Layer, None] = {}
 
     def note(query: Tensor, key: Tensor, value: Tensor, neighborhoods: Any, *, scale: float, rpb: Tensor) -> Tensor:
@@ -55,6 +55,7 @@ def layers(row: Row) -> list[Layer]:
     model, images = make(row, torch.device("meta"))
     with torch.no_grad(), attending(note):
         model(images)
+        model(images[:CHECKED])
     return list(found)
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from vicinal.bench.measure import Calls, Effort, Timing, time_calls, time_limit, words
 from vicinal.bench.models.attends import Attend, System, attending, systems, unfused
@@ -21,7 +21,8 @@ from vicinal.models import Generator
 CHECKED = 2  # images
 SLACK = 3.0  # errors may be so many times those of plain torch in the same dtype,
 ROUNDING = {"cpu": 1e-5, "cuda": 1e-3}  # and so much: on CUDA products of float32 may be in TF32
-SHARES = 3  # forward passes, of whose shares the median is taken
+LOOKED_AT = 3  # calls, for the share of attention
+ATTENTION = "attention of a layer"  # in a profile
 
 Result = dict[str, Any]
 
@@ -44,7 +45,7 @@ class Truth:
 
 
 def measure(row: Row, names: Sequence[str], device: torch.device, effort: Effort) -> dict[str, Result]:
-    """Each system's result: `status`, `reason`, `errors`, `tolerances`, `peak_bytes`, `attention_share`, times."""
+    """Each system's result, as `vicinal.bench.models.run` has it."""
     torch.manual_seed(0)
     model, images = make(row, device)
     truth = _truth(row, model, images)
@@ -159,8 +160,11 @@ def _prepare(
         torch.cuda.synchronize(device)
         own = sum(t.nbytes for t in [*model.parameters(), images]) * (not system.channels_last)
         result["peak_bytes"] = torch.cuda.max_memory_allocated(device) - free + own
-    if not row.training and not system.compiled:
-        result["attention_share"] = _share(row, run, images, attend, device)
+    told = not row.training and not system.compiled  # calls of attention can be told from the rest
+    if device.type == "cuda":
+        result |= _kernels(_call(row, run, images, _annotated(attend)) if told else call, device)
+    elif told:
+        result["attention_share"] = _share_on_cpu(row, run, images, attend)
     return result, call
 
 
@@ -196,48 +200,53 @@ def _run(row: Row, model: Any, images: Tensor) -> Tensor:
         return model(images)
 
 
-def _share(row: Row, model: Any, images: Tensor, attend: Attend, device: torch.device) -> float:
-    """How much of a forward pass attention takes: from before its calls to after them, on the device's clock."""
-    clock = _Clock(device)
+def _kernels(call: Callable[[], object], device: torch.device) -> Result:
+    """`kernel_seconds` of a call on CUDA, and `attention_share`, of kernels' time, if attention is annotated."""
+    call()
+    torch.cuda.synchronize(device)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
+        for _ in range(LOOKED_AT):
+            call()
+        torch.cuda.synchronize(device)
+    events = [event for event in profiler.events() or () if event.device_type.name == "CUDA"]
+    spans = [event.time_range for event in events if event.name == ATTENTION]
+    kernels = [event.time_range for event in events if not event.is_user_annotation]
+    busy = sum(kernel.elapsed_us() for kernel in kernels)
+    if not busy:  # no profiler of kernels is at hand
+        return {}
+    found: Result = {"kernel_seconds": 1e-6 * busy / LOOKED_AT}
+    if spans:
+        inside = [k for k in kernels if any(span.start <= k.start < span.end for span in spans)]
+        found["attention_share"] = sum(kernel.elapsed_us() for kernel in inside) / busy
+    return found
+
+
+def _annotated(attend: Attend) -> Attend:
+    """`attend` whose calls a profiler can tell."""
+
+    def annotated(*args: Any, **kwargs: Any) -> Tensor:
+        with record_function(ATTENTION):
+            return attend(*args, **kwargs)
+
+    return annotated
+
+
+def _share_on_cpu(row: Row, model: Any, images: Tensor, attend: Attend) -> float:
+    """How much of forward passes attention takes, by the clock: profiled operators take longer."""
+    inside = 0.0
 
     def timed(*args: Any, **kwargs: Any) -> Tensor:
-        start = clock.now()
+        nonlocal inside
+        start = time.perf_counter()
         output = attend(*args, **kwargs)
-        spans.append((start, clock.now()))
+        inside += time.perf_counter() - start
         return output
 
-    shares = []
-    for _ in range(SHARES):
-        spans: list[tuple[Any, Any]] = []
-        with torch.no_grad():
-            with attending(attend):
-                _run(row, model, images)  # keeps a GPU busy while the host launches what is timed
-            start = clock.now()
-            with attending(timed):
-                _run(row, model, images)
-            stop = clock.now()
-        shares.append(sum(clock.between(*span) for span in spans) / clock.between(start, stop))
-    return median(shares)
-
-
-class _Clock:
-    """Moments on a device: events on CUDA."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-
-    def now(self) -> Any:
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def between(self, start: Any, stop: Any) -> float:
-        if not self.cuda:
-            return stop - start
-        stop.synchronize()
-        return start.elapsed_time(stop)
+    call = _call(row, model, images, timed)
+    start = time.perf_counter()
+    for _ in range(LOOKED_AT):
+        call()
+    return inside / (time.perf_counter() - start)
 
 
 def _distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
