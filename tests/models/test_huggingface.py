@@ -86,3 +86,12 @@ def test_their_backbone_is_refused(transformers):
 def test_our_backbone_is_refused():
     with pytest.raises(ValueError, match="model must have a last norm"):
         to_transformers(NAT(Architecture((1,), 32, (1,), 2, 0.0, feature_norms=True)))
+
+
+def test_what_is_no_model_of_theirs_or_ours_is_refused():
+    with pytest.raises(TypeError, match="model must be a DinatModel or .*, got Linear"):
+        from_transformers(torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="model.config.patch_size must be 4, got None"):
+        from_transformers(SimpleNamespace(config=SimpleNamespace()))
+    with pytest.raises(TypeError, match="model must be a NAT or DiNAT .*, got Linear"):
+        to_transformers(torch.nn.Linear(1, 1))

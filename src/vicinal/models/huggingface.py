@@ -44,12 +44,15 @@ def from_transformers(model: Any) -> NAT:
         the model, in evaluation mode, of the same dtype and on the same device.
 
     Raises:
+        TypeError: it is no model of Hugging Face's.
         ValueError: its configuration says what our models have not, or its parameters are others (a `DinatBackbone`'s).
     """
-    config = model.config
+    config = getattr(model, "config", None)
+    if config is None:
+        raise TypeError(f"model must be a DinatModel or DinatForImageClassification, got {type(model).__name__}")
     for name, value in ONLY.items():
-        if getattr(config, name) != value:
-            raise ValueError(f"model.config.{name} must be {value!r}, got {getattr(config, name)!r}")
+        if (found := getattr(config, name, None)) != value:
+            raise ValueError(f"model.config.{name} must be {value!r}, got {found!r}")
     theirs = _bare(model.state_dict())
     dilations = getattr(config, "dilations", None)
     architecture = Architecture(
@@ -88,9 +91,12 @@ def to_transformers(model: NAT) -> Any:
         wants NATTEN: `vicinal.compat.install_as_natten("0.14.6")` before transformers is imported provides it.
 
     Raises:
+        TypeError: it is another model.
         ImportError: there is no transformers, or no NATTEN.
         ValueError: the model has what Hugging Face's has not.
     """
+    if not isinstance(model, NAT):
+        raise TypeError(f"model must be a NAT or DiNAT of vicinal.models, got {type(model).__name__}")
     from transformers import DinatConfig, DinatForImageClassification, DinatModel
 
     a = model.architecture

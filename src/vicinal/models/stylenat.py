@@ -88,7 +88,13 @@ class Generator(nn.Module):
         return 2 * len(self.layers)
 
     def forward(self, noise: Tensor) -> Tensor:
-        """Noise `[B, style_dim]`, normal, to images `[B, 3, size, size]` of about -1 to 1."""
+        """Noise `[B, style_dim]`, normal, to images `[B, 3, size, size]` of about -1 to 1.
+
+        Raises:
+            ValueError: it is of another shape.
+        """
+        if noise.ndim != 2 or noise.shape[1] != self.config.style_dim:
+            raise ValueError(f"noise must have shape [batch, {self.config.style_dim}], got {list(noise.shape)}")
         return self.synthesize(self.style(noise)[:, None].expand(-1, self.styles, -1))
 
     def synthesize(self, styles: Tensor) -> Tensor:

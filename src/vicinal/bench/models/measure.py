@@ -21,7 +21,7 @@ from vicinal.models import Generator
 CHECKED = 2  # images
 SLACK = 3.0  # errors may be so many times those of plain torch in the same dtype,
 ROUNDING = {"cpu": 1e-5, "cuda": 1e-3}  # and so much: on CUDA products of float32 may be in TF32
-LOOKED_AT = 3  # calls, for the share of attention
+SHARES = 3  # calls on a CPU, of which the share of attention is taken
 ATTENTION = "attention of a layer"  # in a profile
 
 Result = dict[str, Any]
@@ -202,11 +202,9 @@ def _run(row: Row, model: Any, images: Tensor) -> Tensor:
 
 def _kernels(call: Callable[[], object], device: torch.device) -> Result:
     """`kernel_seconds` of a call on CUDA, and `attention_share`, of kernels' time, if attention is annotated."""
-    call()
     torch.cuda.synchronize(device)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
-        for _ in range(LOOKED_AT):
-            call()
+        call()
         torch.cuda.synchronize(device)
     events = [event for event in profiler.events() or () if event.device_type.name == "CUDA"]
     spans = [event.time_range for event in events if event.name == ATTENTION]
@@ -214,7 +212,7 @@ def _kernels(call: Callable[[], object], device: torch.device) -> Result:
     busy = sum(kernel.elapsed_us() for kernel in kernels)
     if not busy:  # no profiler of kernels is at hand
         return {}
-    found: Result = {"kernel_seconds": 1e-6 * busy / LOOKED_AT}
+    found: Result = {"kernel_seconds": 1e-6 * busy}
     if spans:
         inside = [k for k in kernels if any(span.start <= k.start < span.end for span in spans)]
         found["attention_share"] = sum(kernel.elapsed_us() for kernel in inside) / busy
@@ -244,7 +242,7 @@ def _share_on_cpu(row: Row, model: Any, images: Tensor, attend: Attend) -> float
 
     call = _call(row, model, images, timed)
     start = time.perf_counter()
-    for _ in range(LOOKED_AT):
+    for _ in range(SHARES):
         call()
     return inside / (time.perf_counter() - start)
 
