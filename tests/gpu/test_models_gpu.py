@@ -4,46 +4,17 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
-
-import vicinal
 
 if find_spec("timm") is None:
     pytest.skip("the extra models is not installed", allow_module_level=True)
 
 from vicinal.bench.models.attends import attending, unfused
+from vicinal.bench.models.curve import train
+from vicinal.bench.models.rows import Row
 from vicinal.models import FFHQ_256, Generator
 
 pytestmark = pytest.mark.gpu
-CLASSES, STEPS, BATCH = 10, 300, 128
-
-
-def batch(generator):
-    """Images of a class's own pattern under noise, and the classes."""
-    patterns = torch.randn(CLASSES, 3, 8, 8, generator=torch.Generator("cuda").manual_seed(1), device="cuda")
-    labels = torch.randint(CLASSES, (BATCH,), generator=generator, device="cuda")
-    noise = torch.randn(BATCH, 3, 224, 224, generator=generator, device="cuda")
-    return torch.nn.functional.interpolate(patterns[labels], 224) + noise, labels
-
-
-def losses(attend):
-    from timm import create_model
-
-    torch.manual_seed(0)
-    model = create_model("dinat_tiny", num_classes=CLASSES, drop_path_rate=0.0).cuda()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
-    generator, found = torch.Generator("cuda").manual_seed(0), []
-    with attending(attend):
-        for _ in range(STEPS):
-            images, labels = batch(generator)
-            with torch.autocast("cuda", torch.bfloat16):
-                loss = cross_entropy(model(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            found.append(loss.detach())
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-    return torch.stack(found).cpu()
+ROW, STEPS = Row("dinat_tiny", torch.bfloat16, 128, True), 300
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +25,7 @@ def usual_memory(poisoned_memory):
 
 def test_training_falls_and_is_that_of_naive_attention():
     """Over the first steps but for rounding, over all within what roundings grow to: means of 30 steps."""
-    fused, naive = losses(vicinal.neighborhood_attention), losses(unfused("naive"))
+    fused, naive = (train(ROW, system, torch.device("cuda"), STEPS) for system in ("fused", "naive"))
     assert fused.isfinite().all()
     torch.testing.assert_close(fused[:10], naive[:10], rtol=0.05, atol=0.02)
     means = [curve.unfold(0, 30, 30).mean(-1) for curve in (fused, naive)]

@@ -62,6 +62,14 @@ def test_the_page_has_the_papers_figures_beside_ours_and_what_was_aimed_at(folde
     assert f"{300 * 1_281_167 / 400 / 3600:.0f}" in text
 
 
+def test_rates_that_are_the_hosts_have_a_star(tmp_path):
+    one = line("nat_tiny", fused=2000.0, naive=1000.0)
+    for result, kernels in zip(one["systems"].values(), (0.03, 0.127)):
+        result |= {"seconds": {"median": 128 / result["images_per_second"]}, "kernel_seconds": kernels}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (HEADER, one)))
+    assert r"| NAT-T | 128 | 1,000 |  | 2,000\* |" in document(tmp_path)
+
+
 def test_the_command_writes_the_page_and_pictures(folder, capsys):
     page, plots = folder / "page.md", folder / "pictures"
     options = ["--results", str(folder), "--page", str(page), "--plots", str(plots)]

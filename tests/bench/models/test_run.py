@@ -1,6 +1,8 @@
 """Runs of whole models: what is checked, timed, kept, and not run twice."""
 
 import json
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,6 +64,35 @@ def test_what_is_added_later_is_measured_beside_the_fused_one(small, tmp_path):
         file.write('{"kind": "model", "cut sho')
     assert execute(asked)
     assert len(rows_of(asked.results)) == 3
+
+
+def test_kernels_of_attention_are_told_from_the_rest(monkeypatch):
+    """By what a profiler of a GPU gives: spans of annotations and kernels, on the device's clock, and the host's."""
+
+    def event(name, start, stop, device="CUDA", annotation=False):
+        span = SimpleNamespace(start=start, end=stop, elapsed_us=lambda: stop - start)
+        kind = SimpleNamespace(name=device)
+        return SimpleNamespace(name=name, time_range=span, device_type=kind, is_user_annotation=annotation)
+
+    events = [
+        event(measure.ATTENTION, 0, 90, "CPU", annotation=True),
+        event("before", 0, 10),
+        event(measure.ATTENTION, 10, 42, annotation=True),
+        event("attention", 10, 40),
+        event("attention's end", 40, 42),
+        event("after", 50, 68),
+    ]
+
+    @contextmanager
+    def profile(**_):
+        yield SimpleNamespace(events=lambda: events)
+
+    monkeypatch.setattr(measure, "profile", profile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    found = measure._kernels(lambda: None, torch.device("cuda"))
+    assert found == {"kernel_seconds": pytest.approx(60e-6), "attention_share": pytest.approx(32 / 60)}
+    events[:] = events[:1]
+    assert measure._kernels(lambda: None, torch.device("cuda")) == {}
 
 
 def test_wrong_outputs_are_not_timed_and_errors_are_told(small, tmp_path, monkeypatch):

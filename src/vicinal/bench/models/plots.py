@@ -4,24 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vicinal.bench.models.attends import FUSED, NONE
-from vicinal.bench.models.document import TITLES, Measured, measured, paper_ratio, picture_name, table_lines
+from vicinal.bench.models.document import (
+    TITLES,
+    Measured,
+    curve_picture_name,
+    curves,
+    measured,
+    paper_ratio,
+    picture_name,
+    table_lines,
+)
 from vicinal.bench.models.run import Line
 from vicinal.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SYSTEMS = ("naive", "gemm", "FlexAttention", FUSED, NONE)  # bars, in this order
 
 
 def draw(paths: Sequence[Path], folder: Path) -> list[Path]:
-    """A picture for each table and device that was measured, in `folder`; their paths."""
+    """A picture for each table and curve and device that was measured, in `folder`; their paths."""
     rows, made = measured(paths), []
     for device in dict.fromkeys(row.device for row in rows):
         for number in TITLES:
             lines = table_lines(number, [row for row in rows if row.device == device])
             if lines:
                 made.append(_draw(number, device, lines, folder / picture_name(number, device)))
-    return made
+    return made + [_draw_curve(line, folder / curve_picture_name(line)) for line in curves(paths)]
+
+
+def _draw_curve(line: Line, path: Path) -> Path:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    for (name, losses), style in zip(line["losses"].items(), ("-", "--")):
+        axes.plot(range(1, len(losses) + 1), losses, style, linewidth=1, label=name)
+    axes.set(title=f"{line['model']}, {line['dtype']}, {line['device']}", xlabel="steps", ylabel="loss", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _saved(figure, path)
 
 
 def _draw(number: int, device: str, lines: Sequence[tuple[Line, Measured]], path: Path) -> Path:
@@ -47,6 +73,10 @@ def _draw(number: int, device: str, lines: Sequence[tuple[Line, Measured]], path
     rates.invert_yaxis()
     for axes in (rates, gains):
         axes.grid(axis="x", alpha=0.3)
+    return _saved(figure, path)
+
+
+def _saved(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=110)
