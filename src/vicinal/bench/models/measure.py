@@ -162,7 +162,10 @@ def _prepare(
         result["peak_bytes"] = torch.cuda.max_memory_allocated(device) - free + own
     told = not row.training and not system.compiled  # calls of attention can be told from the rest
     if device.type == "cuda":
-        result |= _kernels(_call(row, run, images, _annotated(attend)) if told else call, device)
+        try:
+            result |= _kernels(_call(row, run, images, _annotated(attend)) if told else call, device)
+        except Exception as error:  # whatever a profiler cannot do is no reason not to time
+            result["not_profiled"] = words(error)
     elif told:
         result["attention_share"] = _share_on_cpu(row, run, images, attend)
     return result, call
