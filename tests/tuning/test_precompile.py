@@ -11,6 +11,7 @@ import vicinal
 from vicinal import dispatch
 from vicinal.backends.gpu import hardware
 from vicinal.backends.numba import compiled as numba
+from vicinal.backends.numba import launch  # noqa: F401 - before `compiled` is another, which it would keep
 from vicinal.tuning import precompile as module
 
 
