@@ -9,7 +9,7 @@ from math import prod
 import pytest
 import torch
 
-from interpreted_gluon import module
+import plain_gluon
 from vicinal.backends.hopper import backward, forward, onepass
 from vicinal.backends.hopper.config import ForwardConfig
 from vicinal.backends.hopper.layout import three
@@ -85,8 +85,7 @@ def test_lists(case, kernel, masked):
 def assert_right(steps, problem, states, own):
     scalars, groups, lists, constants = steps.launch.arguments
     out = torch.full((steps.size,), -7, dtype=torch.int32)
-    bytes_of = [t.view(-1)[first:] for t, first in zip((states, own), steps.launch.tensors)]
-    module("steps").list_steps[steps.launch.grid](*bytes_of, out, scalars, groups, lists, constants)
+    plain_gluon.run(steps.launch, "steps", "list_steps", states, own, out)
     rows = out.view(steps.launch.grid[0], -1)
     inverse, words = constants.inverse, prod(constants.step) // 32
     attends = neighborhood_mask(problem.neighborhood, problem.lengths)

@@ -429,7 +429,11 @@ def _queries_producer(q_desc, do_desc, descs, rings, work, C: gl.constexpr):
         load_head(do_desc, item, head, strides.grad_output, x, bar, own[1], i, C.value_dim, C)
     kv = head // work.grid.group
     arguments = ((descs[0], descs[1]), walked, (strides.key, strides.value), item, kv)
-    t = fill(_load_keys, arguments, walk, gl.to_tensor(0), C)
+    t = gl.to_tensor(0)
+    if C.masked:
+        t = fill_listed(_load_keys, arguments, listed_of(work, item, 0, 0, C), t, C)
+    else:
+        t = fill(_load_keys, arguments, walk, t, C)
     if C.additional:
         arguments = ((descs[2], descs[3]), walked, (work.more.key, work.more.value), first_group(item), kv)
         for i in range(tiles_of(work, C.step[0] * C.step[1] * C.step[2], C)):

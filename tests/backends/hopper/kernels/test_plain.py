@@ -1,0 +1,139 @@
+"""The Hopper kernels, in plain Python on the CPU, against the definition: with a key mask, and without.
+
+What they compute and wait for. What only a GPU shows (registers, the order of asynchronous accesses) is not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import plain_gluon
+from vicinal import neighborhood_attention
+from vicinal.backends.hopper import backward, forward, onepass
+from vicinal.backends.hopper.tilings import backward_configs, forward_configs, one_pass_configs
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.problem import Inputs, Problem
+
+of = Neighborhood.of
+CASES = {  # lengths, neighborhood, heads, key heads, head dim
+    "plane": ((10, 21), of(2, (5, 7)), 2, 1, 64),
+    "line, strided": ((200,), of(1, 64, stride=8), 1, 1, 128),
+    "dilated, causal": ((8, 23), of(2, (5, 3), dilation=(1, 3), is_causal=(True, False)), 1, 1, 64),
+    "clipped": ((3, 6, 9), of(3, (2, 5, 4), boundary="clip"), 1, 1, 48),
+    "wide": ((8, 10), of(2, 5), 1, 1, 192),
+}
+MASKS = ("no mask", "some", "most", "half", "an entry")
+Results = tuple[Tensor, ...]
+
+
+def key_mask(name: str, shape: tuple[int, ...]) -> Tensor | None:
+    """What is there of a batch."""
+    if name == "no mask":
+        return None
+    share = {"some": 0.6, "most": 0.04}.get(name, 1.0)
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < share
+    if name == "half":
+        mask[..., shape[-1] // 2 :] = False
+    if name == "an entry":
+        mask[0] = False
+    return mask
+
+
+def lists_of(steps, walked: Tensor, own: Tensor, otherwise: Tensor) -> Tensor:
+    if steps is None:
+        return otherwise
+    lists = torch.full((steps.size,), -1, dtype=torch.int32)
+    plain_gluon.run(steps.launch, "steps", "list_steps", walked, own, lists)
+    return lists
+
+
+def attend(problem: Problem, inputs: Inputs) -> Results:
+    """Output and log-sum-exp of the forward kernel."""
+    read = inputs[:3]
+    output, lse = empty(inputs.query), torch.full(inputs.query.shape[:-1], torch.nan)
+    bits = lse if inputs.key_mask is None else inputs.key_mask.to(torch.uint8)
+    for launch, steps in forward.launchers(problem, forward_configs(problem)[0], strides(inputs)):
+        lists = lists_of(steps, bits, bits, lse)
+        plain_gluon.run(launch, "forward", "forward", *read, output, lse, lists)
+    return output, lse
+
+
+def gradients(problem: Problem, inputs: Inputs, output: Tensor, lse: Tensor, above: Tensor) -> Iterator[Results]:
+    """Those of query, key and value: of two passes, and where there are tilings for it of one."""
+    query, key, value = inputs[:3]
+    states = bits = lse
+    if inputs.key_mask is not None:
+        answered = (lse > float("-inf")).sum(-1)
+        states = torch.where(answered == problem.heads, 1, torch.where(answered == 0, 0, 2)).to(torch.uint8)
+        bits = inputs.key_mask.to(torch.uint8)
+
+    def prepared(part) -> tuple[Tensor, ...]:
+        rows = torch.full((2, part.rows), torch.nan).unbind()
+        plain_gluon.run(part.prepare, "backward", "prepare", output, above, lse, lse, *rows)
+        return query, above, *rows, key, value
+
+    found = dq, dk, dv = empty(query), empty(key), empty(value)
+    passes = backward.Passes(True, True, True)
+    for part in backward.launchers(problem, backward_configs(problem)[0], strides(inputs), passes):
+        read = prepared(part)
+        lists = lists_of(part.keys_steps, states, bits, lse)
+        plain_gluon.run(part.keys, "backward", "backward_keys", *read, dk, dv, lists)
+        lists = lists_of(part.queries_steps, bits, bits, lse)
+        plain_gluon.run(part.queries, "backward", "backward_queries", *read, dq, lists)
+    yield found
+    for config in one_pass_configs(problem)[:1]:
+        found = dq, dk, dv = empty(query), empty(key), empty(value)
+        for part in onepass.launchers(problem, config, strides(inputs), False):
+            read = prepared(part)
+            addends = torch.zeros(part.addends + 1)
+            lists = lists_of(part.steps, states, bits, lse)
+            scratch = addends, addends, addends[part.addends :]
+            plain_gluon.run(part.gradients, "onepass", "backward", *read, dk, dv, *scratch, lists)
+            plain_gluon.run(part.finish, "onepass", "finish", addends, dq)
+        yield found
+
+
+def empty(like: Tensor) -> Tensor:
+    return torch.full_like(like, torch.nan)
+
+
+def strides(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
+    return tuple(t.stride() for t in inputs[:3])
+
+
+@pytest.mark.parametrize(
+    ("case", "masked"),
+    [(case, masked) for case in CASES for masked in (MASKS if case == "plane" else ("no mask", "most"))],
+)
+def test_kernels(case, masked):
+    """Masked tokens, and what comes from above for them, are no numbers: those queries have no answer then."""
+    lengths, neighborhood, heads, kv_heads, dim = CASES[case]
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, *lengths, h, dim) for h in (heads, kv_heads, kv_heads, heads)]
+    *tensors, above = (torch.randn(s, generator=generator).half() for s in shapes)
+    leaves = [t.float().requires_grad_() for t in tensors]
+    mask = key_mask(masked, shapes[0][:-2])
+    gone = torch.zeros(()) > 0 if mask is None else ~mask[..., None, None]
+    output, lse = neighborhood_attention(*leaves, neighborhood, key_mask=mask, return_lse=True, backend="torch")
+    output, lse = output.masked_fill(gone, 0.0), lse.masked_fill(gone[..., 0] if mask is not None else gone, -torch.inf)
+    expected = torch.autograd.grad(output, leaves, above.float())
+
+    inputs = Inputs(*(t.masked_fill(gone, torch.nan) for t in tensors), key_mask=mask)
+    problem = Problem.of(inputs, (neighborhood.resolve(lengths),), dim**-0.5)
+    found, found_lse = attend(problem, inputs)
+    assert_close(found, output.detach())
+    torch.testing.assert_close(found_lse, lse.detach(), rtol=1e-3, atol=1e-3)
+    above = above.masked_fill(gone, torch.nan)
+    for results in gradients(problem, inputs, found, found_lse, above):
+        for one, other in zip(results, expected, strict=True):
+            assert_close(one, other)
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    """By root mean squares; where gradients all but cancel, by what they are made of."""
+    error = (found.float() - expected).norm()
+    assert error <= 4e-3 * max(expected.norm(), 0.02 * expected.numel() ** 0.5)
