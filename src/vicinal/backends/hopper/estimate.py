@@ -18,7 +18,7 @@ from operator import mul
 from vicinal.backends.gpu.hardware import Gpu, constants_of, gpu_of
 from vicinal.backends.gpu.shapes import sampled_walks
 from vicinal.backends.hopper.config import BackwardConfig, HopperConfig
-from vicinal.backends.hopper.layout import subproblems
+from vicinal.backends.hopper.layout import count_of
 from vicinal.backends.hopper.runs import runs_of
 from vicinal.backends.hopper.tilings import (
     ROWS,
@@ -114,7 +114,7 @@ def seconds(problem: Problem, direction: Direction, config: HopperConfig) -> flo
     d = sum(dims) / 2
     walk = each * c.step(direction, d) * WIDE[direction].get(max(dims), 1.0)
     ends = c.tile(direction, d)
-    launches = len(subproblems(problem))
+    launches = count_of(problem)
     turns = WARPGROUPS * ceil(tiles / launches / (WARPGROUPS * gpu.processors))
     mean, longest = (1.0, 0.0) if direction == "forward" else _both_passes(problem, config)
     walks = max(turns * mean, WARPGROUPS * longest) * walk
@@ -148,7 +148,7 @@ def _one_pass(problem: Problem, config: BackwardConfig) -> float:
         ends += program
     elements = problem.batch * prod(problem.lengths) * problem.heads * problem.head_dim
     beside = c.one_pass_beside * elements / 1000
-    return 1e-9 * (walks + ends + c.one_pass_launch * len(subproblems(problem)) + beside)
+    return 1e-9 * (walks + ends + c.one_pass_launch * count_of(problem) + beside)
 
 
 def _both_passes(problem: Problem, config: HopperConfig) -> tuple[float, float]:

@@ -197,6 +197,11 @@ def subproblems(problem: Problem, reach: Reach = Reach()) -> list[Subproblem]:
     return [part for each in _whole(problem) for part in _halved(each, reach)]
 
 
+def count_of(problem: Problem) -> int:
+    """How many they are at least: where a part's columns are few."""
+    return prod([len(alike(axis, n)) for axis, n in zip(_axes(problem), three(problem.lengths, 1))])
+
+
 @lru_cache(maxsize=1024)
 def _whole(problem: Problem) -> tuple[Subproblem, ...]:
     """The same, of any columns."""

@@ -302,24 +302,26 @@ def _scores(problem: Problem, config: HopperConfig) -> float:
     """Scores computed, of one head, plus what masking them costs, in scores."""
     paired = isinstance(config, ForwardConfig) and config.paired
     passes = None if paired else config.stages - 1  # steps that a warpgroup may pass over in a row
-    total, all_heads = 0.0, 0
+    total, all_heads, first = 0.0, 0, 0  # `first`: query tiles of a head of the first kind
     for heads, axes in sampled_walks(problem, False):
-        steps, full = 1.0, 1.0
+        steps, full, tiles = 1.0, 1.0, WARPGROUPS
         for a, (axis, n, step) in enumerate(zip(axes, config.query_tile, config.key_tile)):
             walk = axis.walk(n, step)
             full *= walk.full
-            steps *= axis.pair(n, step, passes) if a == config.split else walk.steps
-        tiles = WARPGROUPS * pairs_of(axes, config.query_tile, config.split)
+            if a == config.split:
+                steps, tiles = steps * axis.pair(n, step, passes), tiles * axis.tiles(WARPGROUPS * n)
+            else:
+                steps, tiles = steps * walk.steps, tiles * walk.tiles
         total += heads * tiles * steps * (1 + MASK_COST * (1 - full))
-        all_heads += heads
+        all_heads, first = all_heads + heads, first or tiles
     total /= all_heads
     if paired:  # each of a warpgroup's two lists of chunks is rounded up to pairs
-        total = CHUNK_COST * (total + CHUNKS_LOST * _query_tiles(problem, config))
+        total = CHUNK_COST * (total + CHUNKS_LOST * first)
     keys = prod(config.key_tile)
     total *= ROWS * keys
     if problem.additional:
         step = keys * (2 if paired else 1)
-        total += _query_tiles(problem, config) * ROWS * -(-problem.additional // step) * step
+        total += first * ROWS * -(-problem.additional // step) * step
     return total
 
 
