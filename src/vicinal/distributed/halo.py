@@ -21,7 +21,7 @@ from vicinal.geometry.window import first_query_starting_at, first_query_stoppin
 
 Box = tuple[Interval, ...]  # one interval of tokens per axis
 LEAST_INSIDE = 0.15  # share of a shard's queries that is worth a launch of its own, while the halo travels
-NEAR_INSIDE = 0.9  # the same where ranks are of one host: to send a halo costs less than two launches for one
+NEAR_INSIDE = 0.97  # the same where ranks are of one host: to send a halo costs less than two launches for one
 NEVER = 2.0
 
 
