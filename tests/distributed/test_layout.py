@@ -20,9 +20,9 @@ def test_hosts_are_as_torchrun_numbers_ranks(monkeypatch, local, ranks, one):
     assert _on_one_host(ranks) is one
 
 
-@pytest.mark.parametrize(("window", "near", "far"), [(5, 2, 2), (31, 1, 2), (99, 1, 1)])
+@pytest.mark.parametrize(("window", "near", "far"), [(5, 2, 2), (31, 1, 2), (199, 1, 1)])
 def test_a_second_launch_is_for_many_queries_inside_or_a_slow_link(window, near, far):
-    lengths = (100, 40)
+    lengths = (200, 40)
     shards = shards_of(lengths, (2, 1))
     here = Layout(None, lengths, ((0, 0),), shards, 0, None)
     plan = Halo((Neighborhood.of(2, (window, 7)).resolve(lengths),), lengths, shards)
