@@ -20,7 +20,13 @@ HEADER = {
 
 def line(model, dtype="float16", passed="inference", batch=128, **rates):
     systems = {
-        name: {"status": "ok", "images_per_second": rate, "attention_share": 0.15, "peak_bytes": 10**9}
+        name: {
+            "status": "ok",
+            "images_per_second": rate,
+            "attention_share": 0.15,
+            "peak_bytes": 10**9,
+            "kernel_seconds": 1.0,
+        }
         for name, rate in rates.items()
     }
     key = {"model": model, "dtype": dtype, "batch": batch, "pass": passed, "side": None}
@@ -60,6 +66,15 @@ def test_the_page_has_the_papers_figures_beside_ours_and_what_was_aimed_at(folde
     assert "### Other rows" in text
     assert "| nat_mini | float32 | 1 | inference | own | 12 | 4 | 15 | 3.00 |" in text
     assert f"{300 * 1_281_167 / 400 / 3600:.0f}" in text
+
+
+def test_shares_are_of_kernels(folder):
+    first, *_ = measured(files(folder))
+    assert first.share() == 0.15
+    del first.results["fused"][0]["kernel_seconds"]  # as in results of earlier versions
+    assert first.share() is None
+    del first.results["fused"][0]["peak_bytes"]  # of a CPU
+    assert first.share() == 0.15
 
 
 def test_rates_that_are_the_hosts_have_a_star(tmp_path):

@@ -55,6 +55,11 @@ class Measured:
         """Images per second."""
         return self.results[system][0].get("images_per_second") if system in self.results else None
 
+    def share(self) -> float | None:
+        """Attention's part of the fused system's forward pass; on a GPU of the time of kernels, where that is known."""
+        result = self.results[FUSED][0] if FUSED in self.results else {}
+        return None if "peak_bytes" in result and "kernel_seconds" not in result else result.get("attention_share")
+
     def waits(self, system: str) -> bool:
         """Whether the device waited for the host, as far as is known."""
         result = self.results[system][0] if system in self.results else {}
@@ -192,7 +197,7 @@ def _table(number: int, lines: Sequence[tuple[Line, Measured]]) -> str:
         cells = [line["model"], str(row.row["batch"]), *(_rate(row, n) for n in (*PEERS, FUSED))]
         cells += [f"{_gain(row.ratio(p))} ({_gain(paper_ratio(line, p, hours))})" for p in PEERS]
         cells += [_gain(row.ratio(n) if not n.startswith(FUSED) else _inverse(row.ratio(n))) for n in extra]
-        rate, share = row.rate(FUSED), row.of(FUSED, "attention_share")
+        rate, share = row.rate(FUSED), row.share()
         if hours:
             last = "" if rate is None else f"{EPOCHS * IMAGES / rate / 3600:.0f}"
         else:
@@ -241,7 +246,7 @@ def _targets(tables: dict[int, list[tuple[Line, Measured]]]) -> str:
             reached = f"{sum(r > 1 for r in found)} of {len(found)}, {min(found):.2f} to {max(found):.2f} times"
             add(f"fused over {PEERS.get(name, name)}: faster on every row", reached, min(found) > 1)
     for line, row in tables.get(5, ()):
-        share = row.of(FUSED, "attention_share")
+        share = row.share()
         if line["model"] == "NAT-T" and share is not None:
             add("share of attention, NAT-T, float16: at most 20 %", f"{100 * share:.0f} %", share <= SHARE)
     for line, row in tables.get(7, ()):
@@ -273,7 +278,7 @@ def _others(rows: Sequence[Measured]) -> str:
     body = []
     for row in rows:
         key = row.row
-        share = row.of(FUSED, "attention_share")
+        share = row.share()
         body.append(
             [
                 *(key["model"], key["dtype"], str(key["batch"]), key["pass"], str(key["side"] or "own")),
