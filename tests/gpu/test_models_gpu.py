@@ -24,14 +24,17 @@ def usual_memory(poisoned_memory):
 
 
 def test_training_falls_and_is_that_of_naive_attention():
-    """Over the first steps but for rounding, over all within what roundings grow to: means of 30 steps."""
+    """Over the first steps but for rounding, over all within what roundings grow to: means of 30 steps.
+
+    On an H200 the first were off by at most 0.0012, the means by 0.0004.
+    """
     fused, naive = (train(ROW, system, torch.device("cuda"), STEPS) for system in ("fused", "naive"))
     assert fused.isfinite().all()
-    torch.testing.assert_close(fused[:10], naive[:10], rtol=0.05, atol=0.02)
+    torch.testing.assert_close(fused[:10], naive[:10], rtol=0.02, atol=1e-4)
     means = [curve.unfold(0, 30, 30).mean(-1) for curve in (fused, naive)]
     print(*(f"loss, means of 30 steps: {each.tolist()}" for each in means), sep="\n")
     assert means[0][-1] < 0.5 * means[0][0]
-    torch.testing.assert_close(*means, rtol=0.2, atol=0.05)
+    torch.testing.assert_close(*means, rtol=0.05, atol=1e-4)
 
 
 def test_generator_is_that_of_naive_attention():

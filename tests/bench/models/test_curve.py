@@ -50,4 +50,4 @@ def test_curves_are_on_the_page(tiny, tmp_path):
     assert (plots / "curve-nat_mini-some-gpu.png").stat().st_size > 1000
     text = page.read_text()
     assert "](pictures/curve-nat_mini-some-gpu.png)" in text
-    assert f"| torch | {line['losses']['torch'][0]:.3f} |" in text
+    assert f"| torch | {line['losses']['torch'][0]:.3g} |" in text
