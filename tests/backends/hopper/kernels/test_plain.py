@@ -16,6 +16,7 @@ from vicinal import neighborhood_attention
 from vicinal.backends.hopper import backward, forward, onepass
 from vicinal.backends.hopper.tilings import backward_configs, forward_configs, one_pass_configs
 from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.span import Span
 from vicinal.problem import Inputs, Problem
 
 of = Neighborhood.of
@@ -25,8 +26,17 @@ CASES = {  # lengths, neighborhood, heads, key heads, head dim
     "dilated, causal": ((8, 23), of(2, (5, 3), dilation=(1, 3), is_causal=(True, False)), 1, 1, 64),
     "clipped": ((3, 6, 9), of(3, (2, 5, 4), boundary="clip"), 1, 1, 48),
     "wide": ((8, 10), of(2, 5), 1, 1, 192),
+    # Keys that no query that is given attends to, beside some that have queries.
+    "part": (
+        (20, 9),
+        of(2, (5, 7)).resolve((64, 12)).over((Span(64, (8, 28), (0, 64)), Span(12, (0, 9), (0, 12)))),
+        1,
+        1,
+        128,
+    ),
 }
 MASKS = ("no mask", "some", "most", "half", "an entry")
+MASKS_OF = {"plane": MASKS, "part": ("no mask",)}
 Results = tuple[Tensor, ...]
 
 
@@ -107,13 +117,15 @@ def strides(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
 
 @pytest.mark.parametrize(
     ("case", "masked"),
-    [(case, masked) for case in CASES for masked in (MASKS if case == "plane" else ("no mask", "most"))],
+    [(case, masked) for case in CASES for masked in MASKS_OF.get(case, ("no mask", "most"))],
 )
 def test_kernels(case, masked):
     """Masked tokens, and what comes from above for them, are no numbers: those queries have no answer then."""
     lengths, neighborhood, heads, kv_heads, dim = CASES[case]
     generator = torch.Generator().manual_seed(0)
-    shapes = [(2, *lengths, h, dim) for h in (heads, kv_heads, kv_heads, heads)]
+    neighborhood = neighborhood.resolve(lengths)
+    walked = neighborhood.key_lengths(lengths)
+    shapes = [(2, *x, h, dim) for x, h in ((lengths, heads), (walked, kv_heads), (walked, kv_heads), (lengths, heads))]
     *tensors, above = (torch.randn(s, generator=generator).half() for s in shapes)
     leaves = [t.float().requires_grad_() for t in tensors]
     mask = key_mask(masked, shapes[0][:-2])
@@ -123,7 +135,7 @@ def test_kernels(case, masked):
     expected = torch.autograd.grad(output, leaves, above.float())
 
     inputs = Inputs(*(t.masked_fill(gone, torch.nan) for t in tensors), key_mask=mask)
-    problem = Problem.of(inputs, (neighborhood.resolve(lengths),), dim**-0.5)
+    problem = Problem.of(inputs, (neighborhood,), dim**-0.5)
     found, found_lse = attend(problem, inputs)
     assert_close(found, output.detach())
     torch.testing.assert_close(found_lse, lse.detach(), rtol=1e-3, atol=1e-3)

@@ -1,78 +1,56 @@
-"""Walks of the Hopper kernels, evaluated as plain Python: every tile of a ring must be freed once by both warpgroups.
+"""Walks of the Hopper kernels, in plain Python: both warpgroups must free every tile of a ring, once.
 
 A tile that a warpgroup never frees stops the program for good, which no test of results tells from one that is slow.
 """
 
 from __future__ import annotations
 
-from types import FunctionType, SimpleNamespace
-
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("triton.experimental.gluon")
 
-from vicinal.backends.gpu.kernels import window as rule
-from vicinal.backends.hopper.kernels import walk
-from vicinal.backends.hopper.kernels.arguments import Constants, GroupAxes, block_of
+import plain_gluon
+from vicinal.backends.hopper.kernels.arguments import Constants, GroupAxes
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.tiles import reach
 from vicinal.geometry.window import window_start, window_stop
 
-ARITHMETIC = SimpleNamespace(
-    minimum=min, maximum=max, where=lambda condition, a, b: a if condition else b, cdiv=lambda a, b: -(-a // b)
-)
 
+@pytest.fixture
+def passed_over(monkeypatch):
+    """Numbers of tiles that `walk` passes over, in their order; nothing is waited for."""
+    found = []
 
-def on_host(module, **others):
-    """A module's jitted functions as plain ones, which call each other; `others` take the place of those it imports."""
-    found = SimpleNamespace(**others)
-    names = {name: getattr(value, "value", value) for name, value in vars(module).items()}
-    names |= {"gl": ARITHMETIC, "tl": ARITHMETIC} | others
-    for name, value in vars(module).items():
-        plain = getattr(value, "fn", None)
-        if isinstance(plain, FunctionType) and name not in others:
-            names[name] = FunctionType(plain.__code__, names, name, plain.__defaults__)
-            setattr(found, name, names[name])
+    def pass_over_tiles(rings, t, count, C):
+        found.extend(range(t, t + count))
+        return t + count
+
+    monkeypatch.setattr(plain_gluon.module("walk"), "pass_over_tiles", pass_over_tiles)
     return found
 
 
-RULE = on_host(rule)
-OTHERS = ("window_start", "window_stop", "first_query_starting_at", "first_query_stopping_after")
-
-
-def host_walk(passed_over):
-    """`walk` on the host, which tells `passed_over` of tiles that are passed over."""
-
-    def pass_over_tiles(rings, t, count, C):
-        passed_over.extend(range(t, t + count))
-        return t + count
-
-    rules = {name: getattr(RULE, name) for name in OTHERS}
-    return on_host(walk, **rules, block_of=block_of, pass_over_tiles=pass_over_tiles)
-
-
-def freed_and_read(axes, C, tile, warpgroup):
-    """As `backward_keys` walks: how many tiles there are, those freed in their order, and where those that are read."""
-    freed, read = [], []
-    host = host_walk(freed)
-    box = host.union(tile, axes, C)
+def walked(axes, C, tile, warpgroup, freed):
+    """As `backward_keys` walks: how many tiles there are, and where those that are read; `freed` gets the order."""
+    freed.clear()
+    read, walk = [], plain_gluon.module("walk")
+    box = walk.union(tile, axes, C)
     loaded = []
-    total = host.fill(lambda arguments, at, t, C: loaded.append(at), None, box, 0, C)
-    x = host.beside(host.first_of(tile, C), warpgroup, C)
-    share = host.share_of(x[C.split], box, axes, warpgroup, C)
+    total = walk.fill(lambda arguments, at, t, C: loaded.append(at), None, box, 0, C)
+    x = walk.beside(walk.first_of(tile, C), warpgroup, C)
+    share = walk.share_of(x[C.split], box, axes, warpgroup, C)
     a, b, w = box.outer[0], box.inner[0], share.first
-    t = host.pass_over_tiles(None, 0, share.before, C)
+    t = walk.pass_over_tiles(None, 0, share.before, C)
     for _ in range(share.count):
-        a, b, w, t = host.on_line((a, b, w), t, None, box, share, C)
-        assert host.in_order(a, b, w, C) == loaded[t]
+        a, b, w, t = walk.on_line((a, b, w), t, None, box, share, C)
+        assert walk.in_order(a, b, w, C) == loaded[t]
         read.append(loaded[t])
         freed.append(t)
         t += 1
-        w += host.walk_order(C.step, C)[2]
-    host.pass_over_tiles(None, t, share.skip - share.before, C)
-    return total, freed, read
+        w += walk.walk_order(C.step, C)[2]
+    walk.pass_over_tiles(None, t, share.skip - share.before, C)
+    return total, read
 
 
 @st.composite
@@ -92,8 +70,9 @@ def spans(draw):
 
 
 @pytest.mark.parametrize(("tile", "step", "split"), [((1, 8, 8), (1, 8, 8), 1), ((1, 4, 4), (1, 8, 8), 2)], ids=str)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(axes=spans(), stages=st.integers(2, 3))
-def test_both_warpgroups_free_every_tile_of_keys_that_few_queries_reach(axes, stages, tile, step, split):
+def test_both_warpgroups_free_every_tile_of_keys_that_few_queries_reach(axes, stages, tile, step, split, passed_over):
     C = Constants(
         64, 64, tile, step, split, stages, 2, True, True, False, False, inverse=True, parts=True, aligned=False
     )  # fmt: skip
@@ -111,8 +90,8 @@ def test_both_warpgroups_free_every_tile_of_keys_that_few_queries_reach(axes, st
         for column in range(0, key_counts[1], tile[2] * (2 if split == 2 else 1)):
             number = (0, row // (tile[1] * (1 + (split == 1))), column // (tile[2] * (1 + (split == 2))))
             for warpgroup in (0, 1):
-                total, freed, read = freed_and_read(group, C, number, warpgroup)
-                assert freed == list(range(total))
+                total, read = walked(group, C, number, warpgroup, passed_over)
+                assert passed_over == list(range(total))
                 x = [row + warpgroup * tile[1] * (split == 1), column + warpgroup * tile[2] * (split == 2)]
                 needed = reaching(x, tile[1:], axes)
                 covered = {(a + i, b + j) for _, a, b in read for i in range(step[1]) for j in range(step[2])}
