@@ -199,6 +199,8 @@ def preferred(able: Sequence[Backend[Any]], problem: Problem, direction: Directi
         return best
     shortest = CLEARLY * ours
     for other in able[1:]:
+        if other.name == "torch":  # has no estimate: it runs what nothing else can, and tiles of its take long to find
+            continue
         config = other.best(problem, direction)
         theirs = other.seconds(problem, direction, config)
         if theirs is not None and theirs < shortest:

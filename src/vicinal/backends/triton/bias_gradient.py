@@ -5,6 +5,7 @@ See `vicinal.backends.triton.kernels.bias_gradient`.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
@@ -84,12 +85,12 @@ class SumOfClasses:
     def __init__(self, prepared: Prepared, config: Tiling, classes: Classes, batch: int) -> None:
         """Of tiles of queries, and `batch` entries."""
         problem = prepared.problem
-        work = _work(problem, config, classes, batch)
-        key = ("triton bias", problem.neighborhood, problem.lengths, batch, problem.heads, config)
-        self._work = table_of(key, prepared.device, lambda: _rows(work))
+        self._work, self._device = _work(problem, config, classes, batch), prepared.device
+        self._table: Tensor | None = None  # made by the first call: what only compiles needs none
+        self._key = ("triton bias", problem.neighborhood, problem.lengths, batch, problem.heads, config)
         self._dtype = problem.dtype
         self._step = prod(config.tile) * prod(config.step)
-        self.programs = sum(own.steps * own.shares for own in work)
+        self.programs = sum(own.steps * own.shares for own in self._work)
         programs = tiles_of(problem, config)
         self.count = batch * problem.heads * programs * classes.steps * self._step
         axes = prepared.arguments()[0]
@@ -100,9 +101,12 @@ class SumOfClasses:
 
     def __call__(self, grad_scores: Tensor, partial: Tensor, aligned: bool) -> None:
         """Write the programs' partial gradients, `[programs, H, 2*K0-1, ...]`."""
-        in_use(self._work)
+        table = self._table
+        if table is None:
+            table = self._table = table_of(self._key, self._device, lambda: _rows(self._work))
+        in_use(table)
         sums = partial.new_empty(self._launch.grid[0] * self._launch.grid[1] * self._step)
-        self._launch((grad_scores, self._work, sums, partial), aligned)
+        self._launch((grad_scores, table, sums, partial), aligned)
 
     def compiled(self) -> Job:
         """What compiles it."""
@@ -167,18 +171,20 @@ def _work(problem: Problem, config: Tiling, classes: Classes, batch: int) -> lis
 
 
 def _rows(work: Sequence[_Work]) -> Tensor:
-    """`[programs, 3 + 4 * rank]`, the longest first: a program's step, its first pair, how many pairs, the columns."""
-    numbers = partial(torch.arange, dtype=torch.int32, device="cpu")
-    classes = torch.tensor([[*own[:4], *own.columns] for own in work], dtype=torch.int32, device="cpu")
-    programs = classes[:, 0] * classes[:, 3]  # of each class
-    which = numbers(len(work)).repeat_interleave(programs)
-    rows, before = classes.index_select(0, which), (programs.cumsum(0) - programs).index_select(0, which)
-    pairs, own, shares = rows[:, 1:4].unbind(1)
-    place = numbers(len(rows)) - before  # among its class's programs
-    first = place % shares * own
-    count = own.minimum(pairs - first)
-    rows = torch.cat([torch.stack([place // shares, first, count], 1), rows[:, 4:]], 1)
-    return rows.index_select(0, count.argsort(stable=True, descending=True))
+    """`[programs, 3 + 4 * rank]`, the longest first: a program's step, its first pair, how many pairs, the columns.
+
+    Thousands of rows, put together as bytes: torch's operations on so few numbers may wait for busy cores.
+    """
+    by_count: dict[int, list[bytes]] = {}
+    integers = struct.Struct("3i").pack
+    for own in work:
+        columns = struct.pack(f"{len(own.columns)}i", *own.columns)
+        for step in range(own.steps):
+            for first in range(0, own.pairs, own.own):
+                count = min(own.own, own.pairs - first)
+                by_count.setdefault(count, []).append(integers(step, first, count) + columns)
+    rows = bytearray().join(row for _, each in sorted(by_count.items(), reverse=True) for row in each)
+    return torch.frombuffer(rows, dtype=torch.int32).view(-1, 3 + len(work[0].columns))
 
 
 def _along(problem: Problem, config: Tiling, i: int, before: int, after: int) -> Iterator[_Along]:
