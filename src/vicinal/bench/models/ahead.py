@@ -92,7 +92,7 @@ def _begin(device: torch.device) -> None:
     torch._inductor.config.compile_threads = 1
     torch.set_num_threads(1)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)  # "cuda" alone has no index
 
 
 @cache

@@ -157,7 +157,7 @@ class _Measuring:
 def _serve(connection: Connection, device: torch.device, threads: int) -> None:
     torch.set_num_threads(threads)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)  # "cuda" alone has no index
     while True:
         try:
             row, names, effort = connection.recv()
