@@ -13,11 +13,11 @@ done; SEED is that of the random ones. The second, beside it or later, tunes the
 results): the raw timings come to FOLDER/timings.jsonl.gz, the table to FOLDER/tuning/. Then, for each pass, what is
 chosen without a table, by the shipped table, and the fastest candidate are timed in turns once more, since the fastest
 of many is so by chance too: FOLDER/gains.jsonl. The third prints what that says. The fourth makes of such folders the
-table that is shipped for their device: of every class the three fastest, first what was fastest in turns. The last,
-which needs no GPU, says what the estimate would choose on an H100 or H200 with the constants of a table; where
-VICINAL_CHOICES names its file, these are timed too, as "other". VICINAL_EARLIER names files of gains, separated by
-colons: what they have of the device that is here is not measured again. VICINAL_ONLY: parts of names, separated by
-colons, of the only problems there are then.
+table that is shipped for their device, or adds to it: of every class the three fastest, first what was fastest in
+turns. The last, which needs no GPU, says what the estimate would choose on an H100 or H200 with the constants of a
+table; where VICINAL_CHOICES names its file, these are timed too, as "other". VICINAL_EARLIER names files of gains,
+separated by colons: what they have of the device that is here is not measured again. VICINAL_ONLY: parts of names,
+separated by colons, of the only problems there are then.
 """
 
 from __future__ import annotations
@@ -300,9 +300,9 @@ def losses(rows: list[dict[str, Any]], how: str) -> Iterator[float]:
 # --- a table -----------------------------------------------------------------------------------------------
 
 
-def table_of(folders: Sequence[Path]) -> Table:
-    """What is shipped: the entries of all folders, of a class the last."""
-    found: Table | None = None
+def table_of(before: Path, folders: Sequence[Path]) -> Table:
+    """What is shipped: the entries of the table that is there, if one is, and of all folders, of a class the last."""
+    found = Table.from_json(before.read_text()) if before.exists() else None
     for folder in folders:
         (path,) = (folder / "tuning").glob("*.json")
         own = Table.from_json(path.read_text())
@@ -314,8 +314,7 @@ def table_of(folders: Sequence[Path]) -> Table:
             timings = first_in_turns(entry.timings, row)[:EXPORTED]
             found.add(replace(entry, timings=timings))
     assert found is not None, "a table is of one folder at least"
-    latest = found.latest()
-    return Table(found.device, {entry.key: entry for entry in latest.values()})
+    return Table(found.device, {entry.key: entry for entry in found.latest().values()}, found.fitted)
 
 
 def timed_again(path: Path) -> dict[tuple[str, Direction], dict[str, Any]]:
@@ -348,7 +347,7 @@ if __name__ == "__main__":
     elif what == "measure":
         measure(Path(rest[0]), Path(rest[1]), int(rest[2]), float(rest[3]))
     elif what == "table":
-        write_text(Path(rest[0]), table_of([Path(folder) for folder in rest[1:]]).to_json())
+        write_text(Path(rest[0]), table_of(Path(rest[0]), [Path(folder) for folder in rest[1:]]).to_json())
     elif what == "choose":
         print(json.dumps(choose(Path(rest[0]), int(rest[1]))))
     else:

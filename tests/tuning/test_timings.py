@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,3 +82,14 @@ def test_the_tuner_writes_what_it_measures(tmp_path, problem):
         ]
     assert {(row.problem, row.backend, row.gpu) for row in rows} == {(problem, "numba", None)}
     assert all(0 < row.seconds[0] <= row.median <= row.seconds[2] and row.samples >= 3 for row in rows)
+
+
+KEPT = sorted((Path(__file__).parents[2] / "benchmarks" / "results" / "timings").glob("*.jsonl.gz"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.name)
+def test_what_is_kept_in_the_repository_can_be_read(path):
+    rows = read(path)
+    assert len(rows) > 100
+    assert {row.device for row in rows} == {rows[0].device}
+    assert {row.backend for row in rows} == {"hopper", "triton"}
