@@ -18,6 +18,7 @@ from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.launch import tiles_of
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.tiles import alike, key_interval, query_interval
+from vicinal.geometry.unroll import around
 from vicinal.problem import Problem, Upstream, Wanted
 
 of = Neighborhood.of
@@ -36,6 +37,12 @@ def call(lengths, neighborhood, heads=1, kv_heads=1, additional=0, batch=1, bias
     return strategies.Call((neighborhood.resolve(lengths),), lengths, batch, heads, kv_heads, 8, 8, additional, bias, 0)
 
 
+def circle(lengths, neighborhood, **more):
+    """Of circles, read where they are."""
+    drawn = call(lengths, neighborhood, bias=False, **more)
+    return replace(drawn, neighborhoods=around(drawn.neighborhoods, lengths))
+
+
 CASES = [
     pytest.param(call((33,), of(1, 5), batch=2), (16,), (16,), id="1d"),
     pytest.param(call((39,), of(1, 9, is_causal=True), heads=2), (16,), (16,), id="causal-gqa"),
@@ -43,6 +50,9 @@ CASES = [
     pytest.param(call((5, 9), of(2, (2, 4), dilation=(2, 1))), (2, 8), (1, 16), id="2d-uneven"),
     pytest.param(call((1, 4, 6), of(3, (1, 3, 4))), (1, 4, 4), (1, 1, 32), id="3d"),
     pytest.param(call((3, 9), of(2, (2, 4)), heads=2, batch=3, bias=False), (2, 8), (1, 16), id="masks"),
+    pytest.param(circle((45,), of(1, 6, boundary="wrap"), heads=2), (16,), (16,), id="circle"),
+    pytest.param(circle((5, 16), of(2, (4, 6), boundary=("shift", "wrap")), batch=2), (2, 8), (1, 16), id="cylinder"),
+    pytest.param(circle((4, 11), of(2, (4, 3), boundary="wrap"), additional=3), (2, 8), (1, 16), id="torus"),
 ]
 
 

@@ -91,14 +91,16 @@ class Starts:
 def may_have_classes(problem: Problem) -> bool:
     """Whether tiles away from borders are alike: windows move with every query, and all are the same.
 
-    Of whole axes without masked keys, and with a positive scale. No box has fewer tokens than a window that shifts:
-    with large ones nothing more is asked.
+    Of whole axes without masked keys, and with a positive scale; of circles without dilation and biases. No box has
+    fewer tokens than a window that shifts: with large ones nothing more is asked.
     """
     if problem.per_head or problem.has_key_mask or problem.has_window_sizes or not 0.0 < problem.scale < float("inf"):
         return False
     axes, keys = problem.neighborhood.axes, 1
+    if problem.is_part and (not problem.goes_around or problem.has_rpb or any(a.dilation > 1 for a in axes)):
+        return False
     for a in axes:
-        if a.stride > 1 or a.span is not None:
+        if a.stride > 1 or (a.span is not None and not a.span.circle):
             return False
         keys *= a.window if a.window is not None and mode(a) == SHIFT else 1
     return keys <= (MAX_BOX if problem.has_rpb else MAX_STEPS_OF_MASKS)
@@ -129,7 +131,10 @@ def _classes(
 ) -> Classes | None:
     box = 1
     for axis, length, size in zip(axes, lengths, tile):
-        extent = count(axis, length, size, 1, inverse).longest
+        if axis.span is not None:  # around a circle
+            extent = size - 1 + (axis.window or length)
+        else:
+            extent = count(axis, length, size, 1, inverse).longest
         box *= extent
         if extent > MAX_EXTENT or box > MAX_BOX:
             return None
@@ -143,6 +148,11 @@ def _borders(
     """Along each axis the first tiles that may differ from those between, the last ones, and how many classes."""
     before, after, counts = [], [], []
     for axis, length, size in zip(axes, lengths, tile):
+        if axis.span is not None:  # around a circle all whole tiles are alike
+            before.append(0)
+            after.append(int(length % size > 0))
+            counts.append(1 + after[-1])
+            continue
         kinds = alike(axis, length)
         ends = [_at_borders(axis, kind.length, size, inverse) for kind in kinds]
         before.append(max(first for first, _ in ends))

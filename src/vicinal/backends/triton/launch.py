@@ -206,6 +206,8 @@ def _circles(problem: Problem, config: Tiling) -> tuple[int, int]:
         axes = [n.axes[i] for n in problem.neighborhoods]
         if axes[0].span is not None and axes[0].span.circle:
             circles |= 1 << i
+            if config.of_classes:  # a box at a time
+                step = config.tile[i] + max(a.window or length for a in axes)
             turns = max(turns, *(min(2, (length - 1 + (step - 1) * a.dilation) // length) for a in axes))
     return circles, turns
 

@@ -14,17 +14,20 @@ from torch import Tensor
 
 from vicinal.backends.gpu.arguments import axes_of, in_vectors, precision_of
 from vicinal.backends.gpu.devices import chains, current
+from vicinal.backends.gpu.hardware import gpu_of
 from vicinal.backends.gpu.kernels.memory import InputStrides
 from vicinal.backends.gpu.kernels.window import Flags
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.strides import aligned, contiguous_like, dense, rows_last, strides_of, vector_of
 from vicinal.backends.gpu.tables import in_use, table_of
 from vicinal.backends.triton.backward import ROWS
-from vicinal.backends.triton.config import GradientTilings, Tiling
+from vicinal.backends.triton.config import Tiling
+from vicinal.backends.triton.estimate import Kernel, estimate
 from vicinal.backends.triton.kernels.backward import delta_kernel, key_value_gradient_kernel, query_gradient_kernel
 from vicinal.backends.triton.kernels.forward import forward_kernel
 from vicinal.backends.triton.kernels.softmax import LOG2E
-from vicinal.backends.triton.tilings import tilings
+from vicinal.backends.triton.shortlist import shortlist
+from vicinal.backends.triton.tilings import SHAPES, candidates, fits
 from vicinal.caching import Cache
 from vicinal.geometry.maps import Maps
 from vicinal.geometry.unfold import tile_count
@@ -93,7 +96,10 @@ class Prepared:
             *rest,
             precision_of(typical.dtype),
         )
-        return Launch(kernel, (programs * heads, 1, 1), arguments, options_of(tiling.warps, tiling.stages, chained))
+        options = options_of(tiling.warps, tiling.stages, chained)
+        if tiling.registers is not None:
+            options["maxnreg"] = tiling.registers
+        return Launch(kernel, (programs * heads, 1, 1), arguments, options)
 
 
 def forward(problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -103,7 +109,7 @@ def forward(problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     output = query.new_empty((*query.shape[:-1], typical.value_dim))
     lse = query.new_empty(query.shape[:-1], dtype=lse_dtype(typical.dtype))
     prepared = Prepared.of(problem, Inputs(*read))
-    tiling = _tiling(typical)
+    tiling = _tiling(typical, "forward")
     with current(typical.device):
         table, programs = prepared.table(tiling)
         launch = prepared.launch(
@@ -121,15 +127,15 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
     assert lse is not None
     assert grad_output is not None
     typical, prepared = problem.typical, Prepared.of(problem, Inputs(*read))
-    tiled = _tilings(typical)
     grads = [contiguous_like(t) if wants else None for t, wants in zip(read, wanted)]
     ok = aligned((*read, output, lse, grad_output, grad_lse))
     delta = contiguous_like(lse) if wanted.query or wanted.key else None
     with current(typical.device):
         if wanted.query:
-            table, programs = prepared.table(tiled.query)
+            tiling = _tiling(typical, "query")
+            table, programs = prepared.table(tiling)
             numbers = [0, programs, 0]
-            launch = prepared.launch(query_gradient_kernel, programs, typical.heads, tiled.query, numbers, [])
+            launch = prepared.launch(query_gradient_kernel, programs, typical.heads, tiling, numbers, [])
             given = (query, key, value, *(None,) * 5, table, None, output, lse, grad_output, grad_lse)
             launch((*given, delta, grads[0]), ok)
         elif wanted.key:
@@ -138,26 +144,22 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
             launch = Launch(delta_kernel, (-(-rows // ROWS), 1, 1), arguments, options_of(4, 2, chained))
             launch((output, grad_output, grad_lse, delta), ok)
         if wanted.key or wanted.value:
-            table, programs = prepared.table(tiled.key_value)
+            tiling = _tiling(typical, "key_value")
+            table, programs = prepared.table(tiling)
             rest = [typical.group_size > 1, False]
-            launch = prepared.launch(
-                key_value_gradient_kernel, programs, typical.kv_heads, tiled.key_value, [programs, 0], rest
-            )
+            launch = prepared.launch(key_value_gradient_kernel, programs, typical.kv_heads, tiling, [programs, 0], rest)
             sums = (lse, grad_output, delta if wanted.key else None)
             launch((query, key, value, None, None, None, table, None, *sums, *grads[1:]), ok)
     return Inputs(*grads)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=256)
-def _tiling(typical: Problem) -> Tiling:
-    """Of the forward pass."""
-    return next(t for t in tilings(typical, "forward") if t.unfolded is None)
-
-
-@lru_cache(maxsize=256)
-def _tilings(typical: Problem) -> GradientTilings:
-    """Of the backward pass."""
-    return next(t for t in tilings(typical, "backward") if t.query.unfolded is t.key_value.unfolded is None)
+def _tiling(typical: Problem, kernel: Kernel) -> Tiling:
+    """The cheapest that knows of nothing but boxes: maps have neither dilation groups nor classes in common."""
+    few = shortlist(typical, kernel, gpu_of(typical.device))
+    sizes = list(dict.fromkeys(size._replace(unfolded=False) for size in few))
+    listed = candidates(typical, kernel, sizes, SHAPES)
+    return min(listed, key=lambda t: (not fits(typical, kernel, t), estimate(typical, kernel, t).cycles))
 
 
 @lru_cache(maxsize=1024)

@@ -103,6 +103,14 @@ VARIANTS = [
         torch.bfloat16,
         64,
     ),
+    Variant(
+        "circle-classes",
+        (128, 256),
+        (of(2, 13, boundary=("shift", "wrap")).over((None, Span(256, (0, 256), (-13, 269), circle=True))),),
+        torch.bfloat16,
+        64,
+        classes=True,
+    ),
     Variant("small", (8, 8), (of(2, 3),), torch.float16, 64),  # all gradients in one launch
     Variant("thin", (130,), (of(1, 7, dilation=18),), torch.float16, 64),  # tiles of several dilation groups
     Variant("nat", (56, 56), (of(2, 7),), torch.float16, 32, has_rpb=True),

@@ -18,6 +18,7 @@ ALLOWED = {
     ("sm_90", "masked", "forward"): 40,  # to have as many programs as without a mask
     ("sm_90", "masked", "query_gradient"): 16,
     ("sm_90", "circle", "key_value_gradient"): 24,
+    ("sm_90", "circle-classes", "key_value_gradient_of_classes"): 32,
     ("sm_90", "everything", "forward"): 64,
     ("sm_90", "everything", "query_gradient"): 100,
     ("sm_90", "everything", "key_value_gradient"): 104,

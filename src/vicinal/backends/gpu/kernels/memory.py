@@ -196,14 +196,20 @@ def token_rows(batch, tokens, lengths, heads, head):
 @triton.jit
 def rows_at(batch, tokens, axes, heads, head, KEYS: tl.constexpr):
     """`token_rows` of a tensor of queries (or keys), of tokens along the whole axes."""
-    if axes.parts is not None:
-        starts, lengths = part_of(axes, KEYS)
-        given = ()
-        for axis in tl.static_range(len(lengths)):
-            given = given + (tokens[axis] - starts[axis],)
-        return token_rows(batch, given, lengths, heads, head)
+    return token_rows(batch, among_given(tokens, axes, KEYS), lengths_of(axes, KEYS), heads, head)
+
+
+@triton.jit
+def among_given(tokens, axes, KEYS: tl.constexpr):
+    """Tokens along the whole axes as places among the queries (or keys) that are given."""
+    if axes.parts is None:
+        return tokens
     else:
-        return token_rows(batch, tokens, axes.lengths, heads, head)
+        starts = part_of(axes, KEYS)[0]
+        given = ()
+        for axis in tl.static_range(len(tokens)):
+            given = given + (tokens[axis] - starts[axis],)
+        return given
 
 
 @triton.jit

@@ -10,18 +10,21 @@ import triton.language as tl
 
 from vicinal.backends.gpu.kernels.boxes import program_of, rows_of
 from vicinal.backends.gpu.kernels.memory import (
+    among_given,
+    around,
     await_previous,
     head_at,
     let_next_start,
     load_rows,
     padded,
+    rows_around,
+    rows_at,
     rows_within,
     store_rows,
     tile_at,
-    token_rows,
     token_strides,
 )
-from vicinal.backends.gpu.kernels.window import positions_in, product, size_of, tile_of, tokens_at
+from vicinal.backends.gpu.kernels.window import lengths_of, positions_in, product, size_of, tile_of, tokens_at
 from vicinal.backends.triton.kernels.additional import add_from_additional, attend_additional
 from vicinal.backends.triton.kernels.softmax import LN2, LOWEST, attend, finished, in_base_2
 from vicinal.backends.triton.kernels.starts import first_start, places_of, put, taken, whole_box
@@ -37,20 +40,31 @@ def own_queries(
     rows = rows_of(tile, axes, TILE, FLAGS, False)
     own = positions_in(TILE)
     q_rows = rows_within(own, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
-    o_rows = rows_within(own, axes.dilations, token_strides(axes.lengths), 1, FLAGS.wide) * heads
+    o_rows = rows_within(own, axes.dilations, token_strides(lengths_of(axes, False)), 1, FLAGS.wide) * heads
     at, _ = first_start(tile, axes, classes, h, TILE, STEP, FLAGS)
     return box, rows, q_rows, o_rows, at
 
 
 @triton.jit
-def first_rows(query, key, value, batch, heads, h, kv_head, tile, box, axes, strides, VECTOR: tl.constexpr):
-    """A tile's first query, its box's first key and value, and the first row of its outputs."""
+def first_rows(
+    query, key, value, batch, heads, h, kv_head, tile, box, axes, strides, VECTOR: tl.constexpr, FLAGS: tl.constexpr
+):  # fmt: skip
+    """A tile's first query, its box's first key and value, the first row of its outputs; which token that key is."""
     token = tokens_at(tile.first, tile.group, axes.dilations)
-    key_token = tokens_at(box.begin, tile.group, axes.dilations)
-    query += head_at(batch, h, strides.query, VECTOR) + tile_at(token, strides.query.tokens, VECTOR)
-    key += head_at(batch, kv_head, strides.key, VECTOR) + tile_at(key_token, strides.key.tokens, VECTOR)
-    value += head_at(batch, kv_head, strides.value, VECTOR) + tile_at(key_token, strides.value.tokens, VECTOR)
-    return query, key, value, token_rows(batch, token, axes.lengths, heads, h)
+    walked = around(tokens_at(box.begin, tile.group, axes.dilations), axes, FLAGS, True)
+    own = among_given(token, axes, False)
+    there = among_given(walked, axes, True)
+    query += head_at(batch, h, strides.query, VECTOR) + tile_at(own, strides.query.tokens, VECTOR)
+    key += head_at(batch, kv_head, strides.key, VECTOR) + tile_at(there, strides.key.tokens, VECTOR)
+    value += head_at(batch, kv_head, strides.value, VECTOR) + tile_at(there, strides.value.tokens, VECTOR)
+    return query, key, value, rows_at(batch, token, axes, heads, h, False), walked
+
+
+@triton.jit
+def walked_rows(places, tokens, axes, strides, VECTOR: tl.constexpr, FLAGS: tl.constexpr, KEYS: tl.constexpr):
+    """The offsets of tokens at `places` from the first of a box, which is the one at `tokens`."""
+    rows = rows_within(places, axes.dilations, strides, VECTOR, FLAGS.wide)
+    return rows_around(rows, tokens, places, axes, strides, VECTOR, FLAGS, KEYS)
 
 
 @triton.jit(do_not_specialize=("scale", "heads", "group_size", "additional", "programs", "batch", "turns"))
@@ -79,7 +93,9 @@ def forward_of_classes_kernel(
     box, rows, q_rows, o_rows, at = own_queries(tile, axes, strides, classes, heads, h, TILE, STEP, VECTOR, FLAGS)
     starts += at
     first = share * turns
-    query, key, value, row = first_rows(query, key, value, first, heads, h, kv_head, tile, box, axes, strides, VECTOR)
+    query, key, value, row, walked = first_rows(
+        query, key, value, first, heads, h, kv_head, tile, box, axes, strides, VECTOR, FLAGS
+    )
     steps = (box.count + BN - 1) // BN
     await_previous(FLAGS.chained)
     for b in range(first, tl.minimum(first + turns, batch)):
@@ -89,8 +105,8 @@ def forward_of_classes_kernel(
         accumulated = tl.zeros([BM, padded(DV)], tl.float32)
         for i in range(steps):
             places = places_of(i, box, BN)
-            k_rows = rows_within(places, axes.dilations, strides.key.tokens, VECTOR, FLAGS.wide)
-            v_rows = rows_within(places, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
+            k_rows = walked_rows(places, walked, axes, strides.key.tokens, VECTOR, FLAGS, True)
+            v_rows = walked_rows(places, walked, axes, strides.value.tokens, VECTOR, FLAGS, True)
             k = load_rows(key, k_rows, None, D, False)
             start = taken(starts + i * (BM * BN), TILE, STEP, WARPS)
             scores = tl.dot(q, k.T, start, input_precision=PRECISION)
@@ -107,7 +123,7 @@ def forward_of_classes_kernel(
         query += strides.query.batch.to(tl.int64) * VECTOR
         key += strides.key.batch.to(tl.int64) * VECTOR
         value += strides.value.batch.to(tl.int64) * VECTOR
-        row += product(axes.lengths).to(tl.int64) * heads
+        row += product(lengths_of(axes, False)).to(tl.int64) * heads
     let_next_start(FLAGS.chained)
 
 
@@ -137,7 +153,9 @@ def query_gradient_of_classes_kernel(
     box, rows, q_rows, o_rows, at = own_queries(tile, axes, strides, classes, heads, h, TILE, STEP, VECTOR, FLAGS)
     starts += at
     b = first + entry
-    query, key, value, row = first_rows(query, key, value, b, heads, h, kv_head, tile, box, axes, strides, VECTOR)
+    query, key, value, row, walked = first_rows(
+        query, key, value, b, heads, h, kv_head, tile, box, axes, strides, VECTOR, FLAGS
+    )
     steps = (box.count + BN - 1) // BN
     if grad_scores is not None:
         grad_scores += ((entry * heads + h) * programs + index) * classes.steps * (BM * BN)
@@ -155,8 +173,8 @@ def query_gradient_of_classes_kernel(
     accumulated = tl.zeros([BM, padded(D)], tl.float32)
     for i in range(steps):
         places = places_of(i, box, BN)
-        k_rows = rows_within(places, axes.dilations, strides.key.tokens, VECTOR, FLAGS.wide)
-        v_rows = rows_within(places, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
+        k_rows = walked_rows(places, walked, axes, strides.key.tokens, VECTOR, FLAGS, True)
+        v_rows = walked_rows(places, walked, axes, strides.value.tokens, VECTOR, FLAGS, True)
         k = load_rows(key, k_rows, None, D, False)
         v = load_rows(value, v_rows, None, DV, False)
         start = taken(starts + i * (BM * BN), TILE, STEP, WARPS)
@@ -201,19 +219,22 @@ def key_value_gradient_of_classes_kernel(
     box = whole_box(tile, axes, TILE, FLAGS, True)
     rows = rows_of(tile, axes, TILE, FLAGS, True)
     own = positions_in(TILE)
-    places_apart = token_strides(axes.lengths)
+    places_apart = token_strides(lengths_of(axes, False))
+    keys_apart = token_strides(lengths_of(axes, True))
     k_rows = rows_within(own, axes.dilations, strides.key.tokens, VECTOR, FLAGS.wide)
     v_rows = rows_within(own, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
-    w_rows = rows_within(own, axes.dilations, places_apart, 1, FLAGS.wide) * kv_heads
+    w_rows = rows_within(own, axes.dilations, keys_apart, 1, FLAGS.wide) * kv_heads
     at, apart = first_start(tile, axes, classes, h, TILE, STEP, FLAGS)
     starts += at
     token = tokens_at(tile.first, tile.group, axes.dilations)
-    query_token = tokens_at(box.begin, tile.group, axes.dilations)
-    query += head_at(b, h, strides.query, VECTOR) + tile_at(query_token, strides.query.tokens, VECTOR)
-    key += head_at(b, kv_head, strides.key, VECTOR) + tile_at(token, strides.key.tokens, VECTOR)
-    value += head_at(b, kv_head, strides.value, VECTOR) + tile_at(token, strides.value.tokens, VECTOR)
-    row = token_rows(b, query_token, axes.lengths, heads, h)
-    written = token_rows(b, token, axes.lengths, kv_heads, kv_head)
+    walked = around(tokens_at(box.begin, tile.group, axes.dilations), axes, FLAGS, False)
+    there = among_given(walked, axes, False)
+    keys = among_given(token, axes, True)
+    query += head_at(b, h, strides.query, VECTOR) + tile_at(there, strides.query.tokens, VECTOR)
+    key += head_at(b, kv_head, strides.key, VECTOR) + tile_at(keys, strides.key.tokens, VECTOR)
+    value += head_at(b, kv_head, strides.value, VECTOR) + tile_at(keys, strides.value.tokens, VECTOR)
+    row = rows_at(b, walked, axes, heads, h, False)
+    written = rows_at(b, token, axes, kv_heads, kv_head, True)
     steps = (box.count + BN - 1) // BN
     await_previous(FLAGS.chained)
     k = load_rows(key, k_rows, rows.inside, D, True)
@@ -234,8 +255,8 @@ def key_value_gradient_of_classes_kernel(
             own_row += turn
             own_starts += turn * apart
         places = places_of(i, box, BN)
-        q_rows = rows_within(places, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
-        o_rows = rows_within(places, axes.dilations, places_apart, 1, FLAGS.wide) * heads
+        q_rows = walked_rows(places, walked, axes, strides.query.tokens, VECTOR, FLAGS, False)
+        o_rows = walked_rows(places, walked, axes, places_apart, 1, FLAGS, False) * heads
         log2_total = in_base_2(tl.load(lse + own_row + o_rows), False)
         q = load_rows(own_query, q_rows, None, D, False)
         do = load_rows(grad_output + own_row * DV, o_rows * DV, None, DV, False)

@@ -23,6 +23,7 @@ from vicinal.backends.gpu.kernels.window import (
     linear,
     shifted,
     size_of,
+    tile_of,
 )
 
 DIVIDED = tl.constexpr(1 << 20)  # by a box's extents: then products take the place of divisions by them
@@ -56,7 +57,11 @@ def starts_kernel(
     step = pid % classes.steps
     combination = pid // classes.steps % combinations
     h = pid // classes.steps // combinations
-    tile, exists = _representative(combination, classes, axes, TILE, FLAGS)
+    if axes.parts is None:
+        tile, exists = _representative(combination, classes, axes, TILE, FLAGS)
+    else:
+        index, exists = _representative_around(combination, classes, axes, TILE)
+        tile = tile_of(index, axes, TILE, FLAGS, INVERSE)
     if not exists:
         return
     box = whole_box(tile, axes, TILE, FLAGS, INVERSE)
@@ -104,8 +109,13 @@ def first_start(tile, axes, classes, head, TILE: tl.constexpr, STEP: tl.constexp
     combination = 0
     combinations = 1
     for axis in tl.static_range(len(TILE)):
-        place = tile.first[axis] // TILE[axis]
-        place_from_end = (tile.lengths[axis] - 1) // TILE[axis] - place
+        first = tile.first[axis]
+        length = tile.lengths[axis]
+        if axes.parts is not None:  # around circles
+            first -= axes.parts.query_starts[axis]
+            length = axes.parts.query_lengths[axis]
+        place = first // TILE[axis]
+        place_from_end = (length - 1) // TILE[axis] - place
         before = classes.before[axis]
         after = classes.after[axis]
         own = tl.where(place_from_end < after, before + 1 + place_from_end, before)
@@ -195,3 +205,20 @@ def _representative(combination, classes, axes, TILE: tl.constexpr, FLAGS: tl.co
         lengths = (length,) + lengths
         starts = (0,) + starts
     return Tile(groups, firsts, lengths, False, lengths, starts, lengths), exists
+
+
+@triton.jit
+def _representative_around(combination, classes, axes, TILE: tl.constexpr):
+    """Of circles, and of other axes beside them: its number, and whether there is any."""
+    exists = True
+    index = 0
+    apart = 1
+    for axis in tl.static_range(len(TILE) - 1, -1, -1):
+        own = combination % classes.counts[axis]
+        combination = combination // classes.counts[axis]
+        count = (axes.parts.query_lengths[axis] + TILE[axis] - 1) // TILE[axis]
+        place = tl.where(own <= classes.before[axis], own, count + classes.before[axis] - own)
+        exists = exists & (place >= 0) & (place < count)
+        index += place * apart
+        apart *= count
+    return index, exists
