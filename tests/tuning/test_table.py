@@ -55,6 +55,8 @@ def test_alike_problems_are_of_one_class(other):
         replace(PROBLEM, kv_heads=1),
         replace(PROBLEM, additional=1),
         replace(PROBLEM, has_rpb=True),
+        replace(PROBLEM, has_key_mask=True),
+        replace(PROBLEM, has_window_sizes=True),
         replace(PROBLEM, neighborhoods=(PROBLEM.neighborhood, Neighborhood.of(2, 5))),
     ],
 )

@@ -67,6 +67,8 @@ class ProblemClass:
             "dilated": any(a.dilation > 1 for a in axes),
             "causal or clipped": any(mode(a) != SHIFT for a in axes),
             "parts of axes": problem.is_part,
+            "key mask": problem.has_key_mask,
+            "windows per token": problem.has_window_sizes,
         }
         own = [(a, a.whole_length(n)) for a, n in zip(problem.neighborhoods[0].axes, problem.lengths)]
         queries = max(1, problem.batch * problem.heads * prod(problem.lengths))

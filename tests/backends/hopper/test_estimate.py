@@ -95,6 +95,13 @@ def test_a_pass_is_left_to_the_portable_kernels_where_they_are_faster(name, expe
     assert _chosen(CASES[name].problem("cpu")) == expected
 
 
+@pytest.mark.parametrize("window", [13, 33])
+def test_under_a_key_mask_the_forward_is_left_to_the_portable_kernels(window):
+    pytest.importorskip("triton.experimental.gluon")
+    problem = CASES[f"2-D 128x128 B4 H8 D64 window {window}x{window}"].problem("cpu")
+    assert _chosen(replace(problem, has_key_mask=True)) == ("triton", "hopper")
+
+
 @pytest.mark.parametrize("head_dim", [96, 256])
 def test_wide_heads_are_kept_both_ways(head_dim):
     pytest.importorskip("triton.experimental.gluon")
