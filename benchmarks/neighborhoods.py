@@ -89,7 +89,10 @@ def masks() -> Iterator[Problem]:
         ways = {"no mask": way(attend, qkv)}
         if CUDA:
             ways["no mask, triton"] = way(attend, qkv, "triton")
-        ways |= {name: way(attend, qkv, key_mask=mask) for name, mask in each.items()}
+        for name, mask in each.items():
+            ways[name] = way(attend, qkv, key_mask=mask)
+            if CUDA:
+                ways |= {f"{name}, {b}": way(attend, qkv, b, key_mask=mask) for b in ("hopper", "triton")}
         yield Problem(f"key_mask {length}x{length} B{batch} H8 D64 w{window}", ways)
 
 
