@@ -117,9 +117,8 @@ class Checked:
         self.ahead = True
         if inputs.query.device.type in COMPILED_AHEAD and inputs.query.shape[0] > 0:
             wanted = Wanted(*(t is not None and t.requires_grad for t in inputs.numbers))
-            problem = chosen.problem
-            kin = (*ProblemClass.of(problem).kin, problem.has_key_mask, problem.has_window_sizes, problem.device)
-            key = (chosen.gradients.name, chosen.backward, wanted, *kin)
+            kin = ProblemClass.of(chosen.problem).kin
+            key = (chosen.gradients.name, chosen.backward, wanted, chosen.problem.device, *kin)
             if _begun.find(key) is not None:
                 return
             _begun.get(key, object)

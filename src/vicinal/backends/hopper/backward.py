@@ -34,7 +34,7 @@ from vicinal.backends.hopper.kernels.arguments import (
     RowStrides,
     Scalars,
 )
-from vicinal.backends.hopper.launch import Block, Launcher
+from vicinal.backends.hopper.launch import Block, Launcher, of_any_alignment
 from vicinal.backends.hopper.layout import (
     Descriptor,
     Strided,
@@ -223,12 +223,16 @@ def prepare_launcher(shared: Shared, rows: int, unit: float, has_grad_lse: bool,
     strides = PrepareStrides(token_strides(o), token_strides(lse), shared.result)
     constants, programs = row_constants(problem, part, problem.value_dim)
     constants = constants._replace(has_grad_lse=has_grad_lse, negated=negated, masked=problem.has_key_mask)
+    given = (part.lengths, prod(part.lengths), problem.heads, groups_of(part))
+    # Numbers are read and written one by one: kernels for some of their strides would be no others.
+    seen = strides._replace(lse=of_any_alignment(strides.lse), result=of_any_alignment(strides.result))
     return Launcher(
         prepare,
         (o.offset, o.offset, lse.offset, lse.offset, 0, 0),
-        (part.lengths, prod(part.lengths), problem.heads, groups_of(part), strides, unit, constants),
+        (*given, strides, unit, constants),
         (programs * rows,),
         options_of(constants.chained, num_warps=4),
+        (*given, seen, unit, constants),
     )
 
 

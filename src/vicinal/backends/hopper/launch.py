@@ -42,6 +42,7 @@ class Launcher:
             kernel's decorator says of their parameter.
         grid: programs along one, two or three dimensions.
         options: compile options (`num_warps`, `maxnreg`).
+        seen: the arguments as Triton gets to see them when it compiles, where it is not to specialise on these.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class Launcher:
         arguments: Sequence[Any],
         grid: tuple[int, ...],
         options: dict[str, int],
+        seen: Sequence[Any] | None = None,
     ) -> None:
         self.kernel = kernel
         self.tensors = tensors
         self.arguments = arguments
         self.grid = (*grid, 1, 1)[:3]
         self.options = options
+        self._seen = arguments if seen is None else seen
         self._ready: _Ready | None = None
         self._lock = Lock()
 
@@ -71,7 +74,7 @@ class Launcher:
             tensor_descriptor(tensor, of) if isinstance(of, Block) else _from(tensor, of)
             for tensor, of in zip(tensors, self.tensors)
         ]
-        others = zip(self.kernel.params[len(tensors) :], self.arguments)
+        others = zip(self.kernel.params[len(tensors) :], self._seen)
         arguments = (*given, *(_specialised(p, a) for p, a in others))
         return kernel_cache.compiled(self.kernel, arguments, self.grid, self.options)
 
@@ -125,9 +128,12 @@ def _specialised(parameter: Any, argument: Any) -> Any:
         return argument
     if parameter.do_not_specialize:
         return with_integers(argument, lambda n: n | 3)
-    if parameter.do_not_specialize_on_alignment:
-        return with_integers(argument, lambda n: n if n == 1 else n | 3)
-    return argument
+    return of_any_alignment(argument) if parameter.do_not_specialize_on_alignment else argument
+
+
+def of_any_alignment(argument: Any) -> Any:
+    """The same argument with integers that are no multiples of 16, but for ones."""
+    return with_integers(argument, lambda n: n if n == 1 else n | 3)
 
 
 class _Address:
