@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from vicinal.backends.triton import bias_gradient, classes
 from vicinal.backends.triton.bias_gradient import entries_at_once
 from vicinal.backends.triton.classes import classes_of, have_classes
 from vicinal.backends.triton.config import GradientTilings, Tiling
+from vicinal.backends.triton.estimate import Kernel
 from vicinal.backends.triton.launch import tiles_of
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.tiles import alike, key_interval, query_interval
@@ -31,6 +33,7 @@ def always(monkeypatch):
     monkeypatch.setattr(classes, "LEAST_TILES", 0)
     monkeypatch.setattr(classes, "ENOUGH_PROGRAMS", 1)  # so programs have several batch entries each
     monkeypatch.setattr(bias_gradient, "ENOUGH_OF_CLASSES", 1)  # or several tiles
+    monkeypatch.setattr(classes, "MASKED", {(kernel, 32, 4) for kernel in get_args(Kernel)})
 
 
 def call(lengths, neighborhood, heads=1, kv_heads=1, additional=0, batch=1, bias=True):
@@ -53,7 +56,20 @@ CASES = [
     pytest.param(circle((45,), of(1, 6, boundary="wrap"), heads=2), (16,), (16,), id="circle"),
     pytest.param(circle((5, 16), of(2, (4, 6), boundary=("shift", "wrap")), batch=2), (2, 8), (1, 16), id="cylinder"),
     pytest.param(circle((4, 11), of(2, (4, 3), boundary="wrap"), additional=3), (2, 8), (1, 16), id="torus"),
+    pytest.param(
+        call((5, 9), of(2, (2, 4), dilation=(2, 1), is_causal=(True, False), boundary=("shift", "clip")), bias=False),
+        (2, 8),
+        (1, 16),
+        id="masks-uneven",
+    ),
+    pytest.param(call((2, 4, 6), of(3, (2, 3, 4)), additional=3, bias=False), (2, 2, 4), (1, 1, 32), id="masks-3d"),
 ]
+
+
+def test_start_tiles_without_a_bias(monkeypatch):
+    monkeypatch.setattr(classes, "MASKED", set())
+    drawn, tile, step = next(case.values for case in CASES if case.id == "masks")
+    test_against_the_oracle(drawn, tile, step, monkeypatch)
 
 
 @pytest.mark.parametrize(("drawn", "tile", "step"), CASES)
@@ -70,12 +86,27 @@ def test_against_the_oracle(drawn, tile, step, monkeypatch):
     config = GradientTilings(tiling, tiling)
     grads = gradients_of(fresh, problem, config, inputs, output, lse, grad_output, grad_lse)
     names = ("forward", "query_gradient", "key_value_gradient")
-    expected = {"starts_kernel", *(f"{name}_of_classes_kernel" for name in names)}
+    masked = classes.MASKED and not (problem.has_rpb or problem.is_part or problem.goes_around)
+    expected = {"masks_kernel" if masked else "starts_kernel", *(f"{name}_of_classes_kernel" for name in names)}
     if problem.has_rpb:
         expected.add("bias_gradient_of_classes_kernel")
     assert set(launched) - {"additional_gradient_kernel"} == expected
     results = [output, lse, *(g for g in grads if g is not None)]
     assert_as_close_as_torch(results, inputs, drawn.neighborhoods, 0.3, grad_output, grad_lse)
+
+
+def test_large_scores_outside_a_window_change_nothing():
+    """Masks are by minus infinity, however they are multiplied."""
+    drawn = call((9, 9), of(2, 3), bias=False)
+    inputs = drawn.inputs(torch.float32, device)
+    problem = Problem.of(inputs, drawn.neighborhoods, 0.3)
+    tiling = Tiling((4, 4), (1, 16), of_classes=True)
+    expected = type(backend.BACKEND)().forward(problem, tiling, inputs)
+    inputs.key[:, 8] *= 1e30
+    inputs.value[:, 8] *= 1e30
+    results = type(backend.BACKEND)().forward(problem, tiling, inputs)
+    for one, other in zip(results, expected):
+        assert torch.equal(one[:, :7], other[:, :7])
 
 
 @pytest.mark.parametrize("names", ["rpb", "value rpb", "key", "query"])

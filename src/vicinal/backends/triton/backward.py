@@ -64,7 +64,7 @@ class Backward:
             steps = self._query_steps, self._key_steps
             self._both = _gradients_launch(prepared, config, self._per_query_head, steps)
         elif config.query.of_classes and (wanted.query or wanted.rpb):
-            starts = self._query_starts = Starts.of(prepared, config.query)
+            starts = self._query_starts = Starts.of(prepared, config.query, "query")
             most = problem.batch
             if wanted.rpb:  # from the scores' gradients, which the query's kernel writes
                 most = entries_at_once(problem, config.query, starts.classes)
@@ -79,7 +79,7 @@ class Backward:
             self._delta = _delta_launch(prepared)
         if wants_keys and self._both is None:
             own = config.key_value
-            self._key_starts = Starts.of(prepared, own, inverse=True) if own.of_classes else None
+            self._key_starts = Starts.of(prepared, own, "key_value") if own.of_classes else None
             self._key_value = _key_value_launch(prepared, own, self._per_query_head, self._key_starts, self._key_steps)
         if wanted.rpb and not self._sums:
             self._bias = BiasGradient(prepared)
@@ -244,7 +244,7 @@ def _query_of_classes(prepared: Prepared, config: Tiling, starts: Starts, first:
     problem = prepared.problem
     programs, _ = _query_programs(prepared, config)
     numbers = prepared.scale, problem.heads, problem.group_size, problem.additional, programs, first
-    tiled = (*_tiled(prepared, config), prepared.flags(config), precision_of(problem.dtype))
+    tiled = (*_tiled(prepared, config), prepared.flags(config), starts.masks, precision_of(problem.dtype))
     grid, arguments = (batch * problem.heads * programs, 1, 1), (*numbers, starts.classes, *tiled)
     return Launch(query_gradient_of_classes_kernel, grid, arguments, prepared.options(config, "query"))
 
@@ -258,7 +258,7 @@ def _key_value_launch(
     tiled = *_tiled(prepared, config), prepared.flags(config, inverse=True)
     grouped = problem.group_size > 1 and not per_query_head
     if starts is not None:
-        arguments = (*numbers, starts.classes, *tiled, grouped)
+        arguments = (*numbers, starts.classes, *tiled, starts.masks, grouped)
         kernel = key_value_gradient_of_classes_kernel
     else:
         arguments = (*numbers, _room(steps), *tiled, grouped, per_query_head)

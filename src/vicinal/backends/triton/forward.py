@@ -36,7 +36,7 @@ class Forward:
         self._lse_dtype = lse_dtype(problem.dtype)
         self._empty = problem.batch == 0
         self._table = prepared.table
-        self._starts = Starts.of(prepared, config) if config.of_classes else None
+        self._starts = Starts.of(prepared, config, "forward") if config.of_classes else None
         self._steps = Steps.of(prepared, config)
         self._launch = _launch(prepared, config, self._starts, self._steps)
 
@@ -99,6 +99,6 @@ def _launch(prepared: Prepared, config: Tiling, starts: Starts | None, steps: St
     else:
         kernel, turns = forward_of_classes_kernel, turns_of(problem, config, starts.classes)
         more = problem.batch, turns, starts.classes
-        arguments = (*numbers, *more, *tiled, config.warps, prepared.vector, flags, precision)
+        arguments = (*numbers, *more, *tiled, config.warps, prepared.vector, flags, starts.masks, precision)
     grid = (-(-problem.batch // turns) * problem.heads * programs, 1, 1)
     return Launch(kernel, grid, arguments, prepared.options(config, "forward"))

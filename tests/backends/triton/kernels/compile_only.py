@@ -116,6 +116,8 @@ VARIANTS = [
     Variant("nat", (56, 56), (of(2, 7),), torch.float16, 32, has_rpb=True),
     Variant("nat-classes", (56, 56), (of(2, 7),), torch.float16, 32, has_rpb=True, classes=True),
     Variant("nat-classes-float32", (56, 56), (of(2, 7),), torch.float32, 32, has_rpb=True, classes=True),
+    Variant("masks-classes", (64, 64), (of(2, 7),), torch.float16, 32, classes=True),  # masks backward
+    Variant("masks-classes-d64", (16, 64, 64), (of(3, (3, 7, 7)),), torch.float16, 64, classes=True),  # and forward
     Variant("float32", (4096,), (of(1, 256),), torch.float32, 64),
     Variant(
         "everything",
@@ -184,9 +186,10 @@ def launches(
     read, rest, masks = (x, f32, x, None, f32, dq), (f32, x, delta, dk, dv), (rpb, mask, sizes, table)
     own_query = (*given[:5], *masks, steps, *read)
     if backward._query_starts is not None:
-        own_query = (*given[:5], f32, *read, x if backward._sums else None)
-    own, own_keys = ((*masks, steps) if s is None else (f32,) for s in (forward._starts, backward._key_starts))
-    found = [(starts.launch, (rpb, f32)) for starts in of_classes]
+        own_query = (*given[:5], Pointer(backward._query_starts.dtype), *read, x if backward._sums else None)
+    starts = (forward._starts, backward._key_starts)
+    own, own_keys = ((*masks, steps) if s is None else (Pointer(s.dtype),) for s in starts)
+    found = [(s.launch, (Pointer(s.dtype),) if s.masks else (rpb, f32)) for s in of_classes]
     found += [
         (forward._launch, (*given[:5], *own, x, f32)),
         (backward._both, (*given[:5], *masks, steps, steps, *read, dk, dv)),

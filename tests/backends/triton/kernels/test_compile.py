@@ -17,6 +17,8 @@ ALLOWED = {
     ("sm_90", "2d-d128", "key_value_gradient"): 52,
     ("sm_90", "masked", "forward"): 40,  # to have as many programs as without a mask
     ("sm_90", "masked", "query_gradient"): 16,
+    ("sm_90", "masks-classes-d64", "forward_of_classes"): 44,  # of 128 registers
+    ("sm_90", "masks-classes-d64", "key_value_gradient_of_classes"): 20,
     ("sm_90", "circle", "key_value_gradient"): 24,
     ("sm_90", "circle-classes", "key_value_gradient_of_classes"): 32,
     ("sm_90", "everything", "forward"): 64,
@@ -48,6 +50,7 @@ OF_CLASSES = {f"{n}_of_classes" for n in ("forward", "query_gradient", "key_valu
 CHAINED = {
     *OF_CLASSES,
     "starts",
+    "masks",
     "forward",
     "query_gradient",
     "key_value_gradient",

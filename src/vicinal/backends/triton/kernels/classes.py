@@ -27,13 +27,13 @@ from vicinal.backends.gpu.kernels.memory import (
 from vicinal.backends.gpu.kernels.window import lengths_of, positions_in, product, size_of, tile_of, tokens_at
 from vicinal.backends.triton.kernels.additional import add_from_additional, attend_additional
 from vicinal.backends.triton.kernels.softmax import LN2, LOWEST, attend, finished, in_base_2
-from vicinal.backends.triton.kernels.starts import first_start, places_of, put, taken, whole_box
+from vicinal.backends.triton.kernels.starts import first_start, own_places, places_of, put, started, whole_box
 
 
 @triton.jit
 def own_queries(
     tile, axes, strides, classes, heads, h,
-    TILE: tl.constexpr, STEP: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr,
+    TILE: tl.constexpr, STEP: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr, MASKS: tl.constexpr,
 ):  # fmt: skip
     """Of a tile of queries: its box, `Rows`, where its queries and its outputs are within a head's, its start tiles."""
     box = whole_box(tile, axes, TILE, FLAGS, False)
@@ -41,7 +41,7 @@ def own_queries(
     own = positions_in(TILE)
     q_rows = rows_within(own, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
     o_rows = rows_within(own, axes.dilations, token_strides(lengths_of(axes, False)), 1, FLAGS.wide) * heads
-    at, _ = first_start(tile, axes, classes, h, TILE, STEP, FLAGS)
+    at, _ = first_start(tile, axes, classes, h, TILE, STEP, FLAGS, MASKS)
     return box, rows, q_rows, o_rows, at
 
 
@@ -81,16 +81,21 @@ def forward_of_classes_kernel(
     classes, axes, strides,  # `Classes`, `Axes`, `InputStrides`
     D: tl.constexpr, DV: tl.constexpr,
     TILE: tl.constexpr, STEP: tl.constexpr,
-    WARPS: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
+    WARPS: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr,
+    MASKS: tl.constexpr,  # scores start from masks, not from start tiles
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     BM: tl.constexpr = size_of(TILE)
     BN: tl.constexpr = size_of(STEP)
+    own_place = own_places(TILE, starts.dtype.element_ty) if MASKS else None
     index, h, share = program_of(tl.program_id(0), programs, heads)
     kv_head = h // group_size
     tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
-    box, rows, q_rows, o_rows, at = own_queries(tile, axes, strides, classes, heads, h, TILE, STEP, VECTOR, FLAGS)
+    box, rows, q_rows, o_rows, at = own_queries(
+        tile, axes, strides, classes, heads, h, TILE, STEP, VECTOR, FLAGS, MASKS
+    )
     starts += at
     first = share * turns
     query, key, value, row, walked = first_rows(
@@ -108,7 +113,7 @@ def forward_of_classes_kernel(
             k_rows = walked_rows(places, walked, axes, strides.key.tokens, VECTOR, FLAGS, True)
             v_rows = walked_rows(places, walked, axes, strides.value.tokens, VECTOR, FLAGS, True)
             k = load_rows(key, k_rows, None, D, False)
-            start = taken(starts + i * (BM * BN), TILE, STEP, WARPS)
+            start = started(starts, i, own_place, TILE, STEP, WARPS)
             scores = tl.dot(q, k.T, start, input_precision=PRECISION)
             v = load_rows(value, v_rows, None, DV, False)
             maximum, total, accumulated = attend(scores, v, maximum, total, accumulated, scale, False, PRECISION)
@@ -141,16 +146,19 @@ def query_gradient_of_classes_kernel(
     classes, axes, strides,
     D: tl.constexpr, DV: tl.constexpr,
     TILE: tl.constexpr, STEP: tl.constexpr,
-    WARPS: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr, PRECISION: tl.constexpr,
+    WARPS: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr, MASKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     BM: tl.constexpr = size_of(TILE)
     BN: tl.constexpr = size_of(STEP)
+    own_place = own_places(TILE, starts.dtype.element_ty) if MASKS else None
     index, h, entry = program_of(tl.program_id(0), programs, heads)
     kv_head = h // group_size
     tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
-    box, rows, q_rows, o_rows, at = own_queries(tile, axes, strides, classes, heads, h, TILE, STEP, VECTOR, FLAGS)
+    box, rows, q_rows, o_rows, at = own_queries(
+        tile, axes, strides, classes, heads, h, TILE, STEP, VECTOR, FLAGS, MASKS
+    )
     starts += at
     b = first + entry
     query, key, value, row, walked = first_rows(
@@ -177,7 +185,7 @@ def query_gradient_of_classes_kernel(
         v_rows = walked_rows(places, walked, axes, strides.value.tokens, VECTOR, FLAGS, True)
         k = load_rows(key, k_rows, None, D, False)
         v = load_rows(value, v_rows, None, DV, False)
-        start = taken(starts + i * (BM * BN), TILE, STEP, WARPS)
+        start = started(starts, i, own_place, TILE, STEP, WARPS)
         scores = tl.dot(q, k.T, start, input_precision=PRECISION)
         weights_gradient = tl.dot(do, v.T, input_precision=PRECISION)
         p = tl.exp2(scores * scale - log2_total[:, None])
@@ -204,12 +212,13 @@ def key_value_gradient_of_classes_kernel(
     classes, axes, strides,
     D: tl.constexpr, DV: tl.constexpr,
     TILE: tl.constexpr, STEP: tl.constexpr,
-    WARPS: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr,
+    WARPS: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr, MASKS: tl.constexpr,
     GROUPED: tl.constexpr,  # several query heads of a key head
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     BM: tl.constexpr = size_of(TILE)
     BN: tl.constexpr = size_of(STEP)
+    own_place = own_places(TILE, starts.dtype.element_ty) if MASKS else None
     kv_heads = heads // group_size
     index, kv_head, b = program_of(tl.program_id(0), programs, kv_heads)
     h = kv_head * group_size
@@ -224,7 +233,7 @@ def key_value_gradient_of_classes_kernel(
     k_rows = rows_within(own, axes.dilations, strides.key.tokens, VECTOR, FLAGS.wide)
     v_rows = rows_within(own, axes.dilations, strides.value.tokens, VECTOR, FLAGS.wide)
     w_rows = rows_within(own, axes.dilations, keys_apart, 1, FLAGS.wide) * kv_heads
-    at, apart = first_start(tile, axes, classes, h, TILE, STEP, FLAGS)
+    at, apart = first_start(tile, axes, classes, h, TILE, STEP, FLAGS, MASKS)
     starts += at
     token = tokens_at(tile.first, tile.group, axes.dilations)
     walked = around(tokens_at(box.begin, tile.group, axes.dilations), axes, FLAGS, False)
@@ -260,7 +269,7 @@ def key_value_gradient_of_classes_kernel(
         log2_total = in_base_2(tl.load(lse + own_row + o_rows), False)
         q = load_rows(own_query, q_rows, None, D, False)
         do = load_rows(grad_output + own_row * DV, o_rows * DV, None, DV, False)
-        start = taken(own_starts + i * (BM * BN), TILE, STEP, WARPS)
+        start = started(own_starts, i, own_place, TILE, STEP, WARPS)
         scores = tl.dot(k, q.T, start, input_precision=PRECISION)
         p = tl.exp2(scores * scale - log2_total[None, :])
         if grad_value is not None:

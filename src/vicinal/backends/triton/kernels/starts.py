@@ -6,6 +6,9 @@ positional bias, in units of a score before it is scaled, and -inf outside the w
 the order of the matrix instructions' registers: the products' accumulators are loaded with them, and neither mask nor
 bias costs an instruction a score.
 
+Without a bias, masks may stand for start tiles (`masks_kernel`): of each token of a step 16 numbers, which times those
+of a tile's own tokens are 0 or -inf. That is one product more and an eighth of the bytes, or less.
+
 A tile's box is walked token by token, in order, not in tiles of its own: only its last step is not full.
 """
 
@@ -14,13 +17,14 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from vicinal.backends.gpu.kernels.boxes import box_of, rows_of, within
+from vicinal.backends.gpu.kernels.boxes import box_of, intervals_of, rows_of, within
 from vicinal.backends.gpu.kernels.memory import await_previous, let_next_start
 from vicinal.backends.gpu.kernels.window import (
     Tile,
     bias_strides,
     group_length,
     linear,
+    positions_in,
     shifted,
     size_of,
     tile_of,
@@ -83,6 +87,75 @@ def starts_kernel(
     put(starts + pid.to(tl.int64) * start.numel, start, TILE, STEP, WARPS)
 
 
+MOST = tl.constexpr(2.0**127)  # its square is infinite in float32, times 0 it is 0
+ALONG = tl.constexpr(16)  # what a matrix instruction sums over: a tile's extents together are at most that
+
+
+@triton.jit(do_not_specialize=("combinations",))
+def masks_kernel(
+    masks,  # written: [classes, steps, tokens of a step, ALONG], bfloat16
+    combinations,  # of the axes' classes
+    classes, axes,
+    TILE: tl.constexpr, STEP: tl.constexpr, FLAGS: tl.constexpr, INVERSE: tl.constexpr,
+):  # fmt: skip
+    """Of each token of a step, and each place of a tile along each axis: 0 if it is within the window there, or -MOST.
+
+    Times `own_places` of a token of the tile: 0, or minus infinity where the window does not hold the other token.
+    """
+    pid = tl.program_id(0)
+    step = pid % classes.steps
+    tile, exists = _representative(pid // classes.steps, classes, axes, TILE, FLAGS)
+    if not exists:
+        return
+    BN: tl.constexpr = size_of(STEP)
+    box = whole_box(tile, axes, TILE, FLAGS, INVERSE)
+    columns = shifted(places_of(step, box, BN), box.begin)
+    there = step * BN + tl.arange(0, BN) < box.count
+    entry = tl.arange(0, ALONG)
+    outside = ~there[:, None] & (entry < ALONG)[None, :]
+    firsts = ()
+    before = 0
+    for axis in tl.static_range(len(TILE)):
+        firsts = firsts + (tile.first[axis] + entry - before,)
+        before += TILE[axis]
+    starts, sizes = intervals_of(firsts, tile.lengths, axes, FLAGS, INVERSE)
+    before = 0
+    for axis in tl.static_range(len(TILE)):
+        own = (entry >= before) & (entry < before + TILE[axis])
+        beyond = (columns[axis][:, None] - starts[axis][None, :]).to(tl.uint32) >= sizes[axis][None, :].to(tl.uint32)
+        outside = outside | (own[None, :] & beyond)
+        before += TILE[axis]
+    await_previous(FLAGS.chained)
+    at = pid.to(tl.int64) * (BN * ALONG) + (tl.arange(0, BN)[:, None] * ALONG + entry[None, :])
+    let_next_start(FLAGS.chained)
+    tl.store(masks + at, tl.where(outside, -MOST, 0.0).to(masks.dtype.element_ty))
+
+
+@triton.jit
+def own_places(TILE: tl.constexpr, DTYPE: tl.constexpr):
+    """`[tokens of a tile, ALONG]`: MOST at a token's place along each axis, 0 elsewhere."""
+    places = positions_in(TILE)
+    entry = tl.arange(0, ALONG)[None, :]
+    found = (entry < 0) & (places[0][:, None] < 0)
+    before = 0
+    for axis in tl.static_range(len(TILE)):
+        found = found | (entry == places[axis][:, None] + before)
+        before += TILE[axis]
+    return tl.where(found, MOST, 0.0).to(DTYPE)
+
+
+@triton.jit
+def started(starts, step, own, TILE: tl.constexpr, STEP: tl.constexpr, WARPS: tl.constexpr):
+    """What the scores of a step start from."""
+    BN: tl.constexpr = size_of(STEP)
+    if own is None:
+        return taken(starts + step * (size_of(TILE) * BN), TILE, STEP, WARPS)
+    else:
+        rows = tl.arange(0, BN)[:, None] * ALONG + tl.arange(0, ALONG)[None, :]
+        masks = tl.load(starts + step * (BN * ALONG) + rows)
+        return tl.dot(own, masks.T)
+
+
 @triton.jit
 def whole_box(tile, axes, TILE: tl.constexpr, FLAGS: tl.constexpr, INVERSE: tl.constexpr):
     """The `Box` of a tile, token by token."""
@@ -104,7 +177,9 @@ def places_of(step, box, SIZE: tl.constexpr):
 
 
 @triton.jit
-def first_start(tile, axes, classes, head, TILE: tl.constexpr, STEP: tl.constexpr, FLAGS: tl.constexpr):
+def first_start(
+    tile, axes, classes, head, TILE: tl.constexpr, STEP: tl.constexpr, FLAGS: tl.constexpr, MASKS: tl.constexpr
+):
     """Where the bias tile of a tile's first step begins, and how far apart those of the heads are, in elements."""
     combination = 0
     combinations = 1
@@ -125,7 +200,8 @@ def first_start(tile, axes, classes, head, TILE: tl.constexpr, STEP: tl.constexp
             own = tl.where(tile.lengths[axis] < longest, before + 1 + after + own, own)
         combination = combination * classes.counts[axis] + own
         combinations = combinations * classes.counts[axis]
-    of_class = classes.steps.to(tl.int64) * (size_of(TILE) * size_of(STEP))
+    EACH: tl.constexpr = ALONG if MASKS else size_of(TILE)
+    of_class = classes.steps.to(tl.int64) * (EACH * size_of(STEP))
     apart = combinations * of_class
     return combination * of_class + head * classes.by_head * apart, classes.by_head * apart
 
