@@ -26,6 +26,9 @@ from vicinal.backends.hopper.steps import Steps
 from vicinal.backends.hopper.tilings import SHARED_MEMORY, forward_shared, kernel_dims, piece
 from vicinal.problem import Problem
 
+MOST_TURNS = 200  # of a persistent program: up to 125 it was seen to win, from 251 on to lose, up to 30%
+FEW_TURNS = 4
+
 
 class Launchers(NamedTuple):
     """Of one subproblem."""
@@ -43,7 +46,7 @@ def launchers(
         problem: a supported problem.
         config: one of `tilings.forward_configs`.
         strides: of query, key and value, and of additional keys and values.
-        programs: limits the grid (persistent programs).
+        programs: how many run at once, where they take turns with the items (persistent programs).
     """
     tensors = Tensors.of(problem, strides)
     packed = (tensors.query, tensors.output) if config.heads > 1 else ()
@@ -70,10 +73,21 @@ def _launcher(
         forward,
         (q, k, v, o, lse.offset, 0, *following.blocks),
         (*following.absent, scalars, groups_of(part), steps.lists if steps else following.more, constants),
-        (grid.items if programs is None else min(grid.items, programs),),
+        (_programs(grid.items, programs),),
         options_of(constants.chained, num_warps=4, maxnreg=168),
     )
     return Launchers(launch, steps)
+
+
+def _programs(items: int, at_once: int | None) -> int:
+    """One for each item, or as many persistent ones as run `at_once`.
+
+    Over very many turns those drift apart, until keys that neighboring items share have left the cache in between: then
+    each takes a few items, and the hardware's queue keeps them in order.
+    """
+    if at_once is None:
+        return items
+    return -(-items // FEW_TURNS) if items > MOST_TURNS * at_once else min(items, at_once)
 
 
 def _constants(problem: Problem, config: ForwardConfig) -> Constants:
