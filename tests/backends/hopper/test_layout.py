@@ -245,6 +245,7 @@ def test_one_pass_coordinates_of_large_problems(name):
             lengths, blocks, _, _, steps, _, constants = part.finish.arguments
             tokens = prod(lengths)
             assert all(n * size >= length for n, size, length in zip(blocks, constants.block, lengths))
+            assert part.prepare.arguments[-2] * backward.CLEARED >= part.addends + 2 * onepass.COUNTER
             assert part.addends == rows * prod(blocks) * 16 * kernel_dims(problem, one_pass=True)[0]
             assert fits(tokens, token * steps.token, rows * prod(blocks))
             covered += described[0].shape[0] * prod(groups.counts) * tokens
@@ -384,3 +385,15 @@ def three_axes(problem):
     dilations = problem.neighborhoods[0].dilation
     missing = RANK - problem.rank
     return [(Span.whole(1), 1)] * missing + list(zip(spans, dilations))
+
+
+@pytest.mark.parametrize(("lengths", "expected"), [((128, 160), 132), ((721, 1440), 33120)])
+def test_programs_of_long_maps_take_few_items_each(lengths, expected):
+    """Persistent ones would drift apart over a thousand turns."""
+    neighborhood = Neighborhood.of(2, 31).resolve(lengths)
+    problem = Problem(1, lengths, 16, 16, 48, 48, torch.bfloat16, torch.device("cpu"), (neighborhood,), 0.1)
+    config = forward_configs(problem)[0]
+    assert config.persistent
+    strides = tuple(torch.empty((1, *lengths, 16, 48), device="meta").stride() for _ in range(3))
+    (launcher, _), *_ = forward.launchers(problem, config, strides, 132)
+    assert launcher.grid[0] == expected

@@ -82,7 +82,7 @@ def two_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs, w
     jobs: list[Job] = [answered_of(problem).kernel()] if problem.has_key_mask else []
     for part in backward.launchers(problem, config, tensors.strides, passes):
         rows = _empty(part.rows)
-        jobs.append(partial(part.prepare.compile, output, output, lse, lse, rows, rows))
+        jobs.append(partial(part.prepare.compile, output, output, lse, lse, rows, rows, rows))
         read = (query, output, rows, rows, key, value)
         if part.keys is not None:
             own = _with_steps(part.keys_steps, lse, table, jobs)
@@ -103,7 +103,7 @@ def one_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs) -
     jobs: list[Job] = [answered_of(problem).kernel()] if problem.has_key_mask else []
     for part in onepass.launchers(problem, config, tensors.strides, has_grad_lse=False):
         rows, addends = _empty(part.rows), _empty(part.addends)
-        jobs.append(partial(part.prepare.compile, output, output, lse, lse, rows, rows))
+        jobs.append(partial(part.prepare.compile, output, output, lse, lse, rows, rows, rows))
         read = (query, output, rows, rows, key, value)
         own = _with_steps(part.steps, lse, table, jobs)
         jobs.append(partial(part.gradients.compile, *read, key, value, addends, addends, addends, own))

@@ -52,6 +52,7 @@ from vicinal.caching import Cache
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 TOKENS = 64  # per program of a kernel of rows, at most
+CLEARED = 4096  # elements that `prepare` sets to 0 at a time
 ELEMENTS = 64 * 128  # likewise of a tensor: 64 a thread, twice as many are spilled
 TensorStrides = tuple[tuple[int, ...], ...]
 
@@ -69,7 +70,7 @@ def backward(problem: Problem, config: BackwardConfig, inputs: Inputs, upstream:
     sums = Sums(problem, inputs)
     states, key_mask = masks_of(problem, inputs, given.lse)
     for part in parts:  # one after the other: they share the scratch
-        part.prepare(given.output, given.grad_output, given.lse, given.grad_lse, lse2, delta)
+        part.prepare(given.output, given.grad_output, given.lse, given.grad_lse, lse2, delta, delta)
         read = (query, given.grad_output, lse2, delta)
         if part.keys is not None:  # a gradient that nobody needs is not written
             dk, dv = key if d_key is None else d_key, value if d_value is None else d_value
@@ -214,25 +215,29 @@ class Shared(NamedTuple):
         )
 
 
-def prepare_launcher(shared: Shared, rows: int, unit: float, has_grad_lse: bool, negated: bool = False) -> Launcher:
-    """Of `prepare`: log-sum-exps times `unit`, and deltas; both `negated`, if so."""
+def prepare_launcher(
+    shared: Shared, rows: int, unit: float, has_grad_lse: bool, negated: bool = False, zeros: int = 0
+) -> Launcher:
+    """Of `prepare`: log-sum-exps times `unit`, and deltas; both `negated`, if so; `zeros`: so many times `CLEARED`."""
     from vicinal.backends.hopper.kernels.backward import prepare
 
     problem, part = shared.problem, shared.part
     o, lse = shared.output, shared.lse
     strides = PrepareStrides(token_strides(o), token_strides(lse), shared.result)
     constants, programs = row_constants(problem, part, problem.value_dim)
-    constants = constants._replace(has_grad_lse=has_grad_lse, negated=negated, masked=problem.has_key_mask)
+    constants = constants._replace(
+        has_grad_lse=has_grad_lse, negated=negated, masked=problem.has_key_mask, cleared=CLEARED if zeros else 0
+    )
     given = (part.lengths, prod(part.lengths), problem.heads, groups_of(part))
     # Numbers are read and written one by one: kernels for some of their strides would be no others.
     seen = strides._replace(lse=of_any_alignment(strides.lse), result=of_any_alignment(strides.result))
     return Launcher(
         prepare,
-        (o.offset, o.offset, lse.offset, lse.offset, 0, 0),
-        (*given, strides, unit, constants),
+        (o.offset, o.offset, lse.offset, lse.offset, 0, 0, 0),
+        (*given, strides, unit, zeros, constants),
         (programs * rows,),
         options_of(constants.chained, num_warps=4),
-        (*given, seen, unit, constants),
+        (*given, seen, unit, zeros, constants),
     )
 
 

@@ -30,6 +30,7 @@ from vicinal.backends.hopper.arguments import (
     token_strides,
 )
 from vicinal.backends.hopper.backward import (
+    CLEARED,
     Given,
     More,
     Shared,
@@ -75,9 +76,9 @@ def backward(problem: Problem, config: BackwardConfig, inputs: Inputs, upstream:
     states, key_mask = masks_of(problem, inputs, given.lse)
     for part in _kept_launchers(problem, config, given.strides, upstream.grad_lse is not None):
         lse2, delta = query.new_empty((2, part.rows), dtype=torch.float32).unbind()
-        addends = query.new_zeros(part.addends + 2 * COUNTER, dtype=torch.float32)
-        counters = addends[part.addends :].split(COUNTER)
-        part.prepare(given.output, given.grad_output, given.lse, given.grad_lse, lse2, delta)
+        addends = query.new_empty(_cleared(part.addends) * CLEARED, dtype=torch.float32)
+        counters = addends[part.addends : part.addends + 2 * COUNTER].split(COUNTER)
+        part.prepare(given.output, given.grad_output, given.lse, given.grad_lse, lse2, delta, addends)
         read = (query, given.grad_output, lse2, delta)
         table = part.steps(states, key_mask) if part.steps else given.table
         part.gradients(*read, key, value, d_key, d_value, addends, addends, counters[0], table)
@@ -129,11 +130,16 @@ def _launchers(
     return Launchers(
         rows * shared.prepared.strides[0],
         addends,
-        prepare_launcher(shared, rows, 1 / problem.scale, has_grad_lse, negated=True),
+        prepare_launcher(shared, rows, 1 / problem.scale, has_grad_lse, negated=True, zeros=_cleared(addends)),
         *_gradients(shared, dk, dv, addends),
         _more(shared, tensors, addends) if problem.additional else None,
         _finish(shared, rows, block, blocks, dq),
     )
+
+
+def _cleared(addends: int) -> int:
+    """How many times `CLEARED` elements hold the addends and the counters."""
+    return -(-(addends + 2 * COUNTER) // CLEARED)
 
 
 def _gradients(shared: Shared, dk: Descriptor, dv: Descriptor, addends: int) -> tuple[Launcher, Steps | None]:

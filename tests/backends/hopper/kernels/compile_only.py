@@ -131,14 +131,14 @@ def compile_backward(case: str, kernel: str):
     if part.keys_steps is not None:
         table = part.keys_steps.like(lse)
     if kernel == "prepare":
-        return part.prepare.compile(output, output, lse, lse, rows, rows)
+        return part.prepare.compile(output, output, lse, lse, rows, rows, rows)
     if kernel == "queries":
         return part.queries.compile(query, output, rows, rows, key, value, query, table, *more)
     return part.keys.compile(query, output, rows, rows, key, value, key, value, table)
 
 
 def compile_one_pass(case: str, kernel: str):
-    """`kernel`: "onepass", "onepass_more", "steps" or "finish"."""
+    """`kernel`: "onepass", "onepass_more", "steps", "finish", or "clearing", `prepare` which sets scratch to 0."""
     problem = problem_of(case)
     query, key, value, output, lse, table, *more = tensors_of(problem)
     config = one_pass_configs(problem)[0]
@@ -149,6 +149,8 @@ def compile_one_pass(case: str, kernel: str):
     if kernel == "steps":
         states = torch.zeros(1, dtype=torch.uint8)
         return part.steps.launch.compile(states, states, table)
+    if kernel == "clearing":
+        return part.prepare.compile(output, output, lse, lse, rows, rows, addends)
     if kernel == "finish":
         return part.finish.compile(addends, query)
     if kernel == "onepass_more":
@@ -226,7 +228,7 @@ if __name__ == "__main__":
             kernel = compile_forward(case, ForwardConfig((8, 8), (8, 8), 0, 2, paired=True))
         elif direction == "fixed":
             kernel = compile_forward(case, ForwardConfig((8, 8), (8, 16), 0, 2))
-        elif direction in ("onepass", "onepass_more", "steps", "finish"):
+        elif direction in ("onepass", "onepass_more", "steps", "clearing", "finish"):
             kernel = compile_one_pass(case, direction)
         else:
             kernel = compile_forward(case) if direction == "forward" else compile_backward(case, direction)

@@ -67,6 +67,7 @@ WAITS = {
     "forward:3d-stride": 1,
     "paired:2d": 1,
     "prepare:2d": 1,
+    "clearing:2d": 1,
     "keys:2d": 1,
     "onepass:2d": 1,
     "finish:2d": 1,

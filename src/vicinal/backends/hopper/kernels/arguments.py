@@ -70,6 +70,7 @@ class RowConstants(NamedTuple):
     has_grad_lse: bool = False  # prepare: something depends on the log-sum-exp
     negated: bool = False  # prepare: results are added by who reads them, not subtracted
     masked: bool = False  # prepare: what has no answer is read as zero
+    cleared: int = 0  # prepare: so many elements at a time are set to 0; none if 0
 
 
 class FinishConstants(NamedTuple):

@@ -84,21 +84,23 @@ from vicinal.backends.hopper.kernels.walk import (
 )
 
 
-@gluon.jit(do_not_specialize=["groups"])
+@gluon.jit(do_not_specialize=["groups", "zeros"])
 def prepare(
     o_ptr, do_ptr, lse_ptr, grad_lse_ptr,
     lse_out, delta_out,  # written
+    zeros_ptr,  # written: `zeros` times `C.cleared` float32
     lengths, tokens,  # along each axis, and in all, of a dilation group
     heads, groups, strides,  # `Groups`, `PrepareStrides`; heads of outputs are adjacent
     unit,  # of log-sum-exps
+    zeros,
     C: gl.constexpr,  # `RowConstants`
 ):  # fmt: skip
-    """One program per `C.tokens` tokens of a row."""
+    """One program per `C.tokens` tokens of a row; all heads of them together, which lie side by side in memory."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // (C.width // 8), C.width // 8], [4, 1], [1, 0])
     blocks = gl.cdiv(tokens, C.tokens)
-    row = gl.program_id(0) // blocks
+    place, row = of_row(blocks, heads)
     item = locate(row, (1, 1, 1), heads, groups, C)
-    t = gl.program_id(0) % blocks * C.tokens + gl.arange(0, C.tokens, layout=gl.SliceLayout(1, layout))
+    t = place * C.tokens + gl.arange(0, C.tokens, layout=gl.SliceLayout(1, layout))
     column = gl.arange(0, C.width, layout=gl.SliceLayout(0, layout))
     inside = t < tokens
     x2 = t % lengths[2]
@@ -116,6 +118,13 @@ def prepare(
         delta -= gl.load(grad_lse_ptr + at, mask=inside, other=0.0)
     if C.masked:
         delta = gl.where(lse == float("-inf"), 0.0, delta)
+    if C.cleared:
+        SIZE: gl.constexpr = C.cleared
+        flat: gl.constexpr = gl.BlockedLayout([4], [32], [4], [0])
+        nothing = gl.zeros([SIZE], gl.float32, layout=flat)
+        own = gl.arange(0, SIZE, layout=flat)
+        for i in range(gl.program_id(0), zeros, gl.num_programs(0)):
+            gl.store(zeros_ptr + i.to(gl.int64) * SIZE + own, nothing)
     let_next_start(C.chained)
     result = strides.result
     to = row.to(gl.int64) * result.row + x0 * result.axes[0] + x1 * result.axes[1] + x2
@@ -126,6 +135,13 @@ def prepare(
         delta = -delta
     gl.store(lse_out + to, lse, mask=inside)
     gl.store(delta_out + to, delta, mask=inside)
+
+
+@gluon.jit
+def of_row(programs, heads):
+    """What a program has to do, where a row takes so many: its place in the row, and the row; heads by turns."""
+    rest = gl.program_id(0) // heads
+    return rest % programs, rest // programs * heads + gl.program_id(0) % heads
 
 
 # --- dK and dV ---------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from vicinal.backends.hopper.kernels.additional import own_place, own_rows, queries_of, write_sums
 from vicinal.backends.hopper.kernels.arguments import block_of, is_narrow, parts_of
-from vicinal.backends.hopper.kernels.backward import load_queries
+from vicinal.backends.hopper.kernels.backward import load_queries, of_row
 from vicinal.backends.hopper.kernels.chain import await_previous, let_next_start
 from vicinal.backends.hopper.kernels.compat import (
     fence_async_shared,
@@ -565,8 +565,8 @@ def finish(
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // (C.width // 8), C.width // 8], [4, 1], [1, 0])
     count = blocks[0] * blocks[1] * blocks[2]
     programs = gl.cdiv(count, 4)
-    row = gl.program_id(0) // programs
-    first = gl.program_id(0) % programs * 4
+    place, row = of_row(programs, heads)
+    first = place * 4
     item = locate(row, (1, 1, 1), heads, groups, C)
     i = gl.arange(0, 4 * ROWS, layout=gl.SliceLayout(1, layout))
     number = first + i // ROWS
