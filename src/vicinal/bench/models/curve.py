@@ -64,6 +64,6 @@ def _images(generator: torch.Generator, batch: int, side: int) -> tuple[Tensor, 
     device = generator.device
     own = torch.Generator(device).manual_seed(1)
     patterns = torch.randn(CLASSES, 3, 8, 8, generator=own, device=device, dtype=torch.float32)
-    labels = torch.randint(CLASSES, (batch,), generator=generator, device=device)
+    labels = torch.randint(CLASSES, (batch,), generator=generator, device=device, dtype=torch.int64)
     noise = torch.randn(batch, 3, side, side, generator=generator, device=device, dtype=torch.float32)
     return interpolate(patterns[labels], side) + noise, labels
