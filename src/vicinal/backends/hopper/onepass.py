@@ -76,7 +76,7 @@ def backward(problem: Problem, config: BackwardConfig, inputs: Inputs, upstream:
     states, key_mask = masks_of(problem, inputs, given.lse)
     for part in _kept_launchers(problem, config, given.strides, upstream.grad_lse is not None):
         lse2, delta = query.new_empty((2, part.rows), dtype=torch.float32).unbind()
-        addends = query.new_empty(_cleared(part.addends) * CLEARED, dtype=torch.float32)
+        addends = query.new_empty(scratch_size(part.addends), dtype=torch.float32)
         counters = addends[part.addends : part.addends + 2 * COUNTER].split(COUNTER)
         part.prepare(given.output, given.grad_output, given.lse, given.grad_lse, lse2, delta, addends)
         read = (query, given.grad_output, lse2, delta)
@@ -130,16 +130,18 @@ def _launchers(
     return Launchers(
         rows * shared.prepared.strides[0],
         addends,
-        prepare_launcher(shared, rows, 1 / problem.scale, has_grad_lse, negated=True, zeros=_cleared(addends)),
+        prepare_launcher(
+            shared, rows, 1 / problem.scale, has_grad_lse, negated=True, zeros=scratch_size(addends) // CLEARED
+        ),
         *_gradients(shared, dk, dv, addends),
         _more(shared, tensors, addends) if problem.additional else None,
         _finish(shared, rows, block, blocks, dq),
     )
 
 
-def _cleared(addends: int) -> int:
-    """How many times `CLEARED` elements hold the addends and the counters."""
-    return -(-(addends + 2 * COUNTER) // CLEARED)
+def scratch_size(addends: int) -> int:
+    """Elements of float32 for the addends, and the counters behind them: a multiple of what `prepare` clears in one."""
+    return -(-(addends + 2 * COUNTER) // CLEARED) * CLEARED
 
 
 def _gradients(shared: Shared, dk: Descriptor, dv: Descriptor, addends: int) -> tuple[Launcher, Steps | None]:

@@ -81,9 +81,10 @@ def gradients(problem: Problem, inputs: Inputs, output: Tensor, lse: Tensor, abo
         states = torch.where(answered == problem.heads, 1, torch.where(answered == 0, 0, 2)).to(torch.uint8)
         bits = inputs.key_mask.to(torch.uint8)
 
-    def prepared(part) -> tuple[Tensor, ...]:
+    def prepared(part, cleared: Tensor | None = None) -> tuple[Tensor, ...]:
         rows = torch.full((2, part.rows), torch.nan).unbind()
-        plain_gluon.run(part.prepare, "backward", "prepare", output, above, lse, lse, *rows)
+        scratch = rows[1] if cleared is None else cleared
+        plain_gluon.run(part.prepare, "backward", "prepare", output, above, lse, lse, *rows, scratch)
         return query, above, *rows, key, value
 
     found = dq, dk, dv = empty(query), empty(key), empty(value)
@@ -98,8 +99,8 @@ def gradients(problem: Problem, inputs: Inputs, output: Tensor, lse: Tensor, abo
     for config in one_pass_configs(problem)[:1]:
         found = dq, dk, dv = empty(query), empty(key), empty(value)
         for part in onepass.launchers(problem, config, strides(inputs), False):
-            read = prepared(part)
-            addends = torch.zeros(part.addends + 1)
+            addends = torch.full((onepass.scratch_size(part.addends),), torch.nan)
+            read = prepared(part, addends)
             lists = lists_of(part.steps, states, bits, lse)
             scratch = addends, addends, addends[part.addends :]
             plain_gluon.run(part.gradients, "onepass", "backward", *read, dk, dv, *scratch, lists)
