@@ -27,9 +27,10 @@ PACKAGE, OURS = arguments.__name__.removesuffix(".arguments"), "plain_gluon_kern
 PATIENCE = 20.0  # seconds, that a partition waits for another
 
 
-def run(launcher: Launcher, name: str, kernel: str, *tensors: Tensor) -> None:
-    """Run what a launcher launches: a kernel of a module of `vicinal.backends.hopper.kernels`."""
-    function = getattr(module(name), kernel)
+def run(launcher: Launcher, *tensors: Tensor) -> None:
+    """In place of `Launcher.__call__`: of a kernel of `vicinal.backends.hopper.kernels`."""
+    kernel = launcher.kernel.fn
+    function = getattr(module(kernel.__module__.rpartition(".")[2]), kernel.__name__)
     given = [
         Described(t, of) if isinstance(of, Block) else Pointer(_memory(t), t.storage_offset() + of)
         for t, of in zip(tensors, launcher.tensors, strict=True)

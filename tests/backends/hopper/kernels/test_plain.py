@@ -13,11 +13,12 @@ from torch import Tensor
 
 import plain_gluon
 from vicinal import neighborhood_attention
-from vicinal.backends.hopper import backward, forward, onepass
+from vicinal.backends.hopper import BACKEND, backward, onepass
+from vicinal.backends.hopper.launch import Launcher
 from vicinal.backends.hopper.tilings import backward_configs, forward_configs, one_pass_configs
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.span import Span
-from vicinal.problem import Inputs, Problem
+from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 of = Neighborhood.of
 CASES = {  # lengths, neighborhood, heads, key heads, head dim
@@ -37,7 +38,6 @@ CASES = {  # lengths, neighborhood, heads, key heads, head dim
 }
 MASKS = ("no mask", "some", "most", "half", "an entry")
 MASKS_OF = {"plane": MASKS, "part": ("no mask",)}
-Results = tuple[Tensor, ...]
 
 
 def key_mask(name: str, shape: tuple[int, ...]) -> Tensor | None:
@@ -53,67 +53,16 @@ def key_mask(name: str, shape: tuple[int, ...]) -> Tensor | None:
     return mask
 
 
-def lists_of(steps, walked: Tensor, own: Tensor, otherwise: Tensor) -> Tensor:
-    if steps is None:
-        return otherwise
-    lists = torch.full((steps.size,), -1, dtype=torch.int32)
-    plain_gluon.run(steps.launch, "steps", "list_steps", walked, own, lists)
-    return lists
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setattr(Launcher, "__call__", plain_gluon.run)
 
 
-def attend(problem: Problem, inputs: Inputs) -> Results:
-    """Output and log-sum-exp of the forward kernel."""
-    read = inputs[:3]
-    output, lse = empty(inputs.query), torch.full(inputs.query.shape[:-1], torch.nan)
-    bits = lse if inputs.key_mask is None else inputs.key_mask.to(torch.uint8)
-    for launch, steps in forward.launchers(problem, forward_configs(problem)[0], strides(inputs)):
-        lists = lists_of(steps, bits, bits, lse)
-        plain_gluon.run(launch, "forward", "forward", *read, output, lse, lists)
-    return output, lse
-
-
-def gradients(problem: Problem, inputs: Inputs, output: Tensor, lse: Tensor, above: Tensor) -> Iterator[Results]:
-    """Those of query, key and value: of two passes, and where there are tilings for it of one."""
-    query, key, value = inputs[:3]
-    states = bits = lse
-    if inputs.key_mask is not None:
-        answered = (lse > float("-inf")).sum(-1)
-        states = torch.where(answered == problem.heads, 1, torch.where(answered == 0, 0, 2)).to(torch.uint8)
-        bits = inputs.key_mask.to(torch.uint8)
-
-    def prepared(part, cleared: Tensor | None = None) -> tuple[Tensor, ...]:
-        rows = torch.full((2, part.rows), torch.nan).unbind()
-        scratch = rows[1] if cleared is None else cleared
-        plain_gluon.run(part.prepare, "backward", "prepare", output, above, lse, lse, *rows, scratch)
-        return query, above, *rows, key, value
-
-    found = dq, dk, dv = empty(query), empty(key), empty(value)
-    passes = backward.Passes(True, True, True)
-    for part in backward.launchers(problem, backward_configs(problem)[0], strides(inputs), passes):
-        read = prepared(part)
-        lists = lists_of(part.keys_steps, states, bits, lse)
-        plain_gluon.run(part.keys, "backward", "backward_keys", *read, dk, dv, lists)
-        lists = lists_of(part.queries_steps, bits, bits, lse)
-        plain_gluon.run(part.queries, "backward", "backward_queries", *read, dq, lists)
-    yield found
+def gradients(problem: Problem, inputs: Inputs, upstream: Upstream) -> Iterator[Inputs]:
+    """Of two passes, and where there are tilings for it of one."""
+    yield backward.backward(problem, backward_configs(problem)[0], inputs, upstream, Wanted.of(inputs))
     for config in one_pass_configs(problem)[:1]:
-        found = dq, dk, dv = empty(query), empty(key), empty(value)
-        for part in onepass.launchers(problem, config, strides(inputs), False):
-            addends = torch.full((onepass.scratch_size(part.addends),), torch.nan)
-            read = prepared(part, addends)
-            lists = lists_of(part.steps, states, bits, lse)
-            scratch = addends, addends, addends[part.addends :]
-            plain_gluon.run(part.gradients, "onepass", "backward", *read, dk, dv, *scratch, lists)
-            plain_gluon.run(part.finish, "onepass", "finish", addends, dq)
-        yield found
-
-
-def empty(like: Tensor) -> Tensor:
-    return torch.full_like(like, torch.nan)
-
-
-def strides(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
-    return tuple(t.stride() for t in inputs[:3])
+        yield onepass.backward(problem, config, inputs, upstream)
 
 
 @pytest.mark.parametrize(
@@ -137,12 +86,12 @@ def test_kernels(case, masked):
 
     inputs = Inputs(*(t.masked_fill(gone, torch.nan) for t in tensors), key_mask=mask)
     problem = Problem.of(inputs, (neighborhood,), dim**-0.5)
-    found, found_lse = attend(problem, inputs)
+    found, found_lse = BACKEND.forward(problem, forward_configs(problem)[0], inputs)
     assert_close(found, output.detach())
     torch.testing.assert_close(found_lse, lse.detach(), rtol=1e-3, atol=1e-3)
-    above = above.masked_fill(gone, torch.nan)
-    for results in gradients(problem, inputs, found, found_lse, above):
-        for one, other in zip(results, expected, strict=True):
+    upstream = Upstream(found, found_lse, above.masked_fill(gone, torch.nan))
+    for results in gradients(problem, inputs, upstream):
+        for one, other in zip(results[:3], expected, strict=True):
             assert_close(one, other)
 
 

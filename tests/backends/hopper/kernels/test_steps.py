@@ -85,7 +85,7 @@ def test_lists(case, kernel, masked):
 def assert_right(steps, problem, states, own):
     scalars, groups, lists, constants = steps.launch.arguments
     out = torch.full((steps.size,), -7, dtype=torch.int32)
-    plain_gluon.run(steps.launch, "steps", "list_steps", states, own, out)
+    plain_gluon.run(steps.launch, states, own, out)
     rows = out.view(steps.launch.grid[0], -1)
     inverse, words = constants.inverse, prod(constants.step) // 32
     attends = neighborhood_mask(problem.neighborhood, problem.lengths)
