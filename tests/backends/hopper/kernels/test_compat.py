@@ -17,7 +17,7 @@ EVERYWHERE = {
     "allocate_shared_memory", "arange", "broadcast", "cdiv", "constexpr", "convert_layout", "exp2", "float32",
     "inline_asm_elementwise", "int32", "int64", "load", "log2", "max", "maximum", "minimum", "num_programs",
     "num_warps", "program_id", "static_range", "store", "sum", "to_tensor", "uint32", "warp_specialize",
-    "where", "zeros",
+    "where", "zeros", "zeros_like",
 }  # fmt: skip
 
 
