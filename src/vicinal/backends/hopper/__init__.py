@@ -75,9 +75,9 @@ class HopperBackend:
         with current(problem.device):
             table = head_table(problem)
             told = lse if table is None else table
+            key_mask = None if inputs.key_mask is None else bytes_of(inputs.key_mask)
             for part in _forward_launchers(problem, config, strides):
-                if part.steps is not None and inputs.key_mask is not None:
-                    key_mask = bytes_of(inputs.key_mask)
+                if part.steps is not None and key_mask is not None:
                     told = part.steps(key_mask, key_mask)
                 part.launch(query, key, value, output, lse, told, *more)
         return output, lse

@@ -14,15 +14,13 @@ from torch import Tensor
 
 from vicinal.backends.gpu.answered import Answered
 from vicinal.backends.hopper.arguments import extent_of, groups_of, options_of, token_strides
-from vicinal.backends.hopper.kernels.arguments import Constants, Lists, Scalars
+from vicinal.backends.hopper.kernels.arguments import ENTRY, HEADER, LISTS, Constants, Lists, Scalars
 from vicinal.backends.hopper.launch import Launcher
 from vicinal.backends.hopper.layout import RANK, Strided, Subproblem, describe, packed
 from vicinal.caching import Cache
 from vicinal.compiling import Job
 from vicinal.geometry.walks import walks
 from vicinal.problem import Inputs, Problem
-
-HEADER, ENTRY, LISTS = 16, 8, 3  # integers of a program, of an entry; lists of a program (`kernels.steps`)
 
 
 class Steps(NamedTuple):

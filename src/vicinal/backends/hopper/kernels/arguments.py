@@ -40,6 +40,10 @@ class Constants(NamedTuple):
     masked: bool = False  # there is a key mask: `vicinal.backends.hopper.kernels.steps`
 
 
+# 32-bit integers of a program's lists of steps (`kernels.steps`): before the lists, and of an entry; how many lists.
+HEADER, ENTRY, LISTS = 16, 8, 3
+
+
 def is_narrow(constants: Constants) -> bool:
     """Whether registers and shared memory are left in one pass: see `vicinal.backends.hopper.kernels.onepass`."""
     return constants.head_dim == 64

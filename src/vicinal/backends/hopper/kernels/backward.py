@@ -62,6 +62,7 @@ from vicinal.backends.hopper.kernels.steps import (
     fill_listed,
     hidden,
     listed_of,
+    on_list,
     without_masked,
 )
 from vicinal.backends.hopper.kernels.walk import (
@@ -287,9 +288,7 @@ def _keys_consumer(dk_desc, dv_desc, rings, work, C: gl.constexpr, W: gl.constex
         t = pass_over_tiles((walked,), t, share.before, C)
         for step in range(share.count):
             if C.masked:
-                a, b, w, info = coming
-                coming = entry_at(listed, step + 1)
-                t = pass_over_tiles((walked,), t, info % MASKED, C)
+                a, b, w, t, info, coming = on_list(coming, listed, step, t, (walked,), C)
             else:
                 a, b, w, t = on_line((a, b, w), t, (walked,), walk, share, C)
             await_ready(walked, t, C)
@@ -517,9 +516,7 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
             elif step == share.count:
                 t = pass_over_tiles((walked,), t, share.skip - share.before, C)
         elif C.masked:
-            a, b, w, info = coming
-            coming = entry_at(listed, step + 1)
-            t = pass_over_tiles((walked,), t, info % MASKED, C)
+            a, b, w, t, info, coming = on_list(coming, listed, step, t, (walked,), C)
         else:
             a, b, w, t = on_line((a, b, w), t, (walked,), walk, share, C)
         slot = t % C.stages

@@ -62,6 +62,7 @@ from vicinal.backends.hopper.kernels.steps import (
     hidden,
     kept_of,
     listed_of,
+    on_list,
 )
 from vicinal.backends.hopper.kernels.walk import (
     beside,
@@ -325,9 +326,7 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
                 if info >= MASKED:
                     await_ready(values, last, C)
                     clean(values.tiles, last % C.stages * VP, bits_at(listed, step - 1, BN), VP, BN)
-                a, b, w, info = coming
-                coming = entry_at(listed, step + 1)
-                t = pass_over_tiles((keys, values), t, info % MASKED, C)
+                a, b, w, t, info, coming = on_list(coming, listed, step, t, (keys, values), C)
             elif C.paired:
                 if step == course.turns:  # from here on, both warpgroups
                     t = pass_over_tiles((keys, values), t, 1 - W, C)

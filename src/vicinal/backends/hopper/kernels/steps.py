@@ -5,17 +5,19 @@ computed as if there were no mask. The lists of a program, one after the other i
 
 - `HEADER` numbers: how many steps the producer takes; of each warpgroup how many it takes, and how many it passes over
   after its last one; from `OWN` on, of each warpgroup's own tokens, which may be read: a bit for each.
-- Three times `Lists.room` entries of `ENTRY` numbers, the producer's, then each warpgroup's: where the step is, in the
-  order of the walk's loops; how many of the producer's steps are passed over before it, and whether some of its tokens
-  are masked; then of each token whether it may be read, a bit for each, where some may not.
+- `LISTS` times `Lists.room` entries of `ENTRY` numbers, the producer's, then each warpgroup's: where the step is, in
+  the order of the walk's loops; how many of the producer's steps are passed over before it, and whether some of its
+  tokens are masked; then of each token whether it may be read, a bit for each, where some may not.
 
 Kernels in one pass walk in step, both warpgroups and the producer: theirs is the producer's list.
 """
 
 from typing import Any, NamedTuple
 
+from vicinal.backends.hopper.kernels import arguments
 from vicinal.backends.hopper.kernels.chain import await_previous, let_next_start
 from vicinal.backends.hopper.kernels.compat import fence_async_shared, gl, gluon, thread_barrier
+from vicinal.backends.hopper.kernels.ring import pass_over_tiles
 from vicinal.backends.hopper.kernels.walk import (
     OwnRows,
     beside,
@@ -29,9 +31,10 @@ from vicinal.backends.hopper.kernels.walk import (
     work_of,
 )
 
-HEADER = gl.constexpr(16)
+HEADER = gl.constexpr(arguments.HEADER)
 OWN = gl.constexpr(8)
-ENTRY = gl.constexpr(8)
+ENTRY = gl.constexpr(arguments.ENTRY)
+LISTS = gl.constexpr(arguments.LISTS)
 BITS = gl.constexpr(4)  # where the bits of an entry's tokens are
 MASKED = gl.constexpr(256)  # added to what is passed over
 OUTSIDE = gl.constexpr(3)  # the state of a token that does not exist
@@ -55,7 +58,7 @@ def listed_of(work, item, LIST: gl.constexpr, W: gl.constexpr, C: gl.constexpr):
     tiles = work.grid.tiles
     number = ((item.place * tiles[0] + item.tile[0]) * tiles[1] + item.tile[1]) * tiles[2] + item.tile[2]
     room = work.more.room
-    row = work.table + number.to(gl.int64) * (HEADER + 3 * ENTRY * room)
+    row = work.table + number.to(gl.int64) * (HEADER + LISTS * ENTRY * room)
     own = row + OWN + 2 * W
     after = gl.load(row + 2 + LIST)
     return Listed(row + HEADER + LIST * ENTRY * room, gl.load(row + LIST), after, (gl.load(own), gl.load(own + 1)))
@@ -66,6 +69,17 @@ def entry_at(listed, i):
     """Entry `i`: where the step is in the order of the walk's loops, and what is said of it."""
     at = listed.entries + i * ENTRY
     return gl.load(at), gl.load(at + 1), gl.load(at + 2), gl.load(at + 3)
+
+
+@gluon.jit
+def on_list(coming, listed, i, t, rings, C: gl.constexpr):
+    """As `walk.on_line`: where step `i` of a list is, and its number in `rings`, after the tiles that are passed over.
+
+    It has been read ahead, as `coming`. Also what is said of it, and the next one.
+    """
+    a, b, w, info = coming
+    coming = entry_at(listed, i + 1)
+    return a, b, w, pass_over_tiles(rings, t, info % MASKED, C), info, coming
 
 
 @gluon.jit
@@ -201,7 +215,7 @@ def list_steps(
     walked_strides, own_strides = work.strides
     item = locate(gl.program_id(0), work.grid.tiles, 1, groups, C)
     walk = union(item.tile, axes, C)
-    row = lists_ptr + gl.program_id(0).to(gl.int64) * (HEADER + 3 * ENTRY * lists.room)
+    row = lists_ptr + gl.program_id(0).to(gl.int64) * (HEADER + LISTS * ENTRY * lists.room)
     counts = (
         gl.cdiv(walk.outer[1] - walk.outer[0], STEP[0]),
         gl.cdiv(walk.inner[1] - walk.inner[0], STEP[1]),
