@@ -32,7 +32,7 @@ from vicinal.backends.triton.kernels.starts import first_start, own_places, plac
 
 @triton.jit
 def own_queries(
-    tile, axes, strides, classes, heads, h,
+    tile, axes, strides, starts, classes, heads, h,
     TILE: tl.constexpr, STEP: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr, MASKS: tl.constexpr,
 ):  # fmt: skip
     """Of a tile of queries: its box, `Rows`, where its queries and its outputs are within a head's, its start tiles."""
@@ -42,7 +42,7 @@ def own_queries(
     q_rows = rows_within(own, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
     o_rows = rows_within(own, axes.dilations, token_strides(lengths_of(axes, False)), 1, FLAGS.wide) * heads
     at, _ = first_start(tile, axes, classes, h, TILE, STEP, FLAGS, MASKS)
-    return box, rows, q_rows, o_rows, at
+    return box, rows, q_rows, o_rows, starts + at
 
 
 @triton.jit
@@ -93,10 +93,9 @@ def forward_of_classes_kernel(
     tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
-    box, rows, q_rows, o_rows, at = own_queries(
-        tile, axes, strides, classes, heads, h, TILE, STEP, VECTOR, FLAGS, MASKS
+    box, rows, q_rows, o_rows, starts = own_queries(
+        tile, axes, strides, starts, classes, heads, h, TILE, STEP, VECTOR, FLAGS, MASKS
     )
-    starts += at
     first = share * turns
     query, key, value, row, walked = first_rows(
         query, key, value, first, heads, h, kv_head, tile, box, axes, strides, VECTOR, FLAGS
@@ -156,10 +155,9 @@ def query_gradient_of_classes_kernel(
     tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
-    box, rows, q_rows, o_rows, at = own_queries(
-        tile, axes, strides, classes, heads, h, TILE, STEP, VECTOR, FLAGS, MASKS
+    box, rows, q_rows, o_rows, starts = own_queries(
+        tile, axes, strides, starts, classes, heads, h, TILE, STEP, VECTOR, FLAGS, MASKS
     )
-    starts += at
     b = first + entry
     query, key, value, row, walked = first_rows(
         query, key, value, b, heads, h, kv_head, tile, box, axes, strides, VECTOR, FLAGS
