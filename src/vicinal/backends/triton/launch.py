@@ -95,6 +95,15 @@ def readable(inputs: Inputs) -> Inputs:
     )
 
 
+def launch_options(config: Tiling, device: torch.device, chained: bool, most: int | None = None) -> dict[str, int]:
+    """Of a kernel of this tiling; `most`: registers of a thread, where the tiling does not say."""
+    options = options_of(config.warps, config.stages, chained)
+    most = most if config.registers is None else config.registers
+    if most is None or gpu_of(device).architecture.warp != 32:  # AMD's compiler takes no limit of registers
+        return options
+    return options | {"maxnreg": most}
+
+
 @dataclass(frozen=True)
 class Prepared:
     """The parts of a launch that several kernels of one problem share."""
@@ -144,13 +153,8 @@ class Prepared:
 
     def options(self, config: Tiling, kernel: Kernel | None = None) -> dict[str, int]:
         """Launch options of a kernel of this tiling; `kernel`: which one, where its registers may be bounded."""
-        options = options_of(config.warps, config.stages, self.chained)
-        if gpu_of(self.problem.device).architecture.warp != 32:
-            return options  # AMD's compiler takes no limit of registers
-        most = config.registers
-        if most is None and kernel is not None:
-            most = self._most_registers(config, kernel)
-        return options if most is None else options | {"maxnreg": most}
+        most = None if kernel is None or config.registers is not None else self._most_registers(config, kernel)
+        return launch_options(config, self.problem.device, self.chained, most)
 
     def _most_registers(self, config: Tiling, kernel: Kernel) -> int | None:
         """Under a mask what lets in as many programs as without: steps whose keys are partly there hold more, a little.

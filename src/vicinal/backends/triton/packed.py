@@ -26,6 +26,7 @@ from vicinal.backends.triton.estimate import Kernel, estimate
 from vicinal.backends.triton.kernels.backward import delta_kernel, key_value_gradient_kernel, query_gradient_kernel
 from vicinal.backends.triton.kernels.forward import forward_kernel
 from vicinal.backends.triton.kernels.softmax import LOG2E
+from vicinal.backends.triton.launch import launch_options
 from vicinal.backends.triton.shortlist import shortlist
 from vicinal.backends.triton.tilings import SHAPES, candidates, fits
 from vicinal.caching import Cache
@@ -96,9 +97,7 @@ class Prepared:
             *rest,
             precision_of(typical.dtype),
         )
-        options = options_of(tiling.warps, tiling.stages, chained)
-        if tiling.registers is not None:
-            options["maxnreg"] = tiling.registers
+        options = launch_options(tiling, typical.device, chained)
         return Launch(kernel, (programs * heads, 1, 1), arguments, options)
 
 

@@ -5,9 +5,9 @@ the slowest rank, medians over calls. The record, schema 1, is one JSON object: 
 versions, ranks, complete, and `points`: problem, lengths, mode ("strong": the same map on more ranks; "weak": a map
 that grows with them), method ("one process" is the whole map, or a rank's part of it where weak, without
 communication), ranks, passed ("forward" or "both"), status ("ok", or why not), seconds, bytes (sent by the rank that
-sends most), peak_bytes (of the rank with most, on CUDA: its
-tensors and what the call allocates), error (largest difference to one process, over the largest
-value), and where it overlaps: exchange_seconds, launches_seconds (alone), hidden (share of the exchange that is).
+sends most), peak_bytes (of the rank with most, on CUDA: its tensors and what the call allocates), error (largest
+difference to one process, over the largest value), and where it overlaps: exchange_seconds, launches_seconds (alone),
+hidden (share of the exchange that is).
 """
 
 from __future__ import annotations
