@@ -7,12 +7,16 @@ middle, and a border that cuts counts by its mean. `longest` is never less than 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import cached_property, lru_cache
 from math import gcd
 from typing import NamedTuple
 
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.window import CAUSAL, SHIFT, leader_offset, left_reach, mode
+
+
+TILES = tuple(1 << i for i in range(9))  # tokens along an axis of tiles, and of two of them side by side
 
 
 class Walk(NamedTuple):
@@ -48,31 +52,40 @@ class Walks:
         self._ahead = leader_offset(axis) - left_reach(axis)  # of a block's first query, where its window starts
         self._is_part = span is not None
         self._borders = (0, self.length) if self._is_part else self._rests()  # a part is of the middle
-        self._reaches: dict[int, int] = {}
         self._kept: dict[tuple[int, int], Walk] = {}
-        self._works: dict[tuple[int, int], list[int]] = {}
 
     def tiles(self, tile: int) -> int:
         """Of all groups."""
         return self.dilation * -(-self.length // tile)
 
     def reach(self, tile: int) -> int:
-        """Tokens that a tile of the middle walks, the most that its place in a block of `stride` queries allows."""
-        found = self._reaches.get(tile)
-        if found is None:
-            found = self._reaches[tile] = self._extents(tile)[1]
-        return found
+        """Tokens that a tile of the middle walks, the most that its place in a block of `stride` queries allows.
+
+        `tile`: one of `TILES`.
+        """
+        return self._reaches[tile.bit_length() - 1]
 
     def works(self, most: int, more: int) -> list[int]:
         """Scores along the axis, of all tiles of 1, 2, 4, ... up to `most` tokens.
 
         As if they were of the middle, `more` of each for its last step.
         """
-        found = self._works.get((most, more))
-        if found is None:
-            sizes = [1 << i for i in range(most.bit_length())]
-            found = self._works[most, more] = [self.tiles(n) * n * (self.reach(n) + more) for n in sizes]
-        return found
+        found = [tokens * (reach + more) for tokens, reach in zip(self._tokens, self._reaches)]
+        return found[: most.bit_length()]
+
+    @cached_property
+    def _reaches(self) -> list[int]:
+        """`reach` of every tile in `TILES`."""
+        if self.stride == 1:
+            n, more = self._walked, self._window - 1
+            return [min(n, more + tile) for tile in TILES]
+        return [self._extents(tile)[1] for tile in TILES]
+
+    @cached_property
+    def _tokens(self) -> list[int]:
+        """Of all tiles of each size in `TILES`, full ones."""
+        n, dilation = self.length, self.dilation
+        return [dilation * -(-n // tile) * tile for tile in TILES]
 
     def walk(self, tile: int, step: int) -> Walk:
         """Of tiles of `tile` tokens, `step` at a time."""
@@ -81,25 +94,37 @@ class Walks:
             found = self._kept[tile, step] = self._walk(tile, step)
         return found
 
-    def aligned(self, tile: int, step: int, unit: int) -> float:
-        """Steps of a tile on average, of walks that begin at multiples of `unit`, a power of two."""
-        less, more, share = self._extents(tile)
-        steps = self._from_multiples(less, tile, step, unit)
-        if share:
-            steps = share * self._from_multiples(more, tile, step, unit) + (1 - share) * steps
-        return self._beside_borders(tile, step, steps)
+    def aligned(self, tile: int, steps: Iterable[int], unit: int) -> list[float]:
+        """How many steps of each size a tile takes on average, of walks that begin at multiples of `unit`.
 
-    def _from_multiples(self, tokens: int, tile: int, step: int, unit: int) -> float:
-        """Steps over so many tokens, from the last multiple of `unit` before them, on average."""
-        if tokens >= self._walked:
-            return -(-tokens // step)
+        Or at multiples of a step, where it is smaller. All are powers of two.
+        """
+        less, more, share = self._extents(tile)
         if self.stride > 1:  # walks begin where blocks of queries do, more or less
             first, moved = 0, self.stride
         else:
             first, moved = (1 - self._ahead - self._window if self.inverse else self._ahead), tile
+        found = []
+        for step in steps:
+            taken = self._from_multiples(less, step, unit, first, moved)
+            if share:
+                taken = share * self._from_multiples(more, step, unit, first, moved) + (1 - share) * taken
+            found.append(self._beside_borders(tile, step, taken))
+        return found
+
+    def _from_multiples(self, tokens: int, step: int, unit: int, first: int, moved: int) -> float:
+        """Steps over so many tokens, from the last multiple of `unit` before them, on average.
+
+        Of walks that would begin at `first`, and anywhere a multiple of `moved` further on.
+        """
+        if tokens >= self._walked:
+            return -(-tokens // step)
+        unit = min(unit, step)
         every = gcd(moved, unit)
         first, places = first % every, unit // every  # beyond a multiple, of `places` places `every` tokens apart
         steps = -(-(first + tokens) // step)
+        if places == 1:
+            return steps
         rest = steps * step - tokens - first  # up to so many tokens further on it is as many steps, then one more
         return steps + max(0, places - 1 - rest // every) / places
 
@@ -111,14 +136,14 @@ class Walks:
         """Steps of each of two tiles side by side, on average, which walk the keys of both and pass over some.
 
         The first needs none of the last steps, the second none of the first ones. Each may pass over `passes` of them;
-        None: as many as the other one does. Tiles are of queries.
+        None: as many as the other one does. Tiles are of queries, and one of `TILES`.
         """
-        both = self.reach(2 * tile)
-        walked, aside = -(-both // step), both - self.reach(tile)
-        last, first = walked - -(-(both - aside) // step), aside // step
+        place = tile.bit_length()
+        own, both = self._reaches[place - 1 : place + 1]
+        walked, aside = -(-both // step), both - own
+        last, first = walked - -(-own // step), aside // step
         most = min(last, first) if passes is None else passes
-        steps = walked - (min(last, most) + min(first, most)) / 2
-        return self._beside_borders(2 * tile, step, steps)
+        return self._beside_borders(2 * tile, step, walked - (min(last, most) + min(first, most)) / 2)
 
     def _extents(self, tile: int) -> tuple[int, int, float]:
         """Tokens that tiles of the middle walk: one number or the other, and the share of the other.
@@ -128,7 +153,8 @@ class Walks:
         n, window, stride = self._walked, self._window, self.stride
         together = window + tile - 1
         if stride == 1:
-            return min(n, together), min(n, together), 0.0
+            reach = min(n, together)
+            return reach, reach, 0.0
         unit = gcd(tile, stride)
         if self._mode == CAUSAL:  # from where the first query's block starts; of keys, to where a block stops
             more = together - together % unit if self.inverse else together + 1 - unit
@@ -154,33 +180,44 @@ class Walks:
     def _walk(self, tile: int, step: int) -> Walk:
         n, window, stride = self._walked, self._window, self.stride
         less, more, share = self._extents(tile)
-        longest = -(-self._most(tile) // step)
-        steps = (1 - share) * -(-less // step) + share * -(-more // step)
+        longest, steps = -(-self._most(tile) // step), float(-(-less // step))
+        if share:
+            steps = (1 - share) * steps + share * -(-more // step)
         full = 1.0
         if window < n or self._mode == CAUSAL:
             moved = (tile - 1) // stride * stride
-            full = max(0, window // step - -(-moved // step)) / max(1.0, steps)
+            whole = window // step - -(-moved // step)
+            full = whole / max(1.0, steps) if whole > 0 else 0.0
         return Walk(self.tiles(tile), self._beside_borders(tile, step, steps), longest, full)
 
     def _beside_borders(self, tile: int, step: int, steps: float) -> float:
         """Steps of a tile on average, where those of the middle take `steps`."""
-        tiles, (first, last) = -(-self.length // tile), self._borders
-        if self._is_part and self.inverse:  # its keys reach beyond its queries: there, they have fewer and fewer
-            mean = self._walked * (self._window + tile - 1) / max(1, self.length)
-            return min(steps, (min(self._walked, mean) + (step - 1) / 2) / step)
-        if self._mode == SHIFT and self.inverse:  # two windows of keys, whose queries are half a window fewer to more
-            keys = first + self.length - last
-            if not keys or self._window >= self._walked:
-                return steps
-            share = min(1.0, keys / self.length)
-            mean = (min(self._walked, self._window + tile / 2) + (step - 1) / 2) / step
-            return share * mean + (1 - share) * steps
-        if self._mode == SHIFT:
+        if self._mode == SHIFT and not self._is_part:
+            if self.inverse:  # two windows of keys, whose queries are half a window fewer to more
+                share = self._share
+                if not share:
+                    return steps
+                mean = (min(self._walked, self._window + tile / 2) + (step - 1) / 2) / step
+                return share * mean + (1 - share) * steps
+            tiles, (first, last) = -(-self.length // tile), self._borders
             resting = min(tiles, first // tile + max(0, tiles - -(-last // tile)))
             return (resting * -(-self._window // step) + (tiles - resting) * steps) / tiles if resting else steps
+        if self._is_part:
+            if not self.inverse:
+                return steps
+            # Its keys reach beyond its queries: there, they have fewer and fewer.
+            mean = self._walked * (self._window + tile - 1) / max(1, self.length)
+            return min(steps, (min(self._walked, mean) + (step - 1) / 2) / step)
+        tiles, (first, last) = -(-self.length // tile), self._borders
         cut = min(tiles, (first + self.length - last) / tile)  # tiles, which walk what is there
         mean = max(1.0, steps / 2 if self._mode == CAUSAL else 0.75 * steps)
         return (cut * min(steps, mean) + (tiles - cut) * steps) / tiles
+
+    @cached_property
+    def _share(self) -> float:
+        """Of the keys of an axis whose windows shift, those whose queries borders make others."""
+        keys = self.length - self._borders[1] + self._borders[0]
+        return 0.0 if self._window >= self._walked else min(1.0, keys / self.length)
 
     def _rests(self) -> tuple[int, int]:
         """Up to which token windows are at the first border, and from which on at the last one."""

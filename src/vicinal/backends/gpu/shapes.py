@@ -13,7 +13,7 @@ from itertools import product
 from math import ceil, inf
 from operator import itemgetter, mul
 
-from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.neighborhood import Axis, Boundary, Neighborhood
 from vicinal.geometry.walks import Walks, walks
 from vicinal.problem import Problem
 
@@ -162,7 +162,6 @@ def kind_of(problem: Problem, inverse: bool) -> Kind:
     )
 
 
-@lru_cache(maxsize=4096)
 def _alike(axis: Axis, length: int, inverse: bool) -> Walks:
     """Of an axis that stands for others of about that length: a long one, or one of a few short ones.
 
@@ -172,8 +171,15 @@ def _alike(axis: Axis, length: int, inverse: bool) -> Walks:
     group = -(-length // axis.dilation)
     window = min(axis.window, group)
     group = LONG if group >= max(SHORT, 2 * window) else -(-group // ROUNDED) * ROUNDED
-    whole = Axis(window, min(axis.stride, window), 1, axis.causal, axis.boundary)
-    return walks(whole, group, inverse)
+    return _standing_for(window, min(axis.stride, window), axis.causal, axis.boundary, group, inverse)
+
+
+@lru_cache(maxsize=4096)
+def _standing_for(
+    window: int, stride: int, causal: bool, boundary: Boundary, length: int, inverse: bool
+) -> Walks:
+    """One object for all that are alike: kinds are told apart by it."""
+    return Walks(Axis(window, stride, 1, causal, boundary), length, inverse)
 
 
 @lru_cache(maxsize=1024)

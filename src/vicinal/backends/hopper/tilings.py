@@ -13,7 +13,7 @@ from vicinal.backends.gpu.shapes import Kind, Shape, kind_of, sampled_walks, ste
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
 from vicinal.backends.hopper.kernels.arguments import block_of
 from vicinal.backends.hopper.layout import three
-from vicinal.geometry.walks import Walks
+from vicinal.geometry.walks import TILES, Walks
 from vicinal.problem import Problem
 
 SHARED_MEMORY = ARCHITECTURES["sm_90"].shared
@@ -204,7 +204,7 @@ def _side_by_side(both: int, aside: int, columns: int, passes: int) -> list[int]
 @lru_cache(maxsize=4096)
 def _aligned(axis: Walks, tile: int, columns: int, unit: int) -> list[int]:
     """Hundredths of steps of 1, 2, 4, ... `columns` queries, from multiples of `unit`, or of themselves."""
-    return [round(100 * axis.aligned(tile, 1 << i, min(unit, 1 << i))) for i in range(columns.bit_length())]
+    return [round(100 * n) for n in axis.aligned(tile, TILES[: columns.bit_length()], unit)]
 
 
 @lru_cache(maxsize=4096)
@@ -274,8 +274,8 @@ def one_pass_steps(problem: Problem, config: BackwardConfig) -> tuple[float, flo
     for count, axes in sampled_walks(problem, True):
         mean, most = 1.0, 1
         for a, (axis, tile, step, unit) in enumerate(zip(axes, pair, config.query_tile, units)):
-            steps = axis.aligned(tile, step, unit)
-            mean *= together(steps, axis.aligned(config.key_tile[a], step, unit)) if a == config.split else steps
+            (steps,) = axis.aligned(tile, (step,), unit)
+            mean *= together(steps, *axis.aligned(config.key_tile[a], (step,), unit)) if a == config.split else steps
             most *= axis.walk(tile, step).longest
         total += count * mean * pairs_of(axes, config.key_tile, config.split)
         longest, heads = max(longest, most), heads + count
