@@ -193,19 +193,18 @@ def preferred(able: Sequence[Backend[Any]], problem: Problem, direction: Directi
 
     With its best guess.
     """
-    best = able[0], able[0].best(problem, direction)
-    ours = best[0].seconds(problem, direction, best[1]) if len(able) > 1 else None
-    if ours is None:
-        return best
-    shortest = CLEARLY * ours
+    config, shortest = able[0].best(problem, direction)
+    chosen = able[0], config
+    if shortest is None:
+        return chosen
+    shortest *= CLEARLY
     for other in able[1:]:
         if other.name == "torch":  # has no estimate: it runs what nothing else can, and tiles of its take long to find
             continue
-        config = other.best(problem, direction)
-        theirs = other.seconds(problem, direction, config)
+        config, theirs = other.best(problem, direction)
         if theirs is not None and theirs < shortest:
-            shortest, best = theirs, (other, config)
-    return best
+            shortest, chosen = theirs, (other, config)
+    return chosen
 
 
 def compilations(chosen: Plan, inputs: Inputs, wanted: Wanted | None) -> list[Job]:

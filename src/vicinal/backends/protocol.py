@@ -82,8 +82,11 @@ class Backend(Protocol[C]):
         """Why this backend cannot run `problem`, in words; None when it can. Takes microseconds."""
         ...
 
-    def best(self, problem: Problem, direction: Direction) -> C:
-        """The best guess for a supported problem: by arithmetic, in a fraction of a millisecond, no device work."""
+    def best(self, problem: Problem, direction: Direction) -> tuple[C, float | None]:
+        """The best guess for a supported problem, and its `seconds`.
+
+        By arithmetic, in a fraction of a millisecond, no device work.
+        """
         ...
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[C]:

@@ -304,7 +304,7 @@ def _calls(task: Task, own: Sequence[Candidate]) -> list[Call]:
 
 
 def _upstream(problem: Problem, inputs: Inputs, backend: Backend[Any]) -> Upstream:
-    output, lse = backend.forward(problem, backend.best(problem, "forward"), inputs)
+    output, lse = backend.forward(problem, backend.best(problem, "forward")[0], inputs)
     generator = torch.Generator(problem.device).manual_seed(1)
     grad = torch.randn(output.shape, generator=generator, dtype=torch.float32, device=problem.device)
     return Upstream(output, lse, grad.to(problem.dtype))

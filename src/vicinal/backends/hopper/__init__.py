@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from math import prod
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -55,14 +56,16 @@ class HopperBackend:
     def seconds(self, problem: Problem, direction: Direction, config: HopperConfig) -> float:
         return estimate.seconds(problem, direction, config)
 
-    def best(self, problem: Problem, direction: Direction) -> HopperConfig:
-        return _configs(problem, direction, 1)[0]
+    def best(self, problem: Problem, direction: Direction) -> tuple[HopperConfig, float]:
+        found = ((kind[0], self.seconds(problem, direction, kind[0])) for kind in _kinds(problem, direction, 1))
+        return min(found, key=itemgetter(1))
 
     def configured(self, problem: Problem, direction: Direction, given: Mapping[str, Any]) -> HopperConfig | None:
         return listed(self.configs(problem, direction), given)
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[HopperConfig]:
-        return _configs(problem, direction, KEPT)
+        kinds = sorted(_kinds(problem, direction, KEPT), key=lambda kind: self.seconds(problem, direction, kind[0]))
+        return [config for kind in kinds for config in kind]
 
     def forward(self, problem: Problem, config: ForwardConfig, inputs: Inputs) -> tuple[Tensor, Tensor]:
         if problem.per_head and len(runs.runs_of(problem)) > 1:
@@ -191,23 +194,22 @@ def _forward_launchers(
     return forward.launchers(problem, config, strides, programs)
 
 
-@Cache[Sequence[HopperConfig]](4096).memoize
-def _configs(problem: Problem, direction: Direction, most: int) -> Sequence[HopperConfig]:
-    """`most`: of every kind."""
+@Cache[Sequence[Sequence[HopperConfig]]](4096).memoize
+def _kinds(problem: Problem, direction: Direction, most: int) -> Sequence[Sequence[HopperConfig]]:
+    """Configurations, `most` of every kind, the best guess of each first."""
     if len(runs.runs_of(problem)) > 1:
-        return _configs(runs.likeness(problem), direction, most)
+        problem = runs.likeness(problem)
     if direction == "forward":
-        return forward_configs(problem, most)
-    apart, together = backward_configs(problem, most), one_pass_configs(problem, most)
-    kinds = [kind for kind in (apart, together) if kind]
-    kinds.sort(key=lambda kind: estimate.seconds(problem, direction, kind[0]))
-    return [config for kind in kinds for config in kind]
+        return [forward_configs(problem, most)]
+    return [kind for kind in (backward_configs(problem, most), one_pass_configs(problem, most)) if kind]
 
 
 def two_passes(problem: Problem) -> BackwardConfig:
     """The best guess of those that add nothing in memory."""
-    configs = _configs(problem, "backward", 1)
-    return next(c for c in configs if isinstance(c, BackwardConfig) and not c.one_pass)
+    config = _kinds(problem, "backward", 1)[0][0]
+    assert isinstance(config, BackwardConfig)
+    assert not config.one_pass
+    return config
 
 
 @cache

@@ -44,8 +44,8 @@ class NumbaBackend:
     def configured(self, problem: Problem, direction: Direction, given: Mapping[str, Any]) -> NumbaConfig | None:
         return listed(self.configs(problem, direction), given)
 
-    def best(self, problem: Problem, direction: Direction) -> NumbaConfig:
-        return self.configs(problem, direction)[0]
+    def best(self, problem: Problem, direction: Direction) -> tuple[NumbaConfig, None]:
+        return self.configs(problem, direction)[0], None
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[NumbaConfig]:
         """Tiles by the keys that they meet."""

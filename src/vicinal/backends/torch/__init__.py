@@ -56,8 +56,8 @@ class TorchBackend:
     def configured(self, problem: Problem, direction: Direction, given: Mapping[str, Any]) -> TorchConfig | None:
         return listed(self.configs(problem, direction), given)
 
-    def best(self, problem: Problem, direction: Direction) -> TorchConfig:
-        return self.configs(problem, direction)[0]
+    def best(self, problem: Problem, direction: Direction) -> tuple[TorchConfig, None]:
+        return self.configs(problem, direction)[0], None
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[TorchConfig]:
         """The cheapest tiling of the first head's neighborhood; others take the same."""

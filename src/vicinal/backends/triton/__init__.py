@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -90,7 +90,7 @@ class TritonBackend:
     def seconds(self, problem: Problem, direction: Direction, config: Tiling | GradientTilings) -> float:
         return seconds(problem, direction, config)
 
-    def best(self, problem: Problem, direction: Direction) -> Tiling | GradientTilings:
+    def best(self, problem: Problem, direction: Direction) -> tuple[Tiling | GradientTilings, float]:
         return best(problem, direction)
 
     def configured(
@@ -171,8 +171,10 @@ def _too_large(problem: Problem) -> str | None:
     most = max(prod(map(max, longest, n.dilation)) for n in set(problem.neighborhoods))
     if rows * most <= MAX_GRID[0]:  # even if every tile were a token: nearly always so, and no tiling is chosen
         return None
-    backward = best(problem, "backward")
-    own = max(tiles_of(problem, tiling) for tiling in (best(problem, "forward"), backward.query))
+    (forward, _), (backward, _) = (best(problem, direction) for direction in get_args(Direction))
+    assert isinstance(forward, Tiling)
+    assert isinstance(backward, GradientTilings)
+    own = max(tiles_of(problem, tiling) for tiling in (forward, backward.query))
     if rows * max(own, tiles_of(problem, backward.key_value, inverse=True)) > MAX_GRID[0]:
         return "more tiles than a GPU's grid can hold"
     return None

@@ -168,6 +168,7 @@ class Program:
         registers: per thread.
         shared: bytes.
         warps: of it.
+        at_once: programs that a multiprocessor has room for.
         products, issue, exponentials, loads: how long a step keeps busy what multiplies matrices, issues instructions,
             takes exponentials, and the way to L2.
         masking: instructions' cycles besides, of a partial step.
@@ -180,6 +181,7 @@ class Program:
     registers: float
     shared: int
     warps: int
+    at_once: int
     products: float
     issue: float
     masking: float
@@ -192,8 +194,10 @@ class Program:
 
 
 @lru_cache(maxsize=16384)
-def program(gpu: Gpu, kernel: Kernel, shape: ProgramShape) -> Program:
-    """The estimate for one program."""
+def program(
+    gpu: Gpu, kernel: Kernel, shape: ProgramShape, of_classes: bool = False, limit: int | None = None
+) -> Program:
+    """The estimate for one program; `limit`: registers of a thread, at most."""
     rows, columns, warps, stages, head_dim, value_dim, size, gathers = shape
     c = fitted(gpu)
     what, architecture, threads = COSTS[kernel], gpu.architecture, gpu.architecture.warp * warps
@@ -221,6 +225,7 @@ def program(gpu: Gpu, kernel: Kernel, shape: ProgramShape) -> Program:
         shared += int(split.shared * resident * size)
         flops *= split.flops
         splitting = by * split.instructions * columns * (d + dv) / architecture.warp / ISSUES
+    registers = registers if limit is None else min(registers, limit)
     products = 2 * rows * columns * (what.products[0] * d + what.products[1] * dv) / flops
     if together and columns < 64:
         products *= (64 / columns) ** c.narrow
@@ -232,11 +237,12 @@ def program(gpu: Gpu, kernel: Kernel, shape: ProgramShape) -> Program:
         registers,
         shared,
         warps,
+        room(gpu, warps, registers, shared),
         products * slower,
         issue * slower,
         masking * slower,
         exponentials=rows * columns / EXPONENTIALS,
-        loads=columns * (d + dv) * size / c.l2_bytes,
+        loads=columns * (d + dv) * size / c.l2_bytes + (4 * rows * columns / START_BYTES if of_classes else 0),
         latency=c.latency(kernel, stages),
         ends=warps * c.program_instructions / ISSUES,
         alone=c.program_latency,
@@ -276,10 +282,9 @@ class Estimate(NamedTuple):
 
 def estimate(problem: Problem, kernel: Kernel, tiling: Tiling) -> Estimate:
     """The estimate for one kernel."""
-    gpu = gpu_of(problem.device)
     if tiling.unfolded is not None:
         problem = unfolded(problem, tiling.unfolded)
-    one, columns = program_of(problem, kernel, tiling), prod(tiling.step)
+    gpu, columns = gpu_of(problem.device), prod(tiling.step)
     programs, steps, most, partial = 0, 0.0, 0, -1.0
     for heads, axes in sampled_walks(problem, kernel == "key_value"):
         tiles, each, longest, full = heads, 1.0, 1, 1.0
@@ -291,9 +296,10 @@ def estimate(problem: Problem, kernel: Kernel, tiling: Tiling) -> Estimate:
         programs, steps, most = programs + tiles, steps + tiles * each, max(most, longest)
         partial = 1 - full if partial < 0 else partial  # of the first neighborhood
     extra = -(-problem.additional // columns)
-    about = (one, partial, problem.batch * programs, steps / programs + extra, most + extra)
-    cycles = launch_cycles(gpu, Estimate(*about))
-    return Estimate(*about, cycles * OF_CLASSES[kernel] if tiling.of_classes else cycles)
+    one, every = program_of(problem, kernel, tiling), problem.batch * programs
+    found = Estimate(one, partial, every, steps / programs + extra, most + extra)
+    cycles = launch_cycles(gpu, one.at_once, found)
+    return Estimate(*found[:5], cycles * OF_CLASSES[kernel] if tiling.of_classes else cycles)
 
 
 def program_of(problem: Problem, kernel: Kernel, tiling: Tiling) -> Program:
@@ -301,24 +307,25 @@ def program_of(problem: Problem, kernel: Kernel, tiling: Tiling) -> Program:
     gathers = problem.has_rpb and not tiling.of_classes
     sizes = problem.head_dim, problem.value_dim, problem.dtype.itemsize, gathers
     shape = ProgramShape(prod(tiling.tile), prod(tiling.step), tiling.warps, tiling.stages, *sizes)
-    one = program(gpu_of(problem.device), kernel, shape)
-    if tiling.of_classes:
-        one = replace(one, loads=one.loads + 4 * shape.rows * shape.columns / START_BYTES)
-    return one if tiling.registers is None else replace(one, registers=min(one.registers, tiling.registers))
+    return program(gpu_of(problem.device), kernel, shape, tiling.of_classes, tiling.registers)
 
 
-def launch_cycles(gpu: Gpu, *kinds: Estimate) -> float:
-    """Cycles until the last program ends of a launch of programs of these kinds, with the registers of the larger."""
+def room(gpu: Gpu, warps: float, registers: float, shared: float) -> int:
+    """How many programs a multiprocessor has room for; at least one."""
     architecture = gpu.architecture
-    warps = registers = shared = programs = 0.0
-    for e in kinds:
-        p, programs = e.program, programs + e.programs
-        warps, registers, shared = max(warps, p.warps), max(registers, p.registers), max(shared, p.shared)
     threads = architecture.warp * warps
     per_program = threads * min(max(registers, 32), architecture.thread_registers)
-    at_once = min(architecture.registers / per_program, architecture.shared / shared, architecture.threads / threads)
-    here = ceil(programs / gpu.processors)
-    at_once = max(1, min(int(at_once), architecture.programs, here))
+    each = architecture.registers / per_program, architecture.shared / shared, architecture.threads / threads
+    return max(1, min(int(min(each)), architecture.programs))
+
+
+def launch_cycles(gpu: Gpu, most_at_once: int, *kinds: Estimate) -> float:
+    """Cycles until the last program ends of a launch of programs of these kinds.
+
+    `most_at_once`: of the kind that takes the most room.
+    """
+    programs = sum([e.programs for e in kinds])
+    at_once = max(1, min(most_at_once, ceil(programs / gpu.processors)))
     work = mean = most = 0.0
     for e in kinds:
         step, ends = e.beside(at_once)
@@ -328,9 +335,10 @@ def launch_cycles(gpu: Gpu, *kinds: Estimate) -> float:
 
 
 def backward_seconds(gpu: Gpu, query: Estimate, key_value: Estimate, together: bool) -> float:
-    """Of both kernels of the backward pass."""
+    """Of both kernels of the backward pass; `together`: in one launch, with as many warps."""
     if together:
-        return kernel_seconds(gpu, fitted(gpu).together * launch_cycles(gpu, query, key_value), 1)
+        at_once = min(query.program.at_once, key_value.program.at_once)
+        return kernel_seconds(gpu, fitted(gpu).together * launch_cycles(gpu, at_once, query, key_value), 1)
     return kernel_seconds(gpu, query.cycles + key_value.cycles, 2)
 
 
@@ -343,15 +351,20 @@ def kernel_seconds(gpu: Gpu, cycles: float, launches: int) -> float:
 def seconds(problem: Problem, direction: Direction, config: Tiling | GradientTilings) -> float:
     """An estimate of the time of a pass; against another backend's, only their ratio matters."""
     gpu = gpu_of(problem.device)
-    c = fitted(gpu)
     if isinstance(config, Tiling):
-        kernels, share = kernel_seconds(gpu, estimate(problem, "forward", config).cycles, 1), c.forward_share
-    else:
-        each = estimate(problem, "query", config.query), estimate(problem, "key_value", config.key_value)
-        kernels, share = c.backward_factor * backward_seconds(gpu, *each, config.together), c.backward_share
+        return pass_seconds(problem, direction, kernel_seconds(gpu, estimate(problem, "forward", config).cycles, 1))
+    each = estimate(problem, "query", config.query), estimate(problem, "key_value", config.key_value)
+    return pass_seconds(problem, direction, backward_seconds(gpu, *each, config.together))
+
+
+def pass_seconds(problem: Problem, direction: Direction, kernels: float) -> float:
+    """Of a pass whose kernels take so long."""
+    gpu = gpu_of(problem.device)
+    c = fitted(gpu)
+    factor, share = (1.0, c.forward_share) if direction == "forward" else (c.backward_factor, c.backward_share)
     columns = problem.heads * (problem.head_dim + problem.value_dim) * 2
     tensors = problem.batch * prod(problem.lengths) * columns * problem.dtype.itemsize
-    return kernels + share * max(0.0, tensors - KEPT) / (MOVED * gpu.architecture.bandwidth)
+    return factor * kernels + share * max(0.0, tensors - KEPT) / (MOVED * gpu.architecture.bandwidth)
 
 
 def fitted(gpu: Gpu) -> Constants:

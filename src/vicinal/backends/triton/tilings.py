@@ -20,7 +20,9 @@ from vicinal.backends.triton.estimate import (
     Kernel,
     backward_seconds,
     estimate,
+    kernel_seconds,
     most_registers,
+    pass_seconds,
     program_of,
     unfolded,
 )
@@ -34,21 +36,16 @@ LISTED = 12  # tilings of a kind listed, at most
 _GRADIENTS: tuple[Kernel, Kernel] = ("query", "key_value")
 
 
-@overload
-def best(problem: Problem, direction: Literal["forward"]) -> Tiling: ...
-@overload
-def best(problem: Problem, direction: Literal["backward"]) -> GradientTilings: ...
-@overload
-def best(problem: Problem, direction: Direction) -> Tiling | GradientTilings: ...
-
-
-def best(problem: Problem, direction: Direction) -> Tiling | GradientTilings:
-    """The cheapest configuration of a pass, of one shape for each size."""
+def best(problem: Problem, direction: Direction) -> tuple[Tiling | GradientTilings, float]:
+    """The cheapest configuration of a pass, of one shape for each size, and its estimated seconds."""
+    gpu = gpu_of(problem.device)
     if direction == "forward":
-        return ranked(problem, "forward", 1, False)[0][1]
+        found, tiling = ranked(problem, "forward", 1, False)[0]
+        return tiling, pass_seconds(problem, direction, kernel_seconds(gpu, found.cycles, 1))
     (query, own), (key_value, other) = (ranked(problem, kernel, 1, False)[0] for kernel in _GRADIENTS)
-    apart = backward_seconds(gpu_of(problem.device), query, key_value, False), own, other, False
-    return GradientTilings(*min([apart, *_together(problem, 1, False)], key=itemgetter(0))[1:])
+    apart = backward_seconds(gpu, query, key_value, False), own, other, False
+    kernels, *tilings = min([apart, *_together(problem, 1, False)], key=itemgetter(0))
+    return GradientTilings(*tilings), pass_seconds(problem, direction, kernels)
 
 
 @overload
@@ -65,7 +62,7 @@ def tilings(problem: Problem, direction: Direction) -> Sequence[Tiling] | Sequen
     Of several shapes for each size of the short list, and of all sizes that there are: a table may say that a kernel
     more is worth it.
     """
-    first: Any = best(problem, direction)
+    first: Any = best(problem, direction)[0]
     few, every = (_passes(problem, direction, *kind) for kind in ((SHAPES, False), (1, True)))
     return list(dict.fromkeys([first, *few[:LISTED], *every[:LISTED]]))
 

@@ -46,8 +46,8 @@ class UnfusedBackend:
     def configured(self, problem: Problem, direction: Direction, given: Mapping[str, Any]) -> UnfusedConfig | None:
         return listed(self.configs(problem, direction), given)
 
-    def best(self, problem: Problem, direction: Direction) -> UnfusedConfig:
-        return self.configs(problem, direction)[0]
+    def best(self, problem: Problem, direction: Direction) -> tuple[UnfusedConfig, None]:
+        return self.configs(problem, direction)[0], None
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[UnfusedConfig]:
         """One tiling per variant that can run: the GEMM kernels' tiles have 64 tokens, as in the paper."""
