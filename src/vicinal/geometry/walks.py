@@ -7,7 +7,7 @@ middle, and a border that cuts counts by its mean. `longest` is never less than 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from math import gcd
 from typing import NamedTuple
@@ -94,7 +94,7 @@ class Walks:
             found = self._kept[tile, step] = self._walk(tile, step)
         return found
 
-    def aligned(self, tile: int, steps: Iterable[int], unit: int) -> list[float]:
+    def aligned(self, tile: int, steps: Sequence[int], unit: int) -> list[float]:
         """How many steps of each size a tile takes on average, of walks that begin at multiples of `unit`.
 
         Or at multiples of a step, where it is smaller. All are powers of two.
@@ -104,29 +104,30 @@ class Walks:
             first, moved = 0, self.stride
         else:
             first, moved = (1 - self._ahead - self._window if self.inverse else self._ahead), tile
-        found = []
-        for step in steps:
-            taken = self._from_multiples(less, step, unit, first, moved)
-            if share:
-                taken = share * self._from_multiples(more, step, unit, first, moved) + (1 - share) * taken
-            found.append(self._beside_borders(tile, step, taken))
-        return found
+        taken = self._from_multiples(less, steps, unit, first, moved)
+        if share:
+            longer = self._from_multiples(more, steps, unit, first, moved)
+            taken = [share * a + (1 - share) * b for a, b in zip(longer, taken)]
+        return [self._beside_borders(tile, *each) for each in zip(steps, taken)]
 
-    def _from_multiples(self, tokens: int, step: int, unit: int, first: int, moved: int) -> float:
-        """Steps over so many tokens, from the last multiple of `unit` before them, on average.
+    def _from_multiples(
+        self, tokens: int, steps: Sequence[int], unit: int, first: int, moved: int
+    ) -> list[float]:
+        """How many steps of each size so many tokens take, from the last multiple of `unit` before them, on average.
 
         Of walks that would begin at `first`, and anywhere a multiple of `moved` further on.
         """
         if tokens >= self._walked:
-            return -(-tokens // step)
-        unit = min(unit, step)
-        every = gcd(moved, unit)
-        first, places = first % every, unit // every  # beyond a multiple, of `places` places `every` tokens apart
-        steps = -(-(first + tokens) // step)
-        if places == 1:
-            return steps
-        rest = steps * step - tokens - first  # up to so many tokens further on it is as many steps, then one more
-        return steps + max(0, places - 1 - rest // every) / places
+            return [-(-tokens // step) for step in steps]
+        found: list[float] = []
+        for step in steps:
+            own = min(unit, step)
+            every = gcd(moved, own)
+            begin, places = first % every, own // every  # beyond a multiple, of `places` places `every` tokens apart
+            taken = -(-(begin + tokens) // step)
+            rest = taken * step - tokens - begin  # up to so many tokens further on it is as many steps, then one more
+            found.append(taken if places == 1 else taken + max(0, places - 1 - rest // every) / places)
+        return found
 
     def may_pass_end(self, tile: int, step: int) -> bool:
         """Whether the steps over some box may be longer, together, than its dilation group."""

@@ -34,7 +34,7 @@ def group_length(length: int, dilation: int, group: int) -> int:
 
 def left_reach(axis: Axis) -> int:
     """How far a window reaches before its leader, away from borders."""
-    window = _window(axis)
+    window: Any = axis.window  # a number: axes are resolved
     return window - 1 if axis.causal else window // 2
 
 
@@ -45,25 +45,28 @@ def leader_offset(axis: Axis) -> int:
 
 def leader(axis: Axis, length: int, query: int) -> int:
     """The position on which the window of `query` is centred: shared by blocks of `stride` queries."""
-    return _least(query // axis.stride * axis.stride + leader_offset(axis), length - 1)
+    position: Any = query // axis.stride * axis.stride + leader_offset(axis)
+    return min(position, length - 1) if isinstance(position, int) else position.clip(max=length - 1)
 
 
 def window_start(axis: Axis, length: int, query: int) -> int:
     """The first key of `query`."""
-    start = leader(axis, length, query) - left_reach(axis)
+    start: Any = leader(axis, length, query) - left_reach(axis)
     if axis.boundary == "wrap":  # it goes on: positions before 0 and beyond the axis are those around the circle
         return start
-    start = _most(start, 0)
-    return start if axis.causal or axis.boundary == "clip" else _least(start, length - _window(axis))
+    last: Any = length if axis.causal or axis.boundary == "clip" else length - axis.window  # type: ignore[operator]
+    return min(max(start, 0), last) if isinstance(start, int) else start.clip(min=0).clip(max=last)
 
 
 def window_stop(axis: Axis, length: int, query: int) -> int:
     """One past the last key of `query`."""
     if axis.causal:
         return query + 1
-    if axis.boundary == "clip":
-        return _least(leader(axis, length, query) - left_reach(axis) + _window(axis), length)
-    return window_start(axis, length, query) + _window(axis)
+    window: Any = axis.window
+    if axis.boundary != "clip":
+        return window_start(axis, length, query) + window
+    stop: Any = leader(axis, length, query) - left_reach(axis) + window
+    return min(stop, length) if isinstance(stop, int) else stop.clip(max=length)
 
 
 def first_query_starting_at(axis: Axis, length: int, key: int) -> int:
@@ -92,14 +95,6 @@ def _first_query_led_from(axis: Axis, length: int, position: int) -> int:
         return length
     blocks = -(-(position - leader_offset(axis)) // axis.stride)
     return min(max(blocks, 0) * axis.stride, length)
-
-
-def _least(a: Any, b: Any) -> Any:
-    return min(a, b) if isinstance(a, int) else a.clip(max=b)
-
-
-def _most(a: Any, b: int) -> Any:
-    return max(a, b) if isinstance(a, int) else a.clip(min=b)
 
 
 def _window(axis: Axis) -> int:

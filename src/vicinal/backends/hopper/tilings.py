@@ -177,28 +177,30 @@ def _tried(
     found = []
     tiles = [tile for _, tile in tile_shapes(kind, rows, columns) if tile[-1] >= least]
     for tile in tiles[:COMPACT]:
+        sides = list(zip(axes, tile, units))
         if passes is None:
-            alone = [_aligned(axis, n, columns, unit) for axis, n, unit in zip(axes, tile, units)]
-            beside = [_aligned_pair(axis, n, columns, unit) for axis, n, unit in zip(axes, tile, units)]
+            alone = [_aligned(axis, n, columns, unit) for axis, n, unit in sides]
+            beside = [_aligned_pair(axis, n, columns, unit) for axis, n, unit in sides]
         else:
-            reaches = [(axis.reach(n), axis.reach(WARPGROUPS * n)) for axis, n in zip(axes, tile)]
-            alone = [steps_of(own, columns) for own, _ in reaches]
-            beside = [_side_by_side(both, both - own, columns, passes) for own, both in reaches]
-        for split in range(len(tile)):
+            alone = [steps_of(axis.reach(n), columns) for axis, n, _ in sides]
+            beside = [_side_by_side(axis.reach(WARPGROUPS * n), axis.reach(n), columns, passes) for axis, n, _ in sides]
+        counts = [axis.tiles(n) for axis, n, _ in sides]
+        for split, (axis, n, _) in enumerate(sides):
             costs = [*alone[:split], beside[split], *alone[split + 1 :]]
-            cost, step = the_cheapest(columns, pairs_of(axes, tile, split), costs, least_step)
+            pairs = prod([*counts[:split], axis.tiles(WARPGROUPS * n), *counts[split + 1 :]])
+            cost, step = the_cheapest(columns, pairs, costs, least_step)
             found.append((cost, tile, split, step))
     found.sort(key=itemgetter(0))
     return [(tile, split, step) for _, tile, split, step in found[:LIKELY]]
 
 
 @lru_cache(maxsize=4096)
-def _side_by_side(both: int, aside: int, columns: int, passes: int) -> list[int]:
+def _side_by_side(both: int, own: int, columns: int, passes: int) -> list[int]:
     """Steps of 1, 2, 4, ... `columns` keys of a warpgroup whose tile lies beside another's.
 
-    Together their windows hold `both` keys.
+    Its windows hold `own` keys, those of the two together `both`.
     """
-    return [max(n - (aside >> i), n - passes) for i, n in enumerate(steps_of(both, columns))]
+    return [max(n - (both - own >> i), n - passes) for i, n in enumerate(steps_of(both, columns))]
 
 
 @lru_cache(maxsize=4096)
@@ -241,10 +243,7 @@ def steps(problem: Problem, config: HopperConfig) -> tuple[float, int]:
 
 def pairs_of(axes: Sequence[Walks], tile: Shape, split: int) -> int:
     """Pairs of tiles, in all dilation groups."""
-    pairs = 1
-    for a, (axis, n) in enumerate(zip(axes, tile)):
-        pairs *= axis.tiles(WARPGROUPS * n if a == split else n)
-    return pairs
+    return prod([axis.tiles(n) for axis, n in zip(axes, doubled(tile, split))])
 
 
 def walked(axes: Sequence[Walks], tile: Shape, step: Shape) -> tuple[float, int]:
