@@ -143,6 +143,8 @@ class Neighborhood:
     stride: tuple[int, ...] = field(init=False, repr=False, compare=False)
     dilation: tuple[int, ...] = field(init=False, repr=False, compare=False)
     causal: tuple[bool, ...] = field(init=False, repr=False, compare=False)
+    spans: tuple[Span | None, ...] = field(init=False, repr=False, compare=False)
+    is_part: bool = field(init=False, repr=False, compare=False)  # whether queries or keys are parts of an axis
 
     def __init__(self, axes: Sequence[Axis], *rest: NoReturn) -> None:
         if rest or not isinstance(axes, (tuple, list)) or not all(isinstance(axis, Axis) for axis in axes):
@@ -157,6 +159,8 @@ class Neighborhood:
         object.__setattr__(self, "stride", tuple([axis.stride for axis in axes]))
         object.__setattr__(self, "dilation", tuple([axis.dilation for axis in axes]))
         object.__setattr__(self, "causal", tuple([axis.causal for axis in axes]))
+        object.__setattr__(self, "spans", tuple([axis.span for axis in axes]))
+        object.__setattr__(self, "is_part", any(self.spans))
 
     def __hash__(self) -> int:  # looked up on every call: hash the axes once
         return self._hash
@@ -217,21 +221,14 @@ class Neighborhood:
         return any(axis.boundary == "wrap" and axis.span is None for axis in self.axes)
 
     @property
-    def spans(self) -> tuple[Span | None, ...]:
-        return tuple(axis.span for axis in self.axes)
-
-    @property
     def goes_around(self) -> bool:
         """Whether keys are read around a circular axis, where they are."""
-        return any(axis.span is not None and axis.span.circle for axis in self.axes)
-
-    @property
-    def is_part(self) -> bool:
-        """Whether queries or keys are parts of an axis."""
-        return any(axis.span is not None for axis in self.axes)
+        return self.is_part and any(span is not None and span.circle for span in self.spans)
 
     def key_lengths(self, lengths: Sequence[int]) -> tuple[int, ...]:
         """The lengths of the keys, of those of the queries."""
+        if not self.is_part:
+            return tuple(lengths)
         return tuple(n if a.span is None else a.span.key_length for a, n in zip(self.axes, lengths))
 
     def resolve(self, lengths: Sequence[int]) -> Neighborhood:

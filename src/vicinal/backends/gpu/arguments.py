@@ -30,7 +30,7 @@ def axes_of(
     """
     axes = neighborhood.axes
     parts = None
-    if any(neighborhood.spans):
+    if neighborhood.is_part:
         assert unfolded is None, "parts of axes are not seen as two"
         spans = placed(heads or (neighborhood,), lengths)
         # Around a circle queries are walked too, beyond the axis.
@@ -43,13 +43,14 @@ def axes_of(
             tuple(stop - start for start, stop in given),
             tuple(s.queries[0] - s.keys[0] if s.circle else 0 for s in spans),
         )
-    dilations = tuple(min(a.dilation, n) for a, n in zip(axes, lengths))  # beyond, each token is a group all the same
+    windows = [min(a.window or n, MAX_WINDOW) for a, n in zip(axes, lengths)]
+    dilations = [min(a.dilation, n) for a, n in zip(axes, lengths)]  # beyond, each token is a group all the same
     return Axes(
         seen(lengths, unfolded, 1),
-        seen(tuple(min(a.window or n, MAX_WINDOW) for a, n in zip(axes, lengths)), unfolded, 1),
-        seen(tuple(a.stride for a in axes), unfolded, 1),
-        seen(dilations, unfolded, 1),
-        seen(tuple(mode(a) for a in axes), unfolded, SHIFT),
+        seen(tuple(windows), unfolded, 1),
+        seen(neighborhood.stride, unfolded, 1),
+        seen(tuple(dilations), unfolded, 1),
+        seen(tuple([mode(a) for a in axes]), unfolded, SHIFT),
         parts,
     )
 

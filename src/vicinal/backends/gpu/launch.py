@@ -33,12 +33,11 @@ class Launch:
     arguments: tuple[Any, ...]
     options: dict[str, int]
     _run: Callable[..., None] | None = field(default=None, repr=False)
-    _plain: tuple[Any, ...] = field(init=False, repr=False)
+    _plain: tuple[Any, ...] = field(default=(), init=False, repr=False)
 
     def __post_init__(self) -> None:
         if any(n > most for n, most in zip(self.grid, MAX_GRID)):
             raise ValueError(f"a grid of {self.grid} programs is larger than a GPU's can be, {MAX_GRID}")
-        self._plain = plain(self.arguments)
 
     def __call__(self, tensors: Sequence[Tensor | None], aligned: bool) -> None:
         """Launch on the current stream of the current device, the tensors'; `aligned`: all of them, to 16 bytes."""
@@ -50,6 +49,7 @@ class Launch:
             self.kernel[self.grid](*tensors, *self.arguments, **self.options)
             return
         run = kernel_cache.loaded(self.kernel, lambda: self.compile(tensors), self.grid)[self.grid]
+        self._plain = plain(self.arguments)
         run(*tensors, *self._plain)
         if aligned:
             self._run = run
