@@ -1,11 +1,14 @@
 """Choosing a backend."""
 
+import random
 import warnings
 
 import pytest
 import torch
 
 from vicinal import Neighborhood, dispatch
+from vicinal.backends.gpu.hardware import standing_for
+from vicinal.bench.planning import CARD, PLANNERS, random_problem
 from vicinal.problem import Inputs, Problem
 
 
@@ -77,8 +80,8 @@ class Estimated:
     def __init__(self, name, forward, backward):
         self.name, self.estimates = name, {"forward": forward, "backward": backward}
 
-    def seconds(self, problem, direction, config):
-        return self.estimates[direction]
+    def best(self, problem, direction):
+        return TORCH.best(problem, direction)[0], self.estimates[direction]
 
     def __getattr__(self, attribute):
         return getattr(TORCH, attribute)
@@ -102,3 +105,15 @@ def test_each_pass_is_given_to_the_backend_estimated_to_be_clearly_faster(
     chosen = dispatch.plan.__wrapped__(problem)
     assert (chosen.backend.name, chosen.gradients.name) == expected
     assert dispatch.plan.__wrapped__(problem, "first").backend.name == "first"
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", ["triton", "hopper"])
+def test_the_best_guess_comes_with_its_seconds(name, seed):
+    with standing_for(CARD):
+        given = random_problem(random.Random(seed), PLANNERS["hopper"].dtypes)
+        backend = dispatch.backend(name)
+        for direction in ("forward", "backward"):
+            config, seconds = backend.best(given, direction)
+            assert seconds == backend.seconds(given, direction, config)
+            assert config == backend.configs(given, direction)[0]

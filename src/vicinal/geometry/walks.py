@@ -15,7 +15,6 @@ from typing import NamedTuple
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.window import CAUSAL, SHIFT, leader_offset, left_reach, mode
 
-
 TILES = tuple(1 << i for i in range(9))  # tokens along an axis of tiles, and of two of them side by side
 
 
@@ -110,9 +109,7 @@ class Walks:
             taken = [share * a + (1 - share) * b for a, b in zip(longer, taken)]
         return [self._beside_borders(tile, *each) for each in zip(steps, taken)]
 
-    def _from_multiples(
-        self, tokens: int, steps: Sequence[int], unit: int, first: int, moved: int
-    ) -> list[float]:
+    def _from_multiples(self, tokens: int, steps: Sequence[int], unit: int, first: int, moved: int) -> list[float]:
         """How many steps of each size so many tokens take, from the last multiple of `unit` before them, on average.
 
         Of walks that would begin at `first`, and anywhere a multiple of `moved` further on.

@@ -175,9 +175,7 @@ def _alike(axis: Axis, length: int, inverse: bool) -> Walks:
 
 
 @lru_cache(maxsize=4096)
-def _standing_for(
-    window: int, stride: int, causal: bool, boundary: Boundary, length: int, inverse: bool
-) -> Walks:
+def _standing_for(window: int, stride: int, causal: bool, boundary: Boundary, length: int, inverse: bool) -> Walks:
     """One object for all that are alike: kinds are told apart by it."""
     return Walks(Axis(window, stride, 1, causal, boundary), length, inverse)
 

@@ -44,8 +44,8 @@ def best(problem: Problem, direction: Direction) -> tuple[Tiling | GradientTilin
         return tiling, pass_seconds(problem, direction, kernel_seconds(gpu, found.cycles, 1))
     (query, own), (key_value, other) = (ranked(problem, kernel, 1, False)[0] for kernel in _GRADIENTS)
     apart = backward_seconds(gpu, query, key_value, False), own, other, False
-    kernels, *tilings = min([apart, *_together(problem, 1, False)], key=itemgetter(0))
-    return GradientTilings(*tilings), pass_seconds(problem, direction, kernels)
+    kernels, own, other, together = min([apart, *_together(problem, 1, False)], key=itemgetter(0))
+    return GradientTilings(own, other, together), pass_seconds(problem, direction, kernels)
 
 
 @overload
