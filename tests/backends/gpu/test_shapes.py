@@ -41,7 +41,8 @@ FAMILIES = {
 def test_images_of_any_size_share_triton_kernels(family, most):
     """And for small windows one or two more, whose products start from tiles of classes."""
     backward = [best(p, "backward")[0] for p in family]
-    for kernel in ([best(p, "forward")[0] for p in family], [c.query for c in backward], [c.key_value for c in backward]):
+    forward = [best(p, "forward")[0] for p in family]
+    for kernel in (forward, [c.query for c in backward], [c.key_value for c in backward]):
         of_classes = {tiling for tiling in kernel if tiling.of_classes}
         assert len(set(kernel) - of_classes) <= most
         assert len(of_classes) <= (1 if most == 3 else 2)
