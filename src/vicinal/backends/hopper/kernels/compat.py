@@ -7,6 +7,7 @@ fails with ImportError where Triton has no Gluon for Hopper; the backend turns t
 from __future__ import annotations
 
 import copy
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -49,9 +50,14 @@ def reinterpret(memory, shape, layout, _semantic=None):
 
 def tensor_descriptor(tensor, shape, strides, block):
     """Triton's host-side descriptor, to pass to a kernel: blocks of `block` elements, swizzled for wgmma."""
-    dtype = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}[tensor.dtype]
-    layout = gl.NVMMASharedLayout.get_default_for(list(block), dtype)
-    return TensorDescriptor(tensor, list(shape), list(strides), list(block), layout)
+    return TensorDescriptor(tensor, list(shape), list(strides), list(block), _layout(tuple(block), tensor.dtype))
+
+
+@lru_cache(maxsize=256)
+def _layout(block, dtype):
+    """How a block lies in shared memory."""
+    names = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}
+    return gl.NVMMASharedLayout.get_default_for(list(block), names[dtype])
 
 
 def import_triton(function):
