@@ -181,7 +181,9 @@ def test_one_pass_counts_the_queries_of_pairs_of_key_tiles():
             else:
                 walked = _steps(axis, length, n, step, unit)
             total *= walked
-        assert one_pass_steps(problem, config)[0] == pytest.approx(total, rel=0.02)
+        assert one_pass_steps(problem, config.query_tile, config.key_tile, config.split)[0] == pytest.approx(
+            total, rel=0.02
+        )
 
 
 def _steps(axis, length, tile, step, unit):

@@ -133,7 +133,7 @@ def _one_pass(problem: Problem, config: BackwardConfig) -> float:
     gpu = gpu_of(problem.device)
     c = fitted(gpu)
     d, _ = kernel_dims(problem, one_pass=True)
-    steps, longest = one_pass_steps(problem, config)
+    steps, longest = one_pass_steps(problem, config.query_tile, config.key_tile, config.split)
     _, axes = sampled_walks(problem, True)[0]
     programs = problem.batch * problem.kv_heads * pairs_of(axes, config.key_tile, config.split)
     mean = steps * problem.batch * problem.heads / programs

@@ -105,20 +105,23 @@ def backward_shared(head_dim: int, value_dim: int, stages: int) -> int:
 
 def forward_configs(problem: Problem, most: int = KEPT) -> list[ForwardConfig]:
     """Tilings of the forward, best guess first; so many of them."""
-    costed = [(_cost(problem, c), c) for c in _forward_candidates(problem)]
+    costed = [(_forward_cost(problem, *fields), fields) for fields in _forward_candidates(problem)]
     costed.sort(key=itemgetter(0))
-    return [replace(c, persistent=_tiles_each(problem, c, cost) <= PERSISTENT_TILES) for cost, c in costed[:most]]
+    found = []
+    for cost, fields in costed[:most]:
+        config = ForwardConfig(*fields)
+        found.append(replace(config, persistent=_tiles_each(problem, config, cost) <= PERSISTENT_TILES))
+    return found
 
 
 def backward_configs(problem: Problem, most: int = KEPT) -> list[BackwardConfig]:
     """Tilings of the backward, best guess first: tiles of 64 queries and of 64 keys, in both of its passes."""
     d, dv = kernel_dims(problem)
     stages = max(n for n in (2, BACKWARD_STAGES) if n == 2 or backward_shared(d, dv, n) <= SHARED_MEMORY)
-    costed = []
-    for tile, split, step in _tried(kind_of(problem, False), ROWS, ROWS, stages - 1, least=WIDE):
-        config = BackwardConfig(tile, step, split, stages)
-        costed.append((_scores(problem, config), config))
-    return [config for _, config in sorted(costed, key=itemgetter(0))[:most]]
+    tried = _tried(kind_of(problem, False), ROWS, ROWS, stages - 1, least=WIDE)
+    costed = [(_scores(problem, *own, stages - 1), own) for own in tried]
+    costed.sort(key=itemgetter(0))
+    return [BackwardConfig(*own, stages) for _, own in costed[:most]]
 
 
 def one_pass_configs(problem: Problem, most: int = KEPT) -> list[BackwardConfig]:
@@ -128,14 +131,14 @@ def one_pass_configs(problem: Problem, most: int = KEPT) -> list[BackwardConfig]
     if problem.scale < LEAST_SCALE:  # sums begin with log-sum-exps divided by it
         return []
     stages = ONE_PASS_DIMS[kernel_dims(problem, one_pass=True)[0]]
-    costed = []
-    for tile, split, step in _tried(kind_of(problem, True), ROWS, ROWS, None, least_step=WIDE):
-        config = BackwardConfig(step, tile, split, stages, one_pass=True)
-        costed.append((_one_pass_cost(problem, config), config))
-    return [config for _, config in sorted(costed, key=itemgetter(0))[:most]]
+    tried = _tried(kind_of(problem, True), ROWS, ROWS, None, least_step=WIDE)
+    costed = [(_one_pass_cost(problem, step, tile, split), (step, tile, split)) for tile, step, split in tried]
+    costed.sort(key=itemgetter(0))
+    return [BackwardConfig(*own, stages, one_pass=True) for _, own in costed[:most]]
 
 
-def _forward_candidates(problem: Problem) -> Iterator[ForwardConfig]:
+def _forward_candidates(problem: Problem) -> Iterator[tuple[Shape, Shape, int, int, int, bool]]:
+    """What `ForwardConfig`s are made of."""
     d, dv = kernel_dims(problem)
     keys = 128 if max(d, dv) <= 128 else 64
     stages = max(n for n in STAGES if n == 2 or forward_shared(keys, d, dv, n, True) <= SHARED_MEMORY)
@@ -148,9 +151,9 @@ def _forward_candidates(problem: Problem) -> Iterator[ForwardConfig]:
             tried = _tried(kind, rows, columns, passes)
             if _is_dense(problem):  # no shape computes less; whole rows measured 2.5% faster at head dim 64
                 first = (1,) * (problem.rank - 1)
-                tried = [((*first, rows), 0, (*first, columns)), *tried]
-            for tile, split, step in tried:
-                yield ForwardConfig(tile, step, split, stages, heads, paired)
+                tried = [((*first, rows), (*first, columns), 0), *tried]
+            for own in tried:
+                yield *own, stages, heads, paired
 
 
 def _is_dense(problem: Problem) -> bool:
@@ -162,8 +165,8 @@ def _is_dense(problem: Problem) -> bool:
 @lru_cache(maxsize=1024)
 def _tried(
     kind: Kind, rows: int, columns: int, passes: int | None, least: int = 1, least_step: int = 1
-) -> list[tuple[Shape, int, Shape]]:
-    """Shapes of a tile, the axis along which two lie side by side, and shapes of a step: those that compute the least.
+) -> list[tuple[Shape, Shape, int]]:
+    """Shapes of a tile, shapes of a step, and the axis along which two lie side by side: those that compute the least.
 
     Of the first neighborhood, borders apart; tiles are of queries, or of keys if the kind is.
 
@@ -189,9 +192,9 @@ def _tried(
             costs = [*alone[:split], beside[split], *alone[split + 1 :]]
             pairs = prod([*counts[:split], axis.tiles(WARPGROUPS * n), *counts[split + 1 :]])
             cost, step = the_cheapest(columns, pairs, costs, least_step)
-            found.append((cost, tile, split, step))
+            found.append((cost, (tile, step, split)))
     found.sort(key=itemgetter(0))
-    return [(tile, split, step) for _, tile, split, step in found[:LIKELY]]
+    return [own for _, own in found[:LIKELY]]
 
 
 @lru_cache(maxsize=4096)
@@ -237,8 +240,10 @@ def steps(problem: Problem, config: HopperConfig) -> tuple[float, int]:
         (64 queries, 64 keys) pairs per query tile, partial ones counted as more; and the number of query tiles.
     """
     each = _query_tiles(problem, config)
-    rows = each * problem.heads // (config.heads if isinstance(config, ForwardConfig) else 1)
-    return _scores(problem, config) / (ROWS * CHUNK) / each, rows * problem.batch
+    heads, paired = (config.heads, config.paired) if isinstance(config, ForwardConfig) else (1, False)
+    passes = None if paired else config.stages - 1
+    scores = _scores(problem, config.query_tile, config.key_tile, config.split, passes)
+    return scores / (ROWS * CHUNK) / each, each * problem.heads // heads * problem.batch
 
 
 def pairs_of(axes: Sequence[Walks], tile: Shape, split: int) -> int:
@@ -265,62 +270,67 @@ def together(both: float, own: float) -> float:
     return both - (1 - ALONE) * 2 * (both - own)
 
 
-def one_pass_steps(problem: Problem, config: BackwardConfig) -> tuple[float, float]:
+def one_pass_steps(problem: Problem, query_tile: Shape, key_tile: Shape, split: int) -> tuple[float, float]:
     """Steps of 64 queries that all programs of one head take together, and the most that one of them takes."""
-    pair = doubled(config.key_tile, config.split)
-    units = block_of(three(config.query_tile, 1))[-problem.rank :]
+    pair, units = doubled(key_tile, split), _units(query_tile)
     total, longest, heads = 0.0, 0, 0
     for count, axes in sampled_walks(problem, True):
         mean, most = 1.0, 1
-        for a, (axis, tile, step, unit) in enumerate(zip(axes, pair, config.query_tile, units)):
+        for a, (axis, tile, step, unit) in enumerate(zip(axes, pair, query_tile, units)):
             (steps,) = axis.aligned(tile, (step,), unit)
-            mean *= together(steps, *axis.aligned(config.key_tile[a], (step,), unit)) if a == config.split else steps
+            mean *= together(steps, *axis.aligned(key_tile[a], (step,), unit)) if a == split else steps
             most *= axis.walk(tile, step).longest
-        total += count * mean * pairs_of(axes, config.key_tile, config.split)
+        total += count * mean * pairs_of(axes, key_tile, split)
         longest, heads = max(longest, most), heads + count
     return total / heads, longest
 
 
-def _one_pass_cost(problem: Problem, config: BackwardConfig) -> float:
-    return one_pass_steps(problem, config)[0] * _measured(problem, config)
+@lru_cache(maxsize=256)
+def _units(step: Shape) -> Shape:
+    """Of what along each axis walks of steps of this shape begin at multiples."""
+    return block_of(three(step, 1))[-len(step) :]
 
 
-def _cost(problem: Problem, config: ForwardConfig) -> float:
-    return _scores(problem, config) / config.heads * _measured(problem, config)
+def _one_pass_cost(problem: Problem, query_tile: Shape, key_tile: Shape, split: int) -> float:
+    """Steps, with what measured times of tilings were of what steps say."""
+    far = FAR_STEPS_COST if problem.rank == 3 and split == 0 else 1.0
+    return one_pass_steps(problem, query_tile, key_tile, split)[0] * far
 
 
-def _measured(problem: Problem, config: HopperConfig) -> float:
-    """What the measured times of tilings were, of what their steps (scores, of one head) say."""
-    if isinstance(config, ForwardConfig):
-        packed = PACKED_COST if config.heads > 1 else 1.0
-        return packed * (SPLIT_LAST_COST if 0 < config.split == problem.rank - 1 else 1.0)
-    return FAR_STEPS_COST if config.one_pass and problem.rank == 3 and config.split == 0 else 1.0
+def _forward_cost(
+    problem: Problem, tile: Shape, step: Shape, split: int, stages: int, heads: int, paired: bool
+) -> float:
+    """Likewise, in scores of one head."""
+    packed = PACKED_COST if heads > 1 else 1.0
+    aside = SPLIT_LAST_COST if 0 < split == problem.rank - 1 else 1.0
+    return _scores(problem, tile, step, split, None if paired else stages - 1) / heads * (packed * aside)
 
 
-def _scores(problem: Problem, config: HopperConfig) -> float:
-    """Scores computed, of one head, plus what masking them costs, in scores."""
-    paired = isinstance(config, ForwardConfig) and config.paired
-    passes = None if paired else config.stages - 1  # steps that a warpgroup may pass over in a row
+def _scores(problem: Problem, tile: Shape, step: Shape, split: int, passes: int | None) -> float:
+    """Scores computed, of one head, plus what masking them costs, in scores.
+
+    `passes`: steps that a warpgroup may pass over in a row; None where steps are two chunks, and any may be.
+    """
     total, all_heads, first = 0.0, 0, 0  # `first`: query tiles of a head of the first kind
     for heads, axes in sampled_walks(problem, False):
         steps, full, tiles = 1.0, 1.0, WARPGROUPS
-        for a, (axis, n, step) in enumerate(zip(axes, config.query_tile, config.key_tile)):
-            walk = axis.walk(n, step)
+        for a, (axis, n, taken) in enumerate(zip(axes, tile, step)):
+            walk = axis.walk(n, taken)
             full *= walk.full
-            if a == config.split:
-                steps, tiles = steps * axis.pair(n, step, passes), tiles * axis.tiles(WARPGROUPS * n)
+            if a == split:
+                steps, tiles = steps * axis.pair(n, taken, passes), tiles * axis.tiles(WARPGROUPS * n)
             else:
                 steps, tiles = steps * walk.steps, tiles * walk.tiles
         total += heads * tiles * steps * (1 + MASK_COST * (1 - full))
         all_heads, first = all_heads + heads, first or tiles
     total /= all_heads
-    if paired:  # each of a warpgroup's two lists of chunks is rounded up to pairs
+    if passes is None:  # each of a warpgroup's two lists of chunks is rounded up to pairs
         total = CHUNK_COST * (total + CHUNKS_LOST * first)
-    keys = prod(config.key_tile)
+    keys = prod(step)
     total *= ROWS * keys
     if problem.additional:
-        step = keys * (2 if paired else 1)
-        total += first * ROWS * -(-problem.additional // step) * step
+        more = keys * (2 if passes is None else 1)
+        total += first * ROWS * -(-problem.additional // more) * more
     return total
 
 
