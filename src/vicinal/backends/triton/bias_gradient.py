@@ -5,7 +5,7 @@ See `vicinal.backends.triton.kernels.bias_gradient`.
 
 from __future__ import annotations
 
-import struct
+from array import array
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
@@ -175,15 +175,20 @@ def _rows(work: Sequence[_Work]) -> Tensor:
 
     Thousands of rows, put together as bytes: torch's operations on so few numbers may wait for busy cores.
     """
-    by_count: dict[int, list[bytes]] = {}
-    integers = struct.Struct("3i").pack
+    by_count: dict[int, array[int]] = {}
     for own in work:
-        columns = struct.pack(f"{len(own.columns)}i", *own.columns)
-        for step in range(own.steps):
-            for first in range(0, own.pairs, own.own):
-                count = min(own.own, own.pairs - first)
-                by_count.setdefault(count, []).append(integers(step, first, count) + columns)
-    rows = bytearray().join(row for _, each in sorted(by_count.items(), reverse=True) for row in each)
+        whole = own.pairs // own.own * own.own
+        for firsts in (range(0, whole, own.own), range(whole, own.pairs, own.own)):
+            if firsts:
+                count = min(own.own, own.pairs - firsts[0])
+                block = array("i", (0, 0, count, *own.columns)) * (own.steps * len(firsts))
+                width = 3 + len(own.columns)
+                block[::width] = array("i", [step for step in range(own.steps) for _ in firsts])
+                block[1::width] = array("i", firsts) * own.steps
+                by_count.setdefault(count, array("i")).extend(block)
+    rows = array("i")
+    for _, each in sorted(by_count.items(), reverse=True):
+        rows.extend(each)
     return torch.frombuffer(rows, dtype=torch.int32).view(-1, 3 + len(work[0].columns))
 
 
