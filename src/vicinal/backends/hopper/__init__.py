@@ -215,7 +215,7 @@ def two_passes(problem: Problem) -> BackwardConfig:
 @cache
 def _gluon_missing() -> str | None:
     try:
-        import vicinal.backends.hopper.kernels.forward  # noqa: F401
+        import vicinal.backends.hopper.kernels.compat  # noqa: F401
     except Exception as error:  # whatever a Triton without this Gluon raises
         return f"the installed Triton has no Gluon for Hopper: {error}"
     return None

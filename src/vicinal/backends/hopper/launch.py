@@ -93,7 +93,7 @@ class Launcher:
                     assert not any(address % 16 for address in addresses), "tensors start at multiples of 16 bytes"
                     return (*(x for one, address in zip(each, addresses) for x in one(address)), *others)
 
-                self._ready = _Ready(launch, _known(encoded))
+                self._ready = _Ready(launch, Cache[tuple[Any, ...]](KNOWN_ADDRESSES).memoize(encoded))
             return self._ready
 
 
@@ -104,10 +104,6 @@ class _Ready(NamedTuple):
     encoded: Callable[..., tuple[Any, ...]]
 
 
-def _known(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    return Cache[tuple[Any, ...]](KNOWN_ADDRESSES).memoize(function)
-
-
 def _encoder(i: int, tensor: Tensor, of: Block | int, encode: Any) -> Callable[[int], tuple[Any, ...]]:
     """How tensor argument `i` is handed to the launcher, by its address."""
     if isinstance(of, int):
@@ -115,7 +111,8 @@ def _encoder(i: int, tensor: Tensor, of: Block | int, encode: Any) -> Callable[[
         return lambda address: (address + offset,)
     offset = of.description.offset * tensor.element_size()
     descriptor = _at(tensor_descriptor(tensor, of), 0)  # Triton's checks, once
-    return _known(lambda address: encode(i, _at(descriptor, address + offset)))
+    known = Cache[tuple[Any, ...]](KNOWN_ADDRESSES)
+    return lambda address: known.get(address, lambda: encode(i, _at(descriptor, address + offset)))
 
 
 def _specialised(parameter: Any, argument: Any) -> Any:
