@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from vicinal.bench.measure import Calls, Effort, Timing, time_calls, time_limit, words
+from vicinal.bench.graphs import give_back, own_stream
+from vicinal.bench.measure import Calls, Effort, Timing, time_calls, time_kernels, time_limit, words
 from vicinal.bench.models.attends import Attend, System, attending, systems, unfused
 from vicinal.bench.models.rows import GENERATORS, Row
 from vicinal.models import Generator
@@ -46,6 +47,14 @@ class Truth:
 
 def measure(row: Row, names: Sequence[str], device: torch.device, effort: Effort) -> dict[str, Result]:
     """Each system's result, as `vicinal.bench.models.run` has it."""
+    try:
+        with own_stream(device):
+            return _measure(row, names, device, effort)
+    finally:
+        give_back(device)
+
+
+def _measure(row: Row, names: Sequence[str], device: torch.device, effort: Effort) -> dict[str, Result]:
     torch.manual_seed(0)
     model, images = make(row, device)
     truth = _truth(row, model, images)
@@ -69,6 +78,9 @@ def measure(row: Row, names: Sequence[str], device: torch.device, effort: Effort
             found[name] |= {"status": "failed", "reason": timing}
         else:
             found[name] |= {"images_per_second": row.batch / timing.median, "seconds": asdict(timing)}
+    if device.type == "cuda":
+        for name, replays in time_kernels(calls, device, effort).items():
+            found[name] |= {"not_captured": replays} if isinstance(replays, str) else {"replays": asdict(replays)}
     return found
 
 
@@ -182,7 +194,8 @@ def _call(row: Row, model: Any, images: Tensor, attend: Attend) -> Callable[[], 
 
         return infer
     # A rate of 0: all the work of a step, and the same weights for the next system.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
+    on_cuda = images.device.type == "cuda"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True, capturable=on_cuda)
     scaler = torch.amp.GradScaler(images.device.type, enabled=row.dtype == torch.float16)
 
     def step() -> None:

@@ -5,8 +5,9 @@ Results are appended to a file of JSON lines, one object each:
     {"kind": "model", date, device, model, dtype, batch, pass ("inference" or "training"), side (null for the model's
         own), systems: {name: {status, reason, errors, tolerances, images_per_second, seconds: see
         `vicinal.bench.measure.Timing`, attention_share (of a forward pass, on CUDA of its kernels' time), and on CUDA
-        peak_bytes, kernel_seconds (of a call's kernels; where a call takes longer, the GPU waits for the host), or
-        not_profiled, why the last two are missing}}}.
+        peak_bytes; replays, the same as seconds of a CUDA graph's replays, where no host is waited for, or
+        not_captured, why there are none; kernel_seconds (of a call's kernels), or not_profiled, why it and the share
+        are missing}}}.
 `status` is "ok", "failed" (an error) or "wrong" (outputs or gradients are off: not timed). The system "none" returns
 values as they are: what is left of the model's time without attention; it is not checked. Ratios are to be made of one
 line: what is measured later has the fused system beside it again.
