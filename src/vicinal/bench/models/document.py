@@ -37,8 +37,8 @@ Whole models with random weights, of which only the attention differs. Images pe
 outputs, and in training gradients, were checked against double precision in the same run. Training is forward and
 backward pass and a step of AdamW, with the positional bias, which the paper's table 8 leaves out. *Share* is
 attention's part of a forward pass, on a GPU of the time of all kernels; *peak* the most memory that a call needs, the
-model included. On a GPU rates are those of a CUDA graph's replays where a row has them, for which no host is waited for;
-*by single calls* is what Python launches. A rate with a star is the host's: calls took over 1.1 times as long as their
+model included. On a GPU rates are those of a CUDA graph's replays where a row has them, which wait for no host; *by
+single calls* is what Python launches. A rate with a star is the host's: calls took over 1.1 times as long as their
 kernels (or, where those were not measured, differed by over 10 %), so that another host gives another rate.
 
 The paper's figures (arXiv 2403.04690) are those of an A100; none was measured here. Gains hang less on the card than
