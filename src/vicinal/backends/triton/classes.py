@@ -107,6 +107,7 @@ def _mask_dtype() -> torch.dtype:
     return torch.bfloat16 if isinstance(masks_kernel, triton.JITFunction) else torch.float32
 
 
+@lru_cache(maxsize=1024)
 def may_have_classes(problem: Problem) -> bool:
     """Whether tiles away from borders are alike: windows move with every query, and all are the same.
 

@@ -48,9 +48,12 @@ class Family(NamedTuple):
 
 def shortlist(problem: Problem, kernel: Kernel, gpu: Gpu) -> list[Size]:
     """The few sizes for a family of problems; all of them where none were chosen."""
-    widest = max(16, 1 << (max(problem.head_dim, problem.value_dim) - 1).bit_length())
-    found = SHORTLISTS.get(Family(kernel, widest, problem.dtype.itemsize, problem.rank, _is_dilated(problem)))
-    return every_size(problem, kernel, gpu) if found is None or not gpu.architecture.warpgroups else found
+    if gpu.architecture.warpgroups:
+        widest = max(16, 1 << (max(problem.head_dim, problem.value_dim) - 1).bit_length())
+        found = SHORTLISTS.get(Family(kernel, widest, problem.dtype.itemsize, problem.rank, _is_dilated(problem)))
+        if found is not None:
+            return found
+    return every_size(problem, kernel, gpu)
 
 
 def of_classes_sizes(problem: Problem, kernel: Kernel) -> list[Size]:
@@ -76,7 +79,7 @@ def every_size(problem: Problem, kernel: Kernel, gpu: Gpu) -> list[Size]:
 
 
 def _is_dilated(problem: Problem) -> bool:
-    return any(d > 1 for n in problem.neighborhoods for d in n.dilation)
+    return any(max(n.dilation) > 1 for n in problem.neighborhoods)
 
 
 # By kernel, padded head dim, bytes per element, rank, and whether dilated: (rows, columns, warps, stages, unfolded).

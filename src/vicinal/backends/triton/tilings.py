@@ -185,6 +185,6 @@ def candidates_of_classes(problem: Problem, kernel: Kernel, sizes: Sequence[Size
 
 def _unfolded_axis(problem: Problem) -> int | None:
     """The axis whose dilation groups tiles may hold several of: the last one that can be seen as two."""
-    if problem.per_head:
+    if problem.per_head or max(problem.neighborhood.dilation) == 1:
         return None
     return next((a for a in reversed(range(problem.rank)) if can_unfold(problem.neighborhood, a)), None)
