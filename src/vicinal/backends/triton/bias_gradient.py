@@ -176,20 +176,21 @@ def _rows(work: Sequence[_Work]) -> Tensor:
     Thousands of rows, put together as bytes: torch's operations on so few numbers may wait for busy cores.
     """
     by_count: dict[int, array[int]] = {}
+    width = 3 + len(work[0].columns)
     for own in work:
         whole = own.pairs // own.own * own.own
         for firsts in (range(0, whole, own.own), range(whole, own.pairs, own.own)):
             if firsts:
                 count = min(own.own, own.pairs - firsts[0])
-                block = array("i", (0, 0, count, *own.columns)) * (own.steps * len(firsts))
-                width = 3 + len(own.columns)
-                block[::width] = array("i", [step for step in range(own.steps) for _ in firsts])
+                block = array("i")
+                for step in range(own.steps):
+                    block.extend(array("i", (step, 0, count, *own.columns)) * len(firsts))
                 block[1::width] = array("i", firsts) * own.steps
                 by_count.setdefault(count, array("i")).extend(block)
     rows = array("i")
     for _, each in sorted(by_count.items(), reverse=True):
         rows.extend(each)
-    return torch.frombuffer(rows, dtype=torch.int32).view(-1, 3 + len(work[0].columns))
+    return torch.frombuffer(rows, dtype=torch.int32).view(-1, width)
 
 
 def _along(problem: Problem, config: Tiling, i: int, before: int, after: int) -> Iterator[_Along]:
