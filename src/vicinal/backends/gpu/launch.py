@@ -89,9 +89,7 @@ def plain(argument: Any) -> Any:
 
 def with_integers(argument: Any, change: Callable[[int], int]) -> Any:
     """The same argument, tuples of tuples and all, with every integer changed."""
-    if isinstance(argument, int):
-        return change(argument)
     if not isinstance(argument, tuple):
-        return argument
-    values = [with_integers(a, change) for a in argument]
+        return change(argument) if isinstance(argument, int) else argument
+    values = [change(a) if isinstance(a, int) else with_integers(a, change) for a in argument]
     return argument._make(values) if hasattr(argument, "_make") else tuple(values)
