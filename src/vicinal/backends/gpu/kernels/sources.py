@@ -23,7 +23,10 @@ def source_lines(function: Any) -> tuple[list[str], int]:
         return inspect.getsourcelines(function)
     code = function.__code__
     first = code.co_firstlineno - 1
+    linecache.checkcache(code.co_filename)
     lines = linecache.getlines(code.co_filename, function.__globals__)[first:]
+    if not lines:
+        raise OSError(f"no source of {function.__qualname__}")  # as Python says it
     stop = next(i for i, line in enumerate(lines) if line.startswith("def ")) + 1
     while stop < len(lines) and WITHIN.match(lines[stop]):
         stop += 1
