@@ -8,6 +8,7 @@ is captured for as long as the process lives: some kilobytes a table.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from ctypes import memmove
 
 import torch
 from torch import Tensor
@@ -35,7 +36,10 @@ def table_of(
         with torch.cuda.device(device):
             if torch.cuda.is_current_stream_capturing():  # its memory would be gone at replay: this raises
                 return table.to(device)
-            table = table.pin_memory().to(device, non_blocking=True)
+            pinned = torch.empty(table.shape, dtype=table.dtype, device="cpu", pin_memory=True)
+            # By one thread: torch copies large tensors with several, which may wait for busy cores, for milliseconds.
+            memmove(pinned.data_ptr(), table.data_ptr(), table.nbytes)
+            table = pinned.to(device, non_blocking=True)
             table.copied = torch.cuda.current_stream().record_event()  # type: ignore[attr-defined]
             return table
 
