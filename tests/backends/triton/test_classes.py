@@ -95,6 +95,41 @@ def test_against_the_oracle(drawn, tile, step, monkeypatch):
     assert_as_close_as_torch(results, inputs, drawn.neighborhoods, 0.3, grad_output, grad_lse)
 
 
+MASKED = [
+    pytest.param((33,), of(1, 5), {"batch": 2}, (8,), (16,), id="1d"),
+    pytest.param((39,), of(1, 9, is_causal=True), {"heads": 2}, (8,), (16,), id="causal-gqa"),
+    pytest.param((47,), of(1, 6, dilation=2, boundary="clip"), {"additional": 3}, (8,), (16,), id="clip-uneven"),
+    pytest.param((5, 9), of(2, (3, 4), dilation=(1, 2)), {"heads": 2, "kv_heads": 2, "batch": 3}, (2, 8), (1, 16), id="2d"),
+    pytest.param((2, 4, 6), of(3, (2, 3, 4)), {"additional": 3}, (2, 2, 4), (1, 1, 32), id="3d"),
+]
+
+
+@pytest.mark.parametrize("masked", ["nothing", "some", "most", "all"])
+@pytest.mark.parametrize(("lengths", "neighborhood", "more", "tile", "step"), MASKED)
+def test_under_a_key_mask(lengths, neighborhood, more, tile, step, masked, monkeypatch):
+    """Only keys that are there are read: the others are no numbers, and neither are their queries."""
+    launched = []
+    run = Launch.__call__
+    monkeypatch.setattr(Launch, "__call__", lambda s, *a: (launched.append(s.kernel.__name__), run(s, *a)))
+    drawn = call(lengths, neighborhood, bias=False, **more)
+    inputs = drawn.inputs(torch.float32, device)
+    shares = {"nothing": 0.0, "some": 0.4, "most": 0.97, "all": 1.0}
+    generator = torch.Generator().manual_seed(0)
+    key_mask = (torch.rand(inputs.query.shape[:-2], generator=generator) >= shares[masked]).to(device)
+    inputs = inputs._replace(key_mask=key_mask)
+    problem = Problem.of(inputs, drawn.neighborhoods, 0.3)
+    tiling = Tiling(tile, step, of_classes=True)
+    assert have_classes(problem, tiling, "forward")
+    output, lse = type(backend.BACKEND)().forward(problem, tiling, inputs)
+    assert {"kept_kernel", "forward_of_classes_kernel"} == set(launched) - {"masks_kernel"}  # kept from call to call
+    assert_as_close_as_torch([output, lse], inputs, drawn.neighborhoods, 0.3)
+    gone = ~key_mask[..., None, None]
+    holes = inputs._replace(**{n: getattr(inputs, n).masked_fill(gone, torch.nan) for n in ("query", "key", "value")})
+    found, found_lse = type(backend.BACKEND)().forward(problem, tiling, holes)
+    assert torch.equal(found, output.masked_fill(gone, 0.0))
+    assert torch.equal(found_lse, lse.masked_fill(gone[..., 0], -torch.inf))
+
+
 def test_large_scores_outside_a_window_change_nothing():
     """Masks are by minus infinity, however they are multiplied."""
     drawn = call((9, 9), of(2, 3), bias=False)
@@ -199,7 +234,7 @@ def test_only_where_tiles_share_them(monkeypatch):
     drawn = call((40,), of(1, 5))
     few = Problem.of(drawn.inputs(torch.float32, "cpu"), drawn.neighborhoods, 1.0)
     tiling = Tiling((16,), (16,), of_classes=True)
-    assert not have_classes(few, tiling)
+    assert not have_classes(few, tiling, "forward")
     many = replace(few, batch=64)
-    assert have_classes(many, tiling)
-    assert not have_classes(replace(many, scale=-1.0), tiling)
+    assert have_classes(many, tiling, "forward")
+    assert not have_classes(replace(many, scale=-1.0), tiling, "forward")

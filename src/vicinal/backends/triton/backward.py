@@ -109,7 +109,7 @@ class Backward:
         if self._both is not None:
             self._both((*inputs[:6], *masks, steps, key_steps, *read, grad_key, grad_value), ok)
         elif self._query_starts is not None:
-            given = (*inputs[:5], self._query_starts(rpb, query, ok), *read)
+            given = (*inputs[:5], self._query_starts(rpb, query, ok), None, *read)
             if self._sums:
                 assert rpb is not None
                 grad_rpb = self._query_and_bias(given, rpb, ok)
@@ -124,7 +124,7 @@ class Backward:
             if self._key_starts is None:
                 self._key_value((query, key, value, rpb, *masks, key_steps, *rest), ok)
             else:
-                self._key_value((query, key, value, self._key_starts(rpb, query, ok), *rest), ok)
+                self._key_value((query, key, value, self._key_starts(rpb, query, ok), None, *rest), ok)
         if self._bias is not None:
             grad_rpb = self._bias(inputs, (lse, grad_output, delta), self._table, ok)
         if self._per_query_head:
@@ -172,9 +172,10 @@ class Backward:
         own_query: tuple[Tensor | None, ...] = (*given, *masks, steps, *read)
         own_keys: tuple[Tensor | None, ...] = (*given[:3], *masks, key_steps)
         if self._query_starts is not None:
-            own_query = (*given, like(query, self._query_starts.dtype), *read, like(query) if self._sums else None)
+            starts = like(query, self._query_starts.dtype)
+            own_query = (*given, starts, None, *read, like(query) if self._sums else None)
         if self._key_starts is not None:
-            own_keys = (*given[:3], like(query, self._key_starts.dtype))
+            own_keys = (*given[:3], like(query, self._key_starts.dtype), None)
         each = [
             (self._both, (*given, *masks, steps, key_steps, *read, dk, dv)),
             *((launch, own_query) for launch in self._query),

@@ -1,6 +1,6 @@
 """Classes of tiles: which ones a problem has, and the launch that lays out what their scores start from.
 
-See `vicinal.backends.triton.kernels.starts`.
+See `vicinal.backends.triton.kernels.starts`; of keys that are there under a mask, `vicinal.backends.triton.kernels.kept`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ import torch
 import triton
 from torch import Tensor
 
+from vicinal.backends.gpu.arguments import axes_of
+from vicinal.backends.gpu.kernels.window import Flags
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.tables import kept_of
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.estimate import Kernel
+from vicinal.backends.triton.kernels.kept import kept_kernel
 from vicinal.backends.triton.kernels.starts import ALONG, Classes, masks_kernel, starts_kernel
 from vicinal.backends.triton.launch import MAX_EXTENT, Prepared, like, stand_in, tiles_of
 from vicinal.compiling import Job
 from vicinal.geometry.count import count
-from vicinal.geometry.neighborhood import Axis
+from vicinal.geometry.maps import Maps
+from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.tiles import alike
 from vicinal.geometry.window import SHIFT, left_reach, mode
 from vicinal.problem import Problem
@@ -102,6 +106,88 @@ class Starts:
         return partial(self.launch.compile, (starts,) if self.masks else (like(rpb), starts))
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The keys that are there under a mask, of each tile of the forward pass: `vicinal.backends.triton.kernels.kept`.
+
+    Attributes:
+        launch: lists them.
+        size: of all lists, in 32-bit integers.
+    """
+
+    launch: Launch
+    size: int
+
+    @classmethod
+    def of(cls, prepared: Prepared, config: Tiling, classes: Classes) -> Kept | None:
+        """None without a mask."""
+        problem = prepared.problem
+        if not problem.has_key_mask:
+            return None
+        programs, step = tiles_of(problem, config), prod(config.step)
+        axes, flags = prepared.arguments()[0], prepared.flags(config)
+        arguments = (programs, classes.steps, axes, config.tile, config.step, flags)
+        grid = (problem.batch * programs, 1, 1)
+        launch = Launch(kept_kernel, grid, arguments, options_of(4, 1, prepared.chained))
+        return cls(launch, grid[0] * (1 + (classes.steps + 1) * step))
+
+    def __call__(self, key_mask: Tensor, aligned: bool) -> Tensor:
+        """The lists, of a mask's bytes."""
+        kept = key_mask.new_empty(self.size, dtype=torch.int32)
+        self.launch((key_mask, kept), aligned)
+        return kept
+
+    def kernel(self) -> Job:
+        """What compiles the kernel that writes them."""
+        return partial(self.launch.compile, (stand_in(torch.uint8), stand_in(torch.int32)))
+
+
+@lru_cache(maxsize=256)
+def starts_of_maps(neighborhood: Neighborhood, config: Tiling, kernel: Kernel, chained: bool) -> Starts:
+    """Of the tiles of packed maps: the same for maps of any size."""
+    inverse = kernel == "key_value"
+    classes = classes_of_maps(neighborhood, config, inverse)
+    assert classes is not None, "tilings of classes are for maps that have them"
+    tiles, step = prod(classes.counts), prod(config.step)
+    axes = axes_of(neighborhood, neighborhood.window)
+    flags = Flags(False, False, False, False, False, chained, packed=True)
+    arguments = (tiles, classes, axes, config.tile, config.step, flags, inverse)
+    launch = Launch(masks_kernel, (tiles * classes.steps, 1, 1), arguments, options_of(4, 1, chained))
+    kept = ("triton masks of maps", neighborhood, config, inverse)
+    return Starts(classes, True, launch, tiles * classes.steps * ALONG.value * step, _mask_dtype(), kept)
+
+
+@lru_cache(maxsize=256)
+def maps_may_have_classes(maps: Maps, typical: Problem) -> bool:
+    """Whether tiles of packed maps are alike away from borders: windows that shift with every query, the same in all."""
+    every = {n for own, n in zip(maps.lengths, maps.neighborhoods) if prod(own)}
+    if len(every) > 1 or typical.dtype.itemsize > 2 or not 0.0 < typical.scale < float("inf"):
+        return False
+    return all(a.stride == a.dilation == 1 and mode(a) == SHIFT for n in every for a in n.axes)
+
+
+def classes_of_maps(neighborhood: Neighborhood, config: Tiling, inverse: bool) -> Classes | None:
+    """The classes of the tiles of maps that may have them; None where there are too many, or too many tokens in a box.
+
+    Along an axis by how far a tile is from its start, and how many tokens from the tile's first one on there are.
+    """
+    before, after, box = [], [], 1
+    for axis, tile in zip(neighborhood.axes, config.tile):
+        assert axis.window is not None
+        least, needed = _places(axis, axis.window, tile, inverse)
+        before.append(-(-max(least, axis.window - 1) // tile))  # so that a window fits before what follows, too
+        after.append(needed)
+        extent = tile - 1 + axis.window + (axis.window - 1) * inverse  # inverse: a map that ends on both sides
+        box *= extent
+        if extent > MAX_EXTENT or box > MAX_BOX:
+            return None
+    counts = tuple((first + 1) * last for first, last in zip(before, after))
+    steps, step = -(-box // prod(config.step)), prod(config.step)
+    if sum(config.tile) > ALONG.value or 2 * prod(counts) * steps * step * ALONG.value > MAX_BYTES:
+        return None
+    return Classes(tuple(before), tuple(after), counts, steps, 0)
+
+
 def _mask_dtype() -> torch.dtype:
     """bfloat16, whose largest numbers' product is infinite in float32; the interpreter cannot multiply it."""
     return torch.bfloat16 if isinstance(masks_kernel, triton.JITFunction) else torch.float32
@@ -111,30 +197,36 @@ def _mask_dtype() -> torch.dtype:
 def may_have_classes(problem: Problem) -> bool:
     """Whether tiles away from borders are alike: windows move with every query, and all are the same.
 
-    Of whole axes without masked keys, and with a positive scale; of circles without dilation and biases. No box has
-    fewer tokens than a window that shifts: with large ones nothing more is asked.
+    Of whole axes, and with a positive scale; of circles without dilation and biases. No box has fewer tokens than a
+    window that shifts: with large ones nothing more is asked. Under a key mask where scores start from masks.
     """
-    if problem.per_head or problem.has_key_mask or problem.has_window_sizes or not 0.0 < problem.scale < float("inf"):
+    if problem.per_head or problem.has_window_sizes or not 0.0 < problem.scale < float("inf"):
         return False
     axes, keys = problem.neighborhood.axes, 1
+    if problem.has_key_mask and (problem.has_rpb or problem.is_part):
+        return False
     if problem.is_part and (not problem.goes_around or problem.has_rpb or any(a.dilation > 1 for a in axes)):
         return False
     for a in axes:
         if a.stride > 1 or (a.span is not None and not a.span.circle):
             return False
         keys *= a.window if a.window is not None and mode(a) == SHIFT else 1
-    return keys <= (MAX_BOX if problem.has_rpb else MAX_STEPS_OF_MASKS)
+    return keys <= (MAX_BOX if problem.has_rpb or problem.has_key_mask else MAX_STEPS_OF_MASKS)
 
 
-def have_classes(problem: Problem, config: Tiling, inverse: bool = False) -> bool:
+def have_classes(problem: Problem, config: Tiling, kernel: Kernel) -> bool:
     """Whether a tiling's tiles are of so few classes that laying out what scores start from repays."""
     if not may_have_classes(problem) or config.unfolded is not None:
         return False
+    if problem.has_key_mask and not (kernel == "forward" and are_masks(problem, config, kernel)):
+        return False
+    inverse = kernel == "key_value"
     tiles = prod(_borders(problem.neighborhood.axes, problem.lengths, config.tile, inverse)[2])
     if problem.batch * tiles_of(problem, config, inverse) < LEAST_TILES * tiles:
         return False
     classes = classes_of(problem, config.tile, config.step, inverse)
-    if classes is None or (not problem.has_rpb and classes.steps * prod(config.step) > MAX_STEPS_OF_MASKS):
+    most = MAX_BOX if problem.has_rpb or problem.has_key_mask else MAX_STEPS_OF_MASKS
+    if classes is None or classes.steps * prod(config.step) > most:
         return False
     heads = problem.heads if problem.has_rpb else 1
     return 4 * heads * tiles * classes.steps * prod(config.tile) * prod(config.step) <= MAX_BYTES
@@ -149,12 +241,19 @@ def are_masks(problem: Problem, config: Tiling, kernel: Kernel) -> bool:
 
 def classes_of(problem: Problem, tile: tuple[int, ...], step: tuple[int, ...], inverse: bool) -> Classes | None:
     """The classes of the tiles of a problem that may have them; None where a box has too many tokens."""
-    return _classes(problem.neighborhood.axes, problem.lengths, tile, prod(step), inverse, problem.has_rpb)
+    axes, shape = problem.neighborhood.axes, (problem.lengths, tile, prod(step), inverse)
+    return _classes(axes, *shape, problem.has_rpb, problem.has_key_mask)
 
 
 @lru_cache(maxsize=4096)
 def _classes(
-    axes: tuple[Axis, ...], lengths: tuple[int, ...], tile: tuple[int, ...], step: int, inverse: bool, by_head: bool
+    axes: tuple[Axis, ...],
+    lengths: tuple[int, ...],
+    tile: tuple[int, ...],
+    step: int,
+    inverse: bool,
+    by_head: bool,
+    masked: bool,
 ) -> Classes | None:
     box = 1
     for axis, length, size in zip(axes, lengths, tile):
@@ -165,7 +264,8 @@ def _classes(
         box *= extent
         if extent > MAX_EXTENT or box > MAX_BOX:
             return None
-    return Classes(*_borders(axes, lengths, tile, inverse), -(-box // step), int(by_head))
+    # Under a mask there are masks of no token, too: `kept_of`.
+    return Classes(*_borders(axes, lengths, tile, inverse), -(-(box + masked) // step), int(by_head))
 
 
 @lru_cache(maxsize=4096)
@@ -188,13 +288,12 @@ def _borders(
     return tuple(before), tuple(after), tuple(counts)
 
 
-def turns_of(problem: Problem, config: Tiling, classes: Classes) -> int:
-    """Batch entries that a program of the forward pass takes one after the other: several where its steps are few."""
-    programs = problem.batch * problem.heads * tiles_of(problem, config)
+def turns_of(programs: int, most: int, classes: Classes) -> int:
+    """What a program of the forward pass takes of `most` one after the other: several where its steps are few."""
     if classes.steps > FEW_STEPS or programs < 2 * ENOUGH_PROGRAMS:
         return 1
-    turns = min(problem.batch, programs // ENOUGH_PROGRAMS, MOST_TURNS)
-    return -(-problem.batch // -(-problem.batch // turns))
+    turns = min(most, programs // ENOUGH_PROGRAMS, MOST_TURNS)
+    return -(-most // -(-most // turns))
 
 
 def _at_borders(axis: Axis, length: int, tile: int, inverse: bool) -> tuple[int, int]:
@@ -202,11 +301,14 @@ def _at_borders(axis: Axis, length: int, tile: int, inverse: bool) -> tuple[int,
 
     Between them the windows of all tokens move with the tile.
     """
-    window = length if axis.window is None else axis.window
-    reach = left_reach(axis)  # of a query's window before it; of a key's queries, the last one comes as far after it
+    least, needed = _places(axis, length if axis.window is None else axis.window, tile, inverse)
     tiles = -(-length // tile)
-    least = window if inverse else reach  # where a tile may begin
-    needed = tile + window if inverse else max(tile, tile - 1 - reach + window)  # from there to where the group may end
     first = -(-least // tile)
     last = tiles - ((length - needed) // tile + 1) if length >= needed else tiles
     return min(first, tiles), max(0, last)
+
+
+def _places(axis: Axis, window: int, tile: int, inverse: bool) -> tuple[int, int]:
+    """Where a tile between begins at least, and how many tokens there are from there to the end, at least."""
+    reach = left_reach(axis)  # of a query's window before it; of a key's queries, the last one comes as far after it
+    return window if inverse else reach, tile + window if inverse else max(tile, tile - 1 - reach + window)

@@ -15,7 +15,7 @@ from vicinal.backends.gpu.devices import current
 from vicinal.backends.gpu.launch import Launch
 from vicinal.backends.gpu.strides import aligned
 from vicinal.backends.gpu.tables import in_use
-from vicinal.backends.triton.classes import Starts, turns_of
+from vicinal.backends.triton.classes import Kept, Starts, turns_of
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.kernels.classes import forward_of_classes_kernel
 from vicinal.backends.triton.kernels.forward import forward_kernel
@@ -37,7 +37,8 @@ class Forward:
         self._empty = problem.batch == 0
         self._table = prepared.table
         self._starts = Starts.of(prepared, config, "forward") if config.of_classes else None
-        self._steps = Steps.of(prepared, config)
+        self._kept = None if self._starts is None else Kept.of(prepared, config, self._starts.classes)
+        self._steps = None if config.of_classes else Steps.of(prepared, config)
         self._launch = _launch(prepared, config, self._starts, self._steps)
 
     @classmethod
@@ -59,7 +60,9 @@ class Forward:
                     in_use(self._table)
                 ok = aligned(inputs)
                 if self._starts is not None:
-                    self._launch((*inputs[:5], self._starts(inputs.rpb, query, ok), output, lse), ok)
+                    starts, key_mask = self._starts(inputs.rpb, query, ok), inputs.key_mask
+                    kept = None if self._kept is None or key_mask is None else self._kept(key_mask, ok)
+                    self._launch((*inputs[:5], starts, key_mask, kept, None, output, lse), ok)
                     return output, lse
                 steps = None
                 if self._steps is not None and inputs.key_mask is not None:
@@ -75,8 +78,10 @@ class Forward:
         results = like(inputs.query), like(inputs.query, self._lse_dtype)
         if self._starts is not None:
             starts = like(inputs.query, self._starts.dtype)
-            compiled = partial(self._launch.compile, (*stand_ins[:5], starts, *results))
-            return [self._starts.kernel(inputs.rpb), compiled]
+            kept = None if self._kept is None else like(inputs.query, torch.int32)
+            tensors = (*stand_ins[:5], starts, like(inputs.key_mask), kept, None, *results)
+            listing = [] if self._kept is None else [self._kept.kernel()]
+            return [self._starts.kernel(inputs.rpb), *listing, partial(self._launch.compile, tensors)]
         jobs: list[Job] = []
         steps = None
         if self._steps is not None:
@@ -97,7 +102,8 @@ def _launch(prepared: Prepared, config: Tiling, starts: Starts | None, steps: St
         arguments = (*numbers, room, *tiled, prepared.vector, flags, problem.scale <= 0, precision)
         kernel, turns = forward_kernel, 1
     else:
-        kernel, turns = forward_of_classes_kernel, turns_of(problem, config, starts.classes)
+        kernel = forward_of_classes_kernel
+        turns = turns_of(problem.batch * problem.heads * programs, problem.batch, starts.classes)
         more = problem.batch, turns, starts.classes
         arguments = (*numbers, *more, *tiled, config.warps, prepared.vector, flags, starts.masks, precision)
     grid = (-(-problem.batch // turns) * problem.heads * programs, 1, 1)

@@ -1,7 +1,7 @@
 """Maps of different sizes in one launch each way: the kernels of equal maps, with a table of where each map is.
 
-Tilings are those of the problem's `typical` one, and bounds are always checked, so that new sizes compile nothing; the
-table is made on the host, once for the same sizes.
+Tilings are those of the problem's `typical` one, so that new sizes compile nothing; the table is made on the host, once
+for the same sizes. Where all windows are the same and shift with every query, tiles may be of classes.
 """
 
 from __future__ import annotations
@@ -21,17 +21,24 @@ from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.strides import aligned, contiguous_like, dense, rows_last, strides_of, vector_of
 from vicinal.backends.gpu.tables import in_use, table_of
 from vicinal.backends.triton.backward import ROWS
+from vicinal.backends.triton.classes import Starts, classes_of_maps, maps_may_have_classes, starts_of_maps, turns_of
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.estimate import Kernel, estimate
 from vicinal.backends.triton.kernels.backward import delta_kernel, key_value_gradient_kernel, query_gradient_kernel
+from vicinal.backends.triton.kernels.classes import (
+    forward_of_classes_kernel,
+    key_value_gradient_of_classes_kernel,
+    query_gradient_of_classes_kernel,
+)
 from vicinal.backends.triton.kernels.forward import forward_kernel
 from vicinal.backends.triton.kernels.softmax import LOG2E
 from vicinal.backends.triton.launch import launch_options
-from vicinal.backends.triton.shortlist import shortlist
-from vicinal.backends.triton.tilings import SHAPES, candidates, fits
+from vicinal.backends.triton.shortlist import of_classes_sizes, shortlist
+from vicinal.backends.triton.tilings import SHAPES, candidates, candidates_of_classes, fits
 from vicinal.caching import Cache
 from vicinal.geometry.maps import Maps
 from vicinal.geometry.unfold import tile_count
+from vicinal.geometry.walks import walks
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Inputs, PackedProblem, Problem, Upstream, Wanted, lse_dtype
 
@@ -59,16 +66,17 @@ class Prepared:
         in_use(table)
         return table, sum(counts)
 
-    def launch(
-        self, kernel: Any, programs: int, heads: int, tiling: Tiling, numbers: list[int], rest: list[Any]
-    ) -> Launch:
+    def launch(self, kernel: Any, programs: int, tiling: Tiling, numbers: list[Any], rest: list[Any]) -> Launch:
         """With `numbers` after those that all kernels take, and `rest` before the last; the same for the same maps."""
         key = (kernel, self, tiling, *rest, precision_of(self.problem.typical.dtype))
-        return _launches.get(key, lambda: self._launch(kernel, programs, heads, tiling, numbers, rest))
+        return _launches.get(key, lambda: self._launch(kernel, programs, tiling, numbers, rest))
 
-    def _launch(
-        self, kernel: Any, programs: int, heads: int, tiling: Tiling, numbers: list[int], rest: list[Any]
-    ) -> Launch:
+    def starts(self, tiling: Tiling, kernel: Kernel) -> Starts:
+        """What the scores of a tiling of classes start from."""
+        typical = self.problem.typical
+        return starts_of_maps(typical.neighborhood, tiling, kernel, chains(typical.device))
+
+    def _launch(self, kernel: Any, programs: int, tiling: Tiling, numbers: list[Any], rest: list[Any]) -> Launch:
         typical = self.problem.typical
         axes = [axis for n in self.problem.maps.neighborhoods for axis in n.axes]
         chained = chains(typical.device)
@@ -77,7 +85,7 @@ class Prepared:
             dilated=any(a.dilation > 1 for a in axes),
             moded=any(mode(a) != SHIFT for a in axes),
             wide=max(s for each in self.strides for s in each) * self.problem.maps.total >= 2**31 - 512,
-            checked=True,
+            checked=not tiling.of_classes and _may_pass_end(self.problem.maps, tiling, kernel is key_value_gradient_kernel),
             chained=chained,
             packed=True,
         )
@@ -92,13 +100,14 @@ class Prepared:
             typical.value_dim,
             tiling.tile,
             tiling.step,
+            *((tiling.warps,) if tiling.of_classes else ()),
             self.vector,
             flags,
             *rest,
             precision_of(typical.dtype),
         )
         options = launch_options(tiling, typical.device, chained)
-        return Launch(kernel, (programs * heads, 1, 1), arguments, options)
+        return Launch(kernel, (programs, 1, 1), arguments, options)
 
 
 def forward(problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -108,13 +117,19 @@ def forward(problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     output = query.new_empty((*query.shape[:-1], typical.value_dim))
     lse = query.new_empty(query.shape[:-1], dtype=lse_dtype(typical.dtype))
     prepared = Prepared.of(problem, Inputs(*read))
-    tiling = _tiling(typical, "forward")
+    tiling, ok, heads = _tiling(problem, "forward"), aligned(read), typical.heads
     with current(typical.device):
         table, programs = prepared.table(tiling)
-        launch = prepared.launch(
-            forward_kernel, programs, typical.heads, tiling, [0, programs, 0], [typical.scale <= 0]
-        )
-        launch((query, key, value, *(None,) * 5, table, None, output, lse), aligned(read))
+        if tiling.of_classes:
+            starts = prepared.starts(tiling, "forward")
+            turns = turns_of(programs * heads, heads, starts.classes)
+            numbers = [0, programs, heads, turns, starts.classes]
+            launch = prepared.launch(forward_of_classes_kernel, programs * -(-heads // turns), tiling, numbers, [True])
+            given = (query, key, value, None, None, starts(None, query, ok), None, None, table)
+        else:
+            launch = prepared.launch(forward_kernel, programs * heads, tiling, [0, programs, 0], [typical.scale <= 0])
+            given = (query, key, value, *(None,) * 5, table, None)
+        launch((*given, output, lse), ok)
     return output, lse
 
 
@@ -131,34 +146,66 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
     delta = contiguous_like(lse) if wanted.query or wanted.key else None
     with current(typical.device):
         if wanted.query:
-            tiling = _tiling(typical, "query")
+            tiling = _tiling(problem, "query")
             table, programs = prepared.table(tiling)
-            numbers = [0, programs, 0]
-            launch = prepared.launch(query_gradient_kernel, programs, typical.heads, tiling, numbers, [])
-            given = (query, key, value, *(None,) * 5, table, None, output, lse, grad_output, grad_lse)
-            launch((*given, delta, grads[0]), ok)
+            above = (output, lse, grad_output, grad_lse, delta, grads[0])
+            if tiling.of_classes:
+                starts = prepared.starts(tiling, "query")
+                kernel, numbers, rest = query_gradient_of_classes_kernel, [0, programs, 0, starts.classes], [True]
+                given = (query, key, value, None, None, starts(None, query, ok), table, *above, None)
+            else:
+                kernel, numbers, rest = query_gradient_kernel, [0, programs, 0], []
+                given = (query, key, value, *(None,) * 5, table, None, *above)
+            prepared.launch(kernel, programs * typical.heads, tiling, numbers, rest)(given, ok)
         elif wanted.key:
             rows, chained = lse.numel(), chains(typical.device)
             arguments = (rows, typical.value_dim, ROWS, chained)
             launch = Launch(delta_kernel, (-(-rows // ROWS), 1, 1), arguments, options_of(4, 2, chained))
             launch((output, grad_output, grad_lse, delta), ok)
         if wanted.key or wanted.value:
-            tiling = _tiling(typical, "key_value")
+            tiling, grouped = _tiling(problem, "key_value"), typical.group_size > 1
             table, programs = prepared.table(tiling)
-            rest = [typical.group_size > 1, False]
-            launch = prepared.launch(key_value_gradient_kernel, programs, typical.kv_heads, tiling, [programs, 0], rest)
-            sums = (lse, grad_output, delta if wanted.key else None)
-            launch((query, key, value, None, None, None, table, None, *sums, *grads[1:]), ok)
+            above = (lse, grad_output, delta if wanted.key else None, *grads[1:])
+            if tiling.of_classes:
+                starts = prepared.starts(tiling, "key_value")
+                kernel, numbers, rest = (
+                    key_value_gradient_of_classes_kernel,
+                    [programs, starts.classes],
+                    [True, grouped],
+                )
+                given = (query, key, value, starts(None, query, ok), table, *above)
+            else:
+                kernel, numbers, rest = key_value_gradient_kernel, [programs, 0], [grouped, False]
+                given = (query, key, value, None, None, None, table, None, *above)
+            prepared.launch(kernel, programs * typical.kv_heads, tiling, numbers, rest)(given, ok)
     return Inputs(*grads)  # type: ignore[arg-type]
 
 
+def _tiling(problem: PackedProblem, kernel: Kernel) -> Tiling:
+    return _cheapest(problem.typical, kernel, maps_may_have_classes(problem.maps, problem.typical))
+
+
 @lru_cache(maxsize=256)
-def _tiling(typical: Problem, kernel: Kernel) -> Tiling:
-    """The cheapest that knows of nothing but boxes: maps have neither dilation groups nor classes in common."""
+def _cheapest(typical: Problem, kernel: Kernel, classes: bool) -> Tiling:
+    """Of those for boxes, and of classes where maps may have them: they have no dilation groups in common."""
     few = shortlist(typical, kernel, gpu_of(typical.device))
     sizes = list(dict.fromkeys(size._replace(unfolded=False) for size in few))
-    listed = candidates(typical, kernel, sizes, SHAPES)
+    listed = [*candidates(typical, kernel, sizes, SHAPES)]
+    if classes:
+        own, inverse = of_classes_sizes(typical, kernel), kernel == "key_value"
+        found = candidates_of_classes(typical, kernel, own, SHAPES)
+        listed += [t for t in found if classes_of_maps(typical.neighborhood, t, inverse) is not None]
     return min(listed, key=lambda t: (not fits(typical, kernel, t), estimate(typical, kernel, t).cycles))
+
+
+@lru_cache(maxsize=1024)
+def _may_pass_end(maps: Maps, tiling: Tiling, inverse: bool) -> bool:
+    """Whether tiles laid over the box of some map may pass the end of an axis."""
+    return any(
+        walks(axis, length, inverse).may_pass_end(tile, step)
+        for own, n in maps.alike
+        for axis, length, tile, step in zip(n.axes, own, tiling.tile, tiling.step)
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -90,7 +90,7 @@ def _is_one(problem: Problem, kernel: Kernel, tiling: Tiling) -> bool:
         return False
     if axis is not None and tiling.tile[axis + 1] * tiling.step[axis + 1] == 1:
         return False
-    if tiling.of_classes and not have_classes(problem, tiling, kernel == "key_value"):
+    if tiling.of_classes and not have_classes(problem, tiling, kernel):
         return False
     powers = all(n > 0 and n & (n - 1) == 0 for n in (*tiling.tile, *tiling.step))
     if not powers or columns not in STEPS or tiling.stages not in STAGES[problem.rank]:
@@ -179,7 +179,7 @@ def candidates_of_classes(problem: Problem, kernel: Kernel, sizes: Sequence[Size
         step = (*(1,) * (problem.rank - 1), size.columns)
         for _, tile in tile_shapes(kind_of(problem, inverse), size.rows, 1)[:most]:
             tiling = Tiling(tile, step, size.warps, size.stages, None, True, size.registers)
-            if have_classes(problem, tiling, inverse):
+            if have_classes(problem, tiling, kernel):
                 yield tiling
 
 

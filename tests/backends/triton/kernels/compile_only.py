@@ -95,6 +95,7 @@ VARIANTS = [
     Variant("part", (40, 128), (of(2, 33).over((Span(128, (30, 70), (14, 86)), None)),), torch.bfloat16, 64),
     Variant("2d-d128", (256, 256), (of(2, 80),), torch.float16, 128),
     Variant("masked", (128, 128), (of(2, 13),), torch.bfloat16, 64, has_key_mask=True),
+    Variant("masked-classes", (128, 128), (of(2, 13),), torch.bfloat16, 64, has_key_mask=True, classes=True),
     Variant("sized", (128, 128), (of(2, 13),), torch.bfloat16, 64, has_window_sizes=True),
     Variant(
         "circle",
@@ -186,9 +187,12 @@ def launches(
     read, rest, masks = (x, f32, x, None, f32, dq), (f32, x, delta, dk, dv), (rpb, mask, sizes, table)
     own_query = (*given[:5], *masks, steps, *read)
     if backward._query_starts is not None:
-        own_query = (*given[:5], Pointer(backward._query_starts.dtype), *read, x if backward._sums else None)
-    starts = (forward._starts, backward._key_starts)
-    own, own_keys = ((*masks, steps) if s is None else (Pointer(s.dtype),) for s in starts)
+        own_query = (*given[:5], Pointer(backward._query_starts.dtype), None, *read, x if backward._sums else None)
+    own, own_keys = ((*masks, steps),) * 2
+    if forward._starts is not None:
+        own = (Pointer(forward._starts.dtype), mask, steps, None)
+    if backward._key_starts is not None:
+        own_keys = (Pointer(backward._key_starts.dtype), None)
     found = [(s.launch, (Pointer(s.dtype),) if s.masks else (rpb, f32)) for s in of_classes]
     found += [
         (forward._launch, (*given[:5], *own, x, f32)),
@@ -201,6 +205,7 @@ def launches(
     ]
     listed = [each.launch for each in (forward._steps, backward._query_steps, backward._key_steps) if each is not None]
     found += [(launch, (Pointer(torch.uint8), table, steps)) for launch in listed]
+    found += [(forward._kept.launch, (Pointer(torch.uint8), steps))] if forward._kept is not None else []
     found += [(backward._answered.launch, (f32, Pointer(torch.uint8)))] if backward._answered is not None else []
     if backward._bias is not None:
         found.append((backward._bias._launch, (q, k, v, rpb, mask, sizes, table, f32, x, delta, f32)))

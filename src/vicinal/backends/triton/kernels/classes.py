@@ -2,13 +2,14 @@
 
 A program walks its tile's box token by token, in steps whose scores start from tiles laid out beforehand; the rest is
 as in `vicinal.backends.triton.kernels.forward` and `.backward`. The forward pass takes several batch entries one after
-the other where steps are few: where the tile, its box and its start tiles are is computed once.
+the other where steps are few: where the tile, its box and its start tiles are is computed once. Of packed maps it takes
+several heads.
 """
 
 import triton
 import triton.language as tl
 
-from vicinal.backends.gpu.kernels.boxes import program_of, rows_of
+from vicinal.backends.gpu.kernels.boxes import load_axes, map_of, program_of, rows_of, strides_of_map
 from vicinal.backends.gpu.kernels.memory import (
     among_given,
     around,
@@ -16,6 +17,7 @@ from vicinal.backends.gpu.kernels.memory import (
     head_at,
     let_next_start,
     load_rows,
+    own_rows,
     padded,
     rows_around,
     rows_at,
@@ -24,10 +26,20 @@ from vicinal.backends.gpu.kernels.memory import (
     tile_at,
     token_strides,
 )
-from vicinal.backends.gpu.kernels.window import lengths_of, positions_in, product, size_of, tile_of, tokens_at
+from vicinal.backends.gpu.kernels.window import Axes, lengths_of, positions_in, product, size_of, tile_of, tokens_at
 from vicinal.backends.triton.kernels.additional import add_from_additional, attend_additional
+from vicinal.backends.triton.kernels.kept import OF_MASKS, kept_of
 from vicinal.backends.triton.kernels.softmax import LN2, LOWEST, attend, finished, in_base_2
-from vicinal.backends.triton.kernels.starts import first_start, own_places, places_of, put, started, whole_box
+from vicinal.backends.triton.kernels.starts import (
+    first_start,
+    own_places,
+    places_at,
+    places_of,
+    put,
+    started,
+    started_of,
+    whole_box,
+)
 
 
 @triton.jit
@@ -57,7 +69,16 @@ def first_rows(
     query += head_at(batch, h, strides.query, VECTOR) + tile_at(own, strides.query.tokens, VECTOR)
     key += head_at(batch, kv_head, strides.key, VECTOR) + tile_at(there, strides.key.tokens, VECTOR)
     value += head_at(batch, kv_head, strides.value, VECTOR) + tile_at(there, strides.value.tokens, VECTOR)
-    return query, key, value, rows_at(batch, token, axes, heads, h, False), walked
+    return query, key, value, first_row(batch, token, axes, heads, h, FLAGS, False), walked
+
+
+@triton.jit
+def first_row(batch, tokens, axes, heads, head, FLAGS: tl.constexpr, KEYS: tl.constexpr):
+    """`rows_at`; of packed maps `batch` is a map's first token."""
+    if FLAGS.packed:
+        return rows_at(0 * batch, tokens, axes, heads, head, KEYS) + batch * heads
+    else:
+        return rows_at(batch, tokens, axes, heads, head, KEYS)
 
 
 @triton.jit
@@ -72,12 +93,14 @@ def forward_of_classes_kernel(
     query, key, value,
     extra_keys, extra_values,  # None where there are none
     starts,
+    key_mask, kept,  # None where there is no mask; the keys that are there, with `MASKS`
+    table,  # of packed maps: `boxes.map_of`
     output, lse,  # written
     scale,  # positive, times log2(e)
     heads, group_size, additional,
     programs,  # tiles of one head
-    batch,
-    turns,  # batch entries of a program
+    batch,  # of packed maps as many as heads
+    turns,  # batch entries of a program; of packed maps heads
     classes, axes, strides,  # `Classes`, `Axes`, `InputStrides`
     D: tl.constexpr, DV: tl.constexpr,
     TILE: tl.constexpr, STEP: tl.constexpr,
@@ -88,7 +111,16 @@ def forward_of_classes_kernel(
     BM: tl.constexpr = size_of(TILE)
     BN: tl.constexpr = size_of(STEP)
     own_place = own_places(TILE, starts.dtype.element_ty) if MASKS else None
-    index, h, share = program_of(tl.program_id(0), programs, heads)
+    index, h, share = program_of(tl.program_id(0), programs, 1 if FLAGS.packed else heads)
+    first = share * turns
+    entry = first
+    if FLAGS.packed:
+        await_previous(FLAGS.chained)
+        h = first.to(tl.int32)
+        entry, index, lengths = map_of(table, index, len(TILE))
+        lengths = load_axes(lengths, len(TILE))
+        axes = Axes(lengths, axes.windows, axes.strides, axes.dilations, axes.modes, axes.parts)
+        strides = strides_of_map(strides, lengths)
     kv_head = h // group_size
     tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
@@ -96,9 +128,8 @@ def forward_of_classes_kernel(
     box, rows, q_rows, o_rows, starts = own_queries(
         tile, axes, strides, starts, classes, heads, h, TILE, STEP, VECTOR, FLAGS, MASKS
     )
-    first = share * turns
     query, key, value, row, walked = first_rows(
-        query, key, value, first, heads, h, kv_head, tile, box, axes, strides, VECTOR, FLAGS
+        query, key, value, entry, heads, h, kv_head, tile, box, axes, strides, VECTOR, FLAGS
     )
     steps = (box.count + BN - 1) // BN
     await_previous(FLAGS.chained)
@@ -107,12 +138,21 @@ def forward_of_classes_kernel(
         maximum = tl.full([BM], LOWEST, tl.float32)
         total = tl.zeros([BM], tl.float32)
         accumulated = tl.zeros([BM, padded(DV)], tl.float32)
+        if kept is not None:
+            listed, steps = kept_of(kept, b * programs + index, classes.steps, BN)
+            keys = tl.load(listed + tl.arange(0, BN))
+            own = own_rows(b, tile, rows, axes, 1, 0)
+            own_there = tl.load(key_mask + own, mask=rows.inside, other=1)  # early: nothing waits for it in the end
         for i in range(steps):
-            places = places_of(i, box, BN)
+            places = places_of(i, box, BN) if kept is None else places_at(keys % OF_MASKS, box)
             k_rows = walked_rows(places, walked, axes, strides.key.tokens, VECTOR, FLAGS, True)
             v_rows = walked_rows(places, walked, axes, strides.value.tokens, VECTOR, FLAGS, True)
             k = load_rows(key, k_rows, None, D, False)
-            start = started(starts, i, own_place, TILE, STEP, WARPS)
+            if kept is None:
+                start = started(starts, i, own_place, TILE, STEP, WARPS)
+            else:
+                start = started_of(starts, keys // OF_MASKS, own_place)
+                keys = tl.load(listed + (i + 1) * BN + tl.arange(0, BN))  # ahead
             scores = tl.dot(q, k.T, start, input_precision=PRECISION)
             v = load_rows(value, v_rows, None, DV, False)
             maximum, total, accumulated = attend(scores, v, maximum, total, accumulated, scale, False, PRECISION)
@@ -122,12 +162,24 @@ def forward_of_classes_kernel(
                 maximum, total, accumulated, scale, D, DV, BN, VECTOR, False, PRECISION,
             )  # fmt: skip
         outputs, lses = finished(maximum, total, accumulated, scale, False, value.dtype.element_ty)
+        if kept is not None:  # a masked token's query may be no number
+            silent = (own_there == 0) & ~(lses < float("inf"))
+            outputs = tl.where(silent[:, None], 0.0, outputs)
+            lses = tl.where(silent, float("-inf"), lses)
         store_rows(output + row * DV, o_rows * DV, rows.inside, outputs, DV)
         tl.store(lse + row + o_rows, lses, mask=rows.inside)
-        query += strides.query.batch.to(tl.int64) * VECTOR
-        key += strides.key.batch.to(tl.int64) * VECTOR
-        value += strides.value.batch.to(tl.int64) * VECTOR
-        row += product(lengths_of(axes, False)).to(tl.int64) * heads
+        if FLAGS.packed:
+            h += 1
+            others = tl.where(h % group_size == 0, VECTOR, 0)  # the next key head's
+            query += strides.query.head.to(tl.int64) * VECTOR
+            key += strides.key.head.to(tl.int64) * others
+            value += strides.value.head.to(tl.int64) * others
+            row += 1
+        else:
+            query += strides.query.batch.to(tl.int64) * VECTOR
+            key += strides.key.batch.to(tl.int64) * VECTOR
+            value += strides.value.batch.to(tl.int64) * VECTOR
+            row += product(lengths_of(axes, False)).to(tl.int64) * heads
     let_next_start(FLAGS.chained)
 
 
@@ -136,6 +188,7 @@ def query_gradient_of_classes_kernel(
     query, key, value,
     extra_keys, extra_values,  # None where there are none
     starts,
+    table,  # of packed maps: `boxes.map_of`
     output, lse, grad_output,
     grad_lse,  # None for zeros
     delta, grad_query,  # written
@@ -152,13 +205,19 @@ def query_gradient_of_classes_kernel(
     own_place = own_places(TILE, starts.dtype.element_ty) if MASKS else None
     index, h, entry = program_of(tl.program_id(0), programs, heads)
     kv_head = h // group_size
+    b = first + entry
+    if FLAGS.packed:
+        await_previous(FLAGS.chained)
+        b, index, lengths = map_of(table, index, len(TILE))
+        lengths = load_axes(lengths, len(TILE))
+        axes = Axes(lengths, axes.windows, axes.strides, axes.dilations, axes.modes, axes.parts)
+        strides = strides_of_map(strides, lengths)
     tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
     box, rows, q_rows, o_rows, starts = own_queries(
         tile, axes, strides, starts, classes, heads, h, TILE, STEP, VECTOR, FLAGS, MASKS
     )
-    b = first + entry
     query, key, value, row, walked = first_rows(
         query, key, value, b, heads, h, kv_head, tile, box, axes, strides, VECTOR, FLAGS
     )
@@ -203,7 +262,9 @@ def query_gradient_of_classes_kernel(
 
 @triton.jit(do_not_specialize=("scale", "heads", "group_size", "programs"))
 def key_value_gradient_of_classes_kernel(
-    query, key, value, starts, lse, grad_output,
+    query, key, value, starts,
+    table,  # of packed maps: `boxes.map_of`
+    lse, grad_output,
     delta,  # None where no gradient of keys is wanted
     grad_key, grad_value,  # written; None where nobody needs it
     scale, heads, group_size, programs,
@@ -220,6 +281,12 @@ def key_value_gradient_of_classes_kernel(
     kv_heads = heads // group_size
     index, kv_head, b = program_of(tl.program_id(0), programs, kv_heads)
     h = kv_head * group_size
+    if FLAGS.packed:
+        await_previous(FLAGS.chained)
+        b, index, lengths = map_of(table, index, len(TILE))
+        lengths = load_axes(lengths, len(TILE))
+        axes = Axes(lengths, axes.windows, axes.strides, axes.dilations, axes.modes, axes.parts)
+        strides = strides_of_map(strides, lengths)
     tile = tile_of(index, axes, TILE, FLAGS, True)
     if tile.beyond:
         return
@@ -240,8 +307,8 @@ def key_value_gradient_of_classes_kernel(
     query += head_at(b, h, strides.query, VECTOR) + tile_at(there, strides.query.tokens, VECTOR)
     key += head_at(b, kv_head, strides.key, VECTOR) + tile_at(keys, strides.key.tokens, VECTOR)
     value += head_at(b, kv_head, strides.value, VECTOR) + tile_at(keys, strides.value.tokens, VECTOR)
-    row = rows_at(b, walked, axes, heads, h, False)
-    written = rows_at(b, token, axes, kv_heads, kv_head, True)
+    row = first_row(b, walked, axes, heads, h, FLAGS, False)
+    written = first_row(b, token, axes, kv_heads, kv_head, FLAGS, True)
     steps = (box.count + BN - 1) // BN
     await_previous(FLAGS.chained)
     k = load_rows(key, k_rows, rows.inside, D, True)

@@ -9,7 +9,11 @@ bias costs an instruction a score.
 Without a bias, masks may stand for start tiles (`masks_kernel`): of each token of a step 16 numbers, which times those
 of a tile's own tokens are 0 or -inf. That is one product more and an eighth of the bytes, or less.
 
-A tile's box is walked token by token, in order, not in tiles of its own: only its last step is not full.
+A tile's box is walked token by token, in order, not in tiles of its own: only its last step is not full. Under a key
+mask only tokens that are there are walked (`vicinal.backends.triton.kernels.kept`), each with its own masks.
+
+Tiles of packed maps, whose last tiles differ, are of classes by how far they are from both ends of an axis: the same
+for maps of any size.
 """
 
 from typing import Any, NamedTuple
@@ -38,6 +42,9 @@ class Classes(NamedTuple):
 
     Along an axis each of the tiles `before` and `after` is of its own class, and those between are of one; where the
     dilation groups are of two lengths, each length has its own classes.
+
+    Of packed maps those `before` are of as many classes as there are tokens from a tile's first one to the axis' end,
+    and so are all others; from `after` tokens on they are of one.
     """
 
     before: Any
@@ -104,9 +111,12 @@ def masks_kernel(
     """
     pid = tl.program_id(0)
     step = pid % classes.steps
-    tile, exists = _representative(pid // classes.steps, classes, axes, TILE, FLAGS)
-    if not exists:
-        return
+    if FLAGS.packed:
+        tile = _representative_of_maps(pid // classes.steps, classes, axes, TILE)
+    else:
+        tile, exists = _representative(pid // classes.steps, classes, axes, TILE, FLAGS)
+        if not exists:
+            return
     BN: tl.constexpr = size_of(STEP)
     box = whole_box(tile, axes, TILE, FLAGS, INVERSE)
     columns = shifted(places_of(step, box, BN), box.begin)
@@ -151,9 +161,14 @@ def started(starts, step, own, TILE: tl.constexpr, STEP: tl.constexpr, WARPS: tl
     if own is None:
         return taken(starts + step * (size_of(TILE) * BN), TILE, STEP, WARPS)
     else:
-        rows = tl.arange(0, BN)[:, None] * ALONG + tl.arange(0, ALONG)[None, :]
-        masks = tl.load(starts + step * (BN * ALONG) + rows)
-        return tl.dot(own, masks.T)
+        return started_of(starts + step * (BN * ALONG), tl.arange(0, BN), own)
+
+
+@triton.jit
+def started_of(masks, tokens, own):
+    """What scores of tokens, of those of a class by their numbers, start from, as masks say."""
+    rows = tokens[:, None] * ALONG + tl.arange(0, ALONG)[None, :]
+    return tl.dot(own, tl.load(masks + rows).T)
 
 
 @triton.jit
@@ -166,7 +181,12 @@ def whole_box(tile, axes, TILE: tl.constexpr, FLAGS: tl.constexpr, INVERSE: tl.c
 @triton.jit
 def places_of(step, box, SIZE: tl.constexpr):
     """Of the tokens of a box, in order, those of a step: their places from its first one; beyond the last one, it."""
-    left = tl.minimum(step * SIZE + tl.arange(0, SIZE), box.count - 1)
+    return places_at(tl.minimum(step * SIZE + tl.arange(0, SIZE), box.count - 1), box)
+
+
+@triton.jit
+def places_at(left, box):
+    """Of the tokens of a box with these numbers, in order, their places from its first one."""
     places = ()
     for axis in tl.static_range(len(box.begin) - 1, 0, -1):
         extent = box.end[axis] - box.begin[axis]
@@ -193,8 +213,11 @@ def first_start(
         place_from_end = (length - 1) // TILE[axis] - place
         before = classes.before[axis]
         after = classes.after[axis]
-        own = tl.where(place_from_end < after, before + 1 + place_from_end, before)
-        own = tl.where(place < before, place, own)
+        if FLAGS.packed:
+            own = tl.minimum(place, before) * after + tl.minimum(length - first, after) - 1
+        else:
+            own = tl.where(place_from_end < after, before + 1 + place_from_end, before)
+            own = tl.where(place < before, place, own)
         if FLAGS.dilated:
             longest = group_length(axes.lengths[axis], axes.dilations[axis], 0, True)
             own = tl.where(tile.lengths[axis] < longest, before + 1 + after + own, own)
@@ -281,6 +304,22 @@ def _representative(combination, classes, axes, TILE: tl.constexpr, FLAGS: tl.co
         lengths = (length,) + lengths
         starts = (0,) + starts
     return Tile(groups, firsts, lengths, False, lengths, starts, lengths), exists
+
+
+@triton.jit
+def _representative_of_maps(combination, classes, axes, TILE: tl.constexpr):
+    """Of packed maps: a tile of a combination of classes, in the smallest map that has such a one."""
+    zeros = ()
+    firsts = ()
+    lengths = ()
+    for axis in tl.static_range(len(TILE) - 1, -1, -1):
+        own = combination % classes.counts[axis]
+        combination = combination // classes.counts[axis]
+        first = own // classes.after[axis] * TILE[axis]
+        zeros = (0,) + zeros
+        firsts = (first,) + firsts
+        lengths = (tl.maximum(first + own % classes.after[axis] + 1, axes.windows[axis]),) + lengths
+    return Tile(zeros, firsts, lengths, False, lengths, zeros, lengths)
 
 
 @triton.jit
