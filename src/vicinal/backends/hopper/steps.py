@@ -44,7 +44,8 @@ class Steps(NamedTuple):
         from vicinal.backends.hopper.kernels.steps import list_steps
 
         tokens = describe(problem, part, Strided.contiguous(problem.batch, *problem.lengths, 1, 1))
-        lists = Lists(1 + most_steps(problem, constants))  # an entry is read ahead
+        # An entry is read ahead, or a pair; and of each of three kinds a pair may lack a chunk, or be of none.
+        lists = Lists(most_steps(problem, constants) + (8 if constants.paired else 1))
         own = Scalars(scalars.axes, scalars.grid, (token_strides(tokens),) * 2, scalars.scale)
         programs = prod(scalars.grid.tiles) * prod(part.groups) * part.batch
         launch = Launcher(

@@ -523,8 +523,8 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
         await_ready(walked, t, C)
         if C.masked:
             if info >= MASKED:
-                clean(k_s, slot * QP, bits_at(listed, step, BN), QP, BN)
-                clean(v_s, slot * VP, bits_at(listed, step, BN), VP, BN)
+                clean(k_s, slot * QP, bits_at(listed, step, BN, C), QP, BN)
+                clean(v_s, slot * VP, bits_at(listed, step, BN, C), VP, BN)
         scoring = scores_of(q_s, W, k_s, slot, zero, QP)
         rising = scores_of(do_s, W, v_s, slot, zero, VP)
         s = warpgroup_mma_wait(VP, deps=[scoring])
@@ -536,7 +536,7 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
         else:
             s = masked_exponents(s, in_order(a, b, w, C), rows, scale, s_layout, C)
         if C.masked:
-            s = hidden(s, listed, step, info, s_layout)
+            s = hidden(s, listed, step, info, s_layout, C)
         p = gl.exp2(s - lse[:, None])
         dp = warpgroup_mma_wait(0, deps=[rising])
         ds = p * (dp - delta[:, None])

@@ -10,6 +10,9 @@ computed as if there were no mask. The lists of a program, one after the other i
   tokens are masked; then of each token whether it may be read, a bit for each, where some may not.
 
 Kernels in one pass walk in step, both warpgroups and the producer: theirs is the producer's list.
+
+Of a walk in pairs of chunks entries are of chunks, and counts are of pairs, two entries each: of chunks that the same
+warpgroups need, in the order of the walk. Where one is left over, all tokens of its second chunk are masked.
 """
 
 from typing import Any, NamedTuple
@@ -83,15 +86,44 @@ def on_list(coming, listed, i, t, rings, C: gl.constexpr):
 
 
 @gluon.jit
-def bits_at(listed, i, KEYS: gl.constexpr):
-    """The bits of entry `i`: four integers."""
-    at = listed.entries + i * ENTRY + BITS
-    first = gl.load(at)
-    second = gl.load(at + 1)
-    if KEYS == 128:
-        return first, second, gl.load(at + 2), gl.load(at + 3)
+def pair_at(listed, i):
+    """Entries `2 * i` and the next: where the first is, what is said of it, then of the second."""
+    at = listed.entries + i * (2 * ENTRY)
+    a, b, w, info = gl.load(at), gl.load(at + 1), gl.load(at + 2), gl.load(at + 3)
+    at += ENTRY
+    return a, b, w, info, gl.load(at), gl.load(at + 1), gl.load(at + 2), gl.load(at + 3)
+
+
+@gluon.jit
+def of_pair(pair):
+    """Of a pair that has been read: where its chunks are, and what is said of both."""
+    a, b, w, info, a1, b1, w1, info1 = pair
+    info = gl.where((info < MASKED) & (info1 >= MASKED), info + MASKED, info)
+    return a, b, w, a1, b1, w1, info
+
+
+@gluon.jit
+def on_pairs(coming, listed, i, t, rings, C: gl.constexpr):
+    """As `on_list`, of pairs."""
+    a, b, w, a1, b1, w1, info = of_pair(coming)
+    coming = pair_at(listed, i + 1)
+    return a, b, w, a1, b1, w1, pass_over_tiles(rings, t, info % MASKED, C), info, coming
+
+
+@gluon.jit
+def bits_at(listed, i, KEYS: gl.constexpr, C: gl.constexpr):
+    """The bits of entry `i`, or of a pair: four integers."""
+    if C.paired:
+        at = listed.entries + i * (2 * ENTRY) + BITS
+        return gl.load(at), gl.load(at + 1), gl.load(at + ENTRY), gl.load(at + ENTRY + 1)
     else:
-        return first, second, second, second
+        at = listed.entries + i * ENTRY + BITS
+        first = gl.load(at)
+        second = gl.load(at + 1)
+        if KEYS == 128:
+            return first, second, gl.load(at + 2), gl.load(at + 3)
+        else:
+            return first, second, second, second
 
 
 @gluon.jit
@@ -102,6 +134,18 @@ def fill_listed(load: gl.constexpr, arguments, listed, t, C: gl.constexpr):
         c = in_order(a, b, w, C)
         a, b, w, _ = entry_at(listed, i + 1)  # read ahead: there is room for one more
         load(arguments, c, t, C)
+        t += 1
+    return t
+
+
+@gluon.jit
+def fill_listed_pairs(load: gl.constexpr, arguments, listed, t, C: gl.constexpr):
+    """Likewise pairs: `load(arguments, pair, t, C)`."""
+    coming = pair_at(listed, 0)
+    for i in range(listed.count):
+        a, b, w, _, a1, b1, w1, _ = coming
+        coming = pair_at(listed, i + 1)  # read ahead: there is room
+        load(arguments, (in_order(a, b, w, C), in_order(a1, b1, w1, C)), t, C)
         t += 1
     return t
 
@@ -118,11 +162,11 @@ def kept_of(bits, SIZE: gl.constexpr, layout: gl.constexpr):
 
 
 @gluon.jit
-def hidden(s, listed, i, info, layout: gl.constexpr):
+def hidden(s, listed, i, info, layout: gl.constexpr, C: gl.constexpr):
     """Scores of step `i` of a list, minus infinity for keys that are masked."""
     if info >= MASKED:
         KEYS: gl.constexpr = s.shape[1]
-        kept = kept_of(bits_at(listed, i, KEYS), KEYS, gl.SliceLayout(0, layout))
+        kept = kept_of(bits_at(listed, i, KEYS, C), KEYS, gl.SliceLayout(0, layout))
         s = gl.where(kept[None, :], s, float("-inf"))
     return s
 
@@ -159,6 +203,15 @@ def clean(buffer, first, bits, PIECES: gl.constexpr, ROWS: gl.constexpr):
     kept = kept_of(bits, ROWS, gl.SliceLayout(1, layout))
     for j in gl.static_range(PIECES):
         _select(buffer.index(first + j).reshape([ROWS, WIDE]), kept, layout)
+    _written()
+
+
+@gluon.jit
+def clean_pair(buffer, slot, bits):
+    """Likewise for a slot of a buffer of pairs."""
+    ROWS: gl.constexpr = buffer.shape[1]
+    layout: gl.constexpr = rows_layout(buffer.shape[2])
+    _select(buffer.index(slot), kept_of(bits, ROWS, gl.SliceLayout(1, layout)), layout)
     _written()
 
 
@@ -238,6 +291,10 @@ def list_steps(
     taken1 = gl.to_tensor(0)
     passed0 = gl.to_tensor(0)
     passed1 = gl.to_tensor(0)
+    counts_of = (all_taken, taken0, taken1, passed0, passed1)  # of pairs
+    both = (all_taken - 1, all_taken - 1, all_taken - 1)  # pairs that have room, of either kind: see `_pair`
+    only0 = both
+    only1 = both
     last = (walk.outer[0], walk.inner[0], walk.split[0])
     last_info = gl.to_tensor(MASKED)
     state = _states(gl.to_tensor(0), count, walk, counts, walked_ptr, walked_strides, item, axes, layout, C)
@@ -255,16 +312,36 @@ def list_steps(
         if some & (needed0 | needed1):
             info = gl.where(masked, MASKED, 0)
             bits = _bits(seen)
-            _write(row, 0, all_taken, at, info, bits, lists.room)
-            all_taken += 1
-            if not C.aligned:
-                taken0, passed0 = _take(row, 1, taken0, passed0, needed0, at, info, bits, lists.room, C)
-                taken1, passed1 = _take(row, 2, taken1, passed1, needed1, at, info, bits, lists.room, C)
+            if C.paired:
+                chunk = at, info, bits, needed0, needed1
+                if needed0 & needed1:
+                    counts_of, both = _pair(row, counts_of, both, chunk, lists.room, C)
+                elif needed0:
+                    counts_of, only0 = _pair(row, counts_of, only0, chunk, lists.room, C)
+                else:
+                    counts_of, only1 = _pair(row, counts_of, only1, chunk, lists.room, C)
+            else:
+                _write(row, 0, all_taken, at, info, bits, lists.room)
+                all_taken += 1
+                if not C.aligned:
+                    taken0, passed0 = _take(row, 1, taken0, passed0, needed0, at, info, bits, lists.room, C)
+                    taken1, passed1 = _take(row, 2, taken1, passed1, needed1, at, info, bits, lists.room, C)
             last = at
             last_info = info
             last_bits = bits
         state = coming
-    if not C.inverse:  # everybody takes a step: the last one, or one whose tokens are all masked
+    if C.paired:
+        nothing = last, MASKED, _bits(state * 0), True, True
+        _fill(row, both, nothing, lists.room)
+        _fill(row, only0, nothing, lists.room)
+        _fill(row, only1, nothing, lists.room)
+        all_taken, taken0, taken1, passed0, passed1 = counts_of
+        if (taken0 == 0) | (taken1 == 0):  # everybody takes a pair
+            nothing = last, MASKED, _bits(state * 0), taken0 == 0, taken1 == 0
+            counts_of, both = _pair(row, counts_of, (all_taken * 0 - 1, all_taken * 0 - 1, all_taken * 0 - 1), nothing, lists.room, C)
+            _fill(row, both, nothing, lists.room)
+            all_taken, taken0, taken1, passed0, passed1 = counts_of
+    elif not C.inverse:  # everybody takes a step: the last one, or one whose tokens are all masked
         if all_taken == 0:
             _write(row, 0, all_taken, last, last_info, last_bits, lists.room)
             all_taken += 1
@@ -334,6 +411,50 @@ def _take(row, LIST: gl.constexpr, taken, passed, needed, at, info, bits, room, 
     if takes:
         _write(row, LIST, taken, at, info + passed, bits, room)
     return taken + takes.to(gl.int32), gl.where(takes, 0, passed + 1)
+
+
+@gluon.jit
+def _pair(row, counts, room_of, chunk, room, C: gl.constexpr):
+    """A chunk joins the last pair of its kind, if there is room in it, or begins one.
+
+    `room_of`: that pair's number in the producer's list and in each warpgroup's; -1 where there is none.
+    """
+    all_taken, taken0, taken1, passed0, passed1 = counts
+    _, _, _, needed0, needed1 = chunk
+    begins = room_of[0] < 0
+    takes0 = needed0 | (passed0 >= C.stages - 1)
+    takes1 = needed1 | (passed1 >= C.stages - 1)
+    pair = gl.where(begins, all_taken, room_of[0])
+    own0 = gl.where(begins, gl.where(takes0, taken0, -1), room_of[1])
+    own1 = gl.where(begins, gl.where(takes1, taken1, -1), room_of[2])
+    passed = (gl.where(begins, passed0, 0), gl.where(begins, passed1, 0))
+    _write_half(row, (pair, own0, own1), gl.where(begins, 0, 1), chunk, passed, room)
+    counts = (
+        gl.where(begins, all_taken + 1, all_taken),
+        gl.where(begins & takes0, taken0 + 1, taken0),
+        gl.where(begins & takes1, taken1 + 1, taken1),
+        gl.where(begins, gl.where(takes0, 0, passed0 + 1), passed0),
+        gl.where(begins, gl.where(takes1, 0, passed1 + 1), passed1),
+    )
+    return counts, (gl.where(begins, pair, -1), gl.where(begins, own0, -1), gl.where(begins, own1, -1))
+
+
+@gluon.jit
+def _fill(row, room_of, chunk, room):
+    """A chunk takes what room there is in a pair."""
+    if room_of[0] >= 0:
+        _write_half(row, room_of, 1, chunk, (0, 0), room)
+
+
+@gluon.jit
+def _write_half(row, numbers, half, chunk, passed, room):
+    """Write a chunk to the lists in which its pair has a number."""
+    at, info, bits, _, _ = chunk
+    _write(row, 0, 2 * numbers[0] + half, at, info, bits, room)
+    if numbers[1] >= 0:
+        _write(row, 1, 2 * numbers[1] + half, at, info + passed[0], bits, room)
+    if numbers[2] >= 0:
+        _write(row, 2, 2 * numbers[2] + half, at, info + passed[1], bits, room)
 
 
 @gluon.jit
