@@ -220,7 +220,8 @@ def keys_producer(q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings, 
         descs = (q_desc, do_desc, lse_desc, delta_desc)
         arguments = (descs, walked, strides, item, head, item.place * work.grid.heads + head)
         if C.masked:
-            t = fill_listed(load_queries, arguments, listed_of(work, item, 0, 0, C), t, C)
+            listed = listed_of(work, item, 0, 0, C)
+            t = fill_listed(load_queries, arguments, listed, entry_at(listed, 0), t, C)
         else:
             t = fill(load_queries, arguments, walk, t, C)
     let_next_start(C.chained)
@@ -446,7 +447,8 @@ def _queries_producer(q_desc, do_desc, descs, rings, work, C: gl.constexpr):
     arguments = ((descs[0], descs[1]), walked, (strides.key, strides.value), item, kv)
     t = gl.to_tensor(0)
     if C.masked:
-        t = fill_listed(_load_keys, arguments, listed_of(work, item, 0, 0, C), t, C)
+        listed = listed_of(work, item, 0, 0, C)
+        t = fill_listed(_load_keys, arguments, listed, entry_at(listed, 0), t, C)
     else:
         t = fill(_load_keys, arguments, walk, t, C)
     if C.additional:

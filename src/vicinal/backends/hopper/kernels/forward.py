@@ -63,7 +63,7 @@ from vicinal.backends.hopper.kernels.steps import (
     fill_listed_pairs,
     hidden,
     kept_of,
-    listed_of,
+    listed_ahead,
     of_pair,
     on_list,
     on_pairs,
@@ -157,6 +157,7 @@ def _producer(q_desc, descs, rings, work, C: gl.constexpr):
         axes = head_axes(work, head, C)
         walk = union(item.tile, axes, C)
         await_previous(C.chained)
+        ahead = listed_ahead(work, number, 0, 0, C) if C.masked else ()
         for i in gl.static_range(2):
             mbarrier.wait(queries.empty.index(i), (done & 1) ^ 1)
             mbarrier.expect(queries.ready.index(i), q_desc.block_type.nbytes * QP)
@@ -167,11 +168,10 @@ def _producer(q_desc, descs, rings, work, C: gl.constexpr):
         v_place = place(item, head // work.grid.group, strides.value, C.value_dim, C)
         arguments = ((descs[0], descs[1]), (keys, values), (k_place, v_place))
         if C.masked:
-            listed = listed_of(work, item, 0, 0, C)
             if C.paired:
-                t = fill_listed_pairs(_load_pairs, arguments, listed, t, C)
+                t = fill_listed_pairs(_load_pairs, arguments, ahead[0], ahead[1], t, C)
             else:
-                t = fill_listed(_load, arguments, listed, t, C)
+                t = fill_listed(_load, arguments, ahead[0], ahead[1], t, C)
         elif C.paired:
             t = _fill_pairs(arguments, walk, axes, t, C)
         else:
@@ -289,8 +289,10 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
     o_layout: gl.constexpr = accumulator(VD)
     p_layout: gl.constexpr = left_operand(VD)
     zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
+    ahead = ()
     if C.masked:
         await_previous(C.chained)
+        ahead = listed_ahead(work, gl.program_id(0), 1 + W, W, C)
 
     t = 0  # tiles that the rings of keys and values have seen
     done = 0
@@ -301,11 +303,11 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
         x = beside(walk.first, W, C)
         rows = rows_of(x, axes, gl.SliceLayout(1, s_layout), C)
         if C.masked:
-            listed = listed_of(work, item, 1 + W, W, C)
+            listed, entry = ahead
             if C.paired:
-                a, b, w, a1, b1, w1, info = of_pair(pair_at(listed, 0))
+                a, b, w, a1, b1, w1, info = of_pair(entry)
             else:
-                a, b, w, info = entry_at(listed, 0)
+                a, b, w, info = entry
             course = Course(w, w, info % MASKED, listed.after, listed.count, 0, 0, (0, 0))
         else:
             listed = ()
@@ -395,6 +397,8 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
         out, pb = finished(add_product(pb, values.tiles, t % C.stages, out, VP), pb, VP)
         free(values, t, C)
         t = pass_over_tiles((keys, values), t + 1, 0 if C.additional else course.after, C)
+        if C.masked:
+            ahead = listed_ahead(work, number + gl.num_programs(0), 1 + W, W, C)
         _write(o_desc, lse_ptr, o_s, out, m, l, item, x, rows, listed, work, C, W)
         if not C.own_output:
             tma_store_wait(0)

@@ -68,6 +68,20 @@ def listed_of(work, item, LIST: gl.constexpr, W: gl.constexpr, C: gl.constexpr):
 
 
 @gluon.jit
+def listed_ahead(work, number, LIST: gl.constexpr, W: gl.constexpr, C: gl.constexpr):
+    """Of item `number`, or the last: `listed_of` it, and the list's first entry, or pair.
+
+    To be read while the item before is worked on, since steps wait for it.
+    """
+    number = gl.minimum(number, work.grid.items - 1)
+    listed = listed_of(work, locate(number, work.grid.tiles, work.grid.heads, work.groups, C), LIST, W, C)
+    if C.paired:
+        return listed, pair_at(listed, 0)
+    else:
+        return listed, entry_at(listed, 0)
+
+
+@gluon.jit
 def entry_at(listed, i):
     """Entry `i`: where the step is in the order of the walk's loops, and what is said of it."""
     at = listed.entries + i * ENTRY
@@ -127,9 +141,9 @@ def bits_at(listed, i, KEYS: gl.constexpr, C: gl.constexpr):
 
 
 @gluon.jit
-def fill_listed(load: gl.constexpr, arguments, listed, t, C: gl.constexpr):
-    """A producer's steps, as `walk.fill` does it."""
-    a, b, w, _ = entry_at(listed, 0)
+def fill_listed(load: gl.constexpr, arguments, listed, coming, t, C: gl.constexpr):
+    """A producer's steps, as `walk.fill` does it; the first entry has been read, as `coming`."""
+    a, b, w, _ = coming
     for i in range(listed.count):
         c = in_order(a, b, w, C)
         a, b, w, _ = entry_at(listed, i + 1)  # read ahead: there is room for one more
@@ -139,9 +153,8 @@ def fill_listed(load: gl.constexpr, arguments, listed, t, C: gl.constexpr):
 
 
 @gluon.jit
-def fill_listed_pairs(load: gl.constexpr, arguments, listed, t, C: gl.constexpr):
+def fill_listed_pairs(load: gl.constexpr, arguments, listed, coming, t, C: gl.constexpr):
     """Likewise pairs: `load(arguments, pair, t, C)`."""
-    coming = pair_at(listed, 0)
     for i in range(listed.count):
         a, b, w, _, a1, b1, w1, _ = coming
         coming = pair_at(listed, i + 1)  # read ahead: there is room
