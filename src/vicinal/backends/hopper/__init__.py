@@ -31,7 +31,6 @@ from vicinal.compiling import Job
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 CAPABILITY = (9, 0)
-MASKED_DIMS = {64, 128}  # of key masks; to be removed when all of tests/gpu/test_masks_gpu.py has passed on a GPU
 
 
 class HopperBackend:
@@ -158,8 +157,6 @@ def unsupported_anywhere(problem: Problem) -> str | None:
 
 def mask_unsupported(problem: Problem) -> str | None:
     """Why these kernels do not take a problem's key mask."""
-    if not {problem.head_dim, problem.value_dim} <= MASKED_DIMS:
-        return f"of its kernels for key masks those of other head dims than {MASKED_DIMS} have not run on a GPU yet"
     if problem.additional:
         return "it has no key mask beside additional keys"
     if problem.per_head:

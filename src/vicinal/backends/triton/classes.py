@@ -235,8 +235,11 @@ def have_classes(problem: Problem, config: Tiling, kernel: Kernel) -> bool:
 def are_masks(problem: Problem, config: Tiling, kernel: Kernel) -> bool:
     """Whether the scores of a kernel of classes start from masks, not from start tiles."""
     widest = 32 if max(problem.head_dim, problem.value_dim) <= 32 else 64
-    plain = not (problem.has_rpb or problem.is_part or problem.goes_around)
-    return plain and (kernel, widest, problem.dtype.itemsize) in MASKED and sum(config.tile) <= ALONG.value
+    if problem.has_rpb or problem.is_part or problem.goes_around or sum(config.tile) > ALONG.value:
+        return False
+    if problem.has_key_mask and problem.dtype.itemsize == 2:
+        return True
+    return (kernel, widest, problem.dtype.itemsize) in MASKED
 
 
 def classes_of(problem: Problem, tile: tuple[int, ...], step: tuple[int, ...], inverse: bool) -> Classes | None:
