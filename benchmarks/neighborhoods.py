@@ -73,8 +73,9 @@ def way(attend: Callable[..., Tensor], leaves: tuple[Tensor, ...], backend: str 
 
 def masks() -> Iterator[Problem]:
     """Nothing masked, half of the map in blocks or as padding, half of the tokens scattered."""
-    for batch, length, window in [(4, 128, 33), (4, 128, 13)] if CUDA else [(1, 48, 13)]:
-        qkv = tensors(*[(batch, length, length, 8, 64)] * 3)
+    listed = [(4, 128, 33, 64), (4, 128, 13, 64), (2, 128, 13, 128)] if CUDA else [(1, 48, 13, 64)]
+    for batch, length, window, dim in listed:
+        qkv = tensors(*[(batch, length, length, 8, dim)] * 3)
         i = torch.arange(length, device=DEVICE)
         block = length // 4
         chess = (i[:, None] // block + i[None, :] // block) % 2 == 0
@@ -93,7 +94,7 @@ def masks() -> Iterator[Problem]:
             ways[name] = way(attend, qkv, key_mask=mask)
             if CUDA:
                 ways |= {f"{name}, {b}": way(attend, qkv, b, key_mask=mask) for b in ("hopper", "triton")}
-        yield Problem(f"key_mask {length}x{length} B{batch} H8 D64 w{window}", ways)
+        yield Problem(f"key_mask {length}x{length} B{batch} H8 D{dim} w{window}", ways)
 
 
 def circles() -> Iterator[Problem]:
@@ -125,19 +126,24 @@ def sizes() -> Iterator[Problem]:
     count, least, most = (32, 20, 64) if CUDA else (6, 10, 24)
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(least, most + 1, (count, 2), generator=generator).tolist()
-    total = sum(h * w for h, w in lengths)
+    for dim in (64, 32):
+        yield from _maps(lengths, dim, f"{count} maps of {least}..{most}")
+
+
+def _maps(lengths: list[list[int]], dim: int, name: str) -> Iterator[Problem]:
+    count, total = len(lengths), sum(h * w for h, w in lengths)
     side = round((total / count) ** 0.5)
-    packed = tensors(*[(total, 8, 64)] * 3)
-    equal = tensors(*[(count, side, side, 8, 64)] * 3)
+    packed = tensors(*[(total, 8, dim)] * 3)
+    equal = tensors(*[(count, side, side, 8, dim)] * 3)
     high, wide = (max(n) for n in zip(*lengths))
     mask = torch.zeros(count, high, wide, dtype=torch.bool, device=DEVICE)
     for own, (h, w) in zip(mask, lengths):
         own[:h, :w] = True
-    padded = tuple(t.new_zeros(count, high, wide, 8, 64).masked_scatter(mask[..., None, None], t) for t in packed)
+    padded = tuple(t.new_zeros(count, high, wide, 8, dim).masked_scatter(mask[..., None, None], t) for t in packed)
 
     def one_by_one(*leaves: Tensor) -> Tensor:
         maps = zip(*(t.split([h * w for h, w in lengths]) for t in leaves))
-        each = (vicinal.na2d(*(t.view(1, h, w, 8, 64) for t in own), 7) for (h, w), own in zip(lengths, maps))
+        each = (vicinal.na2d(*(t.view(1, h, w, 8, dim) for t in own), 7) for (h, w), own in zip(lengths, maps))
         return torch.cat([t.flatten(0, 2) for t in each])
 
     attend = partial(vicinal.na2d, kernel_size=7)
@@ -147,7 +153,7 @@ def sizes() -> Iterator[Problem]:
     ways["varlen"] = Way(lambda *t: vicinal.na2d_varlen(*t, lengths, 7), packed, one_by_one)
     ways["padded, with a mask"] = way(attend, padded, key_mask=mask)
     ways["one by one"] = Way(one_by_one, packed)
-    yield Problem(f"{count} maps of {least}..{most} H8 D64 w7, {total} tokens", ways)
+    yield Problem(f"{name} H8 D{dim} w7, {total} tokens", ways)
 
 
 def grids() -> Iterator[Problem]:

@@ -95,17 +95,17 @@ def test_against_the_oracle(drawn, tile, step, monkeypatch):
     assert_as_close_as_torch(results, inputs, drawn.neighborhoods, 0.3, grad_output, grad_lse)
 
 
+IN_PLANES = ((5, 9), of(2, (3, 4), dilation=(1, 2)), {"heads": 2, "kv_heads": 2, "batch": 3}, (2, 8), (1, 16))
 MASKED = [
-    pytest.param((33,), of(1, 5), {"batch": 2}, (8,), (16,), id="1d"),
-    pytest.param((39,), of(1, 9, is_causal=True), {"heads": 2}, (8,), (16,), id="causal-gqa"),
-    pytest.param((47,), of(1, 6, dilation=2, boundary="clip"), {"additional": 3}, (8,), (16,), id="clip-uneven"),
-    pytest.param((5, 9), of(2, (3, 4), dilation=(1, 2)), {"heads": 2, "kv_heads": 2, "batch": 3}, (2, 8), (1, 16), id="2d"),
-    pytest.param((2, 4, 6), of(3, (2, 3, 4)), {"additional": 3}, (2, 2, 4), (1, 1, 32), id="3d"),
+    pytest.param((33,), of(1, 5), {"batch": 2}, (8,), (16,), "some", id="1d"),
+    pytest.param((39,), of(1, 9, is_causal=True), {"heads": 2}, (8,), (16,), "some", id="causal-gqa"),
+    pytest.param((47,), of(1, 6, dilation=2, boundary="clip"), {"additional": 3}, (8,), (16,), "most", id="clip-uneven"),
+    pytest.param((2, 4, 6), of(3, (2, 3, 4)), {"additional": 3}, (2, 2, 4), (1, 1, 32), "some", id="3d"),
+    *(pytest.param(*IN_PLANES, masked, id=f"2d-{masked}") for masked in ("nothing", "some", "most", "all")),
 ]
 
 
-@pytest.mark.parametrize("masked", ["nothing", "some", "most", "all"])
-@pytest.mark.parametrize(("lengths", "neighborhood", "more", "tile", "step"), MASKED)
+@pytest.mark.parametrize(("lengths", "neighborhood", "more", "tile", "step", "masked"), MASKED)
 def test_under_a_key_mask(lengths, neighborhood, more, tile, step, masked, monkeypatch):
     """Only keys that are there are read: the others are no numbers, and neither are their queries."""
     launched = []

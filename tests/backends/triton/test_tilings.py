@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from vicinal.backends.gpu.hardware import gpu_of
-from vicinal.backends.triton import packed
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.estimate import estimate, most_registers
 from vicinal.backends.triton.tilings import ranked, tilings
@@ -92,19 +91,3 @@ def test_small_windows_take_small_tiles():
     """A window of 7x7 is bound by what its tiles compute in vain."""
     given = problem((56, 56), of(2, 7), heads=2, head_dim=32, batch=128, dtype=torch.float16)
     assert prod(tilings(given, "forward")[0].tile) <= 32
-
-
-@pytest.mark.parametrize("kernel", ["forward", "query", "key_value"])
-@pytest.mark.parametrize(
-    "typical",
-    [
-        problem((40, 40), of(2, 7), batch=32),
-        problem((300,), of(1, 7, dilation=9), batch=32),
-        problem((9, 20, 20), of(3, 3), batch=32),
-    ],
-)
-def test_maps_of_many_sizes_take_tilings_of_boxes(typical, kernel):
-    """The best of equal maps may be of classes, or of several dilation groups."""
-    tiling = packed._tiling(typical, kernel)
-    assert not tiling.of_classes
-    assert tiling.unfolded is None

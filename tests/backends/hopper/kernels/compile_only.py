@@ -107,13 +107,17 @@ def problem_of(case: str) -> Problem:
     return Problem.of(Inputs(query, key, value, *more, key_mask=mask), neighborhoods, scale)
 
 
-def compile_forward(case: str, config: ForwardConfig | None = None):
+def compile_forward(case: str, config: ForwardConfig | None = None, lists: bool = False):
+    """`lists`: not it, but what lists its steps under a mask."""
     problem = problem_of(case)
     query, key, value, output, lse, table, *more = tensors_of(problem)
     config = config or hopper.forward_configs(problem)[0]
     ((launch, steps),) = hopper_forward.launchers(problem, config, strides_of(query, key, value, *more))
     if steps is not None:
         table = steps.like(lse)
+    if lists:
+        states = torch.zeros(1, dtype=torch.uint8)
+        return steps.launch.compile(states, states, table)
     return launch.compile(query, key, value, output, lse, table, *more)
 
 
@@ -224,8 +228,9 @@ if __name__ == "__main__":
         chained = not direction.startswith("unchained-")
         hopper_arguments.chains = hopper_backward.chains = onepass.chains = lambda device, chained=chained: chained
         direction = direction.removeprefix("unchained-")
-        if direction == "paired":
-            kernel = compile_forward(case, ForwardConfig((8, 8), (8, 8), 0, 2, paired=True))
+        if direction in ("paired", "pairs"):
+            config = ForwardConfig((8, 8), (8, 8), 0, 2, paired=True)
+            kernel = compile_forward(case, config, lists=direction == "pairs")
         elif direction == "fixed":
             kernel = compile_forward(case, ForwardConfig((8, 8), (8, 16), 0, 2))
         elif direction in ("onepass", "onepass_more", "steps", "clearing", "finish"):

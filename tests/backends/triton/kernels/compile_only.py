@@ -2,7 +2,8 @@
 
 PTX_TO names a folder for the kernels' PTX, to be compared (TRITON_DISABLE_LINE_INFO=1 leaves lines out).
 
-With `once` for the names of variants: compile problems that differ in their windows, lengths and heads only.
+With `once` for the names of variants: compile problems that differ in their windows, lengths and heads only; with
+`packed`: maps of many sizes.
 
 A stand-in driver names the target and launches nothing; `kernel.warmup` runs the whole compiler, down to a cubin by the
 ptxas that Triton ships, or to an AMD code object. Run without TRITON_INTERPRET, in a process of its own.
@@ -31,15 +32,16 @@ from ptx import before_waits
 from vicinal.backends.gpu import hardware
 from vicinal.backends.gpu.absent import AbsentDriver, target_of
 from vicinal.backends.gpu.launch import Launch
-from vicinal.backends.triton import classes
+from vicinal.backends.triton import classes, packed
 from vicinal.backends.triton.backward import Backward
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.forward import Forward
 from vicinal.backends.triton.launch import Prepared
 from vicinal.backends.triton.tilings import ranked, tilings
+from vicinal.geometry.maps import Maps
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.span import Span
-from vicinal.problem import Inputs, Problem, Wanted
+from vicinal.problem import Inputs, PackedProblem, Problem, Upstream, Wanted
 
 
 class Pointer:
@@ -259,14 +261,40 @@ def main(name: str, only: list[str]) -> None:
         classes.MAX_BYTES = 2**26 if variant.classes else 0
         ranked.cache_clear()
         for names in (None, *PARTS.get(variant.name, ())):
-            report(variant, names, target, architecture.shared)
+            print_all(variant.name if names is None else f"{variant.name}: {names}", launches_of(variant, names), target)
+    if not only or "packed" in only:
+        classes.MAX_BYTES = 2**26
+        for dim in (32, 64):
+            print_all(f"packed-d{dim}", packed_launches(dim), target)
 
 
-def report(variant: Variant, names: str | None, target: GPUTarget, shared: int) -> None:
-    """One JSON line a kernel; of those that only the gradients of `names` need, if any are given."""
+def packed_launches(dim: int) -> list[tuple[Launch, tuple]]:
+    """Every launch of maps whose tiles are of classes, and what those are given."""
+    found: list[tuple[Launch, tuple]] = []
+    run, Launch.__call__ = Launch.__call__, lambda launch, tensors, _: found.append((launch, tensors))
+    chains, packed.chains = packed.chains, lambda _: hardware.named.architecture.name in ("sm_90", "sm_100")
+    try:
+        maps = Maps.of([(40, 40), (20, 63)] * 16, [of(2, 7)])
+        tokens = torch.empty(maps.total, 4, dim, dtype=torch.float16)
+        inputs = Inputs(tokens, tokens[:, :2], tokens[:, :2])
+        problem = PackedProblem.of(inputs, maps, dim**-0.5)
+        output, lse = packed.forward(problem, inputs)
+        packed.backward(problem, inputs, Upstream(output, lse, output, None), Wanted(*[True] * 3, *[False] * 3))
+    finally:
+        Launch.__call__, packed.chains = run, chains
+    return found
+
+
+def launches_of(variant: Variant, names: str | None) -> list[tuple[Launch, tuple]]:
+    """All of them; or those that only the gradients of `names` need."""
     wanted = None if names is None else Wanted(*(field in names.split() for field in Wanted._fields))
-    name = variant.name if names is None else f"{variant.name}: {names}"
-    for launch, tensors in launches(variant, wanted=wanted)[0 if names is None else 1 :]:
+    return launches(variant, wanted=wanted)[0 if names is None else 1 :]
+
+
+def print_all(name: str, found: list[tuple[Launch, tuple]], target: GPUTarget) -> None:
+    """One JSON line a kernel."""
+    shared = hardware.named.architecture.shared
+    for launch, tensors in found:
         compiled = launch.compile(tensors)
         kernel = launch.kernel.__name__.removesuffix("_kernel")
         ptx = compiled.asm.get("ptx")

@@ -17,6 +17,11 @@ ALLOWED = {
     ("sm_90", "2d-d128", "key_value_gradient"): 52,
     ("sm_90", "masked", "forward"): 40,  # to have as many programs as without a mask
     ("sm_90", "masked", "query_gradient"): 16,
+    ("sm_90", "masked-classes", "forward_of_classes"): 68,  # of 128 registers
+    ("sm_90", "masked-classes", "query_gradient"): 16,
+    ("sm_90", "packed-d32", "forward_of_classes"): 84,  # of 128 registers
+    ("sm_90", "packed-d64", "forward_of_classes"): 56,  # of 128 registers
+    ("sm_90", "packed-d64", "key_value_gradient_of_classes"): 32,
     ("sm_90", "masks-classes-d64", "forward_of_classes"): 44,  # of 128 registers
     ("sm_90", "masks-classes-d64", "key_value_gradient_of_classes"): 20,
     ("sm_90", "circle", "key_value_gradient"): 24,
@@ -51,6 +56,7 @@ CHAINED = {
     *OF_CLASSES,
     "starts",
     "masks",
+    "kept",
     "forward",
     "query_gradient",
     "key_value_gradient",
