@@ -99,7 +99,7 @@ IN_PLANES = ((5, 9), of(2, (3, 4), dilation=(1, 2)), {"heads": 2, "kv_heads": 2,
 MASKED = [
     pytest.param((33,), of(1, 5), {"batch": 2}, (8,), (16,), "some", id="1d"),
     pytest.param((39,), of(1, 9, is_causal=True), {"heads": 2}, (8,), (16,), "some", id="causal-gqa"),
-    pytest.param((47,), of(1, 6, dilation=2, boundary="clip"), {"additional": 3}, (8,), (16,), "most", id="clip-uneven"),
+    pytest.param((47,), of(1, 6, dilation=2, boundary="clip"), {}, (8,), (16,), "most", id="clip-uneven"),
     pytest.param((2, 4, 6), of(3, (2, 3, 4)), {"additional": 3}, (2, 2, 4), (1, 1, 32), "some", id="3d"),
     *(pytest.param(*IN_PLANES, masked, id=f"2d-{masked}") for masked in ("nothing", "some", "most", "all")),
 ]

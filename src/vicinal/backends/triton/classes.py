@@ -1,6 +1,6 @@
 """Classes of tiles: which ones a problem has, and the launch that lays out what their scores start from.
 
-See `vicinal.backends.triton.kernels.starts`; of keys that are there under a mask, `vicinal.backends.triton.kernels.kept`.
+See `vicinal.backends.triton.kernels.starts`, and for keys that are there under a mask `.kept`.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def starts_of_maps(neighborhood: Neighborhood, config: Tiling, kernel: Kernel, c
     classes = classes_of_maps(neighborhood, config, inverse)
     assert classes is not None, "tilings of classes are for maps that have them"
     tiles, step = prod(classes.counts), prod(config.step)
-    axes = axes_of(neighborhood, neighborhood.window)
+    axes = axes_of(neighborhood, tuple(a.window or 1 for a in neighborhood.axes))  # lengths are a map's
     flags = Flags(False, False, False, False, False, chained, packed=True)
     arguments = (tiles, classes, axes, config.tile, config.step, flags, inverse)
     launch = Launch(masks_kernel, (tiles * classes.steps, 1, 1), arguments, options_of(4, 1, chained))
@@ -159,7 +159,7 @@ def starts_of_maps(neighborhood: Neighborhood, config: Tiling, kernel: Kernel, c
 
 @lru_cache(maxsize=256)
 def maps_may_have_classes(maps: Maps, typical: Problem) -> bool:
-    """Whether tiles of packed maps are alike away from borders: windows that shift with every query, the same in all."""
+    """Whether tiles of packed maps are alike away from borders: windows shift with every query, the same in all."""
     every = {n for own, n in zip(maps.lengths, maps.neighborhoods) if prod(own)}
     if len(every) > 1 or typical.dtype.itemsize > 2 or not 0.0 < typical.scale < float("inf"):
         return False

@@ -79,13 +79,13 @@ class Prepared:
     def _launch(self, kernel: Any, programs: int, tiling: Tiling, numbers: list[Any], rest: list[Any]) -> Launch:
         typical = self.problem.typical
         axes = [axis for n in self.problem.maps.neighborhoods for axis in n.axes]
-        chained = chains(typical.device)
+        chained, inverse = chains(typical.device), kernel is key_value_gradient_kernel
         flags = Flags(
             strided=any(a.stride > 1 for a in axes),
             dilated=any(a.dilation > 1 for a in axes),
             moded=any(mode(a) != SHIFT for a in axes),
             wide=max(s for each in self.strides for s in each) * self.problem.maps.total >= 2**31 - 512,
-            checked=not tiling.of_classes and _may_pass_end(self.problem.maps, tiling, kernel is key_value_gradient_kernel),
+            checked=not tiling.of_classes and _may_pass_end(self.problem.maps, tiling, inverse),
             chained=chained,
             packed=True,
         )
@@ -113,11 +113,11 @@ class Prepared:
 def forward(problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Output `[total, H, Dv]` and log-sum-exp `[total, H]`."""
     query, key, value = read = [rows_last(t) for t in inputs[:3] if t is not None]
-    typical = problem.typical
+    typical, heads = problem.typical, problem.typical.heads
     output = query.new_empty((*query.shape[:-1], typical.value_dim))
     lse = query.new_empty(query.shape[:-1], dtype=lse_dtype(typical.dtype))
     prepared = Prepared.of(problem, Inputs(*read))
-    tiling, ok, heads = _tiling(problem, "forward"), aligned(read), typical.heads
+    tiling, ok = _tiling(problem, "forward"), aligned(read)
     with current(typical.device):
         table, programs = prepared.table(tiling)
         if tiling.of_classes:
@@ -125,11 +125,10 @@ def forward(problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
             turns = turns_of(programs * heads, heads, starts.classes)
             numbers = [0, programs, heads, turns, starts.classes]
             launch = prepared.launch(forward_of_classes_kernel, programs * -(-heads // turns), tiling, numbers, [True])
-            given = (query, key, value, None, None, starts(None, query, ok), None, None, table)
+            launch((query, key, value, None, None, starts(None, query, ok), None, None, table, output, lse), ok)
         else:
             launch = prepared.launch(forward_kernel, programs * heads, tiling, [0, programs, 0], [typical.scale <= 0])
-            given = (query, key, value, *(None,) * 5, table, None)
-        launch((*given, output, lse), ok)
+            launch((query, key, value, *(None,) * 5, table, None, output, lse), ok)
     return output, lse
 
 
@@ -148,15 +147,17 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
         if wanted.query:
             tiling = _tiling(problem, "query")
             table, programs = prepared.table(tiling)
-            above = (output, lse, grad_output, grad_lse, delta, grads[0])
+            numbers: list[Any] = [0, programs, 0]
+            programs *= typical.heads
+            above = output, lse, grad_output, grad_lse, delta, grads[0]
             if tiling.of_classes:
                 starts = prepared.starts(tiling, "query")
-                kernel, numbers, rest = query_gradient_of_classes_kernel, [0, programs, 0, starts.classes], [True]
-                given = (query, key, value, None, None, starts(None, query, ok), table, *above, None)
+                numbers.append(starts.classes)
+                launch = prepared.launch(query_gradient_of_classes_kernel, programs, tiling, numbers, [True])
+                launch((query, key, value, None, None, starts(None, query, ok), table, *above, None), ok)
             else:
-                kernel, numbers, rest = query_gradient_kernel, [0, programs, 0], []
-                given = (query, key, value, *(None,) * 5, table, None, *above)
-            prepared.launch(kernel, programs * typical.heads, tiling, numbers, rest)(given, ok)
+                launch = prepared.launch(query_gradient_kernel, programs, tiling, numbers, [])
+                launch((query, key, value, *(None,) * 5, table, None, *above), ok)
         elif wanted.key:
             rows, chained = lse.numel(), chains(typical.device)
             arguments = (rows, typical.value_dim, ROWS, chained)
@@ -165,19 +166,19 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
         if wanted.key or wanted.value:
             tiling, grouped = _tiling(problem, "key_value"), typical.group_size > 1
             table, programs = prepared.table(tiling)
-            above = (lse, grad_output, delta if wanted.key else None, *grads[1:])
+            numbers = [programs]
+            programs *= typical.kv_heads
+            sums = lse, grad_output, delta if wanted.key else None, *grads[1:]
             if tiling.of_classes:
                 starts = prepared.starts(tiling, "key_value")
-                kernel, numbers, rest = (
-                    key_value_gradient_of_classes_kernel,
-                    [programs, starts.classes],
-                    [True, grouped],
-                )
-                given = (query, key, value, starts(None, query, ok), table, *above)
+                numbers.append(starts.classes)
+                rest = [True, grouped]
+                launch = prepared.launch(key_value_gradient_of_classes_kernel, programs, tiling, numbers, rest)
+                launch((query, key, value, starts(None, query, ok), table, *sums), ok)
             else:
-                kernel, numbers, rest = key_value_gradient_kernel, [programs, 0], [grouped, False]
-                given = (query, key, value, None, None, None, table, None, *above)
-            prepared.launch(kernel, programs * typical.kv_heads, tiling, numbers, rest)(given, ok)
+                numbers.append(0)
+                launch = prepared.launch(key_value_gradient_kernel, programs, tiling, numbers, [grouped, False])
+                launch((query, key, value, None, None, None, table, None, *sums), ok)
     return Inputs(*grads)  # type: ignore[arg-type]
 
 

@@ -261,7 +261,8 @@ def main(name: str, only: list[str]) -> None:
         classes.MAX_BYTES = 2**26 if variant.classes else 0
         ranked.cache_clear()
         for names in (None, *PARTS.get(variant.name, ())):
-            print_all(variant.name if names is None else f"{variant.name}: {names}", launches_of(variant, names), target)
+            name = variant.name if names is None else f"{variant.name}: {names}"
+            print_all(name, launches_of(variant, names), target)
     if not only or "packed" in only:
         classes.MAX_BYTES = 2**26
         for dim in (32, 64):
