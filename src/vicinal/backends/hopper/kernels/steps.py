@@ -351,9 +351,8 @@ def list_steps(
         all_taken, taken0, taken1, passed0, passed1 = counts_of
         if (taken0 == 0) | (taken1 == 0):  # everybody takes a pair
             nothing = last, MASKED, _bits(state * 0), taken0 == 0, taken1 == 0
-            counts_of, both = _pair(
-                row, counts_of, (all_taken * 0 - 1, all_taken * 0 - 1, all_taken * 0 - 1), nothing, lists.room, C
-            )
+            none = (all_taken * 0 - 1, all_taken * 0 - 1, all_taken * 0 - 1)
+            counts_of, both = _pair(row, counts_of, none, nothing, lists.room, C)
             _fill(row, both, nothing, lists.room)
             all_taken, taken0, taken1, passed0, passed1 = counts_of
     elif not C.inverse:  # everybody takes a step: the last one, or one whose tokens are all masked
