@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
 from math import prod
 
 import pytest
@@ -143,7 +143,7 @@ def assert_right(steps, problem, states, own):
                 places.append(tuple(at))
             steps_of.append([t for t in there if t is not None])
         assert len(set(places)) == len(places)
-        steps_of = [sum(steps_of[i : i + chunks], []) for i in range(0, len(steps_of), chunks)]
+        steps_of = [[*chain(*steps_of[i : i + chunks])] for i in range(0, len(steps_of), chunks)]
         sides = 1 if constants.shared else 2
         any_own = False
         for w in range(2):
