@@ -134,12 +134,13 @@ def assert_right(steps, problem, states, own):
             else:
                 assert entry[3] == 256
                 own_bits = [entry[4 + i // 32] >> i % 32 & 1 for i in range(len(kept))]
-                if constants.paired and not any(own_bits):  # there was no second chunk
+                if not any(own_bits):  # there was no second chunk, or a warpgroup had no step
+                    assert not inverse
                     there = []
                 else:
                     assert own_bits == kept
             if there:
-                assert any(kept) or (counts[0] == 1 and not inverse)
+                assert any(kept)
                 places.append(tuple(at))
             steps_of.append([t for t in there if t is not None])
         assert len(set(places)) == len(places)

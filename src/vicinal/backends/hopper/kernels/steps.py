@@ -299,19 +299,15 @@ def list_steps(
     if C.inverse:  # keys that are all masked take nothing
         count = gl.where(any_own, count, 0)
 
-    all_taken = gl.to_tensor(0)
-    taken0 = gl.to_tensor(0)
-    taken1 = gl.to_tensor(0)
-    passed0 = gl.to_tensor(0)
-    passed1 = gl.to_tensor(0)
-    counts_of = (all_taken, taken0, taken1, passed0, passed1)  # of pairs
-    both = (all_taken - 1, all_taken - 1, all_taken - 1)  # pairs that have room, of either kind: see `_pair`
-    only0 = both
-    only1 = both
+    zero = gl.to_tensor(0)
+    taken = (zero, zero, zero, zero, zero)  # see `_add`
+    nowhere = (zero - 1, zero - 1, zero - 1)
+    both = nowhere  # pairs that have room, of either kind
+    only0 = nowhere
+    only1 = nowhere
     last = (walk.outer[0], walk.inner[0], walk.split[0])
-    last_info = gl.to_tensor(MASKED)
-    state = _states(gl.to_tensor(0), count, walk, counts, walked_ptr, walked_strides, item, axes, layout, C)
-    last_bits = _bits(state * 0)
+    state = _states(zero, count, walk, counts, walked_ptr, walked_strides, item, axes, layout, C)
+    none = _bits(state * 0)
     for n in range(count):
         coming = _states(n + 1, count, walk, counts, walked_ptr, walked_strides, item, axes, layout, C)
         at = _step_at(n, walk, counts, C)
@@ -319,62 +315,77 @@ def list_steps(
         hidden = ((state == 0) | (state == 2)).to(gl.int32)
         sums = gl.sum(seen + (hidden << 16), 0)
         some = (sums & 0xFFFF) > 0
-        masked = sums > 0xFFFF
         needed0 = (at[2] < stop0) & (at[2] + STEP[2] > start0)
         needed1 = (at[2] < stop1) & (at[2] + STEP[2] > start1)
         if some & (needed0 | needed1):
-            info = gl.where(masked, MASKED, 0)
-            bits = _bits(seen)
-            if C.paired:
-                chunk = at, info, bits, needed0, needed1
-                if needed0 & needed1:
-                    counts_of, both = _pair(row, counts_of, both, chunk, lists.room, C)
-                elif needed0:
-                    counts_of, only0 = _pair(row, counts_of, only0, chunk, lists.room, C)
-                else:
-                    counts_of, only1 = _pair(row, counts_of, only1, chunk, lists.room, C)
+            entry = (at, gl.where(sums > 0xFFFF, MASKED, 0), _bits(seen))
+            if not C.paired:
+                taken, nowhere = _add(row, taken, nowhere, entry, needed0, needed1, lists.room, C)
+            elif needed0 & needed1:
+                taken, both = _add(row, taken, both, entry, needed0, needed1, lists.room, C)
+            elif needed0:
+                taken, only0 = _add(row, taken, only0, entry, needed0, needed1, lists.room, C)
             else:
-                _write(row, 0, all_taken, at, info, bits, lists.room)
-                all_taken += 1
-                if not C.aligned:
-                    taken0, passed0 = _take(row, 1, taken0, passed0, needed0, at, info, bits, lists.room, C)
-                    taken1, passed1 = _take(row, 2, taken1, passed1, needed1, at, info, bits, lists.room, C)
+                taken, only1 = _add(row, taken, only1, entry, needed0, needed1, lists.room, C)
             last = at
-            last_info = info
-            last_bits = bits
         state = coming
+    masked = (last, MASKED, none)
     if C.paired:
-        nothing = last, MASKED, _bits(state * 0), True, True
-        _fill(row, both, nothing, lists.room)
-        _fill(row, only0, nothing, lists.room)
-        _fill(row, only1, nothing, lists.room)
-        all_taken, taken0, taken1, passed0, passed1 = counts_of
-        if (taken0 == 0) | (taken1 == 0):  # everybody takes a pair
-            nothing = last, MASKED, _bits(state * 0), taken0 == 0, taken1 == 0
-            none = (all_taken * 0 - 1, all_taken * 0 - 1, all_taken * 0 - 1)
-            counts_of, both = _pair(row, counts_of, none, nothing, lists.room, C)
-            _fill(row, both, nothing, lists.room)
-            all_taken, taken0, taken1, passed0, passed1 = counts_of
-    elif not C.inverse:  # everybody takes a step: the last one, or one whose tokens are all masked
-        if all_taken == 0:
-            _write(row, 0, all_taken, last, last_info, last_bits, lists.room)
-            all_taken += 1
-            passed0 += 1
-            passed1 += 1
-        if taken0 == 0:
-            _write(row, 1, taken0, last, last_info + passed0 - 1, last_bits, lists.room)
-            taken0 += 1
-            passed0 = 0
-        if taken1 == 0:
-            _write(row, 2, taken1, last, last_info + passed1 - 1, last_bits, lists.room)
-            taken1 += 1
-            passed1 = 0
+        _fill(row, both, masked, lists.room, C)
+        _fill(row, only0, masked, lists.room, C)
+        _fill(row, only1, masked, lists.room, C)
+    if not C.inverse:
+        if (taken[1] == 0) | (taken[2] == 0):  # everybody takes a step
+            taken, both = _add(row, taken, nowhere, masked, taken[1] == 0, taken[2] == 0, lists.room, C)
+            if C.paired:
+                _fill(row, both, masked, lists.room, C)
     let_next_start(C.chained)
-    gl.store(row, all_taken)
-    gl.store(row + 1, taken0)
-    gl.store(row + 2, taken1)
-    gl.store(row + 3, passed0)
-    gl.store(row + 4, passed1)
+    for i in gl.static_range(5):
+        gl.store(row + i, taken[i])
+
+
+@gluon.jit
+def _add(row, taken, room_of, entry, needed0, needed1, room, C: gl.constexpr):
+    """An entry is a step, or begins a pair of its kind, or joins the one that has room.
+
+    Warpgroups take it, or pass over it: no more in a row than a ring allows (`walk.share_of`).
+
+    Args:
+        taken: steps of the producer and of each warpgroup, and what each warpgroup has passed over since.
+        room_of: numbers of the pair that has room in the producer's list and the warpgroups'; -1 where there is none.
+        needed0, needed1: by whom it is needed.
+    """
+    begins = room_of[0] < 0
+    takes0 = needed0 | (taken[3] >= C.stages - 1)
+    takes1 = needed1 | (taken[4] >= C.stages - 1)
+    numbers = (
+        gl.where(begins, taken[0], room_of[0]),
+        gl.where(begins, gl.where(takes0, taken[1], -1), room_of[1]),
+        gl.where(begins, gl.where(takes1, taken[2], -1), room_of[2]),
+    )
+    passed = (gl.where(begins, taken[3], 0), gl.where(begins, taken[4], 0))
+    _write(row, numbers, gl.where(begins, 0, 1), entry, passed, room, C)
+    taken = (
+        gl.where(begins, taken[0] + 1, taken[0]),
+        gl.where(begins & takes0, taken[1] + 1, taken[1]),
+        gl.where(begins & takes1, taken[2] + 1, taken[2]),
+        gl.where(begins, gl.where(takes0, 0, taken[3] + 1), taken[3]),
+        gl.where(begins, gl.where(takes1, 0, taken[4] + 1), taken[4]),
+    )
+    if C.paired:
+        room_of = (
+            gl.where(begins, numbers[0], -1),
+            gl.where(begins, numbers[1], -1),
+            gl.where(begins, numbers[2], -1),
+        )
+    return taken, room_of
+
+
+@gluon.jit
+def _fill(row, room_of, entry, room, C: gl.constexpr):
+    """An entry takes what room there is in a pair."""
+    if room_of[0] >= 0:
+        _write(row, room_of, 1, entry, (0, 0), room, C)
 
 
 @gluon.jit
@@ -419,60 +430,20 @@ def _step_at(n, walk, counts, C: gl.constexpr):
 
 
 @gluon.jit
-def _take(row, LIST: gl.constexpr, taken, passed, needed, at, info, bits, room, C: gl.constexpr):
-    """A warpgroup takes a step, or passes over it: no more than a ring allows (`walk.share_of`)."""
-    takes = needed | (passed >= C.stages - 1)
-    if takes:
-        _write(row, LIST, taken, at, info + passed, bits, room)
-    return taken + takes.to(gl.int32), gl.where(takes, 0, passed + 1)
+def _write(row, numbers, half, entry, passed, room, C: gl.constexpr):
+    """Write an entry, or a `half` of a pair, to the lists in which it has a number."""
+    at, info, bits = entry
+    EACH: gl.constexpr = 2 if C.paired else 1
+    _write_to(row, 0, numbers[0] * EACH + half, at, info, bits, room)
+    if not C.aligned:
+        if numbers[1] >= 0:
+            _write_to(row, 1, numbers[1] * EACH + half, at, info + passed[0], bits, room)
+        if numbers[2] >= 0:
+            _write_to(row, 2, numbers[2] * EACH + half, at, info + passed[1], bits, room)
 
 
 @gluon.jit
-def _pair(row, counts, room_of, chunk, room, C: gl.constexpr):
-    """A chunk joins the last pair of its kind, if there is room in it, or begins one.
-
-    `room_of`: that pair's number in the producer's list and in each warpgroup's; -1 where there is none.
-    """
-    all_taken, taken0, taken1, passed0, passed1 = counts
-    _, _, _, needed0, needed1 = chunk
-    begins = room_of[0] < 0
-    takes0 = needed0 | (passed0 >= C.stages - 1)
-    takes1 = needed1 | (passed1 >= C.stages - 1)
-    pair = gl.where(begins, all_taken, room_of[0])
-    own0 = gl.where(begins, gl.where(takes0, taken0, -1), room_of[1])
-    own1 = gl.where(begins, gl.where(takes1, taken1, -1), room_of[2])
-    passed = (gl.where(begins, passed0, 0), gl.where(begins, passed1, 0))
-    _write_half(row, (pair, own0, own1), gl.where(begins, 0, 1), chunk, passed, room)
-    counts = (
-        gl.where(begins, all_taken + 1, all_taken),
-        gl.where(begins & takes0, taken0 + 1, taken0),
-        gl.where(begins & takes1, taken1 + 1, taken1),
-        gl.where(begins, gl.where(takes0, 0, passed0 + 1), passed0),
-        gl.where(begins, gl.where(takes1, 0, passed1 + 1), passed1),
-    )
-    return counts, (gl.where(begins, pair, -1), gl.where(begins, own0, -1), gl.where(begins, own1, -1))
-
-
-@gluon.jit
-def _fill(row, room_of, chunk, room):
-    """A chunk takes what room there is in a pair."""
-    if room_of[0] >= 0:
-        _write_half(row, room_of, 1, chunk, (0, 0), room)
-
-
-@gluon.jit
-def _write_half(row, numbers, half, chunk, passed, room):
-    """Write a chunk to the lists in which its pair has a number."""
-    at, info, bits, _, _ = chunk
-    _write(row, 0, 2 * numbers[0] + half, at, info, bits, room)
-    if numbers[1] >= 0:
-        _write(row, 1, 2 * numbers[1] + half, at, info + passed[0], bits, room)
-    if numbers[2] >= 0:
-        _write(row, 2, 2 * numbers[2] + half, at, info + passed[1], bits, room)
-
-
-@gluon.jit
-def _write(row, LIST: gl.constexpr, number, at, info, bits, room):
+def _write_to(row, LIST: gl.constexpr, number, at, info, bits, room):
     entry = row + HEADER + (LIST * room + number) * ENTRY
     gl.store(entry, at[0])
     gl.store(entry + 1, at[1])
