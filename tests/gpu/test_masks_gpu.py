@@ -66,6 +66,7 @@ def assert_right(call, dtype, backend=BACKEND, backward=0):
 
 HOPPER_CASES = {
     "2d": ((40, 36), of(2, 13), {}),
+    "2d, several items a program": ((48, 64), of(2, 13), {}),
     "head dim 128": ((40, 36), of(2, 13), {"head_dim": 128, "value_dim": 128}),
     "head dim 48": ((40, 36), of(2, 9), {"head_dim": 48, "value_dim": 48}),
     "head dim 32": ((24, 36), of(2, 9), {"head_dim": 32, "value_dim": 32}),

@@ -61,9 +61,10 @@ from vicinal.backends.hopper.kernels.steps import (
     entry_at,
     fill_listed,
     fill_listed_pairs,
+    first_entry,
     hidden,
     kept_of,
-    listed_ahead,
+    listed_of,
     of_pair,
     on_list,
     on_pairs,
@@ -157,7 +158,9 @@ def _producer(q_desc, descs, rings, work, C: gl.constexpr):
         axes = head_axes(work, head, C)
         walk = union(item.tile, axes, C)
         await_previous(C.chained)
-        ahead = listed_ahead(work, number, 0, 0, C) if C.masked else ()
+        if C.masked:  # on their way while queries wait for room
+            listed = listed_of(work, item, 0, 0, C)
+            ahead = first_entry(work, number, 0, 0, C)
         for i in gl.static_range(2):
             mbarrier.wait(queries.empty.index(i), (done & 1) ^ 1)
             mbarrier.expect(queries.ready.index(i), q_desc.block_type.nbytes * QP)
@@ -169,9 +172,9 @@ def _producer(q_desc, descs, rings, work, C: gl.constexpr):
         arguments = ((descs[0], descs[1]), (keys, values), (k_place, v_place))
         if C.masked:
             if C.paired:
-                t = fill_listed_pairs(_load_pairs, arguments, ahead[0], ahead[1], t, C)
+                t = fill_listed_pairs(_load_pairs, arguments, listed, ahead, t, C)
             else:
-                t = fill_listed(_load, arguments, ahead[0], ahead[1], t, C)
+                t = fill_listed(_load, arguments, listed, ahead, t, C)
         elif C.paired:
             t = _fill_pairs(arguments, walk, axes, t, C)
         else:
@@ -292,7 +295,7 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
     ahead = ()
     if C.masked:
         await_previous(C.chained)
-        ahead = listed_ahead(work, gl.program_id(0), 1 + W, W, C)
+        ahead = first_entry(work, gl.program_id(0), 1 + W, W, C)
 
     t = 0  # tiles that the rings of keys and values have seen
     done = 0
@@ -303,11 +306,11 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
         x = beside(walk.first, W, C)
         rows = rows_of(x, axes, gl.SliceLayout(1, s_layout), C)
         if C.masked:
-            listed, entry = ahead
+            listed = listed_of(work, item, 1 + W, W, C)
             if C.paired:
-                a, b, w, a1, b1, w1, info = of_pair(entry)
+                a, b, w, a1, b1, w1, info = of_pair(ahead)
             else:
-                a, b, w, info = entry
+                a, b, w, info = ahead
             course = Course(w, w, info % MASKED, listed.after, listed.count, 0, 0, (0, 0))
         else:
             listed = ()
@@ -398,7 +401,7 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
         free(values, t, C)
         t = pass_over_tiles((keys, values), t + 1, 0 if C.additional else course.after, C)
         if C.masked:
-            ahead = listed_ahead(work, number + gl.num_programs(0), 1 + W, W, C)
+            ahead = first_entry(work, number + gl.num_programs(0), 1 + W, W, C)
         _write(o_desc, lse_ptr, o_s, out, m, l, item, x, rows, listed, work, C, W)
         if not C.own_output:
             tma_store_wait(0)

@@ -68,17 +68,18 @@ def listed_of(work, item, LIST: gl.constexpr, W: gl.constexpr, C: gl.constexpr):
 
 
 @gluon.jit
-def listed_ahead(work, number, LIST: gl.constexpr, W: gl.constexpr, C: gl.constexpr):
-    """Of item `number`, or the last: `listed_of` it, and the list's first entry, or pair.
+def first_entry(work, number, LIST: gl.constexpr, W: gl.constexpr, C: gl.constexpr):
+    """The first entry, or pair, of the list of item `number`, or of the last item.
 
-    To be read while the item before is worked on, since steps wait for it.
+    To be read while the item before is worked on, since steps wait for it. (Not all of `Listed`: Triton 3.6 then
+    takes its first `after`, which is nothing but the bound of a loop, for those of all items.)
     """
     number = gl.minimum(number, work.grid.items - 1)
     listed = listed_of(work, locate(number, work.grid.tiles, work.grid.heads, work.groups, C), LIST, W, C)
     if C.paired:
-        return listed, pair_at(listed, 0)
+        return pair_at(listed, 0)
     else:
-        return listed, entry_at(listed, 0)
+        return entry_at(listed, 0)
 
 
 @gluon.jit
