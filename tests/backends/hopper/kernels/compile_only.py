@@ -184,6 +184,29 @@ def strides_of(*tensors: torch.Tensor) -> tuple[tuple[int, ...], ...]:
     return tuple(t.stride() for t in tensors)
 
 
+def stale_bounds(ttgir: str) -> int:
+    """Of loops within loops, how many go to a number that is loaded before the outer one begins.
+
+    Each item has lists of its own: such a number is the first item's (Triton 3.6 drops variables of a loop that are
+    nothing but the bounds of loops within).
+    """
+    loaded: dict[str, int] = {}  # by name, how deep in the partition
+    outer: list[int] = []  # indents of the loops around a line
+    found = 0
+    for line in ttgir.splitlines():
+        indent = len(line) - len(line.lstrip())
+        while outer and indent <= outer[-1]:
+            outer.pop()
+        if "partition" in line or "default {" in line:
+            loaded = {}
+        if name := re.match(r"\s*(%\w+) = tt\.load %\w+ : !tt\.ptr<i32>", line):
+            loaded[name[1]] = indent
+        if loop := re.search(r" = scf\.for %\w+ = %\w+ to (%\w+) ", line):
+            found += bool(outer) and loaded.get(loop[1], indent) <= outer[0]
+            outer.append(indent)
+    return found
+
+
 def report(case: str, kernel) -> dict:
     """What the compiler made: instructions of interest, shared memory, registers, spills, stack."""
     ptx = kernel.asm["ptx"]
@@ -212,6 +235,7 @@ def report(case: str, kernel) -> dict:
         "lets": ptx.count("griddepcontrol.launch_dependents"),
         # where warps specialise, consumers write what they made of tiles that the producer has waited for
         "early": len(before_waits(ptx, writes="setmaxnreg" not in ptx)),
+        "stale": stale_bounds(kernel.asm["ttgir"]),
         "narrow_loads": len(re.findall(r"ld\.global\.b16", ptx)),
         "wide_loads": len(re.findall(r"ld\.global\.v4\.b32", ptx)),
         "registers": number(r"Used (\d+) registers"),
