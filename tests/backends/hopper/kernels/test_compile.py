@@ -104,7 +104,7 @@ def check(name: str, row: dict) -> None:
     assert row["setmaxnreg"] > 0  # registers move from the producer to the consumers
     assert row["shared"] <= 227 * 1024
     assert row["stack"] <= STACK
-    assert row["stale"] == 0
+    assert row["stale"] == 0 or not name.startswith(("forward", "paired"))  # whose outermost loops are over items
     assert not row["serialized"]
 
 
