@@ -12,10 +12,12 @@ import strategies
 import vicinal
 from closeness import assert_as_close_as_torch, gradients_of, random_gradients
 from vicinal.backends import hopper
-from vicinal.backends.triton import BACKEND
+from vicinal.backends.hopper.tilings import HEAD_DIMS
+from vicinal.backends.triton import BACKEND, packed
+from vicinal.geometry.maps import Maps
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.unroll import around
-from vicinal.problem import Problem
+from vicinal.problem import Inputs, PackedProblem, Problem
 
 pytestmark = [
     pytest.mark.gpu,
@@ -83,7 +85,8 @@ HOPPER_CASES = {
 @pytest.mark.parametrize("backward", [0, -1], ids=["first", "last"])  # in one pass, if there is any, and in two
 @pytest.mark.parametrize("masked", [1e-9, 0.4, 0.97])
 @pytest.mark.parametrize("case", HOPPER_CASES)
-def test_key_masks_on_hopper(case, masked, backward):
+def test_key_masks_on_hopper(case, masked, backward, monkeypatch):
+    monkeypatch.setattr(hopper, "MASKED_DIMS", set(HEAD_DIMS))
     lengths, neighborhood, more = HOPPER_CASES[case]
     assert_right(call_of(lengths, neighborhood, masked=masked, **more), torch.bfloat16, hopper.BACKEND, backward)
 
@@ -94,7 +97,8 @@ if is_hopper():
 
 
 @pytest.mark.parametrize(("backend", "dtype", "case", "made_of"), NUMBERS)
-def test_masked_tokens_are_never_numbers(backend, dtype, case, made_of):
+def test_masked_tokens_are_never_numbers(backend, dtype, case, made_of, monkeypatch):
+    monkeypatch.setattr(hopper, "MASKED_DIMS", set(HEAD_DIMS))
     lengths, neighborhood, more = made_of
     call = call_of(lengths, neighborhood, masked=0.4, **more)
     inputs = call.inputs(dtype, "cuda")
@@ -108,6 +112,50 @@ def test_masked_tokens_are_never_numbers(backend, dtype, case, made_of):
     assert not lse.isnan().any()
     grads = torch.autograd.grad(output, (q, k, v), torch.randn_like(output).masked_fill(gone, torch.nan))
     assert not any(g.isnan().any() for g in grads)
+
+
+KEYS_CASES = {
+    "2d": ((48, 64), of(2, 13), {}),
+    "planar, one window cut": ((48, 64), of(2, (9, 7), is_causal=(True, False), boundary=("shift", "clip")), {}),
+    "dilated, additional": ((48, 64), of(2, 5, dilation=(1, 2)), {"additional": 7}),
+    "3d": ((8, 24, 24), of(3, (3, 5, 7)), {"batch": 4}),
+    "head dim 32": ((48, 64), of(2, 7), {"head_dim": 32, "value_dim": 32}),
+}
+
+
+@pytest.mark.parametrize("masked", [1e-9, 0.4, 0.97])
+@pytest.mark.parametrize("case", KEYS_CASES)
+def test_keys_that_are_there_one_by_one(case, masked):
+    """Triton's forward pass by tiles of classes: masked tokens and their queries may be no numbers."""
+    lengths, neighborhood, more = KEYS_CASES[case]
+    call = call_of(lengths, neighborhood, masked=masked, **more)
+    inputs = call.inputs(torch.bfloat16, "cuda")
+    problem = Problem.of(inputs, call.neighborhoods, call.scale)
+    config = next(c for c in BACKEND.configs(problem, "forward") if c.of_classes)
+    output, lse = BACKEND.forward(problem, config, inputs)
+    assert_as_close_as_torch([output, lse], inputs, call.neighborhoods, call.scale)
+    gone = ~inputs.key_mask[..., None, None]
+    q, k, v = (t.masked_fill(gone, torch.nan) for t in inputs[:3])
+    found, sums = BACKEND.forward(problem, config, inputs._replace(query=q, key=k, value=v))
+    assert torch.equal(found, output.masked_fill(gone, 0.0))
+    assert torch.equal(sums, lse.masked_fill(gone[..., 0], -torch.inf))
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 64), (4, 2, 64), (4, 2, 32)])
+def test_maps_of_different_sizes_by_tiles_of_classes(heads, kv_heads, dim):
+    lengths = [(20, 31), (64, 24), (0, 3), (9, 50), (9, 9), (40, 47)] * 4
+    total = sum(map(prod, lengths))
+    shapes = [(total, h, dim) for h in (heads, kv_heads, kv_heads)]
+    leaves = [torch.randn(s, device="cuda", dtype=torch.bfloat16, requires_grad=True) for s in shapes]
+    problem = PackedProblem.of(Inputs(*leaves), Maps.of(lengths, [of(2, 7)]), dim**-0.5)
+    assert all(packed._tiling(problem, kernel).of_classes for kernel in ("forward", "key_value"))
+    found = vicinal.na2d_varlen(*leaves, lengths, 7, return_lse=True, backend="triton")
+    expected = vicinal.na2d_varlen(*(t.double() for t in leaves), lengths, 7, return_lse=True, backend="torch")
+    above = [torch.randn_like(t) for t in found]
+    grads = torch.autograd.grad(found, leaves, above)
+    true = torch.autograd.grad(expected, leaves, [t.double() for t in above])
+    for one, other in zip((*found, *grads), (*expected, *true), strict=True):
+        assert (one.double() - other).norm() <= 0.01 * other.norm()
 
 
 @pytest.mark.parametrize("kv_heads", [2, 4])

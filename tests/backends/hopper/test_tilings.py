@@ -104,6 +104,8 @@ def test_unsupported_says_why(arguments, reason):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
+        ({"head_dim": 96, "value_dim": 96}, "head dims"),
+        ({"head_dim": 8, "value_dim": 64}, "head dims"),
         ({"additional": 3}, "additional keys"),
         ({"neighborhoods": (Neighborhood.of(1, 5), Neighborhood.of(1, 3))}, "of their own"),
     ],
@@ -111,15 +113,14 @@ def test_unsupported_says_why(arguments, reason):
 def test_key_masks_that_are_not_taken(changes, reason):
     problem = replace(problem_of((20,), kernel_size=5), has_key_mask=True)
     assert unsupported_anywhere(problem) is None
+    assert unsupported_anywhere(replace(problem, head_dim=48, value_dim=160)) is None  # in kernels of 64 and 192
     assert reason in unsupported_anywhere(replace(problem, **changes))
 
 
-def test_tiles_under_a_key_mask_are_of_64_queries():
-    """Their bits are listed so."""
+def test_tiles_under_a_key_mask_are_of_keys_side_by_side():
+    """And of 64 queries: their bits are listed so."""
     problem = replace(problem_of((40, 50), kernel_size=13), has_key_mask=True, heads=8)
-    configs = forward_configs(problem)
-    assert any(c.paired for c in configs)
-    assert not any(c.heads > 1 for c in configs)
+    assert not any(c.paired or c.heads > 1 for c in forward_configs(problem))
 
 
 # --- one pass ----------------------------------------------------------------------------------------------

@@ -44,8 +44,7 @@ class Steps(NamedTuple):
         from vicinal.backends.hopper.kernels.steps import list_steps
 
         tokens = describe(problem, part, Strided.contiguous(problem.batch, *problem.lengths, 1, 1))
-        # A step is read ahead, one may be for those that have none, and a pair of each of three kinds may lack a chunk.
-        lists = Lists(most_steps(problem, constants) + (7 if constants.paired else 2))
+        lists = Lists(1 + most_steps(problem, constants))  # an entry is read ahead
         own = Scalars(scalars.axes, scalars.grid, (token_strides(tokens),) * 2, scalars.scale)
         programs = prod(scalars.grid.tiles) * prod(part.groups) * part.batch
         launch = Launcher(

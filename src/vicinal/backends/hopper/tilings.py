@@ -143,7 +143,7 @@ def _forward_candidates(problem: Problem) -> Iterator[tuple[Shape, Shape, int, i
     keys = 128 if max(d, dv) <= 128 else 64
     stages = max(n for n in STAGES if n == 2 or forward_shared(keys, d, dv, n, True) <= SHARED_MEMORY)
     kind = kind_of(problem, False)
-    may_pair = d == dv == piece(d) and keys == 2 * CHUNK
+    may_pair = d == dv == piece(d) and keys == 2 * CHUNK and not problem.has_key_mask
     for paired in (False, True) if may_pair else (False,):
         for heads in _packings(problem):
             passes = ROWS // heads if paired else stages - 1

@@ -107,17 +107,13 @@ def problem_of(case: str) -> Problem:
     return Problem.of(Inputs(query, key, value, *more, key_mask=mask), neighborhoods, scale)
 
 
-def compile_forward(case: str, config: ForwardConfig | None = None, lists: bool = False):
-    """`lists`: not it, but what lists its steps under a mask."""
+def compile_forward(case: str, config: ForwardConfig | None = None):
     problem = problem_of(case)
     query, key, value, output, lse, table, *more = tensors_of(problem)
     config = config or hopper.forward_configs(problem)[0]
     ((launch, steps),) = hopper_forward.launchers(problem, config, strides_of(query, key, value, *more))
     if steps is not None:
         table = steps.like(lse)
-    if lists:
-        states = torch.zeros(1, dtype=torch.uint8)
-        return steps.launch.compile(states, states, table)
     return launch.compile(query, key, value, output, lse, table, *more)
 
 
@@ -184,29 +180,6 @@ def strides_of(*tensors: torch.Tensor) -> tuple[tuple[int, ...], ...]:
     return tuple(t.stride() for t in tensors)
 
 
-def stale_bounds(ttgir: str) -> int:
-    """Of loops within loops, how many go to a number that is loaded before the outer one begins.
-
-    Each item has lists of its own: such a number is the first item's (Triton 3.6 drops variables of a loop that are
-    nothing but the bounds of loops within).
-    """
-    loaded: dict[str, int] = {}  # by name, how deep in the partition
-    outer: list[int] = []  # indents of the loops around a line
-    found = 0
-    for line in ttgir.splitlines():
-        indent = len(line) - len(line.lstrip())
-        while outer and indent <= outer[-1]:
-            outer.pop()
-        if "partition" in line or "default {" in line:
-            loaded = {}
-        if name := re.match(r"\s*(%\w+) = tt\.load %\w+ : !tt\.ptr<i32>", line):
-            loaded[name[1]] = indent
-        if loop := re.search(r" = scf\.for %\w+ = %\w+ to (%\w+) ", line):
-            found += bool(outer) and loaded.get(loop[1], indent) <= outer[0]
-            outer.append(indent)
-    return found
-
-
 def report(case: str, kernel) -> dict:
     """What the compiler made: instructions of interest, shared memory, registers, spills, stack."""
     ptx = kernel.asm["ptx"]
@@ -235,7 +208,6 @@ def report(case: str, kernel) -> dict:
         "lets": ptx.count("griddepcontrol.launch_dependents"),
         # where warps specialise, consumers write what they made of tiles that the producer has waited for
         "early": len(before_waits(ptx, writes="setmaxnreg" not in ptx)),
-        "stale": stale_bounds(kernel.asm["ttgir"]),
         "narrow_loads": len(re.findall(r"ld\.global\.b16", ptx)),
         "wide_loads": len(re.findall(r"ld\.global\.v4\.b32", ptx)),
         "registers": number(r"Used (\d+) registers"),
@@ -252,9 +224,8 @@ if __name__ == "__main__":
         chained = not direction.startswith("unchained-")
         hopper_arguments.chains = hopper_backward.chains = onepass.chains = lambda device, chained=chained: chained
         direction = direction.removeprefix("unchained-")
-        if direction in ("paired", "pairs"):
-            config = ForwardConfig((8, 8), (8, 8), 0, 2, paired=True)
-            kernel = compile_forward(case, config, lists=direction == "pairs")
+        if direction == "paired":
+            kernel = compile_forward(case, ForwardConfig((8, 8), (8, 8), 0, 2, paired=True))
         elif direction == "fixed":
             kernel = compile_forward(case, ForwardConfig((8, 8), (8, 16), 0, 2))
         elif direction in ("onepass", "onepass_more", "steps", "clearing", "finish"):

@@ -53,7 +53,6 @@ EXPECTED = {
     "more:d48-more": 2 * (4 + 4 + 4 + 4),
     "onepass_more:2d-more": 2 * (8 + 8 + 4 + 4 + 2 * 8),
     "forward:masked-d64": 2 * (2 * 4 + 2 * 8),  # as without a mask
-    "paired:masked-d64": 2 * (2 * 4 + 2 * 8),
     "onepass:masked-d64": 2 * (4 + 4 + 4 + 4 + 3 * 8),
     "onepass:masked-3d": 2 * (8 + 8 + 4 + 4 + 3 * 8),
     "keys:masked-d64": 2 * (4 + 4 + 4 + 4),
@@ -77,9 +76,7 @@ WAITS = {
     "keys:2d-heads": 4,
     "queries:2d-heads": 6,
     "steps:masked-d64": 1,
-    "pairs:masked-d64": 1,
     "forward:masked-d64": 3,  # consumers load lists of steps
-    "paired:masked-d64": 3,
     "onepass:masked-d64": 3,
     "keys:masked-d64": 3,
     "queries:masked-d192": 5,
@@ -104,7 +101,6 @@ def check(name: str, row: dict) -> None:
     assert row["setmaxnreg"] > 0  # registers move from the producer to the consumers
     assert row["shared"] <= 227 * 1024
     assert row["stack"] <= STACK
-    assert row["stale"] == 0 or not name.startswith(("forward", "paired"))  # whose outermost loops are over items
     assert not row["serialized"]
 
 
@@ -137,7 +133,6 @@ FENCES = {
     "onepass:2d": 1 + 2 * 6,  # one before what is shared, of scores or not, before each of three addends, and the store
     "onepass:d64": 1 + 2 * 3,  # addends are added from registers
     "forward:masked-d64": 3 + 2 * 2,  # and one behind what each cleans, in the loop and after it
-    "paired:masked-d64": 3 + 2 * 2,
     "onepass:masked-d64": 1 + 2 * (3 + 3),  # of own keys, of own values, and of queries with their gradients
 }
 

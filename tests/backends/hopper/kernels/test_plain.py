@@ -14,7 +14,6 @@ from torch import Tensor
 import plain_gluon
 from vicinal import neighborhood_attention
 from vicinal.backends.hopper import BACKEND, backward, onepass
-from vicinal.backends.hopper.config import ForwardConfig
 from vicinal.backends.hopper.launch import Launcher
 from vicinal.backends.hopper.tilings import backward_configs, forward_configs, one_pass_configs
 from vicinal.geometry.neighborhood import Neighborhood
@@ -64,32 +63,6 @@ def gradients(problem: Problem, inputs: Inputs, upstream: Upstream) -> Iterator[
     yield backward.backward(problem, backward_configs(problem)[0], inputs, upstream, Wanted.of(inputs))
     for config in one_pass_configs(problem)[:1]:
         yield onepass.backward(problem, config, inputs, upstream)
-
-
-PAIRS = [  # by case and mask, tiles of a forward pass in pairs of chunks
-    ("plane", "some", ForwardConfig((8, 8), (8, 8), 0, 4, paired=True)),
-    ("plane", "most", ForwardConfig((4, 16), (4, 16), 1, 3, paired=True, persistent=True)),
-    ("line, strided", "half", ForwardConfig((64,), (64,), 0, 2, paired=True)),
-    ("dilated, causal", "an entry", ForwardConfig((4, 16), (4, 16), 1, 2, paired=True)),
-]
-
-
-@pytest.mark.parametrize(("case", "masked", "config"), PAIRS)
-def test_pairs_of_chunks_under_a_mask(case, masked, config):
-    lengths, neighborhood, heads, kv_heads, dim = CASES[case]
-    generator = torch.Generator().manual_seed(0)
-    neighborhood = neighborhood.resolve(lengths)
-    shapes = [(2, *lengths, h, dim) for h in (heads, kv_heads, kv_heads)]
-    tensors = [torch.randn(s, generator=generator).half() for s in shapes]
-    mask = key_mask(masked, shapes[0][:-2])
-    gone = ~mask[..., None, None]
-    floats = (t.float() for t in tensors)
-    output, lse = neighborhood_attention(*floats, neighborhood, key_mask=mask, return_lse=True, backend="torch")
-    inputs = Inputs(*(t.masked_fill(gone, torch.nan) for t in tensors), key_mask=mask)
-    problem = Problem.of(inputs, (neighborhood,), dim**-0.5)
-    found, found_lse = BACKEND.forward(problem, config, inputs)
-    assert_close(found, output.masked_fill(gone, 0.0))
-    torch.testing.assert_close(found_lse, lse.masked_fill(gone[..., 0], -torch.inf), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

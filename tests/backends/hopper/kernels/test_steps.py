@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import chain, product
+from itertools import product
 from math import prod
 
 import pytest
@@ -25,8 +25,6 @@ CASES = {
     "dilated": ((9, 22), of(2, (3, 5), dilation=(1, 3), is_causal=(True, False)), 64),
     "clipped": ((3, 6, 9), of(3, (2, 5, 4), boundary="clip"), 64),
     "two slots": ((9, 80), of(2, (3, 65)), 128),
-    "pairs": ((11, 40), of(2, (5, 17)), 64),
-    "pairs in two slots": ((9, 80), of(2, (3, 65)), 128),
     "wide": ((12, 14), of(2, 7), 256),
 }
 
@@ -35,12 +33,7 @@ def launched(case: str, kernel: str, problem: Problem):
     """The lists of a kernel, of every subproblem."""
     strides = tuple(torch.empty(1, *problem.lengths, 2, problem.head_dim, device="meta").stride() for _ in range(3))
     if kernel == "forward":
-        listed = {
-            "two slots": ForwardConfig((4, 16), (4, 32), 0, 2),
-            "pairs": ForwardConfig((8, 8), (8, 8), 1, 4, paired=True),
-            "pairs in two slots": ForwardConfig((4, 16), (4, 16), 1, 2, paired=True),
-        }
-        config = listed.get(case) or next(c for c in forward_configs(problem) if not c.paired)
+        config = ForwardConfig((4, 16), (4, 32), 0, 2) if case == "two slots" else forward_configs(problem)[0]
         parts = forward.launchers(problem, config, strides)
         return [part.steps for part in parts]
     if kernel == "onepass":
@@ -57,11 +50,6 @@ def launched(case: str, kernel: str, problem: Problem):
         ("plane", "forward", "nothing"),
         ("plane", "forward", "all"),
         ("two slots", "forward", "a row"),
-        ("pairs", "forward", "nothing"),
-        ("pairs", "forward", "all"),
-        ("pairs", "forward", "few"),
-        ("pairs in two slots", "forward", "a row"),
-        ("pairs in two slots", "forward", "some"),
         ("line, strided", "forward", "half"),
         ("dilated", "forward", "some"),
         ("plane", "onepass", "half"),
@@ -79,7 +67,7 @@ def test_lists(case, kernel, masked):
     inputs = Inputs(tokens, tokens, tokens, key_mask=mask)
     problem = replace(Problem.of(inputs, (neighborhood.resolve(lengths),), 1.0), device=torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    share = {"nothing": 1.0, "some": 0.6, "few": 0.02, "all": 0.0, "half": 1.0, "a row": 1.0}[masked]
+    share = {"nothing": 1.0, "some": 0.6, "all": 0.0, "half": 1.0, "a row": 1.0}[masked]
     own, walked = (torch.rand(1, *lengths, generator=generator) < share for _ in range(2))
     if masked == "half":
         own[..., lengths[-1] // 2 :] = walked[..., : lengths[-1] // 2] = False
@@ -123,28 +111,19 @@ def assert_right(steps, problem, states, own):
         lists_of = row[16:].view(3, lists.room, 8)
         counts, after = row[:3].tolist(), [0, *row[3:5].tolist()]
         assert counts[0] < lists.room
-        chunks = 2 if constants.paired else 1  # entries of a step
-        steps_of, places = [], []  # the tokens of the producer's steps; and where they are
-        for entry in lists_of[0, : chunks * counts[0]].tolist():
+        places = []
+        for entry in lists_of[0, : counts[0]].tolist():
             at = [entry[order.index(a)] for a in range(3)]
+            places.append(at)
             there = box(group, at, constants.step)
             kept = [t is not None and walked[t] > 0 for t in there]
             if entry[3] == 0:
                 assert all(walked[t] == 1 for t in there if t is not None)
             else:
                 assert entry[3] == 256
-                own_bits = [entry[4 + i // 32] >> i % 32 & 1 for i in range(len(kept))]
-                if not any(own_bits):  # there was no second chunk, or a warpgroup had no step
-                    assert not inverse
-                    there = []
-                else:
-                    assert own_bits == kept
-            if there:
-                assert any(kept)
-                places.append(tuple(at))
-            steps_of.append([t for t in there if t is not None])
-        assert len(set(places)) == len(places)
-        steps_of = [[*chain(*steps_of[i : i + chunks])] for i in range(0, len(steps_of), chunks)]
+                assert [entry[4 + i // 32] >> i % 32 & 1 for i in range(len(kept))] == kept
+            assert any(kept) or (counts[0] == 1 and not inverse)
+        assert len({tuple(at) for at in places}) == counts[0]
         sides = 1 if constants.shared else 2
         any_own = False
         for w in range(2):
@@ -159,20 +138,20 @@ def assert_right(steps, problem, states, own):
             assert [bits[i // 32] >> i % 32 & 1 for i in range(64)] == [t is None or own[t] > 0 for t in rows_of]
             taken = list(range(counts[0]))
             if not constants.aligned:
-                entries, n = lists_of[1 + w, : chunks * counts[1 + w]].tolist(), -1
+                entries, n = lists_of[1 + w, : counts[1 + w]], -1
                 taken = []
-                for i in range(0, len(entries), chunks):
-                    passes = entries[i][3] % 256
+                for entry in entries.tolist():
+                    passes = entry[3] % 256
                     assert passes <= constants.stages - 1 or not taken
                     n += passes + 1
                     taken.append(n)
-                    entries[i][3] -= passes
-                    for entry, same in zip(entries[i : i + chunks], lists_of[0, chunks * n :].tolist()):
-                        assert entry[:4] == same[:4]
-                        assert same[3] == 0 or entry[4 : 4 + words] == same[4 : 4 + words]
+                    same = lists_of[0, n].tolist()
+                    assert entry[:3] == same[:3]
+                    assert entry[3] - passes == same[3]
+                    assert same[3] == 0 or entry[4 : 4 + words] == same[4 : 4 + words]
                 assert n + after[1 + w] + 1 == counts[0]
                 assert taken or inverse
-            found = [t for n in taken for t in steps_of[n]]
+            found = [t for n in taken for t in box(group, places[n], constants.step) if t is not None]
             assert len(found) == len(set(found))
             for r in rows_of:
                 if r is None or (inverse and not any(own[t] for t in rows_of if t is not None)):

@@ -220,8 +220,7 @@ def keys_producer(q_desc, do_desc, lse_desc, delta_desc, k_desc, v_desc, rings, 
         descs = (q_desc, do_desc, lse_desc, delta_desc)
         arguments = (descs, walked, strides, item, head, item.place * work.grid.heads + head)
         if C.masked:
-            listed = listed_of(work, item, 0, 0, C)
-            t = fill_listed(load_queries, arguments, listed, entry_at(listed, 0), t, C)
+            t = fill_listed(load_queries, arguments, listed_of(work, item, 0, 0, C), t, C)
         else:
             t = fill(load_queries, arguments, walk, t, C)
     let_next_start(C.chained)
@@ -447,8 +446,7 @@ def _queries_producer(q_desc, do_desc, descs, rings, work, C: gl.constexpr):
     arguments = ((descs[0], descs[1]), walked, (strides.key, strides.value), item, kv)
     t = gl.to_tensor(0)
     if C.masked:
-        listed = listed_of(work, item, 0, 0, C)
-        t = fill_listed(_load_keys, arguments, listed, entry_at(listed, 0), t, C)
+        t = fill_listed(_load_keys, arguments, listed_of(work, item, 0, 0, C), t, C)
     else:
         t = fill(_load_keys, arguments, walk, t, C)
     if C.additional:
@@ -525,8 +523,8 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
         await_ready(walked, t, C)
         if C.masked:
             if info >= MASKED:
-                clean(k_s, slot * QP, bits_at(listed, step, BN, C), QP, BN)
-                clean(v_s, slot * VP, bits_at(listed, step, BN, C), VP, BN)
+                clean(k_s, slot * QP, bits_at(listed, step, BN), QP, BN)
+                clean(v_s, slot * VP, bits_at(listed, step, BN), VP, BN)
         scoring = scores_of(q_s, W, k_s, slot, zero, QP)
         rising = scores_of(do_s, W, v_s, slot, zero, VP)
         s = warpgroup_mma_wait(VP, deps=[scoring])
@@ -538,7 +536,7 @@ def _queries_consumer(dq_desc, lse_ptr, delta_ptr, rings, work, C: gl.constexpr,
         else:
             s = masked_exponents(s, in_order(a, b, w, C), rows, scale, s_layout, C)
         if C.masked:
-            s = hidden(s, listed, step, info, s_layout, C)
+            s = hidden(s, listed, step, info, s_layout)
         p = gl.exp2(s - lse[:, None])
         dp = warpgroup_mma_wait(0, deps=[rising])
         ds = p * (dp - delta[:, None])

@@ -57,18 +57,12 @@ from vicinal.backends.hopper.kernels.steps import (
     MASKED,
     bits_at,
     clean,
-    clean_pair,
     entry_at,
     fill_listed,
-    fill_listed_pairs,
-    first_entry,
     hidden,
     kept_of,
     listed_of,
-    of_pair,
     on_list,
-    on_pairs,
-    pair_at,
 )
 from vicinal.backends.hopper.kernels.walk import (
     beside,
@@ -158,9 +152,6 @@ def _producer(q_desc, descs, rings, work, C: gl.constexpr):
         axes = head_axes(work, head, C)
         walk = union(item.tile, axes, C)
         await_previous(C.chained)
-        if C.masked:  # on their way while queries wait for room
-            listed = listed_of(work, item, 0, 0, C)
-            ahead = first_entry(work, number, 0, 0, C)
         for i in gl.static_range(2):
             mbarrier.wait(queries.empty.index(i), (done & 1) ^ 1)
             mbarrier.expect(queries.ready.index(i), q_desc.block_type.nbytes * QP)
@@ -171,10 +162,7 @@ def _producer(q_desc, descs, rings, work, C: gl.constexpr):
         v_place = place(item, head // work.grid.group, strides.value, C.value_dim, C)
         arguments = ((descs[0], descs[1]), (keys, values), (k_place, v_place))
         if C.masked:
-            if C.paired:
-                t = fill_listed_pairs(_load_pairs, arguments, listed, ahead, t, C)
-            else:
-                t = fill_listed(_load, arguments, listed, ahead, t, C)
+            t = fill_listed(_load, arguments, listed_of(work, item, 0, 0, C), t, C)
         elif C.paired:
             t = _fill_pairs(arguments, walk, axes, t, C)
         else:
@@ -197,7 +185,8 @@ def _fill_more(descs, rings, item, work, t, C: gl.constexpr):
     for i in range(tiles_of(work, KEYS, C)):
         if C.paired:
             pair = ((2 * i * C.step[0], 0, 0), ((2 * i + 1) * C.step[0], 0, 0))
-            _load_pairs(((descs[2], descs[3]), rings, places), pair, t, C)
+            for side in gl.static_range(2):
+                _load_pair(descs[2 + side], places[side], pair, rings[side], t, C)
         else:
             _load(((descs[2], descs[3]), rings, places), (i * C.step[0], 0, 0), t, C)
         t += 1
@@ -228,16 +217,9 @@ def _load(arguments, c, t, C: gl.constexpr):
 
 
 @gluon.jit
-def _load_pairs(arguments, pair, t, C: gl.constexpr):
-    """Tile `t`: of keys and values, two chunks each."""
-    descs, rings, places = arguments
-    for side in gl.static_range(2):
-        _load_pair(descs[side], places[side], pair, rings[side], t, C)
-
-
-@gluon.jit
 def _fill_pairs(arguments, walk, axes, t, C: gl.constexpr):
     """The walk in pairs of chunks: those of the one warpgroup and of the other in turn, then those of both."""
+    descs, rings, places = arguments
     STEP: gl.constexpr = walk_order(C.step, C)
     line, alone, turns, common = paired_counts(walk, axes, C)
     a = walk.outer[0]
@@ -255,7 +237,9 @@ def _fill_pairs(arguments, walk, axes, t, C: gl.constexpr):
         its_end = (i >= 2 * turns) | (i % 2 == 1)
         shift = gl.where((i < 2 * turns) & (i % 2 == 1), (line - alone) * STEP[2], 0)
         a1, b1, w1 = next_chunk((a, b, w), walk, first, stop, C)
-        _load_pairs(arguments, (in_order(a, b, w + shift, C), in_order(a1, b1, w1 + shift, C)), t, C)
+        pair = (in_order(a, b, w + shift, C), in_order(a1, b1, w1 + shift, C))
+        for side in gl.static_range(2):
+            _load_pair(descs[side], places[side], pair, rings[side], t, C)
         t += 1
         a2, b2, w2 = next_chunk((a1, b1, w1), walk, first, stop, C)
         a = gl.where(its_end, a2, a)
@@ -292,10 +276,8 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
     o_layout: gl.constexpr = accumulator(VD)
     p_layout: gl.constexpr = left_operand(VD)
     zero = gl.zeros([BM, BN], gl.float32, layout=s_layout)
-    ahead = ()
     if C.masked:
         await_previous(C.chained)
-        ahead = first_entry(work, gl.program_id(0), 1 + W, W, C)
 
     t = 0  # tiles that the rings of keys and values have seen
     done = 0
@@ -307,10 +289,7 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
         rows = rows_of(x, axes, gl.SliceLayout(1, s_layout), C)
         if C.masked:
             listed = listed_of(work, item, 1 + W, W, C)
-            if C.paired:
-                a, b, w, a1, b1, w1, info = of_pair(ahead)
-            else:
-                a, b, w, info = ahead
+            a, b, w, info = entry_at(listed, 0)
             course = Course(w, w, info % MASKED, listed.after, listed.count, 0, 0, (0, 0))
         else:
             listed = ()
@@ -326,16 +305,15 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
         await_ready(keys, t, C)
         s = warpgroup_mma_wait(0, deps=[scores_of(queries.tiles, W, keys.tiles, t % C.stages, zero, QP)])
         free(keys, t, C)
-        if not C.paired:
-            a1 = a
-            b1 = b
-            w1 = w
-        elif not C.masked:
+        a1 = a
+        b1 = b
+        w1 = w
+        if C.paired:
             a1, b1, w1 = next_chunk((a, b, w), walk, first, stop, C)
         s = _mask(s, in_order(a, b, w, C), in_order(a1, b1, w1, C), rows, -1, work, s_layout, C)
         if C.masked:
-            s = hidden(s, listed, 0, info, s_layout, C)
-            coming = pair_at(listed, 1) if C.paired else entry_at(listed, 1)
+            s = hidden(s, listed, 0, info, s_layout)
+            coming = entry_at(listed, 1)
         m = gl.max(s, 1) * scale
         p = gl.exp2(s * scale - _finite(m)[:, None])
         l = _in_thread_sums(p)
@@ -347,11 +325,8 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
             if C.masked:
                 if info >= MASKED:
                     await_ready(values, last, C)
-                    _clean(values, last, listed, step - 1, VP, BN, C)
-                if C.paired:
-                    a, b, w, a1, b1, w1, t, info, coming = on_pairs(coming, listed, step, t, (keys, values), C)
-                else:
-                    a, b, w, t, info, coming = on_list(coming, listed, step, t, (keys, values), C)
+                    clean(values.tiles, last % C.stages * VP, bits_at(listed, step - 1, BN), VP, BN)
+                a, b, w, t, info, coming = on_list(coming, listed, step, t, (keys, values), C)
             elif C.paired:
                 if step == course.turns:  # from here on, both warpgroups
                     t = pass_over_tiles((keys, values), t, 1 - W, C)
@@ -381,7 +356,7 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
             n = step - course.count if C.additional else -1
             s = _mask(s, in_order(a, b, w, C), in_order(a1, b1, w1, C), rows, n, work, s_layout, C)
             if C.masked:
-                s = hidden(s, listed, step, info, s_layout, C)
+                s = hidden(s, listed, step, info, s_layout)
             p, m, l, alpha = _exponentials(s, m, l, scale, LAZY)
             factor = gl.convert_layout(alpha, gl.SliceLayout(1, o_layout))
             if LAZY and not C.paired:
@@ -396,28 +371,16 @@ def _consumer(o_desc, lse_ptr, rings, work, C: gl.constexpr, W: gl.constexpr):
         await_ready(values, t, C)
         if C.masked:
             if info >= MASKED:
-                _clean(values, t, listed, course.count - 1, VP, BN, C)
+                clean(values.tiles, t % C.stages * VP, bits_at(listed, course.count - 1, BN), VP, BN)
         out, pb = finished(add_product(pb, values.tiles, t % C.stages, out, VP), pb, VP)
         free(values, t, C)
         t = pass_over_tiles((keys, values), t + 1, 0 if C.additional else course.after, C)
-        if C.masked:
-            ahead = first_entry(work, number + gl.num_programs(0), 1 + W, W, C)
         _write(o_desc, lse_ptr, o_s, out, m, l, item, x, rows, listed, work, C, W)
         if not C.own_output:
             tma_store_wait(0)
             mbarrier.arrive(queries.empty.index(W), count=1)
         done += 1
     tma_store_wait(0)
-
-
-@gluon.jit
-def _clean(values, t, listed, step, PIECES: gl.constexpr, KEYS: gl.constexpr, C: gl.constexpr):
-    """Zeros for the masked keys of tile `t` of values, which is a list's `step`."""
-    bits = bits_at(listed, step, KEYS, C)
-    if C.paired:
-        clean_pair(values.tiles, t % C.stages, bits)
-    else:
-        clean(values.tiles, t % C.stages * PIECES, bits, PIECES, KEYS)
 
 
 @gluon.jit

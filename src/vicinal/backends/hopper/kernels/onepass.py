@@ -206,8 +206,7 @@ def _load_item(number, descs, k_desc, v_desc, own, walked, work, t, C: gl.conste
         walk = queries_of(item.tile, head_axes(work, head, C), work, C)
         arguments = (descs, walked, work.strides, item, head, item.place * work.grid.heads + head)
         if C.masked:
-            listed = listed_of(work, item, 0, 0, C)
-            t = fill_listed(load_queries, arguments, listed, entry_at(listed, 0), t, C)
+            t = fill_listed(load_queries, arguments, listed_of(work, item, 0, 0, C), t, C)
         else:
             t = fill(load_queries, arguments, walk, t, C)
     return t

@@ -10,9 +10,6 @@ computed as if there were no mask. The lists of a program, one after the other i
   tokens are masked; then of each token whether it may be read, a bit for each, where some may not.
 
 Kernels in one pass walk in step, both warpgroups and the producer: theirs is the producer's list.
-
-Of a walk in pairs of chunks entries are of chunks, and counts are of pairs, two entries each: of chunks that the same
-warpgroups need, in the order of the walk. Where one is left over, all tokens of its second chunk are masked.
 """
 
 from typing import Any, NamedTuple
@@ -68,21 +65,6 @@ def listed_of(work, item, LIST: gl.constexpr, W: gl.constexpr, C: gl.constexpr):
 
 
 @gluon.jit
-def first_entry(work, number, LIST: gl.constexpr, W: gl.constexpr, C: gl.constexpr):
-    """The first entry, or pair, of the list of item `number`, or of the last item.
-
-    To be read while the item before is worked on, since steps wait for it. (Not all of `Listed`: Triton 3.6 then
-    takes its first `after`, which is nothing but the bound of a loop, for those of all items.)
-    """
-    number = gl.minimum(number, work.grid.items - 1)
-    listed = listed_of(work, locate(number, work.grid.tiles, work.grid.heads, work.groups, C), LIST, W, C)
-    if C.paired:
-        return pair_at(listed, 0)
-    else:
-        return entry_at(listed, 0)
-
-
-@gluon.jit
 def entry_at(listed, i):
     """Entry `i`: where the step is in the order of the walk's loops, and what is said of it."""
     at = listed.entries + i * ENTRY
@@ -101,65 +83,25 @@ def on_list(coming, listed, i, t, rings, C: gl.constexpr):
 
 
 @gluon.jit
-def pair_at(listed, i):
-    """Entries `2 * i` and the next: where the first is, what is said of it, then of the second."""
-    at = listed.entries + i * (2 * ENTRY)
-    a, b, w, info = gl.load(at), gl.load(at + 1), gl.load(at + 2), gl.load(at + 3)
-    at += ENTRY
-    return a, b, w, info, gl.load(at), gl.load(at + 1), gl.load(at + 2), gl.load(at + 3)
-
-
-@gluon.jit
-def of_pair(pair):
-    """Of a pair that has been read: where its chunks are, and what is said of both."""
-    a, b, w, info, a1, b1, w1, info1 = pair
-    info = gl.where((info < MASKED) & (info1 >= MASKED), info + MASKED, info)
-    return a, b, w, a1, b1, w1, info
-
-
-@gluon.jit
-def on_pairs(coming, listed, i, t, rings, C: gl.constexpr):
-    """As `on_list`, of pairs."""
-    a, b, w, a1, b1, w1, info = of_pair(coming)
-    coming = pair_at(listed, i + 1)
-    return a, b, w, a1, b1, w1, pass_over_tiles(rings, t, info % MASKED, C), info, coming
-
-
-@gluon.jit
-def bits_at(listed, i, KEYS: gl.constexpr, C: gl.constexpr):
-    """The bits of entry `i`, or of a pair: four integers."""
-    if C.paired:
-        at = listed.entries + i * (2 * ENTRY) + BITS
-        return gl.load(at), gl.load(at + 1), gl.load(at + ENTRY), gl.load(at + ENTRY + 1)
+def bits_at(listed, i, KEYS: gl.constexpr):
+    """The bits of entry `i`: four integers."""
+    at = listed.entries + i * ENTRY + BITS
+    first = gl.load(at)
+    second = gl.load(at + 1)
+    if KEYS == 128:
+        return first, second, gl.load(at + 2), gl.load(at + 3)
     else:
-        at = listed.entries + i * ENTRY + BITS
-        first = gl.load(at)
-        second = gl.load(at + 1)
-        if KEYS == 128:
-            return first, second, gl.load(at + 2), gl.load(at + 3)
-        else:
-            return first, second, second, second
+        return first, second, second, second
 
 
 @gluon.jit
-def fill_listed(load: gl.constexpr, arguments, listed, coming, t, C: gl.constexpr):
-    """A producer's steps, as `walk.fill` does it; the first entry has been read, as `coming`."""
-    a, b, w, _ = coming
+def fill_listed(load: gl.constexpr, arguments, listed, t, C: gl.constexpr):
+    """A producer's steps, as `walk.fill` does it."""
+    a, b, w, _ = entry_at(listed, 0)
     for i in range(listed.count):
         c = in_order(a, b, w, C)
         a, b, w, _ = entry_at(listed, i + 1)  # read ahead: there is room for one more
         load(arguments, c, t, C)
-        t += 1
-    return t
-
-
-@gluon.jit
-def fill_listed_pairs(load: gl.constexpr, arguments, listed, coming, t, C: gl.constexpr):
-    """Likewise pairs: `load(arguments, pair, t, C)`."""
-    for i in range(listed.count):
-        a, b, w, _, a1, b1, w1, _ = coming
-        coming = pair_at(listed, i + 1)  # read ahead: there is room
-        load(arguments, (in_order(a, b, w, C), in_order(a1, b1, w1, C)), t, C)
         t += 1
     return t
 
@@ -176,11 +118,11 @@ def kept_of(bits, SIZE: gl.constexpr, layout: gl.constexpr):
 
 
 @gluon.jit
-def hidden(s, listed, i, info, layout: gl.constexpr, C: gl.constexpr):
+def hidden(s, listed, i, info, layout: gl.constexpr):
     """Scores of step `i` of a list, minus infinity for keys that are masked."""
     if info >= MASKED:
         KEYS: gl.constexpr = s.shape[1]
-        kept = kept_of(bits_at(listed, i, KEYS, C), KEYS, gl.SliceLayout(0, layout))
+        kept = kept_of(bits_at(listed, i, KEYS), KEYS, gl.SliceLayout(0, layout))
         s = gl.where(kept[None, :], s, float("-inf"))
     return s
 
@@ -217,15 +159,6 @@ def clean(buffer, first, bits, PIECES: gl.constexpr, ROWS: gl.constexpr):
     kept = kept_of(bits, ROWS, gl.SliceLayout(1, layout))
     for j in gl.static_range(PIECES):
         _select(buffer.index(first + j).reshape([ROWS, WIDE]), kept, layout)
-    _written()
-
-
-@gluon.jit
-def clean_pair(buffer, slot, bits):
-    """Likewise for a slot of a buffer of pairs."""
-    ROWS: gl.constexpr = buffer.shape[1]
-    layout: gl.constexpr = rows_layout(buffer.shape[2])
-    _select(buffer.index(slot), kept_of(bits, ROWS, gl.SliceLayout(1, layout)), layout)
     _written()
 
 
@@ -300,15 +233,15 @@ def list_steps(
     if C.inverse:  # keys that are all masked take nothing
         count = gl.where(any_own, count, 0)
 
-    zero = gl.to_tensor(0)
-    taken = (zero, zero, zero, zero, zero)  # see `_add`
-    nowhere = (zero - 1, zero - 1, zero - 1)
-    both = nowhere  # pairs that have room, of either kind
-    only0 = nowhere
-    only1 = nowhere
+    all_taken = gl.to_tensor(0)
+    taken0 = gl.to_tensor(0)
+    taken1 = gl.to_tensor(0)
+    passed0 = gl.to_tensor(0)
+    passed1 = gl.to_tensor(0)
     last = (walk.outer[0], walk.inner[0], walk.split[0])
-    state = _states(zero, count, walk, counts, walked_ptr, walked_strides, item, axes, layout, C)
-    none = _bits(state * 0)
+    last_info = gl.to_tensor(MASKED)
+    state = _states(gl.to_tensor(0), count, walk, counts, walked_ptr, walked_strides, item, axes, layout, C)
+    last_bits = _bits(state * 0)
     for n in range(count):
         coming = _states(n + 1, count, walk, counts, walked_ptr, walked_strides, item, axes, layout, C)
         at = _step_at(n, walk, counts, C)
@@ -316,77 +249,41 @@ def list_steps(
         hidden = ((state == 0) | (state == 2)).to(gl.int32)
         sums = gl.sum(seen + (hidden << 16), 0)
         some = (sums & 0xFFFF) > 0
+        masked = sums > 0xFFFF
         needed0 = (at[2] < stop0) & (at[2] + STEP[2] > start0)
         needed1 = (at[2] < stop1) & (at[2] + STEP[2] > start1)
         if some & (needed0 | needed1):
-            entry = (at, gl.where(sums > 0xFFFF, MASKED, 0), _bits(seen))
-            if not C.paired:
-                taken, nowhere = _add(row, taken, nowhere, entry, needed0, needed1, lists.room, C)
-            elif needed0 & needed1:
-                taken, both = _add(row, taken, both, entry, needed0, needed1, lists.room, C)
-            elif needed0:
-                taken, only0 = _add(row, taken, only0, entry, needed0, needed1, lists.room, C)
-            else:
-                taken, only1 = _add(row, taken, only1, entry, needed0, needed1, lists.room, C)
+            info = gl.where(masked, MASKED, 0)
+            bits = _bits(seen)
+            _write(row, 0, all_taken, at, info, bits, lists.room)
+            all_taken += 1
+            if not C.aligned:
+                taken0, passed0 = _take(row, 1, taken0, passed0, needed0, at, info, bits, lists.room, C)
+                taken1, passed1 = _take(row, 2, taken1, passed1, needed1, at, info, bits, lists.room, C)
             last = at
+            last_info = info
+            last_bits = bits
         state = coming
-    masked = (last, MASKED, none)
-    if C.paired:
-        _fill(row, both, masked, lists.room, C)
-        _fill(row, only0, masked, lists.room, C)
-        _fill(row, only1, masked, lists.room, C)
-    if not C.inverse:
-        if (taken[1] == 0) | (taken[2] == 0):  # everybody takes a step
-            taken, both = _add(row, taken, nowhere, masked, taken[1] == 0, taken[2] == 0, lists.room, C)
-            if C.paired:
-                _fill(row, both, masked, lists.room, C)
+    if not C.inverse:  # everybody takes a step: the last one, or one whose tokens are all masked
+        if all_taken == 0:
+            _write(row, 0, all_taken, last, last_info, last_bits, lists.room)
+            all_taken += 1
+            passed0 += 1
+            passed1 += 1
+        if taken0 == 0:
+            _write(row, 1, taken0, last, last_info + passed0 - 1, last_bits, lists.room)
+            taken0 += 1
+            passed0 = 0
+        if taken1 == 0:
+            _write(row, 2, taken1, last, last_info + passed1 - 1, last_bits, lists.room)
+            taken1 += 1
+            passed1 = 0
     let_next_start(C.chained)
-    for i in gl.static_range(5):
-        gl.store(row + i, taken[i])
-
-
-@gluon.jit
-def _add(row, taken, room_of, entry, needed0, needed1, room, C: gl.constexpr):
-    """An entry is a step, or begins a pair of its kind, or joins the one that has room.
-
-    Warpgroups take it, or pass over it: no more in a row than a ring allows (`walk.share_of`).
-
-    Args:
-        taken: steps of the producer and of each warpgroup, and what each warpgroup has passed over since.
-        room_of: numbers of the pair that has room in the producer's list and the warpgroups'; -1 where there is none.
-        needed0, needed1: by whom it is needed.
-    """
-    begins = room_of[0] < 0
-    takes0 = needed0 | (taken[3] >= C.stages - 1)
-    takes1 = needed1 | (taken[4] >= C.stages - 1)
-    numbers = (
-        gl.where(begins, taken[0], room_of[0]),
-        gl.where(begins, gl.where(takes0, taken[1], -1), room_of[1]),
-        gl.where(begins, gl.where(takes1, taken[2], -1), room_of[2]),
-    )
-    passed = (gl.where(begins, taken[3], 0), gl.where(begins, taken[4], 0))
-    _write(row, numbers, gl.where(begins, 0, 1), entry, passed, room, C)
-    taken = (
-        gl.where(begins, taken[0] + 1, taken[0]),
-        gl.where(begins & takes0, taken[1] + 1, taken[1]),
-        gl.where(begins & takes1, taken[2] + 1, taken[2]),
-        gl.where(begins, gl.where(takes0, 0, taken[3] + 1), taken[3]),
-        gl.where(begins, gl.where(takes1, 0, taken[4] + 1), taken[4]),
-    )
-    if C.paired:
-        room_of = (
-            gl.where(begins, numbers[0], -1),
-            gl.where(begins, numbers[1], -1),
-            gl.where(begins, numbers[2], -1),
-        )
-    return taken, room_of
-
-
-@gluon.jit
-def _fill(row, room_of, entry, room, C: gl.constexpr):
-    """An entry takes what room there is in a pair."""
-    if room_of[0] >= 0:
-        _write(row, room_of, 1, entry, (0, 0), room, C)
+    gl.store(row, all_taken)
+    gl.store(row + 1, taken0)
+    gl.store(row + 2, taken1)
+    gl.store(row + 3, passed0)
+    gl.store(row + 4, passed1)
 
 
 @gluon.jit
@@ -431,20 +328,16 @@ def _step_at(n, walk, counts, C: gl.constexpr):
 
 
 @gluon.jit
-def _write(row, numbers, half, entry, passed, room, C: gl.constexpr):
-    """Write an entry, or a `half` of a pair, to the lists in which it has a number."""
-    at, info, bits = entry
-    EACH: gl.constexpr = 2 if C.paired else 1
-    _write_to(row, 0, numbers[0] * EACH + half, at, info, bits, room)
-    if not C.aligned:
-        if numbers[1] >= 0:
-            _write_to(row, 1, numbers[1] * EACH + half, at, info + passed[0], bits, room)
-        if numbers[2] >= 0:
-            _write_to(row, 2, numbers[2] * EACH + half, at, info + passed[1], bits, room)
+def _take(row, LIST: gl.constexpr, taken, passed, needed, at, info, bits, room, C: gl.constexpr):
+    """A warpgroup takes a step, or passes over it: no more than a ring allows (`walk.share_of`)."""
+    takes = needed | (passed >= C.stages - 1)
+    if takes:
+        _write(row, LIST, taken, at, info + passed, bits, room)
+    return taken + takes.to(gl.int32), gl.where(takes, 0, passed + 1)
 
 
 @gluon.jit
-def _write_to(row, LIST: gl.constexpr, number, at, info, bits, room):
+def _write(row, LIST: gl.constexpr, number, at, info, bits, room):
     entry = row + HEADER + (LIST * room + number) * ENTRY
     gl.store(entry, at[0])
     gl.store(entry + 1, at[1])
