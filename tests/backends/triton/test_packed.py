@@ -28,14 +28,14 @@ def packed_problem(lengths, neighborhoods, dtype=torch.bfloat16, dim=64):
     return PackedProblem.of(Inputs(tokens, tokens, tokens), Maps.of(lengths, neighborhoods), dim**-0.5)
 
 
-@pytest.mark.parametrize("wanted", ["query key value", "key"])
+LINES = ([(33,), (7,), (0,), (5,), (21,)], 5, (2, 1), Tiling((8,), (16,), of_classes=True))
+PLANES = ([(5, 7), (3, 4), (0, 3), (2, 11)], (2, 3), (4, 2), Tiling((2, 4), (1, 16), of_classes=True))
+
+
 @pytest.mark.parametrize(
-    ("lengths", "window", "heads", "tiling"),
-    [
-        ([(33,), (7,), (0,), (5,), (21,)], 5, (2, 1), Tiling((8,), (16,), of_classes=True)),
-        ([(5, 7), (3, 4), (0, 3), (2, 11)], (2, 3), (4, 2), Tiling((2, 4), (1, 16), of_classes=True)),
-    ],
-    ids=["lines", "planes"],
+    ("lengths", "window", "heads", "tiling", "wanted"),
+    [(*LINES, "query key value"), (*LINES, "key"), (*PLANES, "query key value")],
+    ids=["lines", "lines, of keys alone", "planes"],
 )
 def test_in_one_launch(lengths, window, heads, tiling, wanted, monkeypatch):
     monkeypatch.setattr(packed, "_tiling", lambda *_: tiling)

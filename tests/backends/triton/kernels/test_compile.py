@@ -107,5 +107,5 @@ def test_compiles_with_another_triton():
     other = os.environ.get("VICINAL_OTHER_TRITON")
     if other is None:
         pytest.skip("VICINAL_OTHER_TRITON names no other Triton")
-    rows = compiled("sm_90", "2d", "small", "everything", first_on_path=other)
+    rows = compiled("sm_90", "2d", "small", "everything", "masked-classes", "packed", first_on_path=other)
     assert [row for row in rows if not row["fits"] or (row["chained"] and row["early"])] == []
