@@ -94,7 +94,7 @@ WIDE: Mapping[Direction, Mapping[int, float]] = {
     "forward": {192: 1.28, 256: 1.17},
     "backward": {192: 1.17, 256: 1.34},
 }
-KEY_MASK = 1.5  # of the forward, under one: 0.88 to 1.7 of Triton's time (by boxes) were measured, as masks leave steps whole
+KEY_MASK = 1.5  # of the forward, under one: 0.88 to 1.7 of the time of Triton's boxes, by how much a mask leaves whole
 PRODUCTS = (3, 4)  # of a step, in the backward's passes: the query gradient's, and those of key and value
 COPIED = 2 * 4 / 3.0e12  # seconds per element of 16 bits of what is read and written again
 
