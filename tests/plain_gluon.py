@@ -170,9 +170,9 @@ class Barrier:
 mbarrier = SimpleNamespace(
     MBarrierLayout=lambda: Barrier,
     init=lambda bar, count: bar.init(count),
-    wait=lambda bar, parity: bar.wait(parity),
+    wait=lambda bar, parity, pred=True: bar.wait(parity) if pred else None,
     arrive=lambda bar, count: bar.complete(count),
-    expect=lambda bar, size: bar.complete(1, size),
+    expect=lambda bar, size, pred=True: bar.complete(1, size) if pred else None,
 )
 
 
@@ -276,10 +276,10 @@ def elementwise(by_tensors: Callable[..., Tensor], by_numbers: Callable[..., Any
 
 
 def inline_asm_elementwise(asm: str, constraints: str, given: list[Any], **_: Any) -> Any:
-    if "atom.relaxed.gpu.global.add.u32" in asm:  # `onepass._counted`
+    if "atom.relaxed.gpu.global.add.u32" in asm:  # `queue.counted`
         with _adding:
             (counter,) = given
-            before = counter.memory[counter.offset].clone()
+            before = counter.memory[counter.offset].long()  # of any type: it counts from 0 by ones
             counter.memory[counter.offset] += 1
             return before
     if "red.relaxed.gpu.global.add.v4.f32" in asm:  # `onepass._add`: of a thread's columns those of the first eight
@@ -393,7 +393,9 @@ _add(
     thread_barrier=lambda: None,
     warpgroup_mma=warpgroup_mma,
     warpgroup_mma_wait=warpgroup_mma_wait,
-    reinterpret=Chunks,
+    reinterpret=lambda memory, shape, layout, dtype=None: (
+        Chunks(memory, shape, layout) if dtype is None else Shared(memory.data.view(-1).view(dtype).view(shape))
+    ),
 )
 module("softmax")._within = _within
 module("rescale").rescaled = lambda sums, factor, pieces: tuple(x * factor[:, None] for x in sums)

@@ -203,6 +203,7 @@ def report(case: str, kernel) -> dict:
         "tma_stores": len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),
         "setmaxnreg": ptx.count("setmaxnreg"),
         "fences": ptx.count("fence.proxy.async"),
+        "barriers": ptx.count("bar.sync"),
         "pdl": kernel.metadata.launch_pdl,
         "waits": ptx.count("griddepcontrol.wait"),
         "lets": ptx.count("griddepcontrol.launch_dependents"),

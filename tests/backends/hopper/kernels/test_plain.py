@@ -6,6 +6,7 @@ What they compute and wait for. What only a GPU shows (registers, the order of a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import plain_gluon
 from vicinal import neighborhood_attention
+from vicinal.backends.gpu.hardware import ASSUMED
 from vicinal.backends.hopper import BACKEND, backward, onepass
 from vicinal.backends.hopper.launch import Launcher
 from vicinal.backends.hopper.tilings import backward_configs, forward_configs, one_pass_configs
@@ -55,7 +57,9 @@ def key_mask(name: str, shape: tuple[int, ...]) -> Tensor | None:
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch):
+    """On a card of two multiprocessors: programs take items one after the other."""
     monkeypatch.setattr(Launcher, "__call__", plain_gluon.run)
+    monkeypatch.setattr(onepass, "gpu_of", lambda device: replace(ASSUMED, processors=2))
 
 
 def gradients(problem: Problem, inputs: Inputs, upstream: Upstream) -> Iterator[Inputs]:

@@ -42,10 +42,10 @@ def tma_add(tensor_desc, coord, src, _semantic=None):
 
 
 @builtin
-def reinterpret(memory, shape, layout, _semantic=None):
+def reinterpret(memory, shape, layout, dtype=None, _semantic=None):
     """Shared `memory` as `shape` in `layout`; the caller knows that both name the same bytes."""
     method = getattr(memory, "_reinterpret", None) or memory.reinterpret  # its name lost the underscore
-    return method(memory.dtype, shape, layout, _semantic=_semantic)
+    return method(memory.dtype if dtype is None else dtype, shape, layout, _semantic=_semantic)
 
 
 def tensor_descriptor(tensor, shape, strides, block):

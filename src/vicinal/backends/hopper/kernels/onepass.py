@@ -8,6 +8,9 @@ the other is at its exponentials. Where none of a step's queries attend to its o
 Accumulators begin with what is subtracted from their products (`prepare` has negated it), which takes no registers and
 no instructions later.
 
+A step's products are issued as S, dP, dV, dQ (of the step before), dK: dP runs under the exponentials, dV under dS, and
+what leaves by shared memory, dS^T and dQ, is written under dK. The warps of a warpgroup meet twice a step at most.
+
 dQ is added up in a float32 buffer in global memory. A warp has 16 queries of a step, a block. Walks begin at multiples
 of a block along each axis, so that blocks are the same for all keys: of each, the buffer holds side by side what a
 thread has (see `finish`), so that shared memory and the cache see whole lines.
@@ -33,6 +36,7 @@ from vicinal.backends.hopper.kernels.compat import (
     gl,
     gluon,
     mbarrier,
+    reinterpret,
     thread_barrier,
     tma_add,
     tma_store_wait,
@@ -49,7 +53,15 @@ from vicinal.backends.hopper.kernels.pieces import (
     write_pieces,
     zeros,
 )
-from vicinal.backends.hopper.kernels.ring import Ring, await_ready, barriers, free, start_slot
+from vicinal.backends.hopper.kernels.queue import announce, announced, announcement, counted
+from vicinal.backends.hopper.kernels.ring import (
+    Ring,
+    arrive_alone,
+    await_ready,
+    barriers,
+    free_multiplied,
+    start_slot,
+)
 from vicinal.backends.hopper.kernels.softmax import LOG2E, masked
 from vicinal.backends.hopper.kernels.steps import (
     MASKED,
@@ -90,18 +102,21 @@ class Own(NamedTuple):
     """The keys and values of an item, one tile for each warpgroup, and where their sums leave from."""
 
     tiles: Any  # keys, values
-    sums: Any  # dK, dV; in their place, where there is but one item
+    sums: Any  # dK of both warpgroups, dV of both
     number: Any  # of the item
     ready: Any  # barrier: they have arrived
     empty: Any  # barrier: both warpgroups have read them
 
 
 class Exchange(NamedTuple):
-    """The dS^T of both warpgroups in shared memory."""
+    """The dS^T of both warpgroups in shared memory.
+
+    A warpgroup waits for the other's barriers only: where it would wait for what it arrives at itself, Triton would put
+    a barrier of all its warps between.
+    """
 
     tiles: Any  # of slot `i`, warpgroup `W`'s is number `2 * i + W`
-    ready: Any  # barriers: both have written
-    empty: Any  # they have been read
+    ready: Any  # barriers, of each warpgroup: it has written
 
 
 class Addends(NamedTuple):
@@ -138,26 +153,25 @@ def backward(
     ds_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BM, BN], k_desc.dtype)
     ds_s = gl.allocate_shared_memory(k_desc.dtype, [2 * EXCHANGED, BM, BN], ds_layout)
     if NARROW:
-        dk_s = gl.allocate_shared_memory(k_desc.dtype, [2] + k_desc.block_shape, k_desc.layout)
-        dv_s = gl.allocate_shared_memory(v_desc.dtype, [2] + v_desc.block_shape, v_desc.layout)
+        sums = gl.allocate_shared_memory(k_desc.dtype, [4] + k_desc.block_shape, k_desc.layout)
         addends = Addends(addends_ptr, addends_desc, None)
     else:
-        dk_s, dv_s = k_s, v_s
         leaving = gl.allocate_shared_memory(
             gl.float32, [2 * EXCHANGED, 4 * addends_desc.block_shape[0], 32], addends_desc.layout
         )  # fmt: skip
+        sums = reinterpret(leaving, [4] + k_desc.block_shape, k_desc.layout, k_desc.dtype)
         addends = Addends(addends_ptr, addends_desc, leaving)
-    number = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    own = Own((k_s, v_s), (dk_s, dv_s), number, barriers(1), barriers(1))
+    own = Own((k_s, v_s), sums, announcement(), barriers(1), barriers(1))
     walked = Ring((q_s, do_s, lse_s, delta_s), barriers(STAGES), barriers(STAGES))
-    exchange = Exchange(ds_s, barriers(EXCHANGED), barriers(EXCHANGED))
+    exchange = Exchange(ds_s, (barriers(EXCHANGED), barriers(EXCHANGED)))
     start_slot(own, 0, 2)
     for i in gl.static_range(STAGES):
         start_slot(walked, i, 2)
-    for i in gl.static_range(EXCHANGED):
-        mbarrier.init(exchange.ready.index(i), count=2)
-        mbarrier.init(exchange.empty.index(i), count=1 if NARROW else 2)
+    for w in gl.static_range(2):
+        for i in gl.static_range(EXCHANGED):
+            mbarrier.init(exchange.ready[w].index(i), count=1)
     fence_async_shared()
+    thread_barrier()  # else Triton puts one before what first meets these barriers, within a loop
     work = work_of(scalars, groups, table, more)
     descs = (q_desc, do_desc, lse_desc, delta_desc)
     gl.warp_specialize([
@@ -181,7 +195,7 @@ def _producer(descs, k_desc, v_desc, counter_ptr, own, walked, work, C: gl.const
             _announce(own, number, turn)
             t = _load_item(number, descs, k_desc, v_desc, own, walked, work, t, C)
             turn += 1
-            number = gl.num_programs(0) + _counted(counter_ptr)
+            number = gl.num_programs(0) + counted(counter_ptr)
         _announce(own, number, turn)  # that there is none left
         mbarrier.arrive(own.ready.index(0), count=1)
     else:
@@ -216,31 +230,14 @@ def _load_item(number, descs, k_desc, v_desc, own, walked, work, t, C: gl.conste
 def _announce(own, number, turn):
     """Tell consumers the number of the next item, when they have read the keys and values of the one before."""
     mbarrier.wait(own.empty.index(0), (turn & 1) ^ 1)
-    layout: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
-    own.number.store(gl.zeros([1], gl.int64, layout=layout) + number)
+    announce(own.number, number)
 
 
 @gluon.jit
 def _awaited(own, turn):
     """The number of the next item, when its keys and values have arrived."""
-    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     mbarrier.wait(own.ready.index(0), turn & 1)
-    return gl.max(own.number.load(layout), 0).to(gl.int32)
-
-
-@gluon.jit
-def _counted(counter_ptr):
-    """What a counter in memory was before 1 is added to it; of a partition of one warp.
-
-    Triton's own atomics hand a scalar on through shared memory, with a barrier of the whole program.
-    """
-    layout: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
-    count = gl.inline_asm_elementwise(
-        "{ .reg .pred first; .reg .u32 lane; mov.u32 lane, %laneid; setp.eq.u32 first, lane, 0; mov.u32 $0, 0;"
-        " @first atom.relaxed.gpu.global.add.u32 $0, [$1], 1; }",
-        "=&r,l", [counter_ptr + gl.zeros([32], gl.int32, layout=layout)], dtype=gl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-    return gl.max(count, 0)
+    return announced(own.number)
 
 
 @gluon.jit
@@ -318,39 +315,45 @@ def _item(number, t, dk_desc, dv_desc, addends, own, walked, exchange, work, C: 
             elif (w < stop) & (w + STEP > start):
                 dk, dv = _step(dk, dv, held, own, walked, exchange, addends, t, c, rows, before, done, work, C, W)
             else:
-                free(walked, t, C)
-                _share(gl.zeros([BM, BN], own.tiles[0].dtype, layout=accumulator(BN)), exchange, t, W)
+                none = gl.zeros([BM, BN], k_s.dtype, layout=accumulator(BN))
                 if (done > 0) & _makes(t - 1, C, W):
-                    dq = warpgroup_mma_wait(0, deps=[_addend(own, exchange, t - 1, C, W)])
-                    _taken(exchange, t - 1)
-                    _add(addends, dq, before, t, work, C, W)
+                    _await_shared(exchange, t - 1, W)
+                    if narrow(C):  # the other need not wait for this addend
+                        _share(none, exchange, t, W)
+                        dq = warpgroup_mma_wait(0, deps=[_addend(own, exchange, t - 1, C, W)])
+                        thread_barrier()  # else Triton puts one before whatever is shared next
+                        _add(addends, dq, t, before, work, C, W)
+                    else:
+                        dq = warpgroup_mma_wait(0, deps=[_addend(own, exchange, t - 1, C, W)])
+                        _share_and_add(none, dq, exchange, addends, t, before, work, C, W)
+                else:
+                    _share(none, exchange, t, W)
+                free_multiplied(walked, t, C)  # unread, but all warps have seen that it was there
             before = (first_row + member, c[0], c[1], c[2])
             done += 1
             t += 1
             w += STEP
     if (done > 0) & _makes(t - 1, C, W):
+        _await_shared(exchange, t - 1, W)
         dq = warpgroup_mma_wait(0, deps=[_addend(own, exchange, t - 1, C, W)])
-        _taken(exchange, t - 1)
         if narrow(C):
-            mbarrier.arrive(own.empty.index(0), count=1)
-        _add(addends, dq, before, t, work, C, W)
+            arrive_alone(own.empty.index(0))
+        _leave(addends, dq, t, C, W)
+        _add(addends, dq, t, before, work, C, W)
     elif narrow(C):
-        mbarrier.arrive(own.empty.index(0), count=1)
+        thread_barrier()
+        arrive_alone(own.empty.index(0))
     if C.cut >= 0:
         write_sums(dk_desc, dk, work.scale, item, x, work, 1, C)
         write_sums(dv_desc, dv, 1.0, item, x, work, 1, C)
     else:
-        dk_s, dv_s = own.sums
-        if narrow(C):
-            tma_store_wait(0)  # the last item's have left
-            thread_barrier()
-        elif done > 0:  # the sums go where keys and values are: not before both have read the keys
-            mbarrier.wait(exchange.empty.index((t - 1) % EXCHANGED), ((t - 1) // EXCHANGED) & 1)
-        write_pieces(dk, work.scale, dk_s, W, dk_desc.dtype, 1)
-        write_pieces(dv, 1.0, dv_s, W, dv_desc.dtype, 1)
+        tma_store_wait(0)  # the last item's, or addends, have left
+        thread_barrier()
+        write_pieces(dk, work.scale, own.sums, W, dk_desc.dtype, 1)
+        write_pieces(dv, 1.0, own.sums, 2 + W, dv_desc.dtype, 1)
         fence_async_shared()
-        store_head(dk_desc, item, item.head, work.strides.grad_key, x, dk_s, W, C.head_dim, C)
-        store_head(dv_desc, item, item.head, work.strides.grad_value, x, dv_s, W, C.value_dim, C)
+        store_head(dk_desc, item, item.head, work.strides.grad_key, x, own.sums, W, C.head_dim, C)
+        store_head(dv_desc, item, item.head, work.strides.grad_value, x, own.sums, 2 + W, C.value_dim, C)
     return t
 
 
@@ -361,30 +364,49 @@ def _item(number, t, dk_desc, dv_desc, addends, own, walked, exchange, work, C: 
 def _step(
     dk, dv, held, own, walked, exchange, addends, t, c, rows, before, done, work, C: gl.constexpr, W: gl.constexpr
 ):  # fmt: skip
-    """dK and dV plus what the queries of tile `t`, at `c`, give; its dS^T is shared, and the addend before is added."""
-    issued = _issue(dk, dv, held, own, walked, exchange, t, c, rows, work.scale, C, W)
+    """dK and dV plus what the queries of tile `t`, at `c`, give; its dS^T is shared, and the addend before is added.
+
+    What is shared and what is added are written while the last product, of dK, goes on.
+    """
+    q_s, do_s, _, _ = walked.tiles
+    slot = t % C.stages
+    p, rising = _exponentials(held, own, walked, slot, c, rows, work.scale, C, W)
+    pb = gl.convert_layout(p.to(do_s.dtype), left_operand(C.value_dim))
+    more_dv = add_product(pb, do_s, slot, dv, 1)
+    dp = warpgroup_mma_wait(1, deps=[rising])
+    ds = (p * dp).to(q_s.dtype)
+    dsb = gl.convert_layout(ds, left_operand(C.head_dim))
     if (done > 0) & _makes(t - 1, C, W):
+        _await_shared(exchange, t - 1, W)
         dq = _addend(own, exchange, t - 1, C, W)
-        dk, dv = _settled(issued, 2)
-        free(walked, t, C)
-        dq = warpgroup_mma_wait(0, deps=[dq])
-        _taken(exchange, t - 1)
-        _add(addends, dq, before, t, work, C, W)
+        issued = (add_product(dsb, q_s, slot, dk, 1), more_dv, pb, dsb)
+        dq = warpgroup_mma_wait(1, deps=[dq])
+        _share_and_add(ds, dq, exchange, addends, t, before, work, C, W)
+        dk, dv = _settled(issued)
     else:
-        dk, dv = _settled(issued, 0)
-        free(walked, t, C)
+        issued = (add_product(dsb, q_s, slot, dk, 1), more_dv, pb, dsb)
+        _share(ds, exchange, t, W)
+        dk, dv = _settled(issued)
+    free_multiplied(walked, t, C)
     return dk, dv
 
 
 @gluon.jit
-def _issue(dk, dv, held, own, walked, exchange, t, c, rows, scale, C: gl.constexpr, W: gl.constexpr):
-    """Step `t`, at `c`, but for its addend of dQ: dS^T is shared; dK and dV, and what feeds them, are still to come."""
+def _settled(issued):
+    """Wait for dK and dV, with what fed them."""
+    dk, dv, pb, dsb = issued
+    dk, dv, pb, dsb = warpgroup_mma_wait(0, deps=[dk[0], dv[0], pb, dsb])
+    return (dk,), (dv,)
+
+
+@gluon.jit
+def _exponentials(held, own, walked, slot, c, rows, scale, C: gl.constexpr, W: gl.constexpr):
+    """P^T of the queries at `c`; dP^T less delta, still to come."""
     k_s, v_s = own.tiles
     q_s, do_s, lse_s, delta_s = walked.tiles
     BM: gl.constexpr = C.tile[0] * C.tile[1] * C.tile[2]
     BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2]
     s_layout: gl.constexpr = accumulator(BN)
-    slot = t % C.stages
     lse = _row(lse_s, slot, BM, BN, s_layout)
     delta = _row(delta_s, slot, BM, BN, s_layout)
     if narrow(C):
@@ -396,31 +418,27 @@ def _issue(dk, dv, held, own, walked, exchange, t, c, rows, scale, C: gl.constex
     scoring = _product(lse, k, q_s, slot)
     rising = _product(delta, v, do_s, slot)
     s = warpgroup_mma_wait(1, deps=[scoring])
-    p = gl.exp2(masked(s, c, rows, -1, s_layout, C) * (scale * LOG2E))
-    pb = gl.convert_layout(p.to(v_s.dtype), left_operand(C.value_dim))
-    dv = add_product(pb, do_s, slot, dv, 1)
-    dp = warpgroup_mma_wait(1, deps=[rising])
-    ds = (p * dp).to(k_s.dtype)
-    dsb = gl.convert_layout(ds, left_operand(C.head_dim))
-    dk = add_product(dsb, q_s, slot, dk, 1)
-    _share(ds, exchange, t, W)
-    return dk, dv, pb, dsb
+    return gl.exp2(masked(s, c, rows, -1, s_layout, C) * (scale * LOG2E)), rising
 
 
 @gluon.jit
 def _share(ds, exchange, t, W: gl.constexpr):
-    """Share the dS^T of step `t`."""
+    """Share the dS^T of step `t`.
+
+    Its slot is free: `_await_shared` of the step before has seen what the other warpgroup shared after it had read this
+    slot. (Who does not make that step's addend is the one who has read this slot.)
+    """
     i = t % EXCHANGED
-    mbarrier.wait(exchange.empty.index(i), ((t // EXCHANGED) & 1) ^ 1)
     exchange.tiles.index(2 * i + W).store(ds)
     fence_async_shared()  # also before copies overwrite what ordinary loads have read
-    mbarrier.arrive(exchange.ready.index(i), count=1)
+    thread_barrier()
+    arrive_alone(exchange.ready[W].index(i))
 
 
 @gluon.jit
-def _taken(exchange, t):
-    """Say that one warpgroup has read what was shared of step `t`."""
-    mbarrier.arrive(exchange.empty.index(t % EXCHANGED), count=1)
+def _await_shared(exchange, t, W: gl.constexpr):
+    """Wait for what the warpgroup other than `W` shares of step `t`."""
+    mbarrier.wait(exchange.ready[1 - W].index(t % EXCHANGED), (t // EXCHANGED) & 1)
 
 
 @gluon.jit
@@ -441,14 +459,6 @@ def _product(start, a, walked_s, slot):
     return warpgroup_mma(a, b, start, is_async=True)
 
 
-@gluon.jit
-def _settled(issued, LATER: gl.constexpr):
-    """Wait for dK and dV, with what fed them, while `LATER` products go on."""
-    dk, dv, pb, dsb = issued
-    dk, dv, pb, dsb = warpgroup_mma_wait(LATER, deps=[dk[0], dv[0], pb, dsb])
-    return (dk,), (dv,)
-
-
 # --- dQ ----------------------------------------------------------------------------------------------------
 
 
@@ -459,6 +469,74 @@ def _makes(t, C: gl.constexpr, W: gl.constexpr):
         return t % 2 == W
     else:
         return t >= 0
+
+
+@gluon.jit
+def _addend(own, exchange, t, C: gl.constexpr, W: gl.constexpr):
+    """Issue warpgroup `W`'s part of the columns of `dS K` of step `t`, of both tiles of keys; the caller waits.
+
+    Both are there: see `_await_shared`.
+    """
+    k_s, _ = own.tiles
+    BM: gl.constexpr = C.tile[0] * C.tile[1] * C.tile[2]
+    BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2]
+    PARTS: gl.constexpr = parts(C.head_dim)
+    WIDE: gl.constexpr = C.head_dim // PARTS
+    FIRST: gl.constexpr = W % PARTS * WIDE
+    i = t % EXCHANGED
+    side = hidden_zero()
+    zero = gl.zeros([BN, WIDE], gl.float32, layout=accumulator(WIDE))
+    ds = exchange.tiles.index(2 * i).permute((1, 0))
+    k = k_s.index(side).reshape([BM, C.head_dim]).slice(FIRST, WIDE, dim=1)
+    dq = warpgroup_mma(ds, k, zero, use_acc=False, is_async=True)
+    ds = exchange.tiles.index(2 * i + 1).permute((1, 0))
+    k = k_s.index(side + 1).reshape([BM, C.head_dim]).slice(FIRST, WIDE, dim=1)
+    return warpgroup_mma(ds, k, dq, is_async=True)
+
+
+@gluon.jit
+def _share_and_add(ds, dq, exchange, addends, t, at, work, C: gl.constexpr, W: gl.constexpr):
+    """`_share`, and add the addend of the step before, at `at`: one barrier of all warps is behind what both write."""
+    _leave(addends, dq, t, C, W)
+    _share(ds, exchange, t, W)
+    _add(addends, dq, t, at, work, C, W)
+
+
+@gluon.jit
+def _leave(addends, dq, t, C: gl.constexpr, W: gl.constexpr):
+    """Write warpgroup `W`'s part of an addend to where the copy engine takes it from; a barrier must follow."""
+    if not narrow(C):
+        PARTS: gl.constexpr = parts(C.head_dim)
+        WIDE: gl.constexpr = C.head_dim // PARTS
+        tma_store_wait(4 * (EXCHANGED - 1))  # those of the slot have left
+        thread_barrier()
+        each = dq.reshape([4, 2, 8, WIDE // 8, 4, 2]).permute((0, 3, 2, 4, 1, 5)).reshape([ROWS * WIDE // 8, 32])
+        addends.blocks.index(t % EXCHANGED * 2 + W).store(each)
+        fence_async_shared()
+
+
+@gluon.jit
+def _add(addends, dq, t, at, work, C: gl.constexpr, W: gl.constexpr):
+    """Add warpgroup `W`'s part of an addend of dQ to what there is of the tile of queries at `at`: a block a warp."""
+    BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2]
+    PARTS: gl.constexpr = parts(C.head_dim)
+    WIDE: gl.constexpr = C.head_dim // PARTS
+    LINES: gl.constexpr = ROWS * WIDE // 32  # of a block
+    if narrow(C):
+        row = gl.arange(0, BN, layout=gl.SliceLayout(1, dq.type.layout))
+        column = gl.arange(0, WIDE, layout=gl.SliceLayout(0, dq.type.layout))
+        number = _block_number(at, row // ROWS * ROWS, work.axes, C)
+        lane = (row % 8 * 4)[:, None] + (column // 2 % 4)[None, :]
+        to = addends.ptr + (number.to(gl.int64) * (ROWS * C.head_dim))[:, None] + lane * 4
+        COUNT: gl.constexpr = BN * WIDE // 128  # elements of a thread
+        gl.inline_asm_elementwise(
+            _adds(COUNT), _operands(COUNT), [dq, to.to(gl.int64)], dtype=gl.int32, is_pure=False, pack=COUNT
+        )  # fmt: skip
+    else:
+        leaving = addends.blocks.index(t % EXCHANGED * 2 + W)
+        for i in gl.static_range(4):
+            line = _block_number(at, i * ROWS, work.axes, C) * (LINES * PARTS) + W % PARTS * LINES
+            tma_add(addends.desc, [line, 0], leaving.slice(i * LINES, LINES, dim=0))
 
 
 @gluon.jit
@@ -476,56 +554,6 @@ def _block_number(at, first, axes, C: gl.constexpr):
     b1 = gl.minimum((at[2] + row_position(first, 1, STEP)) // BLOCK[1], n1 - 1)
     b2 = gl.minimum((at[3] + row_position(first, 2, STEP)) // BLOCK[2], n2 - 1)
     return ((at[0] * n0 + b0) * n1 + b1) * n2 + b2
-
-
-@gluon.jit
-def _addend(own, exchange, t, C: gl.constexpr, W: gl.constexpr):
-    """Issue warpgroup `W`'s part of the columns of `dS K` of step `t`, of both tiles of keys; the caller waits."""
-    k_s, _ = own.tiles
-    BM: gl.constexpr = C.tile[0] * C.tile[1] * C.tile[2]
-    BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2]
-    PARTS: gl.constexpr = parts(C.head_dim)
-    WIDE: gl.constexpr = C.head_dim // PARTS
-    FIRST: gl.constexpr = W % PARTS * WIDE
-    i = t % EXCHANGED
-    side = hidden_zero()
-    mbarrier.wait(exchange.ready.index(i), (t // EXCHANGED) & 1)
-    zero = gl.zeros([BN, WIDE], gl.float32, layout=accumulator(WIDE))
-    ds = exchange.tiles.index(2 * i).permute((1, 0))
-    k = k_s.index(side).reshape([BM, C.head_dim]).slice(FIRST, WIDE, dim=1)
-    dq = warpgroup_mma(ds, k, zero, use_acc=False, is_async=True)
-    ds = exchange.tiles.index(2 * i + 1).permute((1, 0))
-    k = k_s.index(side + 1).reshape([BM, C.head_dim]).slice(FIRST, WIDE, dim=1)
-    return warpgroup_mma(ds, k, dq, is_async=True)
-
-
-@gluon.jit
-def _add(addends, dq, at, t, work, C: gl.constexpr, W: gl.constexpr):
-    """Add warpgroup `W`'s part of an addend of dQ to what there is of the tile of queries at `at`: a block a warp."""
-    BN: gl.constexpr = C.step[0] * C.step[1] * C.step[2]
-    PARTS: gl.constexpr = parts(C.head_dim)
-    WIDE: gl.constexpr = C.head_dim // PARTS
-    LINES: gl.constexpr = ROWS * WIDE // 32  # of a block
-    if narrow(C):
-        row = gl.arange(0, BN, layout=gl.SliceLayout(1, dq.type.layout))
-        column = gl.arange(0, WIDE, layout=gl.SliceLayout(0, dq.type.layout))
-        number = _block_number(at, row // ROWS * ROWS, work.axes, C)
-        lane = (row % 8 * 4)[:, None] + (column // 2 % 4)[None, :]
-        to = addends.ptr + (number.to(gl.int64) * (ROWS * C.head_dim))[:, None] + lane * 4
-        COUNT: gl.constexpr = BN * WIDE // 128  # elements of a thread
-        gl.inline_asm_elementwise(
-            _adds(COUNT), _operands(COUNT), [dq, to.to(gl.int64)], dtype=gl.int32, is_pure=False, pack=COUNT
-        )  # fmt: skip
-    else:
-        tma_store_wait(4 * (EXCHANGED - 1))  # those of the slot have left
-        thread_barrier()
-        each = dq.reshape([4, 2, 8, WIDE // 8, 4, 2]).permute((0, 3, 2, 4, 1, 5)).reshape([4 * LINES, 32])
-        leaving = addends.blocks.index(t % EXCHANGED * 2 + W)
-        leaving.store(each)
-        fence_async_shared()
-        for i in gl.static_range(4):
-            line = _block_number(at, i * ROWS, work.axes, C) * (LINES * PARTS) + W % PARTS * LINES
-            tma_add(addends.desc, [line, 0], leaving.slice(i * LINES, LINES, dim=0))
 
 
 @gluon.constexpr_function

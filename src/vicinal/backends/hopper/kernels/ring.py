@@ -58,6 +58,22 @@ def free(ring, t, C: gl.constexpr):
 
 
 @gluon.jit
+def free_multiplied(ring, t, C: gl.constexpr):
+    """As `free`, after the end of products that needed all that the warpgroup has read of tile `t`."""
+    arrive_alone(ring.empty.index(t % C.stages))
+
+
+@gluon.jit
+def arrive_alone(bar):
+    """Arrive at a barrier: one thread for a warpgroup, whose other warps it does not wait for.
+
+    Triton puts a barrier of all warps before each `mbarrier.arrive`, and one more before what follows: it takes an
+    arrival to read and write all memory. Products are of a warpgroup: what one warp knows to have ended, has for all.
+    """
+    mbarrier.expect(bar, 0)
+
+
+@gluon.jit
 def pass_over(ring, t, C: gl.constexpr):
     """Let tile `t` go unread. Waiting for it first keeps the phases in step."""
     await_ready(ring, t, C)
