@@ -22,7 +22,7 @@ DESCRIPTION = Descriptor((1, 1, 16, 16, 128), (32768, 32768, 2048, 128, 1), 256,
 TUPLE = (("i32", "constexpr", "i32"), "i32", "i32", "constexpr", "i32")
 GRID = (3, 1, 1)
 ARGUMENTS = (Grid((7, 1, 64), 3, 3, 1, 1344), 9)
-PLAIN = (((7, 1, 64), 3, 3, 1, 1344), 9)
+PLAIN = (tuple(ARGUMENTS[0]), 9)
 
 
 class Encoded:

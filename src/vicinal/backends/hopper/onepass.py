@@ -21,6 +21,7 @@ from vicinal.backends.hopper.arguments import (
     axes_of,
     constants_of,
     dilated,
+    extent_of,
     grid_of,
     groups_of,
     is_ragged,
@@ -155,7 +156,8 @@ def _gradients(shared: Shared, dk: Descriptor, dv: Descriptor, addends: int) -> 
     row = Block(shared.prepared, (1, *queries))
     columns = (t.steps for t in (shared.query, shared.grad_output, shared.key, shared.value, dk, dv))
     grid = grid_of(problem, part, constants, problem.kv_heads)
-    scalars = Scalars(axes_of(problem, part), grid._replace(heads=problem.heads), KeysStrides(*columns), problem.scale)
+    grid = grid._replace(heads=problem.heads, short=_short(problem, constants, grid.tiles))
+    scalars = Scalars(axes_of(problem, part), grid, KeysStrides(*columns), problem.scale)
     steps = Steps.of(problem, part, constants, scalars)
     launch = Launcher(
         kernel,
@@ -165,6 +167,15 @@ def _gradients(shared: Shared, dk: Descriptor, dv: Descriptor, addends: int) -> 
         options_of(constants.chained, num_warps=4, maxnreg=168),
     )
     return launch, steps
+
+
+def _short(problem: Problem, constants: Constants, tiles: tuple[int, ...]) -> int:
+    """`Grid.short`: tiles of keys that are nearer to an end than half a window."""
+    axis = problem.neighborhoods[0].axes[0]
+    if problem.rank > 1 or axis.causal:
+        return 0
+    ends = 2 * ((axis.window or 1) // 2 // extent_of(constants)[-1])
+    return ends if ends < tiles[-1] else 0
 
 
 def _more(shared: Shared, tensors: Tensors, addends: int) -> More:

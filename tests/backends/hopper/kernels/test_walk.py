@@ -5,17 +5,26 @@ A tile that a warpgroup never frees stops the program for good, which no test of
 
 from __future__ import annotations
 
+import heapq
+from types import SimpleNamespace
+
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("triton.experimental.gluon")
 
 import plain_gluon
-from vicinal.backends.hopper.kernels.arguments import Constants, GroupAxes
+from vicinal.backends.hopper import onepass
+from vicinal.backends.hopper.kernels.arguments import Constants, Grid, GroupAxes
+from vicinal.backends.hopper.tilings import one_pass_configs
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.tiles import reach
 from vicinal.geometry.window import window_start, window_stop
+from vicinal.problem import Inputs, Problem
+
+WALK = plain_gluon.module("walk")
 
 
 @pytest.fixture
@@ -110,3 +119,38 @@ def reaching(first, tile, axes):
                 each.add(query - queries[0])
         found.append(each)
     return {(a, b) for a in found[0] for b in found[1]}
+
+
+@given(st.integers(1, 300), st.integers(1, 4), st.integers(0, 40))
+def test_every_item_has_its_turn(tiles, heads, ends):
+    """And all but the last head's keep their places."""
+    grid = Grid((1, 1, tiles), heads, heads, 1, heads * tiles, 2 * ends if 2 * ends < tiles else 0)
+    turns = [WALK.ordered(number, grid, SimpleNamespace(rank=1)) for number in range(grid.items)]
+    assert sorted(turns) == list(range(grid.items))
+    others = (heads - 1) * tiles
+    assert turns[:others] == list(range(others))
+
+
+@pytest.mark.parametrize(("length", "window", "heads"), [(32768, 2048, 1), (32768, 2048, 4), (65536, 4096, 1)])
+def test_programs_end_together(length, window, heads):
+    """In the order of `ordered`, where who is done takes what is next, the last ends little after the mean."""
+    tokens = torch.empty(1, length, heads, 128, dtype=torch.bfloat16, device="meta")
+    problem = Problem.of(Inputs(tokens, tokens, tokens), (Neighborhood.of(1, window).resolve((length,)),), 1.0)
+    (part,) = onepass.launchers(problem, one_pass_configs(problem)[0], (tokens.stride(),) * 3, has_grad_lse=False)
+    scalars, groups, _, C = part.gradients.arguments
+    work = WALK.work_of(scalars, groups, None, None)
+
+    def steps(number):
+        item = WALK.locate(number, work.grid.tiles, work.grid.kv_heads, groups, C)
+        return WALK.whole(WALK.union(item.tile, work.axes, C), C).count
+
+    def last_over_mean(numbers):
+        ends = [0] * 132
+        for number in numbers:
+            heapq.heappush(ends, heapq.heappop(ends) + steps(number))
+        return max(ends) / (sum(ends) / len(ends))
+
+    numbers = range(work.grid.items)
+    ordered = last_over_mean(WALK.ordered(number, work.grid, C) for number in numbers)
+    assert ordered < 1.06
+    assert ordered < last_over_mean(numbers)

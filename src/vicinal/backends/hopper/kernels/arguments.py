@@ -108,6 +108,7 @@ class Grid(NamedTuple):
     kv_heads: Any
     group: Any  # query heads of a key head
     items: Any  # in all
+    short: Any = 0  # one pass, along one axis: tiles at both ends, together, that have fewer queries than others
 
 
 class Groups(NamedTuple):

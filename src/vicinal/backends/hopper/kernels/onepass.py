@@ -84,6 +84,7 @@ from vicinal.backends.hopper.kernels.walk import (
     in_order,
     locate,
     on_line,
+    ordered,
     query_length,
     row_position,
     tokens_at,
@@ -206,7 +207,7 @@ def _producer(descs, k_desc, v_desc, counter_ptr, own, walked, work, C: gl.const
 @gluon.jit
 def _load_item(number, descs, k_desc, v_desc, own, walked, work, t, C: gl.constexpr):
     """Load an item's keys and values, and the queries that attend to them from tile `t` on: the number after theirs."""
-    item = locate(number, work.grid.tiles, work.grid.kv_heads, work.groups, C)
+    item = locate(ordered(number, work.grid, C), work.grid.tiles, work.grid.kv_heads, work.groups, C)
     x = first_of(item.tile, C)
     k_s, v_s = own.tiles
     bar = own.ready.index(0)
@@ -266,7 +267,7 @@ def _item(number, t, dk_desc, dv_desc, addends, own, walked, exchange, work, C: 
     STEP: gl.constexpr = C.step[C.split]
     dk = zeros(BM, C.head_dim, 1, accumulator(C.head_dim))
     dv = zeros(BM, C.value_dim, 1, accumulator(C.value_dim))
-    item = locate(number, work.grid.tiles, work.grid.kv_heads, work.groups, C)
+    item = locate(ordered(number, work.grid, C), work.grid.tiles, work.grid.kv_heads, work.groups, C)
     x = beside(first_of(item.tile, C), W, C)
     k_s, v_s = own.tiles
     if C.masked:

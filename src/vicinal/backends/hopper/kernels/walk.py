@@ -175,6 +175,24 @@ def head_axes(work, head, C: gl.constexpr):
 
 
 @gluon.jit
+def ordered(number, grid, C: gl.constexpr):
+    """The item that is the `number`-th to start.
+
+    Along one axis, of the last head, what takes longest comes first, so that all programs end at about the same time:
+    tiles from both ends inwards, but those next to the ends, which are `grid.short`, last.
+    """
+    if C.rank > 1:
+        return number
+    else:
+        tiles = grid.tiles[2]
+        before = grid.items - tiles
+        i = number - before
+        inwards = gl.where(i + grid.short < tiles, i + grid.short, tiles - 1 - i)
+        tile = gl.where(inwards % 2 == 0, inwards // 2, tiles - 1 - inwards // 2)
+        return gl.where((i >= 0) & (grid.short > 0), before + tile, number)
+
+
+@gluon.jit
 def locate(item, tiles, heads, groups, C: gl.constexpr):
     """Number of a work item -> `Item`, where there are `tiles` along each axis of each of `heads`.
 
