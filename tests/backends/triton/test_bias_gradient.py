@@ -1,7 +1,6 @@
 """What the programs of the bias gradient do, where tiles are of classes: every pair of every step, once."""
 
 from dataclasses import replace
-from itertools import groupby
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch
 from vicinal.backends.gpu.hardware import standing_for
 from vicinal.backends.triton.bias_gradient import _rows, _work
 from vicinal.backends.triton.classes import classes_of
+from vicinal.backends.triton.launch import tiles_of
 from vicinal.backends.triton.tilings import ranked
 from vicinal.bench.cases import Case
 from vicinal.bench.planning import CARD
@@ -29,22 +29,23 @@ def test_every_pair_of_every_step_is_some_program_s_once(lengths, window, dilati
     classes = classes_of(problem, config.tile, config.step, inverse=False)
     work = _work(problem, config, classes, batch)
     rows = _rows(work).tolist()
-    assert len(rows) == sum(own.steps * own.shares for own in work)
-    assert [row[2] for row in rows] == sorted((row[2] for row in rows), reverse=True)
-    found = {
-        (step, *columns): [tuple(row[1:3]) for row in each]
-        for (step, *columns), each in groupby(sorted(rows, key=_class), key=_class)
-    }
-    assert len(found) == sum(own.steps for own in work)
-    for own in work:
-        for step in range(own.steps):
-            ends = [0]
-            for first, count in sorted(found[(step, *own.columns)]):
-                assert first == ends[-1]
-                assert 0 < count <= own.own
-                ends.append(first + count)
-            assert ends[-1] == own.pairs
+    assert len(rows) == sum(own.steps * len(list(own.shares())) for own in work)
+    counts = [lines * tiles for _, _, _, lines, tiles, *_ in rows]
+    assert counts == sorted(counts, reverse=True)
+    found = [(step, tile) for row in rows for step, tile in _read(row, len(lengths))]
+    programs = tiles_of(problem, config)
+    every = [(b * problem.heads * programs + tile) for b in range(batch) for tile in range(programs)]
+    assert sorted(tile for step, tile in found if step == 0) == sorted(every)
+    assert len(found) == len(set(found)) == sum(own.steps * own.lines * own.line.length for own in work)
 
 
-def _class(row):
-    return [row[0], *row[3:]]
+def _read(row, rank):
+    """The steps and the tiles that a program reads, as the kernel finds them."""
+    step, begin, first, lines, length, apart_in_line = row[:6]
+    extents, apart = row[6 : 6 + 2 * rank], row[6 + 2 * rank : 6 + 4 * rank]
+    for line in range(first, first + lines):
+        at = begin
+        for extent, distance in zip(extents, apart):
+            at += line % extent * distance
+            line //= extent
+        yield from ((step, at + i * apart_in_line) for i in range(length))

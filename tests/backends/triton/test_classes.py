@@ -17,7 +17,8 @@ from vicinal.backends.triton.bias_gradient import entries_at_once
 from vicinal.backends.triton.classes import classes_of, have_classes
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.estimate import Kernel
-from vicinal.backends.triton.launch import tiles_of
+from vicinal.backends.triton.kernels.classes import Alike
+from vicinal.backends.triton.launch import Prepared, tiles_of
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.tiles import alike, key_interval, query_interval
 from vicinal.geometry.unroll import around
@@ -74,11 +75,14 @@ def test_start_tiles_without_a_bias(monkeypatch):
 
 @pytest.mark.parametrize(("drawn", "tile", "step"), CASES)
 def test_against_the_oracle(drawn, tile, step, monkeypatch):
+    against_the_oracle(drawn.inputs(torch.float32, device), drawn.neighborhoods, tile, step, monkeypatch)
+
+
+def against_the_oracle(inputs, neighborhoods, tile, step, monkeypatch):
     launched = []
     run = Launch.__call__
     monkeypatch.setattr(Launch, "__call__", lambda s, *a: (launched.append(s.kernel.__name__), run(s, *a)))
-    inputs = drawn.inputs(torch.float32, device)
-    problem = Problem.of(inputs, drawn.neighborhoods, 0.3)
+    problem = Problem.of(inputs, neighborhoods, 0.3)
     fresh = type(backend.BACKEND)()  # nothing is prepared with other limits
     tiling = Tiling(tile, step, of_classes=True)
     output, lse = fresh.forward(problem, tiling, inputs)
@@ -92,7 +96,18 @@ def test_against_the_oracle(drawn, tile, step, monkeypatch):
         expected.add("bias_gradient_of_classes_kernel")
     assert set(launched) - {"additional_gradient_kernel"} == expected
     results = [output, lse, *(g for g in grads if g is not None)]
-    assert_as_close_as_torch(results, inputs, drawn.neighborhoods, 0.3, grad_output, grad_lse)
+    assert_as_close_as_torch(results, inputs, neighborhoods, 0.3, grad_output, grad_lse)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_values_unlike_keys_and_queries_unlike_outputs(bias, monkeypatch):
+    drawn = call((5, 9), of(2, (2, 4)), heads=2, batch=2, bias=bias)
+
+    inputs = drawn.inputs(torch.float32, device)
+    query, value = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (inputs.query, inputs.value))
+    inputs = inputs._replace(query=query, value=value)
+    assert Prepared.of(Problem.of(inputs, drawn.neighborhoods, 0.3), inputs).alike == Alike(False, False)
+    against_the_oracle(inputs, drawn.neighborhoods, (2, 8), (1, 16), monkeypatch)
 
 
 IN_PLANES = ((5, 9), of(2, (3, 4), dilation=(1, 2)), {"heads": 2, "kv_heads": 2, "batch": 3}, (2, 8), (1, 16))

@@ -245,8 +245,9 @@ def _query_of_classes(prepared: Prepared, config: Tiling, starts: Starts, first:
     problem = prepared.problem
     programs, _ = _query_programs(prepared, config)
     numbers = prepared.scale, problem.heads, problem.group_size, problem.additional, programs, first
-    tiled = (*_tiled(prepared, config), prepared.flags(config), starts.masks, precision_of(problem.dtype))
-    grid, arguments = (batch * problem.heads * programs, 1, 1), (*numbers, starts.classes, *tiled)
+    rest = starts.masks, problem.group_size > 1, prepared.alike, config.abreast, precision_of(problem.dtype)
+    grid = batch // config.abreast * problem.heads * programs, 1, 1
+    arguments = (*numbers, starts.classes, *_tiled(prepared, config), prepared.flags(config), *rest)
     return Launch(query_gradient_of_classes_kernel, grid, arguments, prepared.options(config, "query"))
 
 
@@ -259,7 +260,7 @@ def _key_value_launch(
     tiled = *_tiled(prepared, config), prepared.flags(config, inverse=True)
     grouped = problem.group_size > 1 and not per_query_head
     if starts is not None:
-        arguments = (*numbers, starts.classes, *tiled, starts.masks, grouped)
+        arguments = (*numbers, starts.classes, *tiled, starts.masks, grouped, prepared.alike)
         kernel = key_value_gradient_of_classes_kernel
     else:
         arguments = (*numbers, _room(steps), *tiled, grouped, per_query_head)

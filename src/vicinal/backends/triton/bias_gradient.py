@@ -29,7 +29,7 @@ from vicinal.problem import Inputs, Problem
 TILES = {1: (32,), 2: (4, 8), 3: (2, 4, 4)}  # of queries and of keys: what a sum along diagonals has room for
 SCRATCH = 2**28  # bytes of partial gradients, at most (but one table per head); of scores' gradients, at most as many
 ENOUGH_PROGRAMS = 1024  # fill a GPU, with 4 warps each
-ENOUGH_OF_CLASSES = 8192  # likewise, where they only sum
+ENOUGH_OF_CLASSES = 1024  # likewise, where they only sum, many tiles at a time; more were slower on an H200
 MOST_ROWS = 1 << 14  # of work that is listed
 
 
@@ -85,16 +85,17 @@ class SumOfClasses:
     def __init__(self, prepared: Prepared, config: Tiling, classes: Classes, batch: int) -> None:
         """Of tiles of queries, and `batch` entries."""
         problem = prepared.problem
-        self._work, self._device = _work(problem, config, classes, batch), prepared.device
+        entries = batch // config.abreast
+        self._work, self._device = _work(problem, config, classes, entries), prepared.device
         self._table: Tensor | None = None  # made by the first call: what only compiles needs none
-        self._key = ("triton bias", problem.neighborhood, problem.lengths, batch, problem.heads, config)
         self._dtype = problem.dtype
         self._step = prod(config.tile) * prod(config.step)
-        self.programs = sum(own.steps * own.shares for own in self._work)
+        self.programs = sum(own.steps * len(list(own.shares())) for own in self._work)
+        self._key = ("triton bias", problem.neighborhood, problem.lengths, batch, problem.heads, config, self.programs)
         programs = tiles_of(problem, config)
-        self.count = batch * problem.heads * programs * classes.steps * self._step
+        self.count = entries * problem.heads * programs * classes.steps * self._step
         axes = prepared.arguments()[0]
-        numbers = problem.heads, batch, programs
+        numbers = problem.heads, programs
         arguments = (*numbers, classes, axes, config.tile, config.step, config.warps, prepared.flags(config))
         grid = (self.programs, problem.heads, 1)
         self._launch = Launch(bias_gradient_of_classes_kernel, grid, arguments, options_of(4, 1, prepared.chained))
@@ -118,7 +119,8 @@ def entries_at_once(problem: Problem, config: Tiling, classes: Classes) -> int:
     """How many batch entries' gradients of scores there is room for."""
     scores = classes.steps * prod(config.tile) * prod(config.step) * problem.heads * tiles_of(problem, config)
     most = max(1, SCRATCH // (scores * problem.dtype.itemsize))
-    return -(-problem.batch // -(-problem.batch // most))
+    entries = problem.batch // config.abreast
+    return -(-entries // -(-entries // most)) * config.abreast
 
 
 class _Along(NamedTuple):
@@ -131,66 +133,111 @@ class _Along(NamedTuple):
     extent: int
 
 
+class _Dimension(NamedTuple):
+    """So many tiles that are equally far apart in memory, counted in tiles."""
+
+    length: int
+    apart: int
+
+
 class _Work(NamedTuple):
-    """What programs of a head do with the tiles of one class: each a step of their boxes, and some of the pairs.
+    """What programs of a head do with the tiles of one class: each a step of their boxes, and some of the tiles.
 
     Attributes:
         steps: of a box.
-        pairs: of a tile and a batch entry, the latter counted fastest.
-        own: pairs of a program, the last one's may be fewer.
-        shares: programs of a step.
-        columns: per axis the class's first tile, how many tiles, its first dilation group, how many groups.
+        begin: the number of the first tile, of those of all batch entries and heads; for the first head.
+        line: the longest of the dimensions along which the tiles lie, batch entries among them: walked innermost.
+        rest: the other dimensions, two for each axis: tiles and dilation groups.
+        lines: how many there are.
+        own: of a program: lines, and tiles of a line (all, or a part of one line's); the last one's may be fewer.
+        first: the class's first tile along each axis, and its first dilation group.
     """
 
     steps: int
-    pairs: int
-    own: int
-    shares: int
-    columns: list[int]
+    begin: int
+    line: _Dimension
+    rest: list[_Dimension]
+    lines: int
+    own: tuple[int, int]
+    first: list[int]
+
+    def shares(self) -> Iterator[tuple[int, int, int, int]]:
+        """For each program of a step: its first line, how many, the first tile of a line, how many."""
+        own_lines, own_tiles = self.own
+        for first_line in range(0, self.lines, own_lines):
+            for first in range(0, self.line.length, own_tiles):
+                yield (
+                    first_line,
+                    min(own_lines, self.lines - first_line),
+                    first,
+                    min(own_tiles, self.line.length - first),
+                )
 
 
-def _work(problem: Problem, config: Tiling, classes: Classes, batch: int) -> list[_Work]:
-    """About as many programs of a head as are enough; more where there are more classes and steps."""
+def _work(problem: Problem, config: Tiling, classes: Classes, entries: int) -> list[_Work]:
+    """About as many programs of a head as are enough; more where there are more classes and steps.
+
+    `entries`: how many tiles' scores' gradients there are of a tile; each is a sum over the batch entries abreast.
+    """
+    axes = list(zip(problem.neighborhood.axes, problem.lengths, config.tile))
+    tiles = [max(-(-kind.length // tile) for kind in alike(axis, length)) for axis, length, tile in axes]
+    apart, programs = [], 1  # of neighbors along each axis, then of dilation groups
+    for count in (*reversed(tiles), *(axis.dilation for axis, _, _ in reversed(axes))):
+        apart.insert(0, programs)
+        programs *= count
+    apart = apart[len(axes) :] + apart[: len(axes)]
     each = [
         list(_along(problem, config, axis, before, after))
         for axis, (before, after) in enumerate(zip(classes.before, classes.after))
     ]
-    combinations = []
+    found = []
+    total = 0
     for chosen in product(*each):
-        pairs = batch * prod(c.tiles * c.groups for c in chosen)
-        combinations.append((chosen, pairs, -(-prod(c.extent for c in chosen) // prod(config.step))))
-    total = sum(pairs * steps for _, pairs, steps in combinations)
+        first = [*(c.first for c in chosen), *(c.group for c in chosen)]
+        counts = [*(c.tiles for c in chosen), *(c.groups for c in chosen)]
+        dimensions = [_Dimension(entries, problem.heads * programs), *map(_Dimension, counts, apart)]
+        line = max(dimensions)
+        dimensions.remove(line)
+        steps = -(-prod(c.extent for c in chosen) // prod(config.step))
+        lines = prod(d.length for d in dimensions)
+        begin = sum(n * a for n, a in zip(first, apart))
+        found.append(_Work(steps, begin, line, dimensions, lines, (lines, line.length), first))
+        total += steps * lines * line.length
     most = min(MOST_ROWS, SCRATCH // _table_bytes(problem))
     share = max(1, -(-total // min(most, -(-ENOUGH_OF_CLASSES // problem.heads))))
-    found = []
-    for chosen, pairs, steps in combinations:
-        own = -(-pairs // -(-pairs // share))
-        columns = [value for column in list(zip(*chosen))[:4] for value in column]
-        found.append(_Work(steps, pairs, own, -(-pairs // own), columns))
-    return found
+    return [one._replace(own=_own(one, share)) for one in found]
+
+
+def _own(work: _Work, share: int) -> tuple[int, int]:
+    """Of a program, so many tiles at most: lines, and tiles of a line."""
+    length = work.line.length
+    if share < length:
+        return 1, -(-length // -(-length // share))
+    most = share // length
+    return -(-work.lines // -(-work.lines // most)), length
 
 
 def _rows(work: Sequence[_Work]) -> Tensor:
-    """`[programs, 3 + 4 * rank]`, the longest first: a program's step, its first pair, how many pairs, the columns.
+    """`[programs, 6 + 6 * rank]`, the longest first, what a program does.
+
+    Its step; the number of its first tile; its first line, how many lines; tiles of a line and how far apart these
+    are; the lengths of the other dimensions, how far apart those are; the class's first tile and dilation group.
 
     Thousands of rows, put together as bytes: torch's operations on so few numbers may wait for busy cores.
     """
     by_count: dict[int, array[int]] = {}
-    width = 3 + len(work[0].columns)
     for own in work:
-        whole = own.pairs // own.own * own.own
-        for firsts in (range(0, whole, own.own), range(whole, own.pairs, own.own)):
-            if firsts:
-                count = min(own.own, own.pairs - firsts[0])
-                block = array("i")
-                for step in range(own.steps):
-                    block.extend(array("i", (step, 0, count, *own.columns)) * len(firsts))
-                block[1::width] = array("i", firsts) * own.steps
-                by_count.setdefault(count, array("i")).extend(block)
+        shared = [*(d.length for d in own.rest), *(d.apart for d in own.rest), *own.first]
+        for first_line, lines, first, tiles in own.shares():
+            rest = own.begin + first * own.line.apart, first_line, lines, tiles, own.line.apart, *shared
+            block = array("i")
+            for step in range(own.steps):
+                block.extend((step, *rest))
+            by_count.setdefault(lines * tiles, array("i")).extend(block)
     rows = array("i")
     for _, each in sorted(by_count.items(), reverse=True):
         rows.extend(each)
-    return torch.frombuffer(rows, dtype=torch.int32).view(-1, width)
+    return torch.frombuffer(rows, dtype=torch.int32).view(-1, 6 + 3 * len(work[0].first))
 
 
 def _along(problem: Problem, config: Tiling, i: int, before: int, after: int) -> Iterator[_Along]:

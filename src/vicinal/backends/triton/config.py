@@ -23,6 +23,7 @@ class Tiling:
         of_classes: tiles are of classes (`vicinal.backends.triton.kernels.starts`): a step has tokens of the box in
             order, as many as `step` has, and its scores start from what is laid out for the class.
         registers: of a thread, at most; None: as many as the compiler likes.
+        abreast: batch entries that a program computes side by side: the query gradient's, of tiles of classes.
     """
 
     tile: tuple[int, ...]
@@ -32,6 +33,7 @@ class Tiling:
     unfolded: int | None = None
     of_classes: bool = False
     registers: int | None = None
+    abreast: int = 1
 
     @property
     def query_tile(self) -> tuple[int, ...]:
@@ -52,7 +54,8 @@ class Tiling:
     def _launched(self) -> str:
         groups = "" if self.unfolded is None else f", groups of axis {self.unfolded} side by side"
         registers = "" if self.registers is None else f", {self.registers} registers"
-        return f"{self.warps} warps, {self.stages} stages{registers}{groups}"
+        abreast = "" if self.abreast == 1 else f", {self.abreast} batch entries side by side"
+        return f"{self.warps} warps, {self.stages} stages{registers}{groups}{abreast}"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from vicinal.backends.gpu.strides import contiguous_strides, dense, has_rows, ro
 from vicinal.backends.gpu.tables import table_of
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.estimate import Kernel, program_of
+from vicinal.backends.triton.kernels.classes import Alike
 from vicinal.backends.triton.kernels.softmax import LOG2E
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.unfold import parts, tile_count
@@ -131,6 +132,14 @@ class Prepared:
     def chained(self) -> bool:
         """Whether kernels are launched before the one ahead has ended."""
         return chains(self.problem.device)
+
+    @property
+    def alike(self) -> Alike:
+        """Which tokens lie in memory as others do."""
+        problem, (query, key, value) = self.problem, self.strides[:3]
+        shape = (1, *problem.lengths, problem.heads, problem.value_dim)
+        queries = problem.head_dim == problem.value_dim and query[1:-1] == contiguous_strides(shape)[1:-2]
+        return Alike(key[1:-1] == value[1:-1], queries)
 
     @property
     def scale(self) -> float:

@@ -26,6 +26,7 @@ from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.estimate import Kernel, estimate
 from vicinal.backends.triton.kernels.backward import delta_kernel, key_value_gradient_kernel, query_gradient_kernel
 from vicinal.backends.triton.kernels.classes import (
+    Alike,
     forward_of_classes_kernel,
     key_value_gradient_of_classes_kernel,
     query_gradient_of_classes_kernel,
@@ -43,6 +44,7 @@ from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Inputs, PackedProblem, Problem, Upstream, Wanted, lse_dtype
 
 _launches: Cache[Launch] = Cache(entries=1024)
+UNLIKE = Alike(False, False)  # tokens of packed maps: their strides are computed for each map
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ def forward(problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
             starts = prepared.starts(tiling, "forward")
             turns = turns_of(programs * heads, heads, starts.classes)
             numbers = [0, programs, heads, turns, starts.classes]
-            launch = prepared.launch(forward_of_classes_kernel, programs * -(-heads // turns), tiling, numbers, [True])
+            rest = [True, typical.group_size > 1, UNLIKE]
+            launch = prepared.launch(forward_of_classes_kernel, programs * -(-heads // turns), tiling, numbers, rest)
             launch((query, key, value, None, None, starts(None, query, ok), None, None, table, output, lse), ok)
         else:
             launch = prepared.launch(forward_kernel, programs * heads, tiling, [0, programs, 0], [typical.scale <= 0])
@@ -153,7 +156,8 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
             if tiling.of_classes:
                 starts = prepared.starts(tiling, "query")
                 numbers.append(starts.classes)
-                launch = prepared.launch(query_gradient_of_classes_kernel, programs, tiling, numbers, [True])
+                rest = [True, typical.group_size > 1, UNLIKE, 1]
+                launch = prepared.launch(query_gradient_of_classes_kernel, programs, tiling, numbers, rest)
                 launch((query, key, value, None, None, starts(None, query, ok), table, *above, None), ok)
             else:
                 launch = prepared.launch(query_gradient_kernel, programs, tiling, numbers, [])
@@ -172,7 +176,7 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
             if tiling.of_classes:
                 starts = prepared.starts(tiling, "key_value")
                 numbers.append(starts.classes)
-                rest = [True, grouped]
+                rest = [True, grouped, UNLIKE]
                 launch = prepared.launch(key_value_gradient_of_classes_kernel, programs, tiling, numbers, rest)
                 launch((query, key, value, starts(None, query, ok), table, *sums), ok)
             else:

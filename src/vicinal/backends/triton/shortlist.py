@@ -7,6 +7,7 @@ to all sizes' on a sample of problems. Families that are not here rank all.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
 
 from vicinal.backends.gpu.hardware import Gpu
@@ -15,17 +16,22 @@ from vicinal.backends.triton.estimate import Kernel
 from vicinal.problem import Problem
 
 STEPS = (16, 32, 64, 128)  # tokens
+ENOUGH_PROGRAMS = 2**12  # of one warp: they fill a GPU
 
 
 class Size(NamedTuple):
-    """Tokens of a tile and of a step; warps and stages of a program; whether it may hold several dilation groups."""
+    """Tokens of a tile and of a step; warps and stages of a program; whether it may hold several dilation groups.
+
+    Of tiles of classes also the most registers of a thread, and how many batch entries are abreast.
+    """
 
     rows: int
     columns: int
     warps: int
     stages: int
     unfolded: bool = False
-    registers: int | None = None  # of a thread, at most
+    registers: int | None = None
+    abreast: int = 1
 
 
 class Family(NamedTuple):
@@ -57,12 +63,22 @@ def shortlist(problem: Problem, kernel: Kernel, gpu: Gpu) -> list[Size]:
 
 
 def of_classes_sizes(problem: Problem, kernel: Kernel) -> list[Size]:
-    """Sizes of tiles of classes: few, those that were faster than others on an H200 (`docs/laboratory/triton.md`)."""
+    """Sizes of tiles of classes: few, those that were faster than others on an H200 (`docs/laboratory/triton.md`).
+
+    As many batch entries abreast as leave enough programs.
+    """
     widest, most = max(problem.head_dim, problem.value_dim), max(STAGES[problem.rank])
     if not problem.has_rpb and (widest > 64 or problem.rank == 1):
         return []
     family = kernel, 32 if widest <= 32 else 64, problem.dtype.itemsize, problem.has_rpb
-    return [size._replace(stages=min(size.stages, most)) for size in OF_CLASSES.get(family, ())]
+    found = [size._replace(stages=min(size.stages, most)) for size in OF_CLASSES.get(family, ())]
+    abreast = max((size.abreast for size in found if _can_be_abreast(problem, size)), default=1)
+    return [size for size in found if size.abreast == abreast]
+
+
+def _can_be_abreast(problem: Problem, size: Size) -> bool:
+    programs = problem.batch * problem.heads * prod(problem.lengths) // (size.rows * size.abreast)
+    return problem.batch % size.abreast == 0 and programs >= ENOUGH_PROGRAMS
 
 
 def every_size(problem: Problem, kernel: Kernel, gpu: Gpu) -> list[Size]:
@@ -245,16 +261,21 @@ OF_CLASSES: dict[tuple[Kernel, int, int, bool], list[Size]] = {
     ("query", 32, 2, False): [Size(32, 16, 1, 3, registers=128)],
     ("key_value", 32, 2, False): [Size(32, 32, 1, 3)],
     ("forward", 64, 2, False): [Size(64, 64, 4, 2, registers=128)],
-    ("key_value", 64, 2, False): [Size(32, 32, 1, 2, registers=255)],
+    ("query", 64, 2, False): [Size(64, 32, 4, 3, registers=128)],
+    ("key_value", 64, 2, False): [Size(16, 32, 1, 2, registers=168)],
     ("key_value", 32, 4, False): [Size(16, 32, 1, 3, registers=255)],
     ("forward", 32, 2, True): [Size(32, 32, 1, 2, registers=128)],
-    ("query", 32, 2, True): [Size(16, 32, 1, 3, registers=128)],  # what it computes is written, too
+    ("query", 32, 2, True): [  # what it computes is written, too
+        Size(16, 16, 1, 3, registers=200, abreast=4),
+        Size(16, 32, 1, 2, registers=168, abreast=2),
+        Size(16, 32, 1, 3, registers=128),
+    ],
     ("key_value", 32, 2, True): [Size(32, 32, 1, 3, registers=255)],
     ("forward", 64, 2, True): [Size(64, 64, 4, 2, registers=128), Size(16, 32, 1, 2, registers=128)],
     ("query", 64, 2, True): [Size(64, 32, 4, 3, registers=128), Size(16, 32, 1, 3)],
     ("key_value", 64, 2, True): [Size(32, 32, 1, 2, registers=255), Size(16, 32, 1, 3)],
     ("forward", 32, 4, True): [Size(16, 16, 1, 2), Size(32, 32, 1, 2)],
-    ("query", 32, 4, True): [Size(16, 32, 1, 3)],
+    ("query", 32, 4, True): [Size(16, 16, 1, 3, abreast=2), Size(16, 32, 1, 3)],
     ("key_value", 32, 4, True): [Size(16, 32, 1, 3, registers=255)],
     ("forward", 64, 4, True): [Size(16, 16, 1, 2), Size(16, 16, 4, 2)],
     ("query", 64, 4, True): [Size(16, 16, 1, 3), Size(16, 16, 4, 3)],

@@ -92,6 +92,8 @@ def _is_one(problem: Problem, kernel: Kernel, tiling: Tiling) -> bool:
         return False
     if tiling.of_classes and not have_classes(problem, tiling, kernel):
         return False
+    if tiling.abreast > 1 and not (tiling.of_classes and kernel == "query"):
+        return False
     powers = all(n > 0 and n & (n - 1) == 0 for n in (*tiling.tile, *tiling.step))
     if not powers or columns not in STEPS or tiling.stages not in STAGES[problem.rank]:
         return False
@@ -178,7 +180,7 @@ def candidates_of_classes(problem: Problem, kernel: Kernel, sizes: Sequence[Size
     for size in sizes if may_have_classes(problem) else ():
         step = (*(1,) * (problem.rank - 1), size.columns)
         for _, tile in tile_shapes(kind_of(problem, inverse), size.rows, 1)[:most]:
-            tiling = Tiling(tile, step, size.warps, size.stages, None, True, size.registers)
+            tiling = Tiling(tile, step, size.warps, size.stages, None, True, size.registers, size.abreast)
             if have_classes(problem, tiling, kernel):
                 yield tiling
 

@@ -5,8 +5,8 @@ tables of their own, which are summed afterwards: no atomics, the same bits ever
 diagonals: the scores' gradients are gathered from key columns into offset columns, then summed over queries.
 
 `bias_gradient_of_classes_kernel`: where tiles are of few classes (`vicinal.backends.triton.kernels.starts`) the query
-gradient's kernel writes the scores' gradients. A program reads those of one class and step, and sums them as they are;
-along diagonals once, at the end.
+gradient's kernel writes the scores' gradients. A program reads those of one class and step, many tiles at a time, and
+sums them as they are; along diagonals once, at the end.
 `bias_gradient_kernel`: elsewhere, pair by pair.
 """
 
@@ -45,22 +45,23 @@ from vicinal.backends.gpu.kernels.window import (
     shifted,
     size_of,
     tile_of,
-    tiles_along,
 )
 from vicinal.backends.triton.kernels.bias import biased
 from vicinal.backends.triton.kernels.softmax import in_base_2
 from vicinal.backends.triton.kernels.starts import as_scores, whole_box
 
 ENTRIES = tl.constexpr(128)  # of a bias table, at once
+ROWS = tl.constexpr(16)  # of a tile, likewise
+IN_FLIGHT = tl.constexpr(4096)  # scores' gradients that a program loads at once
 
 
-@triton.jit(do_not_specialize=("heads", "batch", "programs"))
+@triton.jit(do_not_specialize=("heads", "programs"))
 def bias_gradient_of_classes_kernel(
     grad_scores,  # see `vicinal.backends.triton.kernels.classes`
-    work,  # `[programs, 3 + 4 * rank]`, see `vicinal.backends.triton.bias_gradient`
+    work,  # see `vicinal.backends.triton.bias_gradient`
     sums,  # scratch: a step for each program
     partial,  # written `[programs, H, 2*K0-1, ...]`
-    heads, batch,
+    heads,
     programs,  # tiles of one head
     classes, axes,
     TILE: tl.constexpr, STEP: tl.constexpr, WARPS: tl.constexpr, FLAGS: tl.constexpr,
@@ -68,36 +69,43 @@ def bias_gradient_of_classes_kernel(
     RANK: tl.constexpr = len(TILE)
     BM: tl.constexpr = size_of(TILE)
     BN: tl.constexpr = size_of(STEP)
+    TOGETHER: tl.constexpr = max(1, IN_FLIGHT.value // (BM * BN))
     share = tl.program_id(0)
     h = tl.program_id(1)
     await_previous(FLAGS.chained)
-    work += share * (3 + 4 * RANK)
+    work += share * (6 + 6 * RANK)
     step = tl.load(work)
-    first = tl.load(work + 1)
-    pairs = tl.load(work + 2)
-    firsts = load_axes(work + 3, RANK)  # of the class: its first tile, how many there are,
-    counts = load_axes(work + 3 + RANK, RANK)
-    groups = load_axes(work + 3 + 2 * RANK, RANK)  # the first of its dilation groups, how many there are
-    abreast = load_axes(work + 3 + 3 * RANK, RANK)
-    tile = _first_of_class(firsts, groups, axes, TILE, FLAGS)
-    box = whole_box(tile, axes, TILE, FLAGS, False)
-    apart = classes.steps.to(tl.int64) * (BM * BN)  # of tiles
-    scores = tl.arange(0, BM * BN)
-    found = tl.zeros([BM * BN], tl.float32)
-    grad_scores += step * (BM * BN)
-    for pair in range(first, first + pairs):
-        b = pair % batch
-        places, left = _last_fastest(pair // batch, counts)
-        beside, _left = _last_fastest(left, abreast)
-        at = h + (b * heads).to(tl.int64)
-        index = _number_of(shifted(places, firsts), shifted(beside, groups), axes, TILE, FLAGS)
-        found += tl.load(grad_scores + (at * programs + index) * apart + scores).to(tl.float32)
+    begin = tl.load(work + 1) + h * programs
+    first = tl.load(work + 2)
+    lines = tl.load(work + 3)
+    length = tl.load(work + 4)
+    apart_in_line = tl.load(work + 5)
+    lengths = load_axes(work + 6, 2 * RANK)
+    apart = load_axes(work + 6 + 2 * RANK, 2 * RANK)
+    firsts = load_axes(work + 6 + 4 * RANK, RANK)
+    groups = load_axes(work + 6 + 5 * RANK, RANK)
+    size_of_tile = classes.steps.to(tl.int64) * (BM * BN)
+    scores = step * (BM * BN) + tl.arange(0, BM * BN)
+    found = tl.zeros([TOGETHER, BM * BN], tl.float32)
+    for line in range(first, first + lines):
+        at = begin
+        left = line
+        for axis in tl.static_range(2 * RANK):
+            at += left % lengths[axis] * apart[axis]
+            left = left // lengths[axis]
+        for i in range(0, length, TOGETHER):
+            place = i + tl.arange(0, TOGETHER)
+            tiles = (at + place * apart_in_line).to(tl.int64) * size_of_tile
+            mask = (place < length)[:, None] & (scores >= 0)[None, :]
+            found += tl.load(grad_scores + (tiles[:, None] + scores[None, :]), mask=mask, other=0.0).to(tl.float32)
 
     sums += (h.to(tl.int64) * tl.num_programs(0) + share) * (BM * BN)
     BITS: tl.constexpr = grad_scores.dtype.element_ty.primitive_bitwidth
     place = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
-    tl.store(sums + place, as_scores(found, TILE, STEP, WARPS, BITS))
+    tl.store(sums + place, as_scores(tl.sum(found, 0), TILE, STEP, WARPS, BITS))
     tl.debug_barrier()  # along diagonals a thread reads what others have written
+    tile = _first_of_class(firsts, groups, axes, TILE, FLAGS)
+    box = whole_box(tile, axes, TILE, FLAGS, False)
     _steps, _middle, size = bias_strides(axes.windows)
     partial += (share.to(tl.int64) * heads + h) * size
     for first_entry in range(0, size, ENTRIES):
@@ -109,17 +117,18 @@ def bias_gradient_of_classes_kernel(
             away = (left % span - axes.windows[axis] + 1 + tile.first[axis] - box.begin[axis],) + away
             left = left // span
         total = tl.zeros([ENTRIES], tl.float32)
-        for m in range(BM):
-            column = entry * 0
-            there = left == 0
+        for first_row in range(0, BM, ROWS):
+            m = first_row + tl.arange(0, ROWS)
+            column = m[:, None] * 0 + entry[None, :] * 0
+            there = (left == 0)[None, :] & (m < BM)[:, None]
             for axis in tl.static_range(RANK):
-                key_place = away[axis] + m // size_of(TILE, axis + 1) % TILE[axis]
+                key_place = away[axis][None, :] + (m // size_of(TILE, axis + 1) % TILE[axis])[:, None]
                 extent = box.end[axis] - box.begin[axis]
                 there = there & (key_place >= 0) & (key_place < extent)
                 column = column * extent + key_place
             column -= step * BN
             there = there & (column >= 0) & (column < BN)
-            total += tl.load(sums + m * BN + column, mask=there, other=0.0)
+            total += tl.sum(tl.load(sums + (m[:, None] * BN + column), mask=there, other=0.0), 0)
         tl.store(partial + entry, total, mask=entry < size)
 
 
@@ -207,29 +216,6 @@ def _first_of_class(places, groups, axes, TILE: tl.constexpr, FLAGS: tl.constexp
         firsts = firsts + (places[axis] * TILE[axis],)
         lengths = lengths + (group_length(axes.lengths[axis], axes.dilations[axis], groups[axis], FLAGS.dilated),)
     return Tile(groups, firsts, lengths, False, lengths, starts, lengths)
-
-
-@triton.jit
-def _last_fastest(number, counts):
-    """A row-major number among `counts` -> the place along each axis, and what is left of the number."""
-    places = ()
-    for axis in tl.static_range(len(counts) - 1, -1, -1):
-        places = (number % counts[axis],) + places
-        number = number // counts[axis]
-    return places, number
-
-
-@triton.jit
-def _number_of(places, groups, axes, TILE: tl.constexpr, FLAGS: tl.constexpr):
-    """The number of the tile at `places` among those of dilation groups `groups`, as `tile_of` counts."""
-    number = 0
-    for axis in tl.static_range(len(TILE)):
-        if FLAGS.dilated:
-            number = number * axes.dilations[axis] + groups[axis]
-    for axis in tl.static_range(len(TILE)):
-        count = tiles_along(axes.lengths[axis], axes.dilations[axis], TILE[axis], FLAGS.dilated)
-        number = number * count + places[axis]
-    return number
 
 
 @triton.constexpr_function

@@ -3,8 +3,11 @@
 A program walks its tile's box token by token, in steps whose scores start from tiles laid out beforehand; the rest is
 as in `vicinal.backends.triton.kernels.forward` and `.backward`. The forward pass takes several batch entries one after
 the other where steps are few: where the tile, its box and its start tiles are is computed once. Of packed maps it takes
-several heads.
+several heads. The query gradient may take several batch entries side by side: what scores start from is read once, and
+scores' gradients, whose sum over the batch is the bias gradient's, are written once for all of them.
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -32,8 +35,9 @@ from vicinal.backends.triton.kernels.kept import OF_MASKS, kept_of
 from vicinal.backends.triton.kernels.softmax import LN2, LOWEST, attend, finished, in_base_2
 from vicinal.backends.triton.kernels.starts import (
     first_start,
+    lines_at,
+    lines_of,
     own_places,
-    places_at,
     places_of,
     put,
     started,
@@ -42,17 +46,27 @@ from vicinal.backends.triton.kernels.starts import (
 )
 
 
+class Alike(NamedTuple):
+    """Which tokens lie in memory as others do, so that where they are is computed once."""
+
+    keys: bool  # as values
+    queries: bool  # as outputs
+
+
 @triton.jit
 def own_queries(
     tile, axes, strides, starts, classes, heads, h,
-    TILE: tl.constexpr, STEP: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr, MASKS: tl.constexpr,
+    D: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr,
+    MASKS: tl.constexpr, ALIKE: tl.constexpr,
 ):  # fmt: skip
     """Of a tile of queries: its box, `Rows`, where its queries and its outputs are within a head's, its start tiles."""
     box = whole_box(tile, axes, TILE, FLAGS, False)
     rows = rows_of(tile, axes, TILE, FLAGS, False)
     own = positions_in(TILE)
-    q_rows = rows_within(own, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
     o_rows = rows_within(own, axes.dilations, token_strides(lengths_of(axes, False)), 1, FLAGS.wide) * heads
+    q_rows = o_rows * D
+    if not ALIKE.queries:
+        q_rows = rows_within(own, axes.dilations, strides.query.tokens, VECTOR, FLAGS.wide)
     at, _ = first_start(tile, axes, classes, h, TILE, STEP, FLAGS, MASKS)
     return box, rows, q_rows, o_rows, starts + at
 
@@ -82,10 +96,37 @@ def first_row(batch, tokens, axes, heads, head, FLAGS: tl.constexpr, KEYS: tl.co
 
 
 @triton.jit
-def walked_rows(places, tokens, axes, strides, VECTOR: tl.constexpr, FLAGS: tl.constexpr, KEYS: tl.constexpr):
-    """The offsets of tokens at `places` from the first of a box, which is the one at `tokens`."""
-    rows = rows_within(places, axes.dilations, strides, VECTOR, FLAGS.wide)
-    return rows_around(rows, tokens, places, axes, strides, VECTOR, FLAGS, KEYS)
+def key_head(head, group_size, GROUPED: tl.constexpr):
+    """Of a query head; without groups no division, which costs some 30 instructions."""
+    return head // group_size if GROUPED else head
+
+
+@triton.jit
+def walked_rows(
+    lines, box, tokens, axes, strides, VECTOR: tl.constexpr, FLAGS: tl.constexpr, KEYS: tl.constexpr
+):  # fmt: skip
+    """The offsets of tokens of a box, given as `lines_of`, from the first one, which is the one at `tokens`."""
+    if FLAGS.circles != 0:
+        places = places_of(lines, box)
+        rows = rows_within(places, axes.dilations, strides, VECTOR, FLAGS.wide)
+        return rows_around(rows, tokens, places, axes, strides, VECTOR, FLAGS, KEYS)
+    else:  # a place is a number less its whole lines: what these take away is taken from a line's own stride
+        LAST: tl.constexpr = len(box.begin) - 1
+        apart = _apart(axes.dilations[LAST], strides[LAST], VECTOR, FLAGS.wide)
+        rows = lines[LAST] * apart
+        for axis in tl.static_range(LAST - 1, -1, -1):
+            line = apart * (box.end[axis + 1] - box.begin[axis + 1])
+            apart = _apart(axes.dilations[axis], strides[axis], VECTOR, FLAGS.wide)
+            rows = rows + lines[axis] * (apart - line)
+        return rows
+
+
+@triton.jit
+def _apart(dilation, stride, VECTOR: tl.constexpr, WIDE: tl.constexpr):
+    if WIDE:
+        return tl.cast(dilation, tl.int64) * stride * VECTOR
+    else:
+        return dilation * (stride * VECTOR)
 
 
 @triton.jit(do_not_specialize=("scale", "heads", "group_size", "additional", "programs", "batch", "turns"))
@@ -106,6 +147,8 @@ def forward_of_classes_kernel(
     TILE: tl.constexpr, STEP: tl.constexpr,
     WARPS: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr,
     MASKS: tl.constexpr,  # scores start from masks, not from start tiles
+    GROUPED: tl.constexpr,  # several query heads of a key head
+    ALIKE: tl.constexpr,  # `Alike`
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     BM: tl.constexpr = size_of(TILE)
@@ -121,12 +164,12 @@ def forward_of_classes_kernel(
         lengths = load_axes(lengths, len(TILE))
         axes = Axes(lengths, axes.windows, axes.strides, axes.dilations, axes.modes, axes.parts)
         strides = strides_of_map(strides, lengths)
-    kv_head = h // group_size
+    kv_head = key_head(h, group_size, GROUPED)
     tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
     box, rows, q_rows, o_rows, starts = own_queries(
-        tile, axes, strides, starts, classes, heads, h, TILE, STEP, VECTOR, FLAGS, MASKS
+        tile, axes, strides, starts, classes, heads, h, D, TILE, STEP, VECTOR, FLAGS, MASKS, ALIKE
     )
     query, key, value, row, walked = first_rows(
         query, key, value, entry, heads, h, kv_head, tile, box, axes, strides, VECTOR, FLAGS
@@ -144,9 +187,11 @@ def forward_of_classes_kernel(
             own = own_rows(b, tile, rows, axes, 1, 0)
             own_there = tl.load(key_mask + own, mask=rows.inside, other=1)  # early: nothing waits for it in the end
         for i in range(steps):
-            places = places_of(i, box, BN) if kept is None else places_at(keys % OF_MASKS, box)
-            k_rows = walked_rows(places, walked, axes, strides.key.tokens, VECTOR, FLAGS, True)
-            v_rows = walked_rows(places, walked, axes, strides.value.tokens, VECTOR, FLAGS, True)
+            lines = lines_of(i, box, BN) if kept is None else lines_at(keys % OF_MASKS, box)
+            k_rows = walked_rows(lines, box, walked, axes, strides.key.tokens, VECTOR, FLAGS, True)
+            v_rows = k_rows
+            if not ALIKE.keys:
+                v_rows = walked_rows(lines, box, walked, axes, strides.value.tokens, VECTOR, FLAGS, True)
             k = load_rows(key, k_rows, None, D, False)
             if kept is None:
                 start = started(starts, i, own_place, TILE, STEP, WARPS)
@@ -192,20 +237,24 @@ def query_gradient_of_classes_kernel(
     output, lse, grad_output,
     grad_lse,  # None for zeros
     delta, grad_query,  # written
-    grad_scores,  # written: of each batch entry, head, tile and step, in the order of start tiles; None if not wanted
+    grad_scores,  # written: sums over the batch entries abreast, of each head, tile and step, in the order of start
+    # tiles; None if not wanted
     scale, heads, group_size, additional, programs,
     first,  # batch entry
     classes, axes, strides,
     D: tl.constexpr, DV: tl.constexpr,
     TILE: tl.constexpr, STEP: tl.constexpr,
-    WARPS: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr, MASKS: tl.constexpr, PRECISION: tl.constexpr,
+    WARPS: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr, MASKS: tl.constexpr, GROUPED: tl.constexpr,
+    ALIKE: tl.constexpr,
+    ABREAST: tl.constexpr,  # batch entries that a program computes side by side
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     BM: tl.constexpr = size_of(TILE)
     BN: tl.constexpr = size_of(STEP)
     own_place = own_places(TILE, starts.dtype.element_ty) if MASKS else None
     index, h, entry = program_of(tl.program_id(0), programs, heads)
-    kv_head = h // group_size
-    b = first + entry
+    kv_head = key_head(h, group_size, GROUPED)
+    b = first + entry * ABREAST
     if FLAGS.packed:
         await_previous(FLAGS.chained)
         b, index, lengths = map_of(table, index, len(TILE))
@@ -216,47 +265,74 @@ def query_gradient_of_classes_kernel(
     if tile.beyond:
         return
     box, rows, q_rows, o_rows, starts = own_queries(
-        tile, axes, strides, starts, classes, heads, h, TILE, STEP, VECTOR, FLAGS, MASKS
-    )
-    query, key, value, row, walked = first_rows(
-        query, key, value, b, heads, h, kv_head, tile, box, axes, strides, VECTOR, FLAGS
+        tile, axes, strides, starts, classes, heads, h, D, TILE, STEP, VECTOR, FLAGS, MASKS, ALIKE
     )
     steps = (box.count + BN - 1) // BN
     if grad_scores is not None:
         grad_scores += ((entry * heads + h) * programs + index) * classes.steps * (BM * BN)
     await_previous(FLAGS.chained)
+    queries = ()
+    keys = ()
+    values = ()
+    written = ()
+    lses = ()
+    outputs = ()
+    upstreams = ()
     # All that is read once is on its way before the first sum, and its barrier, waits for some of it.
-    own_lse = tl.load(lse + row + o_rows, mask=rows.inside, other=0.0)
-    do = load_rows(grad_output + row * DV, o_rows * DV, rows.inside, DV, True)
-    o = load_rows(output + row * DV, o_rows * DV, rows.inside, DV, True)
-    q = load_rows(query, q_rows, rows.inside, D, True)
-    log2_total = in_base_2(own_lse, False)
-    difference = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    if grad_lse is not None:
-        difference -= tl.load(grad_lse + row + o_rows, mask=rows.inside, other=0.0)
-    tl.store(delta + row + o_rows, difference, mask=rows.inside)
-    accumulated = tl.zeros([BM, padded(D)], tl.float32)
+    for e in tl.static_range(ABREAST):
+        query_at, key_at, value_at, row, walked = first_rows(
+            query, key, value, b + e, heads, h, kv_head, tile, box, axes, strides, VECTOR, FLAGS
+        )
+        keys = keys + (key_at,)
+        values = values + (value_at,)
+        written = written + (row,)
+        lses = lses + (tl.load(lse + row + o_rows, mask=rows.inside, other=0.0),)
+        upstreams = upstreams + (load_rows(grad_output + row * DV, o_rows * DV, rows.inside, DV, True),)
+        outputs = outputs + (load_rows(output + row * DV, o_rows * DV, rows.inside, DV, True),)
+        queries = queries + (load_rows(query_at, q_rows, rows.inside, D, True),)
+    log2_totals = ()
+    differences = ()
+    sums = ()
+    for e in tl.static_range(ABREAST):
+        log2_totals = log2_totals + (in_base_2(lses[e], False),)
+        difference = tl.sum(outputs[e].to(tl.float32) * upstreams[e].to(tl.float32), 1)
+        if grad_lse is not None:
+            difference -= tl.load(grad_lse + written[e] + o_rows, mask=rows.inside, other=0.0)
+        tl.store(delta + written[e] + o_rows, difference, mask=rows.inside)
+        differences = differences + (difference,)
+        sums = sums + (tl.zeros([BM, padded(D)], tl.float32),)
     for i in range(steps):
-        places = places_of(i, box, BN)
-        k_rows = walked_rows(places, walked, axes, strides.key.tokens, VECTOR, FLAGS, True)
-        v_rows = walked_rows(places, walked, axes, strides.value.tokens, VECTOR, FLAGS, True)
-        k = load_rows(key, k_rows, None, D, False)
-        v = load_rows(value, v_rows, None, DV, False)
+        lines = lines_of(i, box, BN)
+        k_rows = walked_rows(lines, box, walked, axes, strides.key.tokens, VECTOR, FLAGS, True)
+        v_rows = k_rows
+        if not ALIKE.keys:
+            v_rows = walked_rows(lines, box, walked, axes, strides.value.tokens, VECTOR, FLAGS, True)
         start = started(starts, i, own_place, TILE, STEP, WARPS)
-        scores = tl.dot(q, k.T, start, input_precision=PRECISION)
-        weights_gradient = tl.dot(do, v.T, input_precision=PRECISION)
-        p = tl.exp2(scores * scale - log2_total[:, None])
-        ds = p * (weights_gradient - difference[:, None])
-        ds = ds.to(k.dtype)
-        accumulated = tl.dot(ds, k, accumulated, input_precision=PRECISION)
+        old = sums
+        sums = ()
+        for e in tl.static_range(ABREAST):
+            k = load_rows(keys[e], k_rows, None, D, False)
+            v = load_rows(values[e], v_rows, None, DV, False)
+            scores = tl.dot(queries[e], k.T, start, input_precision=PRECISION)
+            weights_gradient = tl.dot(upstreams[e], v.T, input_precision=PRECISION)
+            p = tl.exp2(scores * scale - log2_totals[e][:, None])
+            ds = p * (weights_gradient - differences[e][:, None])
+            sums = sums + (tl.dot(ds.to(k.dtype), k, old[e], input_precision=PRECISION),)
+            if grad_scores is not None:
+                if e == 0:
+                    found = ds
+                else:
+                    found += ds
         if grad_scores is not None:
-            put(grad_scores + i * (BM * BN), ds, TILE, STEP, WARPS)
-    if extra_keys is not None:
-        accumulated = add_from_additional(
-            q, do, extra_keys, extra_values, b, kv_head, additional, strides,
-            log2_total, difference, accumulated, scale, D, DV, BN, VECTOR, PRECISION,
-        )  # fmt: skip
-    store_rows(grad_query + row * D, o_rows * D, rows.inside, accumulated * (scale * LN2), D)
+            put(grad_scores + i * (BM * BN), found.to(grad_scores.dtype.element_ty), TILE, STEP, WARPS)
+    for e in tl.static_range(ABREAST):
+        accumulated = sums[e]
+        if extra_keys is not None:
+            accumulated = add_from_additional(
+                queries[e], upstreams[e], extra_keys, extra_values, b + e, kv_head, additional, strides,
+                log2_totals[e], differences[e], accumulated, scale, D, DV, BN, VECTOR, PRECISION,
+            )  # fmt: skip
+        store_rows(grad_query + written[e] * D, o_rows * D, rows.inside, accumulated * (scale * LN2), D)
     let_next_start(FLAGS.chained)
 
 
@@ -273,12 +349,13 @@ def key_value_gradient_of_classes_kernel(
     TILE: tl.constexpr, STEP: tl.constexpr,
     WARPS: tl.constexpr, VECTOR: tl.constexpr, FLAGS: tl.constexpr, MASKS: tl.constexpr,
     GROUPED: tl.constexpr,  # several query heads of a key head
+    ALIKE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     BM: tl.constexpr = size_of(TILE)
     BN: tl.constexpr = size_of(STEP)
     own_place = own_places(TILE, starts.dtype.element_ty) if MASKS else None
-    kv_heads = heads // group_size
+    kv_heads = key_head(heads, group_size, GROUPED)
     index, kv_head, b = program_of(tl.program_id(0), programs, kv_heads)
     h = kv_head * group_size
     if FLAGS.packed:
@@ -328,9 +405,11 @@ def key_value_gradient_of_classes_kernel(
             own_query += turn.to(tl.int64) * strides.query.head * VECTOR
             own_row += turn
             own_starts += turn * apart
-        places = places_of(i, box, BN)
-        q_rows = walked_rows(places, walked, axes, strides.query.tokens, VECTOR, FLAGS, False)
-        o_rows = walked_rows(places, walked, axes, places_apart, 1, FLAGS, False) * heads
+        lines = lines_of(i, box, BN)
+        o_rows = walked_rows(lines, box, walked, axes, places_apart, 1, FLAGS, False) * heads
+        q_rows = o_rows * D
+        if not ALIKE.queries:
+            q_rows = walked_rows(lines, box, walked, axes, strides.query.tokens, VECTOR, FLAGS, False)
         log2_total = in_base_2(tl.load(lse + own_row + o_rows), False)
         q = load_rows(own_query, q_rows, None, D, False)
         do = load_rows(grad_output + own_row * DV, o_rows * DV, None, DV, False)

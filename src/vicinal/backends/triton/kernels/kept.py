@@ -10,7 +10,7 @@ import triton.language as tl
 from vicinal.backends.gpu.kernels.boxes import program_of
 from vicinal.backends.gpu.kernels.memory import await_previous, let_next_start, rows_at
 from vicinal.backends.gpu.kernels.window import shifted, size_of, tile_of, tokens_at
-from vicinal.backends.triton.kernels.starts import places_at, whole_box
+from vicinal.backends.triton.kernels.starts import lines_at, places_of, whole_box
 
 AT_ONCE = tl.constexpr(256)  # tokens
 OF_MASKS = tl.constexpr(1 << 16)  # what an entry's row of masks is multiplied by
@@ -38,7 +38,7 @@ def kept_kernel(
     last = 0
     for first in range(0, box.count, AT_ONCE):
         number = first + tl.arange(0, AT_ONCE)
-        places = places_at(tl.minimum(number, box.count - 1), box)
+        places = places_of(lines_at(tl.minimum(number, box.count - 1), box), box)
         tokens = tokens_at(shifted(places, box.begin), tile.group, axes.dilations)
         there = number < box.count
         there = tl.load(key_mask + rows_at(b, tokens, axes, 1, 0, True), mask=there, other=0) != 0

@@ -77,7 +77,7 @@ def starts_kernel(
         return
     box = whole_box(tile, axes, TILE, FLAGS, INVERSE)
     rows = rows_of(tile, axes, TILE, FLAGS, INVERSE)
-    columns = places_of(step, box, size_of(STEP))
+    columns = places_of(lines_of(step, box, size_of(STEP)), box)
     there = step * size_of(STEP) + tl.arange(0, size_of(STEP)) < box.count
     mask = within(columns, box.begin, rows) & rows.inside[:, None] & there[None, :]
     await_previous(FLAGS.chained)
@@ -119,7 +119,7 @@ def masks_kernel(
             return
     BN: tl.constexpr = size_of(STEP)
     box = whole_box(tile, axes, TILE, FLAGS, INVERSE)
-    columns = shifted(places_of(step, box, BN), box.begin)
+    columns = shifted(places_of(lines_of(step, box, BN), box), box.begin)
     there = step * BN + tl.arange(0, BN) < box.count
     entry = tl.arange(0, ALONG)
     outside = ~there[:, None] & (entry < ALONG)[None, :]
@@ -179,21 +179,31 @@ def whole_box(tile, axes, TILE: tl.constexpr, FLAGS: tl.constexpr, INVERSE: tl.c
 
 
 @triton.jit
-def places_of(step, box, SIZE: tl.constexpr):
-    """Of the tokens of a box, in order, those of a step: their places from its first one; beyond the last one, it."""
-    return places_at(tl.minimum(step * SIZE + tl.arange(0, SIZE), box.count - 1), box)
+def lines_of(step, box, SIZE: tl.constexpr):
+    """Of the tokens of a box, in order, those of a step, as `lines_at`; beyond the last one, it."""
+    return lines_at(tl.minimum(step * SIZE + tl.arange(0, SIZE), box.count - 1), box)
 
 
 @triton.jit
-def places_at(left, box):
-    """Of the tokens of a box with these numbers, in order, their places from its first one."""
-    places = ()
+def lines_at(left, box):
+    """Of the tokens of a box with these numbers, in order: for each axis how many whole lines along the later axes come
+    before a token, for the last one how many tokens.
+    """
+    lines = (left,)
     for axis in tl.static_range(len(box.begin) - 1, 0, -1):
         extent = box.end[axis] - box.begin[axis]
-        beyond = left * ((extent - 1 + DIVIDED) // extent) >> 20  # left // extent
-        places = (left - beyond * extent,) + places
-        left = beyond
-    return (left,) + places
+        left = left * ((extent - 1 + DIVIDED) // extent) >> 20  # left // extent
+        lines = (left,) + lines
+    return lines
+
+
+@triton.jit
+def places_of(lines, box):
+    """The places of tokens from a box's first one."""
+    places = (lines[0],)
+    for axis in tl.static_range(1, len(box.begin)):
+        places = places + (lines[axis] - lines[axis - 1] * (box.end[axis] - box.begin[axis]),)
+    return places
 
 
 @triton.jit
