@@ -105,8 +105,8 @@ def _launch(prepared: Prepared, config: Tiling, starts: Starts | None, steps: St
         kernel = forward_of_classes_kernel
         turns = turns_of(problem.batch * problem.heads * programs, problem.batch, starts.classes)
         more = problem.batch, turns, starts.classes
-        # Values' rows that are kept are spilled where four warps have 128 registers: 3.5% more time along two axes (H200,
-        # head dim 64); along three, where they cost more to compute, 2.4% less.
+        # Where four warps have 128 registers, rows that are kept for values are spilled: along two axes 3.5% more time
+        # (H200, head dim 64); along three, where they take more to compute, 2.4% less.
         alike = prepared.alike if config.warps == 1 or problem.rank == 3 else Alike(False, False)
         rest = starts.masks, problem.group_size > 1, alike, precision
         arguments = (*numbers, *more, *tiled, config.warps, prepared.vector, flags, *rest)

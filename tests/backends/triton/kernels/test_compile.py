@@ -13,32 +13,32 @@ import pytest
 SCRIPT = Path(__file__).parent / "compile_only.py"
 # Bytes per thread spilled by (target, variant, kernel), as seen with Triton 3.6; where not listed, none may be.
 ALLOWED = {
-    ("sm_90", "2d-d128", "forward"): 16,
-    ("sm_90", "2d-d128", "key_value_gradient"): 52,
-    ("sm_90", "masked", "forward"): 40,  # to have as many programs as without a mask
-    ("sm_90", "masked", "query_gradient"): 16,
+    ("sm_90", "2d-d128", "key_value_gradient"): 36,
+    ("sm_90", "masked", "forward"): 36,  # to have as many programs as without a mask
+    ("sm_90", "masked", "query_gradient"): 8,
     ("sm_90", "masked-classes", "forward_of_classes"): 68,  # of 128 registers
-    ("sm_90", "masked-classes", "query_gradient"): 16,
+    ("sm_90", "masked-classes", "query_gradient"): 8,
     ("sm_90", "packed-d32", "forward_of_classes"): 84,  # of 128 registers
-    ("sm_90", "packed-d64", "forward_of_classes"): 56,  # of 128 registers
-    ("sm_90", "packed-d64", "key_value_gradient_of_classes"): 32,
-    ("sm_90", "masks-classes-d64", "forward_of_classes"): 44,  # of 128 registers
-    ("sm_90", "masks-classes-d64", "key_value_gradient_of_classes"): 20,
-    ("sm_90", "circle", "key_value_gradient"): 24,
-    ("sm_90", "circle-classes", "key_value_gradient_of_classes"): 32,
-    ("sm_90", "everything", "forward"): 64,
+    ("sm_90", "packed-d64", "forward_of_classes"): 20,  # of 128 registers
+    ("sm_90", "packed-d64", "key_value_gradient_of_classes"): 4,
+    ("sm_90", "masks-classes-d64", "forward_of_classes"): 32,  # of 128 registers
+    ("sm_90", "masks-classes-d64", "key_value_gradient_of_classes"): 4,
+    ("sm_90", "circle", "key_value_gradient"): 20,
+    ("sm_90", "circle-classes", "key_value_gradient_of_classes"): 4,
+    ("sm_90", "everything", "forward"): 16,
     ("sm_90", "everything", "query_gradient"): 100,
-    ("sm_90", "everything", "key_value_gradient"): 104,
+    ("sm_90", "everything", "key_value_gradient"): 96,
     ("sm_90", "everything: key additional_values", "key_value_gradient"): 32,
-    ("sm_90", "everything: key additional_values", "additional_gradient"): 8,
-    ("sm_90", "float32", "forward"): 64,  # faster so than any tiling that spills nothing
+    ("sm_90", "float32", "forward"): 60,  # faster so than any tiling that spills nothing
     ("sm_90", "float32", "query_gradient"): 40,
-    ("sm_90", "float32", "key_value_gradient"): 40,
+    ("sm_90", "float32", "key_value_gradient"): 16,
+    ("sm_90", "nat-classes-float32", "query_gradient_of_classes"): 8,
+    ("sm_90", "nat-classes-float32", "key_value_gradient_of_classes"): 12,
     ("sm_100", "nat", "bias_gradient"): 8,
     ("sm_100", "nat", "key_value_gradient"): 96,
     ("sm_100", "small", "gradients"): 8,
     ("sm_100", "nat-classes", "forward_of_classes"): 4,  # of 128 registers
-    ("sm_80", "nat-classes", "forward_of_classes"): 8,
+    ("sm_80", "nat-classes", "forward_of_classes"): 28,
     ("sm_100", "2d: value", "key_value_gradient"): 56,
     ("gfx942", "2d", "key_value_gradient"): 60,
 }
