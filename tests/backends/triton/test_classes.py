@@ -78,7 +78,7 @@ def test_against_the_oracle(drawn, tile, step, monkeypatch):
     against_the_oracle(drawn.inputs(torch.float32, device), drawn.neighborhoods, tile, step, monkeypatch)
 
 
-def against_the_oracle(inputs, neighborhoods, tile, step, monkeypatch):
+def against_the_oracle(inputs, neighborhoods, tile, step, monkeypatch, abreast=1):
     launched = []
     run = Launch.__call__
     monkeypatch.setattr(Launch, "__call__", lambda s, *a: (launched.append(s.kernel.__name__), run(s, *a)))
@@ -87,7 +87,7 @@ def against_the_oracle(inputs, neighborhoods, tile, step, monkeypatch):
     tiling = Tiling(tile, step, of_classes=True)
     output, lse = fresh.forward(problem, tiling, inputs)
     grad_output, grad_lse = random_gradients(output, lse, 1)
-    config = GradientTilings(tiling, tiling)
+    config = GradientTilings(replace(tiling, abreast=abreast), tiling)
     grads = gradients_of(fresh, problem, config, inputs, output, lse, grad_output, grad_lse)
     names = ("forward", "query_gradient", "key_value_gradient")
     masked = classes.MASKED and not (problem.has_rpb or problem.is_part or problem.goes_around)
@@ -97,6 +97,20 @@ def against_the_oracle(inputs, neighborhoods, tile, step, monkeypatch):
     assert set(launched) - {"additional_gradient_kernel"} == expected
     results = [output, lse, *(g for g in grads if g is not None)]
     assert_as_close_as_torch(results, inputs, neighborhoods, 0.3, grad_output, grad_lse)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "tile", "step", "abreast"),
+    [
+        pytest.param(call((33,), of(1, 5), heads=2, batch=4), (16,), (16,), 4, id="1d"),
+        pytest.param(
+            call((5, 9), of(2, (2, 4)), heads=2, kv_heads=1, batch=2, additional=3), (2, 8), (1, 16), 2, id="gqa"
+        ),
+        pytest.param(call((20,), of(1, 5), heads=3, batch=2, bias=False), (16,), (16,), 2, id="without-a-bias"),
+    ],
+)
+def test_batch_entries_abreast(drawn, tile, step, abreast, monkeypatch):
+    against_the_oracle(drawn.inputs(torch.float32, device), drawn.neighborhoods, tile, step, monkeypatch, abreast)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -177,19 +191,23 @@ def test_gradients_that_are_wanted_alone(names):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_a_few_batch_entries_at_a_time(monkeypatch):
+@pytest.mark.parametrize(("batch", "most", "abreast"), [(5, 3, 1), (6, 4, 2)])
+def test_a_few_batch_entries_at_a_time(batch, most, abreast, monkeypatch):
     """Of the bias gradient, where there is no room for all scores' gradients."""
-    drawn = call((5, 9), of(2, (2, 4), dilation=(2, 1)), batch=5)
+    drawn = call((5, 9), of(2, (2, 4), dilation=(2, 1)), batch=batch)
     inputs = drawn.inputs(torch.float32, device)
     problem = Problem.of(inputs, drawn.neighborhoods, 0.3)
     tiling = Tiling((2, 8), (1, 16), of_classes=True)
     output, lse = type(backend.BACKEND)().forward(problem, tiling, inputs)
     upstream = Upstream(output, lse, *random_gradients(output, lse, 1))
-    config, wanted = GradientTilings(tiling, tiling), Wanted(True, False, False, False, False, True)
+    config = GradientTilings(replace(tiling, abreast=abreast), tiling)
+    wanted = Wanted(True, False, False, False, False, True)
     expected = type(backend.BACKEND)().backward(problem, config, inputs, upstream, wanted)
     own = classes_of(problem, tiling.tile, tiling.step, False)
-    monkeypatch.setattr(bias_gradient, "SCRATCH", 3 * 4 * tiles_of(problem, tiling) * own.steps * 2 * 8 * 16)
-    assert entries_at_once(problem, tiling, own) == 3
+    monkeypatch.setattr(
+        bias_gradient, "SCRATCH", most // abreast * 4 * tiles_of(problem, tiling) * own.steps * 2 * 8 * 16
+    )
+    assert entries_at_once(problem, config.query, own) == most
     grads = type(backend.BACKEND)().backward(problem, config, inputs, upstream, wanted)
     assert torch.equal(grads.query, expected.query)
     torch.testing.assert_close(grads.rpb, expected.rpb, rtol=1e-5, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from vicinal.backends.gpu.hardware import ARCHITECTURES, Gpu, gpu_of
 from vicinal.backends.triton.compiler import STAGES, WARPS
 from vicinal.backends.triton.estimate import Kernel, estimate, most_registers
-from vicinal.backends.triton.shortlist import SHORTLISTS, STEPS, every_size, shortlist
+from vicinal.backends.triton.shortlist import SHORTLISTS, STEPS, every_size, of_classes_sizes, shortlist
 from vicinal.backends.triton.tilings import candidates, ranked, tilings
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Problem
@@ -41,6 +42,13 @@ def test_what_was_not_chosen_for_ranks_all_sizes(architecture, head_dim, dtype):
     gpu = Gpu(ARCHITECTURES[architecture], 100)
     own = problem((64, 64), of(2, 9), head_dim, dtype)
     assert shortlist(own, "forward", gpu) == every_size(own, "forward", gpu)
+
+
+@pytest.mark.parametrize(("batch", "lengths", "abreast"), [(128, 56, 4), (128, 14, 2), (127, 56, 1), (4, 14, 1)])
+def test_as_many_batch_entries_abreast_as_leave_enough_programs(batch, lengths, abreast):
+    own = replace(problem((lengths, lengths), of(2, 7), 32, torch.float16, batch, 8), has_rpb=True)
+    assert {size.abreast for size in of_classes_sizes(own, "query")} == {abreast}
+    assert ranked(own, "query", 1, False)[0][1].abreast == abreast
 
 
 PROBLEMS = [

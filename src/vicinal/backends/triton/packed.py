@@ -196,7 +196,7 @@ def _cheapest(typical: Problem, kernel: Kernel, classes: bool) -> Tiling:
     few = shortlist(typical, kernel, gpu_of(typical.device))
     sizes = list(dict.fromkeys(size._replace(unfolded=False) for size in few))
     listed = [*candidates(typical, kernel, sizes, SHAPES)]
-    if classes:
+    if classes and (kernel != "query" or max(typical.head_dim, typical.value_dim) <= 32):  # else not timed on maps
         own, inverse = of_classes_sizes(typical, kernel), kernel == "key_value"
         found = candidates_of_classes(typical, kernel, own, SHAPES)
         listed += [t for t in found if classes_of_maps(typical.neighborhood, t, inverse) is not None]
