@@ -181,7 +181,8 @@ def _work(problem: Problem, config: Tiling, classes: Classes, entries: int) -> l
     """
     axes = list(zip(problem.neighborhood.axes, problem.lengths, config.tile))
     tiles = [max(-(-kind.length // tile) for kind in alike(axis, length)) for axis, length, tile in axes]
-    apart, programs = [], 1  # of neighbors along each axis, then of dilation groups
+    apart: list[int] = []  # of neighbors along each axis, then of dilation groups
+    programs = 1
     for count in (*reversed(tiles), *(axis.dilation for axis, _, _ in reversed(axes))):
         apart.insert(0, programs)
         programs *= count
