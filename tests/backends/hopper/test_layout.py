@@ -214,7 +214,7 @@ def test_backward_coordinates_of_large_problems(name):
         _, tokens, _, groups, steps, *_ = part.prepare.arguments
         token = last_token(groups)
         assert fits(tokens, token * steps.output.token, token * steps.lse.token, steps.result.row)
-        for launcher in (part.keys, part.queries):
+        for launcher in (part.keys.launch, part.queries.launch):
             scalars = launcher.arguments[-4]
             blocks = [of.description for of in launcher.tensors if not isinstance(of, int)]
             described = [d for d in blocks if d.token_columns]  # not `prepare`'s results
@@ -233,9 +233,9 @@ def test_one_pass_coordinates_of_large_problems(name):
     for config in one_pass_configs(problem)[:1]:
         covered = 0
         for part in onepass.launchers(problem, config, strides, has_grad_lse=True):
-            scalars, groups, *_ = part.gradients.arguments
+            scalars, groups, *_ = part.gradients.launch.arguments
             token = last_token(groups)
-            blocks = [of.description for of in part.gradients.tensors if not isinstance(of, int)]
+            blocks = [of.description for of in part.gradients.launch.tensors if not isinstance(of, int)]
             described = [d for d in blocks if d.token_columns]
             for d, step in zip(described, scalars.strides):
                 assert token * step + problem.kv_heads * problem.head_dim <= d.shape[-1]

@@ -23,7 +23,7 @@ from vicinal.backends.hopper.additional import readable
 from vicinal.backends.hopper.arguments import head_table
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
 from vicinal.backends.hopper.layout import LARGEST, described
-from vicinal.backends.hopper.steps import bytes_of
+from vicinal.backends.hopper.steps import Walking, bytes_of
 from vicinal.backends.hopper.tilings import (
     HEAD_DIMS,
     KEPT,
@@ -84,12 +84,10 @@ class HopperBackend:
         strides = tuple(t.stride() for t in (query, key, value, *more))
         with current(problem.device):
             table = head_table(problem)
-            told = lse if table is None else table
-            key_mask = None if inputs.key_mask is None else bytes_of(inputs.key_mask)
+            heads = lse if table is None else table
+            key_mask = lse if inputs.key_mask is None else bytes_of(inputs.key_mask)
             for part in _forward_launchers(problem, config, strides):
-                if part.steps is not None and key_mask is not None:
-                    told = part.steps(key_mask, key_mask)
-                part.launch(query, key, value, output, lse, told, *more)
+                part.launch(query, key, value, output, lse, part.table(key_mask, key_mask, heads), *more)
         return output, lse
 
     def backward(
@@ -193,10 +191,10 @@ def part_unsupported(problem: Problem) -> str | None:
 # --- kept --------------------------------------------------------------------------------------------------
 
 
-@Cache[tuple[forward.Launchers, ...]](1024).memoize
+@Cache[tuple[Walking, ...]](1024).memoize
 def _forward_launchers(
     problem: Problem, config: ForwardConfig, strides: tuple[tuple[int, ...], ...]
-) -> tuple[forward.Launchers, ...]:
+) -> tuple[Walking, ...]:
     programs = gpu_of(problem.device).processors if config.persistent else None
     return forward.launchers(problem, config, strides, programs)
 

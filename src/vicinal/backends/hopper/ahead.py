@@ -85,11 +85,11 @@ def two_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs, w
         jobs.append(partial(part.prepare.compile, output, output, lse, lse, rows, rows, rows))
         read = (query, output, rows, rows, key, value)
         if part.keys is not None:
-            own = _with_steps(part.keys_steps, lse, table, jobs)
-            jobs.append(partial(part.keys.compile, *read, key, value, own))
+            own = _with_steps(part.keys.steps, lse, table, jobs)
+            jobs.append(partial(part.keys.launch.compile, *read, key, value, own))
         if part.queries is not None:
-            own = _with_steps(part.queries_steps, lse, table, jobs)
-            jobs.append(partial(part.queries.compile, *read, query, own, *more))
+            own = _with_steps(part.queries.steps, lse, table, jobs)
+            jobs.append(partial(part.queries.launch.compile, *read, query, own, *more))
         if part.more is not None:
             sums = _empty(1)
             jobs.append(partial(part.more.launch.compile, *read[:4], *more, sums, sums, table))
@@ -105,8 +105,8 @@ def one_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs) -
         rows, addends = _empty(part.rows), _empty(part.addends)
         jobs.append(partial(part.prepare.compile, output, output, lse, lse, rows, rows, rows))
         read = (query, output, rows, rows, key, value)
-        own = _with_steps(part.steps, lse, table, jobs)
-        jobs.append(partial(part.gradients.compile, *read, key, value, addends, addends, addends, own))
+        own = _with_steps(part.gradients.steps, lse, table, jobs)
+        jobs.append(partial(part.gradients.launch.compile, *read, key, value, addends, addends, addends, own))
         if part.more is not None:
             sums = _empty(1)
             jobs.append(

@@ -46,7 +46,7 @@ from vicinal.backends.hopper.layout import (
     subproblems,
     three,
 )
-from vicinal.backends.hopper.steps import Steps, masks_of
+from vicinal.backends.hopper.steps import Steps, Walking, masks_of
 from vicinal.backends.hopper.tilings import fewer_keys, kernel_dims, piece, shares_keys
 from vicinal.caching import Cache
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
@@ -74,11 +74,10 @@ def backward(problem: Problem, config: BackwardConfig, inputs: Inputs, upstream:
         read = (query, given.grad_output, lse2, delta)
         if part.keys is not None:  # a gradient that nobody needs is not written
             dk, dv = key if d_key is None else d_key, value if d_value is None else d_value
-            table = part.keys_steps(states, key_mask) if part.keys_steps else given.table
-            part.keys(*read, key, value, dk, dv, table)
+            part.keys.launch(*read, key, value, dk, dv, part.keys.table(states, key_mask, given.table))
         if part.queries is not None and d_query is not None:
-            table = part.queries_steps(key_mask, key_mask) if part.queries_steps else given.table
-            part.queries(*read, key, value, d_query, table, *given.more)
+            table = part.queries.table(key_mask, key_mask, given.table)
+            part.queries.launch(*read, key, value, d_query, table, *given.more)
         if part.more is not None:
             own = part.more.walks.new(query)
             part.more.launch(*read, *given.more, *own, given.table)
@@ -129,11 +128,9 @@ class Launchers(NamedTuple):
 
     rows: int  # elements of each of `prepare`'s results
     prepare: Launcher
-    keys: Launcher | None
-    queries: Launcher | None
+    keys: Walking | None
+    queries: Walking | None
     more: More | None
-    keys_steps: Steps | None = None  # under a key mask
-    queries_steps: Steps | None = None
 
 
 class More(NamedTuple):
@@ -165,14 +162,11 @@ def _launchers(
     shared = Shared.of(problem, config, part, tensors)
     rows, size = shared.prepared.shape[0], shared.prepared.shape[0] * shared.prepared.strides[0]
     dq, dk, dv = (moved(problem, config, part, t) for t in gradients)
-    keys = queries = keys_steps = queries_steps = None
-    if passes.key or passes.value:
-        keys, keys_steps = _keys(shared, dk, dv, passes)
-    if passes.query:
-        queries, queries_steps = _queries(shared, dq, tensors)
+    keys = _keys(shared, dk, dv, passes) if passes.key or passes.value else None
+    queries = _queries(shared, dq, tensors) if passes.query else None
     more = _more(shared, tensors, passes) if passes.additional_keys or passes.additional_values else None
     prepare = prepare_launcher(shared, rows, LOG2E, passes.has_grad_lse)
-    return Launchers(size, prepare, keys, queries, more, keys_steps, queries_steps)
+    return Launchers(size, prepare, keys, queries, more)
 
 
 class Shared(NamedTuple):
@@ -249,7 +243,7 @@ def row_constants(problem: Problem, part: Subproblem, columns: int) -> tuple[Row
     return constants, -(-prod(part.lengths) // tokens)
 
 
-def _keys(shared: Shared, dk: Descriptor, dv: Descriptor, passes: Passes) -> tuple[Launcher, Steps | None]:
+def _keys(shared: Shared, dk: Descriptor, dv: Descriptor, passes: Passes) -> Walking:
     from vicinal.backends.hopper.kernels.backward import backward_keys
 
     problem, config, part = shared[:3]
@@ -270,7 +264,7 @@ def _keys(shared: Shared, dk: Descriptor, dv: Descriptor, passes: Passes) -> tup
         (grid.items,),
         options_of(constants.chained, num_warps=4, maxnreg=168),
     )
-    return launch, steps
+    return Walking(launch, steps)
 
 
 def _more(shared: Shared, tensors: Tensors, passes: Passes) -> More:
@@ -297,7 +291,7 @@ def more_launch(kernel: Any, shared: Shared, walks: Walks, programs: int, adds: 
     return More(shared.part, walks, launch)
 
 
-def _queries(shared: Shared, dq: Descriptor, tensors: Tensors) -> tuple[Launcher, Steps | None]:
+def _queries(shared: Shared, dq: Descriptor, tensors: Tensors) -> Walking:
     from vicinal.backends.hopper.kernels.backward import backward_queries
 
     problem, config, part = shared[:3]
@@ -316,7 +310,7 @@ def _queries(shared: Shared, dq: Descriptor, tensors: Tensors) -> tuple[Launcher
         (grid.items,),
         options_of(constants.chained, num_warps=4, maxnreg=168),
     )
-    return launch, steps
+    return Walking(launch, steps)
 
 
 _kept_launchers = Cache[tuple[Launchers, ...]](1024).memoize(launchers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import prod
-from typing import NamedTuple
 
 from vicinal.backends.hopper.additional import Following
 from vicinal.backends.hopper.arguments import (
@@ -22,7 +21,7 @@ from vicinal.backends.hopper.config import ForwardConfig
 from vicinal.backends.hopper.kernels.arguments import Constants, ForwardStrides, Scalars
 from vicinal.backends.hopper.launch import Block, Launcher
 from vicinal.backends.hopper.layout import Subproblem, describe, subproblems, three, with_heads
-from vicinal.backends.hopper.steps import Steps
+from vicinal.backends.hopper.steps import Steps, Walking
 from vicinal.backends.hopper.tilings import SHARED_MEMORY, forward_shared, kernel_dims, piece
 from vicinal.problem import Problem
 
@@ -30,16 +29,9 @@ MOST_TURNS = 200  # of a persistent program: up to 125 it was seen to win, from 
 FEW_TURNS = 4
 
 
-class Launchers(NamedTuple):
-    """Of one subproblem."""
-
-    launch: Launcher
-    steps: Steps | None  # under a key mask
-
-
 def launchers(
     problem: Problem, config: ForwardConfig, strides: tuple[tuple[int, ...], ...], programs: int | None = None
-) -> tuple[Launchers, ...]:
+) -> tuple[Walking, ...]:
     """The forward kernel's launchers, one per subproblem.
 
     Args:
@@ -56,7 +48,7 @@ def launchers(
 
 def _launcher(
     problem: Problem, config: ForwardConfig, tensors: Tensors, part: Subproblem, programs: int | None
-) -> Launchers:
+) -> Walking:
     from vicinal.backends.hopper.kernels.forward import forward
 
     constants = _constants(problem, config)
@@ -76,7 +68,7 @@ def _launcher(
         (_programs(grid.items, programs),),
         options_of(constants.chained, num_warps=4, maxnreg=168),
     )
-    return Launchers(launch, steps)
+    return Walking(launch, steps)
 
 
 def _programs(items: int, at_once: int | None) -> int:

@@ -59,7 +59,7 @@ from vicinal.backends.hopper.layout import (
     subproblems,
     three,
 )
-from vicinal.backends.hopper.steps import Steps, masks_of
+from vicinal.backends.hopper.steps import Steps, Walking, masks_of
 from vicinal.backends.hopper.tilings import kernel_dims
 from vicinal.caching import Cache
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
@@ -81,8 +81,8 @@ def backward(problem: Problem, config: BackwardConfig, inputs: Inputs, upstream:
         counters = addends[part.addends : part.addends + 2 * COUNTER].split(COUNTER)
         part.prepare(given.output, given.grad_output, given.lse, given.grad_lse, lse2, delta, addends)
         read = (query, given.grad_output, lse2, delta)
-        table = part.steps(states, key_mask) if part.steps else given.table
-        part.gradients(*read, key, value, d_key, d_value, addends, addends, counters[0], table)
+        table = part.gradients.table(states, key_mask, given.table)
+        part.gradients.launch(*read, key, value, d_key, d_value, addends, addends, counters[0], table)
         if part.more is not None:
             own = part.more.walks.new(query)
             part.more.launch(*read, *given.more, *own, addends, addends, counters[1], given.table)
@@ -97,8 +97,7 @@ class Launchers(NamedTuple):
     rows: int  # elements of each of `prepare`'s results
     addends: int  # elements of the sum of dQ's addends
     prepare: Launcher
-    gradients: Launcher
-    steps: Steps | None  # of `gradients`, under a key mask
+    gradients: Walking
     more: More | None  # what additional keys give
     finish: Launcher
 
@@ -134,7 +133,7 @@ def _launchers(
         prepare_launcher(
             shared, rows, 1 / problem.scale, has_grad_lse, negated=True, zeros=scratch_size(addends) // CLEARED
         ),
-        *_gradients(shared, dk, dv, addends),
+        _gradients(shared, dk, dv, addends),
         _more(shared, tensors, addends) if problem.additional else None,
         _finish(shared, rows, block, blocks, dq),
     )
@@ -145,7 +144,7 @@ def scratch_size(addends: int) -> int:
     return -(-(addends + 2 * COUNTER) // CLEARED) * CLEARED
 
 
-def _gradients(shared: Shared, dk: Descriptor, dv: Descriptor, addends: int) -> tuple[Launcher, Steps | None]:
+def _gradients(shared: Shared, dk: Descriptor, dv: Descriptor, addends: int) -> Walking:
     from vicinal.backends.hopper.kernels.onepass import backward as kernel
 
     problem, config, part = shared[:3]
@@ -166,7 +165,7 @@ def _gradients(shared: Shared, dk: Descriptor, dv: Descriptor, addends: int) -> 
         (_programs(problem, grid.items, constants),),
         options_of(constants.chained, num_warps=4, maxnreg=168),
     )
-    return launch, steps
+    return Walking(launch, steps)
 
 
 def _short(problem: Problem, constants: Constants, tiles: tuple[int, ...]) -> int:

@@ -72,6 +72,17 @@ class Steps(NamedTuple):
         return partial(self.launch.compile, states, states, lists)
 
 
+class Walking(NamedTuple):
+    """A kernel that walks, and the lists that it takes in the place of the table of heads under a key mask."""
+
+    launch: Launcher
+    steps: Steps | None
+
+    def table(self, walked: Tensor, own: Tensor, heads: Tensor) -> Tensor:
+        """What it is given for a table: lists, of what `Steps` makes them, or else that of `heads`."""
+        return heads if self.steps is None else self.steps(walked, own)
+
+
 def bytes_of(key_mask: Tensor) -> Tensor:
     """A mask as kernels read it."""
     return packed(key_mask.contiguous().view(torch.uint8))

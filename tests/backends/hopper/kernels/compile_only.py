@@ -128,13 +128,13 @@ def compile_backward(case: str, kernel: str):
     rows = torch.zeros(part.rows)
     if kernel == "more":
         return part.more.launch.compile(query, output, rows, rows, *more, rows, rows, table)
-    if part.keys_steps is not None:
-        table = part.keys_steps.like(lse)
+    if part.keys.steps is not None:
+        table = part.keys.steps.like(lse)
     if kernel == "prepare":
         return part.prepare.compile(output, output, lse, lse, rows, rows, rows)
     if kernel == "queries":
-        return part.queries.compile(query, output, rows, rows, key, value, query, table, *more)
-    return part.keys.compile(query, output, rows, rows, key, value, key, value, table)
+        return part.queries.launch.compile(query, output, rows, rows, key, value, query, table, *more)
+    return part.keys.launch.compile(query, output, rows, rows, key, value, key, value, table)
 
 
 def compile_one_pass(case: str, kernel: str):
@@ -144,18 +144,21 @@ def compile_one_pass(case: str, kernel: str):
     config = one_pass_configs(problem)[0]
     (part,) = onepass.launchers(problem, config, strides_of(query, key, value, *more), has_grad_lse=True)
     rows, addends = torch.zeros(part.rows), torch.zeros(part.addends)
-    if part.steps is not None:
-        table = part.steps.like(lse)
+    steps = part.gradients.steps
+    if steps is not None:
+        table = steps.like(lse)
     if kernel == "steps":
         states = torch.zeros(1, dtype=torch.uint8)
-        return part.steps.launch.compile(states, states, table)
+        return steps.launch.compile(states, states, table)
     if kernel == "clearing":
         return part.prepare.compile(output, output, lse, lse, rows, rows, addends)
     if kernel == "finish":
         return part.finish.compile(addends, query)
     if kernel == "onepass_more":
         return part.more.launch.compile(query, output, rows, rows, *more, rows, rows, addends, addends, addends, table)
-    return part.gradients.compile(query, output, rows, rows, key, value, key, value, addends, addends, addends, table)
+    return part.gradients.launch.compile(
+        query, output, rows, rows, key, value, key, value, addends, addends, addends, table
+    )
 
 
 def tensors_of(problem: Problem) -> tuple[torch.Tensor, ...]:

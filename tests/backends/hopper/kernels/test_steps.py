@@ -38,10 +38,10 @@ def launched(case: str, kernel: str, problem: Problem):
         return [part.steps for part in parts]
     if kernel == "onepass":
         parts = onepass.launchers(problem, one_pass_configs(problem)[0], strides, False)
-        return [part.steps for part in parts]
+        return [part.gradients.steps for part in parts]
     passes = backward.Passes(True, True, True)
     parts = backward.launchers(problem, backward_configs(problem)[0], strides, passes)
-    return [part.keys_steps if kernel == "keys" else part.queries_steps for part in parts]
+    return [getattr(part, kernel).steps for part in parts]
 
 
 @pytest.mark.parametrize(

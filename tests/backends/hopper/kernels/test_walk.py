@@ -137,7 +137,7 @@ def test_programs_end_together(length, window, heads):
     tokens = torch.empty(1, length, heads, 128, dtype=torch.bfloat16, device="meta")
     problem = Problem.of(Inputs(tokens, tokens, tokens), (Neighborhood.of(1, window).resolve((length,)),), 1.0)
     (part,) = onepass.launchers(problem, one_pass_configs(problem)[0], (tokens.stride(),) * 3, has_grad_lse=False)
-    scalars, groups, _, C = part.gradients.arguments
+    scalars, groups, _, C = part.gradients.launch.arguments
     work = WALK.work_of(scalars, groups, None, None)
 
     def steps(number):
