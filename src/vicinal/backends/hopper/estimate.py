@@ -64,8 +64,8 @@ class Constants:
     backward_tile: float = 976.0
     backward_tile_d: float = 54.1
     backward_launch: float = 9320.0
-    one_pass_step: float = 680.0
-    one_pass_step_d: float = 11.3
+    one_pass_step: float = 534.0
+    one_pass_step_d: float = 12.44
     one_pass_program: float = 500.0
     one_pass_program_d: float = 63.0
     one_pass_launch: float = 14_000.0
@@ -141,8 +141,9 @@ def _one_pass(problem: Problem, config: BackwardConfig) -> float:
     longest *= problem.group_size
     step = c.one_pass_step + c.one_pass_step_d * d
     program = c.one_pass_program + c.one_pass_program_d * d
-    # Where walks differ, the last ones to begin are anything up to the longest.
-    walks = max(turns * mean, longest, programs / gpu.processors * mean + longest / 2) * step
+    # Where walks differ, the last ones to begin are anything up to the longest; along one axis they are the shortest.
+    last = longest / 2 if problem.rank > 1 else 0.0
+    walks = max(turns * mean, longest, programs / gpu.processors * mean + last) * step
     ends = turns * program
     if problem.additional:  # programs of its own, which share the queries
         pairs = ceil(problem.additional / (WARPGROUPS * ROWS)) * ceil(prod(problem.lengths) / ROWS)
