@@ -1,8 +1,9 @@
 """Hopper's Gluon kernels in plain Python, on the CPU: what a kernel computes, waits for, and whether it ever ends.
 
 Their sources are read again as modules of other names, with torch's tensors for Gluon's, numbers for scalars, and no
-layouts. Partitions of a kernel are threads; a barrier that nobody completes is an error. Products and copies are done
-where they are issued, so that a missing wait for one is not seen.
+layouts. Partitions of a kernel are threads; a barrier that nobody completes is an error. Who arrives at one goes on
+only when all others wait or have ended: what they may do then, they do, so that memory which is given away too early is
+overwritten. Products and copies are done where they are issued, so that a missing wait for one is not seen.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from threading import Condition, Lock, Thread
+from threading import Condition, Lock, Thread, current_thread
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
@@ -147,6 +148,8 @@ class Barrier:
 
     changed = Condition()
     failures: ClassVar[list[BaseException]] = []  # of partitions: others need not wait
+    waiting: ClassVar[dict[Thread, Callable[[], bool]]] = {}  # all partitions: whether what they wait for has come
+    yielding: ClassVar[list[Thread]] = []  # who has arrived and lets the others go first: one at a time
 
     def init(self, count: int) -> None:
         self.count = self.left = count
@@ -159,10 +162,23 @@ class Barrier:
             if self.left == self.bytes == 0:
                 self.left, self.phase = self.count, self.phase ^ 1
             self.changed.notify_all()
+            if arrivals and more == 0 and not self.yielding:
+                self._let_others_go_first()
+
+    def _let_others_go_first(self) -> None:
+        me = current_thread()
+        others = [each for each in self.waiting if each is not me]
+        self.yielding.append(me)
+        self.changed.wait_for(lambda: self.failures or not any(self.waiting[each]() for each in others), PATIENCE)
+        self.yielding.remove(me)
 
     def wait(self, parity: int) -> None:
+        me = current_thread()
         with self.changed:
+            self.waiting[me] = lambda: self.phase != parity
+            self.changed.notify_all()
             ended = self.changed.wait_for(lambda: self.phase != parity or self.failures, PATIENCE)
+            self.waiting[me] = lambda: True
         assert ended, "a partition waits for ever"
         assert not self.failures, "another partition failed"
 
@@ -204,7 +220,7 @@ def tma_add(desc: Described, coordinates: list[int], of: Shared) -> None:
 
 
 def warp_specialize(partitions: list[tuple[Callable[..., None], tuple[Any, ...]]], *_: Any) -> None:
-    failures = Barrier.failures
+    failures, waiting = Barrier.failures, Barrier.waiting
     failures.clear()
 
     def guarded(function: Callable[..., None], given: tuple[Any, ...]) -> None:
@@ -213,9 +229,13 @@ def warp_specialize(partitions: list[tuple[Callable[..., None], tuple[Any, ...]]
         except BaseException as failure:
             with Barrier.changed:
                 failures.append(failure)
-                Barrier.changed.notify_all()
+        with Barrier.changed:
+            waiting[current_thread()] = lambda: False  # it has ended
+            Barrier.changed.notify_all()
 
     threads = [Thread(target=guarded, args=each, daemon=True) for each in partitions]
+    waiting.clear()
+    waiting.update({thread: lambda: True for thread in threads})
     for thread in threads:
         thread.start()
     for thread in threads:

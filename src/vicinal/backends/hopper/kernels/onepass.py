@@ -319,14 +319,8 @@ def _item(number, t, dk_desc, dv_desc, addends, own, walked, exchange, work, C: 
                 none = gl.zeros([BM, BN], k_s.dtype, layout=accumulator(BN))
                 if (done > 0) & _makes(t - 1, C, W):
                     _await_shared(exchange, t - 1, W)
-                    if narrow(C):  # the other need not wait for this addend
-                        _share(none, exchange, t, W)
-                        dq = warpgroup_mma_wait(0, deps=[_addend(own, exchange, t - 1, C, W)])
-                        thread_barrier()  # else Triton puts one before whatever is shared next
-                        _add(addends, dq, t, before, work, C, W)
-                    else:
-                        dq = warpgroup_mma_wait(0, deps=[_addend(own, exchange, t - 1, C, W)])
-                        _share_and_add(none, dq, exchange, addends, t, before, work, C, W)
+                    dq = warpgroup_mma_wait(0, deps=[_addend(own, exchange, t - 1, C, W)])
+                    _share_and_add(none, dq, exchange, addends, t, before, work, C, W)
                 else:
                     _share(none, exchange, t, W)
                 free_multiplied(walked, t, C)  # unread, but all warps have seen that it was there
@@ -427,7 +421,8 @@ def _share(ds, exchange, t, W: gl.constexpr):
     """Share the dS^T of step `t`.
 
     Its slot is free: `_await_shared` of the step before has seen what the other warpgroup shared after it had read this
-    slot. (Who does not make that step's addend is the one who has read this slot.)
+    slot. (Who does not make that step's addend is the one who has read this slot.) So nobody may share a step, be it
+    zeros, before its addend of the step before has been made.
     """
     i = t % EXCHANGED
     exchange.tiles.index(2 * i + W).store(ds)
