@@ -12,7 +12,6 @@ import strategies
 import vicinal
 from closeness import assert_as_close_as_torch, gradients_of, random_gradients
 from vicinal.backends import hopper
-from vicinal.backends.hopper.tilings import HEAD_DIMS
 from vicinal.backends.triton import BACKEND, packed
 from vicinal.geometry.maps import Maps
 from vicinal.geometry.neighborhood import Neighborhood
@@ -85,8 +84,7 @@ HOPPER_CASES = {
 @pytest.mark.parametrize("backward", [0, -1], ids=["first", "last"])  # in one pass, if there is any, and in two
 @pytest.mark.parametrize("masked", [1e-9, 0.4, 0.97])
 @pytest.mark.parametrize("case", HOPPER_CASES)
-def test_key_masks_on_hopper(case, masked, backward, monkeypatch):
-    monkeypatch.setattr(hopper, "MASKED_DIMS", set(HEAD_DIMS))
+def test_key_masks_on_hopper(case, masked, backward):
     lengths, neighborhood, more = HOPPER_CASES[case]
     assert_right(call_of(lengths, neighborhood, masked=masked, **more), torch.bfloat16, hopper.BACKEND, backward)
 
@@ -97,8 +95,7 @@ if is_hopper():
 
 
 @pytest.mark.parametrize(("backend", "dtype", "case", "made_of"), NUMBERS)
-def test_masked_tokens_are_never_numbers(backend, dtype, case, made_of, monkeypatch):
-    monkeypatch.setattr(hopper, "MASKED_DIMS", set(HEAD_DIMS))
+def test_masked_tokens_are_never_numbers(backend, dtype, case, made_of):
     lengths, neighborhood, more = made_of
     call = call_of(lengths, neighborhood, masked=0.4, **more)
     inputs = call.inputs(dtype, "cuda")

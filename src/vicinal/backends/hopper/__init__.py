@@ -29,7 +29,6 @@ from vicinal.backends.hopper.tilings import (
     KEPT,
     backward_configs,
     forward_configs,
-    kernel_dims,
     one_pass_configs,
 )
 from vicinal.backends.protocol import Direction, listed
@@ -38,7 +37,6 @@ from vicinal.compiling import Job
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 CAPABILITY = (9, 0)
-MASKED_DIMS = {64, 128, 192, 256}  # of kernels for key masks that tests/gpu/test_masks_gpu.py has seen right on a GPU
 
 
 class HopperBackend:
@@ -163,8 +161,6 @@ def unsupported_anywhere(problem: Problem) -> str | None:
 
 def mask_unsupported(problem: Problem) -> str | None:
     """Why these kernels do not take a problem's key mask."""
-    if not set(kernel_dims(problem)) <= MASKED_DIMS:
-        return f"of its kernels for key masks those of other head dims than {sorted(MASKED_DIMS)} have not run on a GPU"
     if problem.additional:
         return "it has no key mask beside additional keys"
     if problem.per_head:
