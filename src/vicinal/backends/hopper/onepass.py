@@ -199,7 +199,7 @@ def _programs(problem: Problem, items: int, constants: Constants) -> int:
 
 
 def _finish(shared: Shared, rows: int, block: Triple, blocks: tuple[int, ...], dq: Descriptor) -> Launcher:
-    from vicinal.backends.hopper.kernels.onepass import finish
+    from vicinal.backends.hopper.kernels.finish import finish
 
     problem, part = shared.problem, shared.part
     width = kernel_dims(problem, one_pass=True)[0]

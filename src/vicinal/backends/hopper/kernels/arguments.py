@@ -78,7 +78,7 @@ class RowConstants(NamedTuple):
 
 
 class FinishConstants(NamedTuple):
-    """What `onepass.finish` is compiled for."""
+    """What `finish.finish` is compiled for."""
 
     columns: int  # of a head
     width: int  # that kernels have

@@ -73,17 +73,21 @@ def own_queries(
 
 @triton.jit
 def first_rows(
-    query, key, value, batch, heads, h, kv_head, tile, box, axes, strides, VECTOR: tl.constexpr, FLAGS: tl.constexpr
+    query, key, value, batch, h, kv_head, tile, box, axes, strides,
+    VECTOR: tl.constexpr, FLAGS: tl.constexpr, INVERSE: tl.constexpr,
 ):  # fmt: skip
-    """A tile's first query, its box's first key and value, the first row of its outputs; which token that key is."""
+    """The first query, key and value of a tile and its box; which tokens these two begin with.
+
+    `INVERSE`: the tile is of keys, its box of queries.
+    """
     token = tokens_at(tile.first, tile.group, axes.dilations)
-    walked = around(tokens_at(box.begin, tile.group, axes.dilations), axes, FLAGS, True)
-    own = among_given(token, axes, False)
-    there = among_given(walked, axes, True)
-    query += head_at(batch, h, strides.query, VECTOR) + tile_at(own, strides.query.tokens, VECTOR)
-    key += head_at(batch, kv_head, strides.key, VECTOR) + tile_at(there, strides.key.tokens, VECTOR)
-    value += head_at(batch, kv_head, strides.value, VECTOR) + tile_at(there, strides.value.tokens, VECTOR)
-    return query, key, value, first_row(batch, token, axes, heads, h, FLAGS, False), walked
+    walked = around(tokens_at(box.begin, tile.group, axes.dilations), axes, FLAGS, not INVERSE)
+    queries = among_given(walked if INVERSE else token, axes, False)
+    keys = among_given(token if INVERSE else walked, axes, True)
+    query += head_at(batch, h, strides.query, VECTOR) + tile_at(queries, strides.query.tokens, VECTOR)
+    key += head_at(batch, kv_head, strides.key, VECTOR) + tile_at(keys, strides.key.tokens, VECTOR)
+    value += head_at(batch, kv_head, strides.value, VECTOR) + tile_at(keys, strides.value.tokens, VECTOR)
+    return query, key, value, token, walked
 
 
 @triton.jit
@@ -171,9 +175,10 @@ def forward_of_classes_kernel(
     box, rows, q_rows, o_rows, starts = own_queries(
         tile, axes, strides, starts, classes, heads, h, D, TILE, STEP, VECTOR, FLAGS, MASKS, ALIKE
     )
-    query, key, value, row, walked = first_rows(
-        query, key, value, entry, heads, h, kv_head, tile, box, axes, strides, VECTOR, FLAGS
+    query, key, value, token, walked = first_rows(
+        query, key, value, entry, h, kv_head, tile, box, axes, strides, VECTOR, FLAGS, False
     )
+    row = first_row(entry, token, axes, heads, h, FLAGS, False)
     steps = (box.count + BN - 1) // BN
     await_previous(FLAGS.chained)
     for b in range(first, tl.minimum(first + turns, batch)):
@@ -280,9 +285,10 @@ def query_gradient_of_classes_kernel(
     upstreams = ()
     # All that is read once is on its way before the first sum, and its barrier, waits for some of it.
     for e in tl.static_range(ABREAST):
-        query_at, key_at, value_at, row, walked = first_rows(
-            query, key, value, b + e, heads, h, kv_head, tile, box, axes, strides, VECTOR, FLAGS
+        query_at, key_at, value_at, token, walked = first_rows(
+            query, key, value, b + e, h, kv_head, tile, box, axes, strides, VECTOR, FLAGS, False
         )
+        row = first_row(b + e, token, axes, heads, h, FLAGS, False)
         keys = keys + (key_at,)
         values = values + (value_at,)
         written = written + (row,)
@@ -377,13 +383,9 @@ def key_value_gradient_of_classes_kernel(
     w_rows = rows_within(own, axes.dilations, keys_apart, 1, FLAGS.wide) * kv_heads
     at, apart = first_start(tile, axes, classes, h, TILE, STEP, FLAGS, MASKS)
     starts += at
-    token = tokens_at(tile.first, tile.group, axes.dilations)
-    walked = around(tokens_at(box.begin, tile.group, axes.dilations), axes, FLAGS, False)
-    there = among_given(walked, axes, False)
-    keys = among_given(token, axes, True)
-    query += head_at(b, h, strides.query, VECTOR) + tile_at(there, strides.query.tokens, VECTOR)
-    key += head_at(b, kv_head, strides.key, VECTOR) + tile_at(keys, strides.key.tokens, VECTOR)
-    value += head_at(b, kv_head, strides.value, VECTOR) + tile_at(keys, strides.value.tokens, VECTOR)
+    query, key, value, token, walked = first_rows(
+        query, key, value, b, h, kv_head, tile, box, axes, strides, VECTOR, FLAGS, True
+    )
     row = first_row(b, walked, axes, heads, h, FLAGS, False)
     written = first_row(b, token, axes, kv_heads, kv_head, FLAGS, True)
     steps = (box.count + BN - 1) // BN
