@@ -80,6 +80,14 @@ def test_wrong_arguments_give_one_line_and_exit_2(arguments, words, capsys):
     assert words in printed.err
 
 
+def test_without_arguments_it_tells_the_commands(capsys):
+    assert main([]) == 0
+    told = capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert told == capsys.readouterr().out
+    assert "\n  denoise " in told
+
+
 def test_info_names_the_versions(capsys):
     assert main(["info"]) == 0
     assert "torch" in capsys.readouterr().out

@@ -41,7 +41,6 @@ INTERRUPTED = 130
 WHITE = 255  # of 8 bits
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -256,14 +255,13 @@ def classify(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments (by default the process's); the exit status."""
+    """Run the command with these arguments (by default the process's); the exit status. Without any it tells them."""
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        status = typer.main.get_command(app).main(
-            args=None if argv is None else list(argv), prog_name="vicinal", standalone_mode=False
-        )
+        status = typer.main.get_command(app).main(args=words or ["--help"], prog_name="vicinal", standalone_mode=False)
     except _USAGE_ERRORS as error:
-        words = error.format_message() if hasattr(error, "format_message") else str(error)
-        print(f"vicinal: {' '.join(words.split())}", file=sys.stderr)
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        print(f"vicinal: {' '.join(message.split())}", file=sys.stderr)
         return 2
     except MissingExtra as missing:
         print(f"vicinal: {missing}", file=sys.stderr)
