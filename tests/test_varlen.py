@@ -78,7 +78,9 @@ def test_nested_tensors_of_lines():
     assert nested.grad.is_nested
 
 
+@pytest.mark.filterwarnings("error:Dynamo detected a call to a `functools.lru_cache`")
 def test_compiles():
+    torch.compiler.reset()  # it warns once
     lengths = [(5, 7), (9, 4)]
     q, k, v = tensors(lengths)
     call = torch.compile(lambda *t: vicinal.na2d_varlen(*t, lengths, 3), backend="aot_eager", fullgraph=True)

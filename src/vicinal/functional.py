@@ -15,13 +15,12 @@ from vicinal import dense
 from vicinal.autocast import autocast
 from vicinal.calls import Knobs, attend, neighborhood
 from vicinal.checks import check_attention_inputs, check_parts, check_rank, check_scale, check_switch, check_tensor
-from vicinal.geometry.maps import Maps
 from vicinal.geometry.neighborhood import MAX_RANK, Axis, Neighborhood, PerAxis
 from vicinal.geometry.span import Span
 from vicinal.na import na1d, na2d, na3d
 from vicinal.packing import Packing
 from vicinal.problem import Inputs
-from vicinal.varlen import attend_packed
+from vicinal.varlen import attend_packed, maps_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -236,7 +235,7 @@ def attention(
         return attend(Inputs(query, key, value), (_CAUSAL if is_causal else _WHOLE,), factor, return_lse, backend)
     if spans is not None and backend is None and return_lse and all(q == k for q, k in spans):
         lengths = [(q.stop - q.start,) for q, _ in spans]
-        maps = Maps.of(lengths, (_CAUSAL if is_causal else _WHOLE,))
+        maps = maps_of(lengths, (_CAUSAL if is_causal else _WHOLE,))
         found = attend_packed(Inputs(query[0], key[0], value[0]), maps, factor, None)
         return found[0][None], found[1][None]
     if backend is not None:

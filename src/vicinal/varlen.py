@@ -7,6 +7,7 @@ problem, maps that are alike are one call each.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from typing import Any, TypeAlias
@@ -189,6 +190,16 @@ def attend_packed(
     return torch.cat(found), torch.cat([t for t in lses if t is not None])
 
 
+def maps_of(lengths: Sequence[tuple[int, ...]], neighborhoods: Sequence[Neighborhood], clamp: bool = False) -> Maps:
+    """`Maps.of`, made once for the same values in eager calls."""
+    if torch.compiler.is_compiling():
+        return Maps.of(lengths, neighborhoods, clamp)
+    return _known_maps(tuple(lengths), tuple(neighborhoods), clamp)
+
+
+_known_maps = lru_cache(maxsize=256)(Maps.of)
+
+
 def _packed(
     rank: int,
     query: Tensor,
@@ -218,7 +229,7 @@ def _packed(
     if rpb is not None and len(each) > 1:
         raise ValueError("rpb needs one kernel_size for all maps, got one for each")
     neighborhoods = [neighborhood(rank, own, *rest) for own in each]
-    maps = Maps.of(sizes, neighborhoods, clamp)
+    maps = maps_of(sizes, neighborhoods, clamp)
     if maps.total != query.shape[0]:
         raise ValueError(f"lengths must add up to all {query.shape[0]} tokens of query, got {maps.total}")
     clamped_from = neighborhoods[0] if rpb is not None and clamp else None

@@ -39,6 +39,7 @@ def test_bad_axis(values, error, message):
         (Axis(2, dilation=3), 5, "kernel_size 2 . dilation 3 = 6"),
         (Axis(None, stride=4), 3, "stride 4 > 3"),
         (Axis(1), 0, "length 0"),
+        (Axis(None), 0, "length 0"),
     ],
 )
 def test_window_that_does_not_fit(axis, length, message):

@@ -38,7 +38,14 @@ class Maps:
         Raises:
             ValueError: a window does not fit its map, which is named.
         """
-        return _of(tuple(lengths), tuple(neighborhoods), clamp)
+        each = tuple(neighborhoods) * (len(lengths) if len(neighborhoods) == 1 else 1)
+        resolved = []
+        for i, (own, n) in enumerate(zip(lengths, each)):
+            try:
+                resolved.append((n.clamp(own) if clamp else n).resolve(own) if prod(own) else n)
+            except ValueError as error:
+                raise ValueError(f"map {i} of {list(own)} tokens: {error}") from None
+        return cls(tuple(lengths), tuple(resolved))
 
     def __hash__(self) -> int:  # looked up on every call: hash the maps once
         return self._hash
@@ -71,18 +78,6 @@ class Maps:
     def decode(cls, code: Sequence[int], rank: int) -> Maps:
         """The inverse of `encode`."""
         return _decode(tuple(code), rank)
-
-
-@lru_cache(maxsize=256)
-def _of(lengths: tuple[Lengths, ...], neighborhoods: tuple[Neighborhood, ...], clamp: bool) -> Maps:
-    each = neighborhoods * (len(lengths) if len(neighborhoods) == 1 else 1)
-    resolved = []
-    for i, (own, n) in enumerate(zip(lengths, each)):
-        try:
-            resolved.append((n.clamp(own) if clamp else n).resolve(own) if prod(own) else n)
-        except ValueError as error:
-            raise ValueError(f"map {i} of {list(own)} tokens: {error}") from None
-    return Maps(lengths, tuple(resolved))
 
 
 @lru_cache(maxsize=256)

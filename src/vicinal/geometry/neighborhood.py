@@ -81,10 +81,10 @@ class Axis:
                     f"spans: queries of axis {index} are [{start}, {stop}), {stop - start} tokens, got {length}"
                 )
             length = self.span.length
-        axis = self if self.window is not None else replace(self, window=length)
-        assert axis.window is not None
         if length == 0:
             raise ValueError(f"spatial axis {index} has length 0; every spatial length must be at least 1")
+        axis = self if self.window is not None else replace(self, window=length)
+        assert axis.window is not None
         if axis.stride > axis.window:
             raise ValueError(
                 f"stride must not exceed kernel_size, got stride {axis.stride} > {axis.window} on axis {index}"

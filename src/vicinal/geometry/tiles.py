@@ -60,8 +60,7 @@ def alike(axis: Axis, length: int, inverse: bool = False) -> tuple[Alike, ...]:
     return _alike(axis, length, inverse and axis.span is not None)
 
 
-@lru_cache(maxsize=4096)
-def _alike(axis: Axis, length: int, inverse: bool) -> tuple[Alike, ...]:
+def _kinds(axis: Axis, length: int, inverse: bool) -> tuple[Alike, ...]:
     dilation, whole, own, other = axis.dilation, length, (0, length), (0, length)
     if axis.span is not None:
         whole, own, other = axis.span.length, axis.span.own(inverse), axis.span.other(inverse)
@@ -76,9 +75,13 @@ def _alike(axis: Axis, length: int, inverse: bool) -> tuple[Alike, ...]:
     return tuple(kinds)
 
 
+_alike = lru_cache(maxsize=4096)(_kinds)  # planning asks often
+
+
 def reach(axis: Axis, length: int, queries: Interval) -> Interval:
     """Of a whole axis, the least interval of tokens that holds the windows of all `queries`, tokens of it too."""
-    parts = alike(replace(axis, span=Span(length, queries, queries)), length)
+    # Not from the cache: compiled functions come here, and warn of what they cannot look up.
+    parts = _kinds(replace(axis, span=Span(length, queries, queries)), length, False)
     starts = [window_start(axis, p.length, p.own[0]) * axis.dilation + p.first for p in parts]
     stops = [(window_stop(axis, p.length, p.own[1] - 1) - 1) * axis.dilation + p.first + p.count - 1 for p in parts]
     return min(starts), max(stops) + 1
