@@ -44,6 +44,12 @@ def test_repr_tells_the_neighborhood():
     text = repr(vicinal.NeighborhoodAttention2D(8, 2, (3, 5), dilation=2))
     assert "kernel_size=(3, 5)" in text
     assert "dilation=(2, 2)" in text
+    assert not any(word in text for word in ("boundary", "rpb", "fit"))  # as NATTEN's, where nothing is ours
+
+
+def test_repr_tells_what_is_not_usual():
+    text = repr(vicinal.NeighborhoodAttention2D(8, 2, 3, rpb=True, fit="pad", boundary=("wrap", "shift")))
+    assert "boundary=('wrap', 'shift'), rpb=True, fit='pad'\n" in text
 
 
 def test_attributes_are_tuples_per_axis():
@@ -145,6 +151,10 @@ def test_heads_have_neighborhoods_of_their_own():
         ({"kernel_size": per_head(1)}, "kernel_size must be 2 Neighborhoods of 2 axes, one per head"),
         ({"kernel_size": per_head(1, 1), "dilation": 2}, "leave stride, dilation"),
         ({"kernel_size": (3, None), "rpb": True}, "rpb needs a kernel_size on every axis"),
+        (
+            {"kernel_size": [*per_head(1), *per_head(1, window=5)], "rpb": True},
+            "rpb needs one kernel_size for all heads",
+        ),
         ({"kernel_size": 3, "fit": "crop"}, "fit must be one of .* got 'crop'"),
         ({"kernel_size": 3, "attn_drop": 2.0}, "attn_drop must be from 0 to 1"),
     ],
@@ -165,6 +175,13 @@ def test_dropout_of_attention_weights_averages_to_what_is_without(windows):
     assert error.abs().max() < 5  # standard errors of the mean
     module.train().attn_drop.p = 1e-9  # the unfused operators, and nothing dropped
     torch.testing.assert_close(module(x), module.eval()(x))
+
+
+def test_dropout_of_attention_weights_around_a_circle_is_refused_in_training_only():
+    module, x = vicinal.NeighborhoodAttention1D(8, 2, 3, boundary="wrap", attn_drop=0.3), torch.randn(1, 6, 8)
+    with pytest.raises(ValueError, match="attn_drop must be 0 in training where boundary is 'wrap', got 0.3"):
+        module(x)
+    assert module.eval()(x).shape == x.shape
 
 
 def test_dropout_of_attention_weights_keeps_the_bias_of_windows_that_are_made_to_fit():

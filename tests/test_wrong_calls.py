@@ -600,6 +600,16 @@ COMPAT_ATTENTION = [  # 0.21.0 had no is_causal: scale came fourth
     ("is_causal where scale stands", TypeError, "scale | real number | True", {"scale": True}),
     ("no tensor", TypeError, "value | torch.Tensor | NoneType", {"value": None}),
 ]
+LINES = [
+    ("lengths of floats", TypeError, "lengths | integers | 48.0", {"lengths": [48.0, 48.0]}),
+    ("lengths of pairs", ValueError, "lengths | one integer for each | [(6, 8)", {"lengths": [(6, 8), (6, 8)]}),
+]
+PROBLEMS = [
+    ("problems a number", TypeError, "problems | vicinal.problem.Problem | 3 of type int", {"problems": 3}),
+    ("problems of numbers", TypeError, "problems | vicinal.problem.Problem | 3 of type int", {"problems": [3]}),
+    ("directions a word", TypeError, "directions | 'forward', 'backward' | 'forward'", {"directions": "forward"}),
+    ("directions unknown", ValueError, "directions | 'forward', 'backward' | 'up'", {"directions": ["up"]}),
+]
 VERSIONS = [
     ("unknown", ValueError, "0.17 | '9.9'", {"generation": "9.9"}),
     ("a number", ValueError, "0.17 | 3", {"generation": 3}),
@@ -644,6 +654,7 @@ ROWS = [
     *called(vicinal.neighborhood_attention, ANY_RANK, "neighborhood_attention", **TWO, neighborhood=N2),
     *called(vicinal.attention, ATTENTION, "attention", query=A, key=B, value=C),
     *called(vicinal.na2d_varlen, VARLEN, "na2d_varlen", **FLAT, lengths=[(6, 8)] * 2, kernel_size=3),
+    *called(vicinal.na1d_varlen, LINES, "na1d_varlen", **FLAT, kernel_size=3),
     *called(vicinal.merge_attentions, MERGE, "merge_attentions", outputs=[OUT] * 2, lse_tensors=[LSE] * 2),
     *called(Neighborhood.of, NEIGHBORHOOD, "Neighborhood.of", rank=2, kernel_size=3),
     *called(Neighborhood, AXES, "Neighborhood"),
@@ -662,6 +673,8 @@ ROWS = [
     *called(lambda x: N17.NeighborhoodAttention2D(12, 2, 3)(x), COMPAT_FORWARD, "0.17 module called"),
     *called(N21.attention, COMPAT_ATTENTION, "0.21.0 attention", query=A, key=B, value=C),
     *called(N21.NeighborhoodAttention2D, MODULE[:12], "0.21.0 module", **MODULES),
+    *called(vicinal.tune, PROBLEMS, "tune", problems=[]),
+    *called(vicinal.precompile, PROBLEMS, "precompile", problems=[]),
     *called(install_as_natten, VERSIONS, "install_as_natten"),
 ]  # fmt: skip
 

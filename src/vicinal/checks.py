@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from math import inf
 from numbers import Real
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from vicinal.backends.protocol import Direction
 from vicinal.dispatch import BACKENDS
 from vicinal.geometry.neighborhood import MAX_RANK, Neighborhood
 from vicinal.geometry.tiles import check_span
-from vicinal.problem import DTYPES, Inputs
+from vicinal.problem import DTYPES, Inputs, Problem
 from vicinal.warning import warn
 
 SIZES = (torch.int32, torch.int64, torch.int16, torch.uint8)
@@ -345,6 +347,40 @@ def check_weights(attn: Tensor, value: Tensor, slots: int) -> None:
         )
     if attn.shape[-2] < 1 or attn.shape[-2] % value.shape[-2]:
         raise ValueError(f"attn's heads must be a multiple of value's {value.shape[-2]} heads, got {attn.shape[-2]}")
+
+
+# Tuning and compiling ahead ---------------------------------------------------------------------------------------
+
+
+def check_problems(problems: Problem | Iterable[Problem]) -> list[Problem]:
+    """One or several problems as a list.
+
+    Raises:
+        TypeError: they are none.
+    """
+    if isinstance(problems, Problem):
+        return [problems]
+    given = list(problems) if isinstance(problems, Iterable) else [problems]
+    for each in given:
+        if not isinstance(each, Problem):
+            raise TypeError(
+                f"problems must be one or several vicinal.problem.Problem, got {each!r} of type {type(each).__name__}"
+            )
+    return given
+
+
+def check_directions(directions: Sequence[Direction]) -> tuple[Direction, ...]:
+    """Passes that there are.
+
+    Raises:
+        TypeError, ValueError: no list or tuple, or another pass.
+    """
+    if not isinstance(directions, (list, tuple)):
+        raise TypeError(f"directions must be a list or tuple of {get_args(Direction)}, got {directions!r}")
+    for each in directions:
+        if each not in get_args(Direction):
+            raise ValueError(f"directions must be some of {get_args(Direction)}, got {each!r}")
+    return tuple(directions)
 
 
 # Plain attention --------------------------------------------------------------------------------------------------

@@ -67,7 +67,8 @@ class NeighborhoodAttention(nn.Module):
         qkv_bias: whether the input projection has a bias.
         qk_scale: factor of the scores, a real number; None means `head_dim ** -0.5`.
         proj_drop: dropout after the output projection.
-        attn_drop: dropout of attention weights. In training it takes the unfused operators, and their memory.
+        attn_drop: dropout of attention weights. In training it takes the unfused operators, which take memory for all
+            weights, and know no circular axes.
         rpb: whether a relative positional bias `[num_heads, 2*K0-1, ...]` is learned, the parameter `rpb`.
         fit: what becomes of tokens that are fewer than `kernel_size * dilation` along an axis where windows shift.
             "exact" raises. "clamp" takes the largest window that fits, `min(kernel_size, length // dilation)`; of the
@@ -158,7 +159,8 @@ class NeighborhoodAttention(nn.Module):
 
         Raises:
             TypeError: the input is no dense tensor, or not of the parameters' dtype (under autocast it may differ).
-            ValueError: the input has another rank or another number of channels.
+            ValueError: the input has another rank or another number of channels, a window does not fit it, or attention
+                weights are to be dropped around a circle.
         """
         check_input(x, self.rank, self.num_heads * self.head_dim, self.qkv)
         lengths = x.shape[1:-1]
@@ -181,6 +183,8 @@ class NeighborhoodAttention(nn.Module):
         if not self.training or self.attn_drop.p == 0:
             clamp = self.fit == "clamp"
             return neighborhood_attention(query, key, value, neighborhoods, scale=self.scale, rpb=rpb, clamp=clamp)
+        if any(n.is_circular for n in neighborhoods):
+            raise ValueError(f"attn_drop must be 0 in training where boundary is 'wrap', got {self.attn_drop.p}")
         if self.fit == "clamp":
             inputs, neighborhoods = clamped(Inputs(query, key, value, rpb=rpb), neighborhoods)
             rpb = inputs.rpb
@@ -188,6 +192,8 @@ class NeighborhoodAttention(nn.Module):
 
     def _table_lengths(self) -> list[int]:
         """The lengths of the table of relative positions."""
+        if len({n.window for n in self.neighborhoods}) > 1:
+            raise ValueError(f"rpb needs one kernel_size for all heads, got {[n.window for n in self.neighborhoods]}")
         if None in self.kernel_size:
             raise ValueError(f"rpb needs a kernel_size on every axis, got {self.kernel_size}")
         return [2 * k - 1 for k in self.kernel_size if k is not None]
@@ -197,11 +203,18 @@ class NeighborhoodAttention(nn.Module):
         def __call__(self, x: Tensor) -> Tensor: ...
 
     def extra_repr(self) -> str:
-        each = dict.fromkeys(self.neighborhoods)
-        geometry = ", ".join(
-            f"kernel_size={n.window}, stride={n.stride}, dilation={n.dilation}, is_causal={n.causal}" for n in each
-        )
-        return f"head_dim={self.head_dim}, num_heads={self.num_heads}, {geometry}"
+        words = [f"head_dim={self.head_dim}", f"num_heads={self.num_heads}"]
+        for n in dict.fromkeys(self.neighborhoods):
+            words += [f"kernel_size={n.window}", f"stride={n.stride}", f"dilation={n.dilation}"]
+            words.append(f"is_causal={n.causal}")
+            boundary = tuple(axis.boundary for axis in n.axes)
+            if set(boundary) != {"shift"}:
+                words.append(f"boundary={boundary}")
+        if self.rpb is not None:
+            words.append("rpb=True")
+        if self.fit != "exact":
+            words.append(f"fit={self.fit!r}")
+        return ", ".join(words)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also of a module that NATTEN pickled, which has no neighborhood but attributes."""

@@ -258,9 +258,10 @@ def _integers(name: str, given: Any, rank: int, count: int | None) -> list[tuple
         given = given.tolist()
     if not isinstance(given, (list, tuple)) or not given:
         raise TypeError(f"{name} must be a tensor or a sequence with an entry for each map, got {given!r}")
-    rows = [(row,) if rank == 1 and isinstance(row, int) else row for row in given]
+    rows = [(row,) if rank == 1 and not isinstance(row, (list, tuple)) else row for row in given]
     if not all(isinstance(row, (list, tuple)) and len(row) == rank for row in rows):
-        raise ValueError(f"{name} must have {rank} integers for each map, got {given!r}")
+        many = "one integer" if rank == 1 else f"{rank} integers"
+        raise ValueError(f"{name} must have {many} for each map, got {given!r}")
     if any(not isinstance(n, int) or isinstance(n, bool) for row in rows for n in row):
         raise TypeError(f"{name} must be of integers, got {given!r}")
     if any(n < 0 for row in rows for n in row):

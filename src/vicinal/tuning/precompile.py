@@ -19,6 +19,7 @@ import torch
 from vicinal import dispatch
 from vicinal.backends.gpu import hardware
 from vicinal.backends.protocol import Direction
+from vicinal.checks import check_directions, check_problems
 from vicinal.compiling import WORKERS, Job
 from vicinal.problem import Problem, Wanted, stand_ins
 from vicinal.tuning.progress import progress
@@ -50,17 +51,18 @@ def precompile(
         How many kernels were compiled, or found on disk.
 
     Raises:
-        ValueError: no backend can run a problem, or the target is unknown.
+        TypeError: an argument is of the wrong type.
+        ValueError: no backend can run a problem, or the target or a direction is unknown.
         RuntimeError: a kernel cannot be compiled for the target.
     """
-    given = [problems] if isinstance(problems, Problem) else list(problems)
+    given, directions = check_problems(problems), check_directions(directions)
     if target is None:
         return _run([job for p in given for job in _jobs(dispatch.plan(p), directions)])
     gpu = gpu_named(target, processors)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TRITON_INTERPRET": "0"}
     done = subprocess.run(
         [sys.executable, "-m", "vicinal.tuning.precompile"],
-        input=pickle.dumps((given, tuple(directions), gpu)),
+        input=pickle.dumps((given, directions, gpu)),
         capture_output=True,
         env=environment,
     )

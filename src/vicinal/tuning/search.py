@@ -26,6 +26,7 @@ from vicinal.bench.cases import random_inputs
 from vicinal.bench.cold import time_cold
 from vicinal.bench.graphs import own_stream
 from vicinal.bench.measure import Effort, Timing, words
+from vicinal.checks import check_directions, check_problems
 from vicinal.machine import device_name
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.tuning import cache
@@ -104,13 +105,14 @@ def tune(
     Raises:
         MissingExtra: a library of `vicinal[tune]` is not installed.
         OSError: what is found cannot be kept.
-        ValueError: no backend can run a problem, or the ranks' devices differ.
+        TypeError: an argument is of the wrong type.
+        ValueError: no backend can run a problem, a direction is unknown, or the ranks' devices differ.
     """
+    given, directions = check_problems(() if problems is None else problems), check_directions(directions)
     if Ranks.here().rank == 0:
         cache.check_writable()
     if problems is None:
         return _noting(thorough, directions, timings)
-    given = [problems] if isinstance(problems, Problem) else list(problems)
     return measure([Task(problem, direction) for problem in given for direction in directions], thorough, timings)
 
 
