@@ -104,12 +104,31 @@ def test_what_fails_is_not_called_ready(caplog):
 @pytest.mark.parametrize(("terminal", "after", "told"), [(True, 0.0, True), (True, 3600.0, False), (False, 0.0, False)])
 def test_a_watching_terminal_is_told_of_what_takes_long(monkeypatch, capsys, terminal, after, told):
     tell, said = compiling._tell, threading.Event()
+    monkeypatch.setattr(compiling, "_teller", compiling._Teller())
     monkeypatch.setattr(compiling, "TOLD_AFTER", after)
     monkeypatch.setattr(compiling, "_tell", lambda name: (tell(name), said.set()))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     with compiling.compiling("k", "triton.forward_kernel"):
         assert said.wait(SECONDS if told else 0.05) is told
     assert capsys.readouterr().err == "vicinal: compiling triton.forward_kernel, once; it is kept on disk\n" * told
+
+
+def test_one_thread_tells_of_all_that_take_long(monkeypatch, capsys):
+    """Of three side by side, one of which is ready before."""
+    monkeypatch.setattr(compiling, "TOLD_AFTER", 0.2)
+    monkeypatch.setattr(compiling, "_teller", compiling._Teller())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    before = set(threading.enumerate())
+
+    def tellers():
+        return set(threading.enumerate()) - before
+
+    with compiling.compiling("a", "a"), compiling.compiling("b", "b"):
+        with compiling.compiling("c", "c"):
+            assert len(tellers()) == 1
+        wait_for(lambda: not tellers())
+    told = "vicinal: compiling {}, once; it is kept on disk\n"
+    assert capsys.readouterr().err == told.format("a") + told.format("b")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

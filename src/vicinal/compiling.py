@@ -8,8 +8,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
-from threading import Lock, RLock, Thread, Timer, main_thread
+from contextlib import contextmanager, nullcontext
+from threading import Lock, RLock, Thread, main_thread
 
 log = logging.getLogger("vicinal.compiling")
 
@@ -25,15 +25,8 @@ def compiling(kernel: Hashable, name: str) -> Iterator[None]:
     with one_at_a_time(kernel):
         log.info("compiling %s, or reading it from disk", name)
         start = time.monotonic()
-        teller = Timer(TOLD_AFTER, _tell, (name,)) if sys.stderr is not None and sys.stderr.isatty() else None
-        if teller is not None:
-            teller.daemon = True
-            teller.start()
-        try:
+        with _teller.watching(name) if sys.stderr is not None and sys.stderr.isatty() else nullcontext():
             yield
-        finally:
-            if teller is not None:
-                teller.cancel()
         log.info("%s is ready after %.2f s", name, time.monotonic() - start)
 
 
@@ -60,6 +53,45 @@ def _tell(name: str) -> None:
     print(f"vicinal: compiling {name}, once; it is kept on disk", file=sys.stderr, flush=True)
 
 
+class _Teller:
+    """Says once of each kernel that takes longer than `TOLD_AFTER` that it is compiled; one thread for all, at most."""
+
+    def __init__(self) -> None:
+        self._due: dict[object, tuple[float, str]] = {}  # in the order in which they are
+        self._lock = Lock()
+        self._running = False
+
+    @contextmanager
+    def watching(self, name: str) -> Iterator[None]:
+        """Within it, the kernel of that name is compiled."""
+        token = object()
+        with self._lock:
+            self._due[token] = time.monotonic() + TOLD_AFTER, name
+            starts, self._running = not self._running, True
+        if starts:
+            Thread(target=self._tell_all, name="vicinal-telling", daemon=True).start()
+        try:
+            yield
+        finally:
+            self._pop(token)
+
+    def _tell_all(self) -> None:
+        while True:
+            with self._lock:
+                if not self._due:
+                    self._running = False
+                    return
+                token, (due, name) = next(iter(self._due.items()))
+            time.sleep(max(0.0, due - time.monotonic()))
+            if self._pop(token):
+                _tell(name)
+
+    def _pop(self, token: object) -> bool:
+        """Whether it was still waited for."""
+        with self._lock:
+            return self._due.pop(token, None) is not None
+
+
 class _Workers:
     """Threads that end when there is nothing to do, so that none waits at the process's end."""
 
@@ -77,7 +109,8 @@ class _Workers:
         try:
             Thread(target=self._work, name="vicinal-compiling").start()
         except RuntimeError as error:  # the process ends, or may have no more threads
-            self._running -= 1
+            with self._lock:
+                self._running -= 1
             log.debug("nothing is compiled ahead: %s", error)
 
     def _work(self) -> None:
@@ -95,13 +128,14 @@ class _Workers:
 
 _locks: dict[Hashable, RLock] = {}
 _workers = _Workers()
+_teller = _Teller()
 
 
 def _forked() -> None:
     """A child has none of its parent's threads: what they were to do and to release is gone."""
-    global _workers
+    global _workers, _teller
     _locks.clear()
-    _workers = _Workers()
+    _workers, _teller = _Workers(), _Teller()
 
 
 if hasattr(os, "register_at_fork"):
