@@ -74,7 +74,10 @@ def _has(config: Config, given: Mapping[str, Any]) -> bool:
 
 
 class Backend(Protocol[C]):
-    """Launching only: geometry comes from `vicinal.geometry`, kernels from `vicinal.backends.*.kernels`."""
+    """Launching only: geometry comes from `vicinal.geometry`, kernels from `vicinal.backends.*.kernels`.
+
+    Backends inherit from it: what has a body here is right for one without estimates that compiles nothing.
+    """
 
     name: str
 
@@ -87,7 +90,7 @@ class Backend(Protocol[C]):
 
         By arithmetic, in a fraction of a millisecond, no device work.
         """
-        ...
+        return self.configs(problem, direction)[0], None
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[C]:
         """Those worth measuring for a supported problem: all valid, the best guess first."""
@@ -95,11 +98,11 @@ class Backend(Protocol[C]):
 
     def configured(self, problem: Problem, direction: Direction, given: Mapping[str, Any]) -> C | None:
         """The configuration of these `settings`; None where it is not one for this problem, or none at all."""
-        ...
+        return listed(self.configs(problem, direction), given)
 
     def seconds(self, problem: Problem, direction: Direction, config: C) -> float | None:
         """An estimate of a pass, to compare backends by; None where this one has none. No device work."""
-        ...
+        return None
 
     def forward(self, problem: Problem, config: C, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Output `[B, *X, H, Dv]` in the inputs' dtype, log-sum-exp `[B, *X, H]` in `lse_dtype`; contiguous."""
@@ -125,8 +128,8 @@ class Backend(Protocol[C]):
         Nothing is launched or read: `inputs` may be meta tensors, of the strides that are meant. On a GPU's thread,
         the problem's device must be the current one.
         """
-        ...
+        return ()
 
     def backward_kernels(self, problem: Problem, config: C, inputs: Inputs, wanted: Wanted) -> Sequence[Job]:
         """Likewise for `backward`, where nothing depends on the log-sum-exp."""
-        ...
+        return ()

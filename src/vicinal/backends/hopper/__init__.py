@@ -5,7 +5,7 @@ Launching only: kernels are in `vicinal.backends.hopper.kernels`, tilings in `ti
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from math import prod
 from operator import itemgetter
@@ -31,7 +31,7 @@ from vicinal.backends.hopper.tilings import (
     forward_configs,
     one_pass_configs,
 )
-from vicinal.backends.protocol import Direction, listed
+from vicinal.backends.protocol import Backend, Direction
 from vicinal.caching import Cache
 from vicinal.compiling import Job
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
@@ -39,7 +39,7 @@ from vicinal.problem import Inputs, Problem, Upstream, Wanted
 CAPABILITY = (9, 0)
 
 
-class HopperBackend:
+class HopperBackend(Backend[Any]):
     """See `vicinal.backends.protocol.Backend`."""
 
     name = "hopper"
@@ -64,9 +64,6 @@ class HopperBackend:
     def best(self, problem: Problem, direction: Direction) -> tuple[HopperConfig, float]:
         found = ((kind[0], self.seconds(problem, direction, kind[0])) for kind in _kinds(problem, direction, 1))
         return min(found, key=itemgetter(1))
-
-    def configured(self, problem: Problem, direction: Direction, given: Mapping[str, Any]) -> HopperConfig | None:
-        return listed(self.configs(problem, direction), given)
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[HopperConfig]:
         kinds = sorted(_kinds(problem, direction, KEPT), key=lambda kind: self.seconds(problem, direction, kind[0]))

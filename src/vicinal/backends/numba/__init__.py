@@ -8,20 +8,19 @@ a number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any
 
 from torch import Tensor
 
 from vicinal.backends.numba.config import LARGEST_OWN, NumbaConfig, configs
-from vicinal.backends.protocol import Direction, listed
+from vicinal.backends.protocol import Backend, Direction
 from vicinal.compiling import Job
 from vicinal.extras import install
 from vicinal.problem import DTYPES, Inputs, Problem, Upstream, Wanted, lse_dtype
 
 
-class NumbaBackend:
+class NumbaBackend(Backend[NumbaConfig]):
     """See `vicinal.backends.protocol.Backend`."""
 
     name = "numba"
@@ -37,15 +36,6 @@ class NumbaBackend:
         if problem.goes_around:
             return "it reads no keys around a circle"
         return missing()
-
-    def seconds(self, problem: Problem, direction: Direction, config: NumbaConfig) -> None:
-        return None
-
-    def configured(self, problem: Problem, direction: Direction, given: Mapping[str, Any]) -> NumbaConfig | None:
-        return listed(self.configs(problem, direction), given)
-
-    def best(self, problem: Problem, direction: Direction) -> tuple[NumbaConfig, None]:
-        return self.configs(problem, direction)[0], None
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[NumbaConfig]:
         """Tiles by the keys that they meet."""

@@ -6,17 +6,15 @@ computes is in `formulas`, which second derivatives, forward mode and `vmap` use
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vicinal.backends.protocol import Direction, listed
+from vicinal.backends.protocol import Backend, Direction
 from vicinal.backends.torch.formulas import attend, attend_backward
 from vicinal.backends.torch.tiles import tile_of
-from vicinal.compiling import Job
 from vicinal.geometry.count import count
 from vicinal.problem import DTYPES, Inputs, Problem, Upstream, Wanted
 from vicinal.words import by
@@ -39,7 +37,7 @@ class TorchConfig:
         return f"{by(self.query_tile)} queries by {by(self.key_tile)} keys"
 
 
-class TorchBackend:
+class TorchBackend(Backend[TorchConfig]):
     """See `vicinal.backends.protocol.Backend`."""
 
     name = "torch"
@@ -49,15 +47,6 @@ class TorchBackend:
         if problem.dtype not in DTYPES.values():
             return f"{problem.dtype} is not one of {', '.join(map(str, DTYPES.values()))}"
         return None
-
-    def seconds(self, problem: Problem, direction: Direction, config: TorchConfig) -> None:
-        return None
-
-    def configured(self, problem: Problem, direction: Direction, given: Mapping[str, Any]) -> TorchConfig | None:
-        return listed(self.configs(problem, direction), given)
-
-    def best(self, problem: Problem, direction: Direction) -> tuple[TorchConfig, None]:
-        return self.configs(problem, direction)[0], None
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[TorchConfig]:
         """The cheapest tiling of the first head's neighborhood; others take the same."""
@@ -78,14 +67,6 @@ class TorchBackend:
         with torch.no_grad():
             neighborhoods, scale = problem.neighborhoods, problem.scale
             return attend_backward(inputs, neighborhoods, scale, upstream, wanted, config.query_tile)
-
-    def forward_kernels(self, problem: Problem, config: TorchConfig, inputs: Inputs) -> Sequence[Job]:
-        """Nothing is compiled."""
-        return ()
-
-    def backward_kernels(self, problem: Problem, config: TorchConfig, inputs: Inputs, wanted: Wanted) -> Sequence[Job]:
-        """None."""
-        return ()
 
 
 BACKEND = TorchBackend()

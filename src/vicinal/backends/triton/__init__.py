@@ -27,7 +27,7 @@ from vicinal.backends.gpu.arguments import placed, precision_of
 from vicinal.backends.gpu.devices import capability, current
 from vicinal.backends.gpu.launch import MAX_GRID
 from vicinal.backends.gpu.strides import dense
-from vicinal.backends.protocol import Direction
+from vicinal.backends.protocol import Backend, Direction
 from vicinal.backends.triton.config import GradientTilings, Tiling, of_settings
 from vicinal.backends.triton.estimate import seconds
 from vicinal.backends.triton.forward import Forward
@@ -59,7 +59,7 @@ def interpreting() -> Iterator[None]:
         _interpreting = before
 
 
-class TritonBackend:
+class TritonBackend(Backend[Any]):
     """See `vicinal.backends.protocol.Backend`."""
 
     name = "triton"

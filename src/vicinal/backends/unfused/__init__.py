@@ -7,23 +7,21 @@ dtype, as the paper's do, so in half precision this backend is less exact than f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import inf
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vicinal.backends.protocol import Direction, listed
+from vicinal.backends.protocol import Backend, Direction
 from vicinal.backends.unfused import launch
 from vicinal.backends.unfused.config import UnfusedConfig
 from vicinal.backends.unfused.tilings import gemm_tile, too_large
-from vicinal.compiling import Job
 from vicinal.geometry.slots import Slots
 from vicinal.problem import Inputs, Problem, Upstream, Wanted, lse_dtype
 
 
-class UnfusedBackend:
+class UnfusedBackend(Backend[UnfusedConfig]):
     """QK, softmax and AV one after the other; see `vicinal.backends.protocol.Backend`."""
 
     name = "unfused"
@@ -39,15 +37,6 @@ class UnfusedBackend:
         if problem.has_window_sizes:
             return "unfused kernels take no windows per token"
         return None
-
-    def seconds(self, problem: Problem, direction: Direction, config: UnfusedConfig) -> None:
-        return None
-
-    def configured(self, problem: Problem, direction: Direction, given: Mapping[str, Any]) -> UnfusedConfig | None:
-        return listed(self.configs(problem, direction), given)
-
-    def best(self, problem: Problem, direction: Direction) -> tuple[UnfusedConfig, None]:
-        return self.configs(problem, direction)[0], None
 
     def configs(self, problem: Problem, direction: Direction) -> Sequence[UnfusedConfig]:
         """One tiling per variant that can run: the GEMM kernels' tiles have 64 tokens, as in the paper."""
@@ -111,16 +100,6 @@ class UnfusedBackend:
                 d_extra_values = _dense_inverse(w_extra, grad_output, extra_values).contiguous()
         d_query = None if d_query is None else d_query.contiguous()
         return Inputs(d_query, d_key, d_value, d_extra_keys, d_extra_values, d_rpb)  # type: ignore[arg-type]
-
-    def forward_kernels(self, problem: Problem, config: UnfusedConfig, inputs: Inputs) -> Sequence[Job]:
-        """None ahead: this backend is there to be compared with."""
-        return ()
-
-    def backward_kernels(
-        self, problem: Problem, config: UnfusedConfig, inputs: Inputs, wanted: Wanted
-    ) -> Sequence[Job]:
-        """Likewise."""
-        return ()
 
 
 BACKEND = UnfusedBackend()
