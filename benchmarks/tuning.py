@@ -5,19 +5,19 @@ NAT's problems of the suite with a relative positional bias, too.
     PYTHONPATH=src python3 benchmarks/tuning.py compile DONE SEED SECONDS PROCESSES
     PYTHONPATH=src python3 benchmarks/tuning.py measure FOLDER DONE SEED SECONDS
     PYTHONPATH=src python3 benchmarks/tuning.py gains FILE.jsonl
-    PYTHONPATH=src python3 benchmarks/tuning.py table TABLE.json FOLDER...
+    PYTHONPATH=src python3 benchmarks/tuning.py table TABLE.json TIMINGS.jsonl.gz GAINS.jsonl...
     PYTHONPATH=src python3 benchmarks/tuning.py choose TABLE.json SEED > CHOICES.json
 
 The first compiles what the second measures, in processes side by side, and adds to the file DONE which problems are
 done; SEED is that of the random ones. The second, beside it or later, tunes these (`vicinal.tune`, which checks
 results): the raw timings come to FOLDER/timings.jsonl.gz, the table to FOLDER/tuning/. Then, for each pass, what is
-chosen without a table, by the shipped table, and the fastest candidate are timed in turns once more, since the fastest
-of many is so by chance too: FOLDER/gains.jsonl. The third prints what that says. The fourth makes of such folders the
-table that is shipped for their device, or adds to it: of every class the three fastest, first what was fastest in
-turns. The last, which needs no GPU, says what the estimate would choose on an H100 or H200 with the constants of a
-table; where VICINAL_CHOICES names its file, these are timed too, as "other". VICINAL_EARLIER names files of gains,
-separated by colons: what they have of the device that is here is not measured again. VICINAL_ONLY: parts of names,
-separated by colons, of the only problems there are then.
+chosen without a table, by the shipped table, and the fastest candidate are timed in turns once more, since the
+fastest of many is so by chance too: FOLDER/gains.jsonl. The third prints what that says. The fourth makes of such
+files the table that is shipped for their device, or adds to it: of every class the three fastest, first what was
+fastest in turns. The last, which needs no GPU, says what the estimate would choose on an H100 or H200 with the
+constants of a table; where VICINAL_CHOICES names its file, these are timed too, as "other". VICINAL_EARLIER names
+files of gains, separated by colons: what they have of the device that is here is not measured again. VICINAL_ONLY:
+parts of names, separated by colons, of the only problems there are then.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import cache
@@ -52,8 +52,10 @@ from vicinal.problem import Problem, Wanted, stand_ins
 from vicinal.tuning import search
 from vicinal.tuning.cache import VARIABLE
 from vicinal.tuning.command import EXPORTED
+from vicinal.tuning.fit import CONFIGS
 from vicinal.tuning.search import Candidate, Task, candidates
-from vicinal.tuning.table import ProblemClass, Table, Timed
+from vicinal.tuning.table import Entry, ProblemClass, Settings, Table, Timed, Versions, fastest_first
+from vicinal.tuning.timings import Measured, read
 
 RANDOM = 120
 LARGEST = 1 << 28  # bytes of a random problem's query
@@ -300,29 +302,40 @@ def losses(rows: list[dict[str, Any]], how: str) -> Iterator[float]:
 # --- a table -----------------------------------------------------------------------------------------------
 
 
-def table_of(before: Path, folders: Sequence[Path]) -> Table:
-    """What is shipped: the entries of the table that is there, if one is, and of all folders, of a class the last."""
-    found = Table.from_json(before.read_text()) if before.exists() else None
-    for folder in folders:
-        (path,) = (folder / "tuning").glob("*.json")
-        own = Table.from_json(path.read_text())
-        found = found or Table(own.device)
-        assert found.device == own.device, f"{own.device} is not {found.device}"
-        again = timed_again(folder / "gains.jsonl")
-        for entry in own.entries.values():
-            row = again.get((entry.problems.in_words(), entry.direction), {})
-            timings = first_in_turns(entry.timings, row)[:EXPORTED]
-            found.add(replace(entry, timings=timings))
-    assert found is not None, "a table is of one folder at least"
+def table_of(before: Path, timings: Path, files: Sequence[Path]) -> Table:
+    """What is shipped: the entries of the table that is there, if one is, and those of all passes in files of gains.
+
+    With what these passes' candidates took, by the raw timings: of several versions the last.
+    """
+    own: dict[tuple[str, Direction], dict[Versions, dict[Problem, list[Measured]]]] = {}
+    for row in read(timings):
+        versions = own.setdefault((ProblemClass.of(row.problem).in_words(), row.direction), {})
+        versions.setdefault(row.versions, {}).setdefault(row.problem, []).append(row)
+    device = row.device
+    found = Table.from_json(before.read_text()) if before.exists() else Table(device)
+    assert found.device == device, f"{device} is not {found.device}"
+    for key, again in timed_again(files).items():
+        if key in own:
+            ((problem, rows), *_) = list(own[key].values())[-1].items()
+            timed = {(r.backend, repr(r.config)): Timed(r.backend, as_now(r.backend, r.config), r.median) for r in rows}
+            fastest = first_in_turns(fastest_first(timed.values()), again)[:EXPORTED]
+            fastest = tuple(replace(each, seconds=float(f"{each.seconds:.4g}")) for each in fastest)
+            found.add(Entry(ProblemClass.of(problem), key[1], rows[0].versions, problem.in_words(), fastest))
     return Table(found.device, {entry.key: entry for entry in found.latest().values()}, found.fitted)
 
 
-def timed_again(path: Path) -> dict[tuple[str, Direction], dict[str, Any]]:
-    """The rows of a file of gains by class of problem and pass: of a class the first, by which it was tuned."""
+def as_now(backend: str, config: Settings) -> Settings:
+    """Settings of an earlier day: what there was not then is as it was."""
+    return settings(CONFIGS[backend].of_settings(config))
+
+
+def timed_again(files: Iterable[Path]) -> dict[tuple[str, Direction], dict[str, Any]]:
+    """The rows of files of gains by class of problem and pass: of a class the first, by which it was tuned."""
     found: dict[tuple[str, Direction], dict[str, Any]] = {}
-    for row in [json.loads(line) for line in path.read_text().splitlines()][1:]:
-        if "tuned" in row:
-            found.setdefault((row["class"], row["direction"]), row)
+    for path in files:
+        for row in [json.loads(line) for line in path.read_text().splitlines()][1:]:
+            if "tuned" in row:
+                found.setdefault((row["class"], row["direction"]), row)
     return found
 
 
@@ -336,8 +349,9 @@ def first_in_turns(timings: Sequence[Timed], row: dict[str, Any]) -> tuple[Timed
         return tuple(timings)
     best = min(timed, key=lambda each: each["seconds"])
     seconds = timings[0].seconds * best["seconds"] / row["tuned"]["seconds"]
-    others = [t for t in timings if (t.backend, t.config) != (best["backend"], best["config"])]
-    return Timed(best["backend"], best["config"], min(seconds, timings[0].seconds)), *others
+    backend, config = best["backend"], as_now(best["backend"], best["config"])
+    others = [t for t in timings if (t.backend, t.config) != (backend, config)]
+    return Timed(backend, config, min(seconds, timings[0].seconds)), *others
 
 
 if __name__ == "__main__":
@@ -347,7 +361,8 @@ if __name__ == "__main__":
     elif what == "measure":
         measure(Path(rest[0]), Path(rest[1]), int(rest[2]), float(rest[3]))
     elif what == "table":
-        write_text(Path(rest[0]), table_of(Path(rest[0]), [Path(folder) for folder in rest[1:]]).to_json())
+        table, timings, *files = map(Path, rest)
+        write_text(table, table_of(table, timings, files).to_json())
     elif what == "choose":
         print(json.dumps(choose(Path(rest[0]), int(rest[1]))))
     else:

@@ -90,6 +90,16 @@ def test_devices_are_kept_apart():
     assert {h.device for h in headline.headlines([first.document, second.document])} == {"a GPU", "another"}
 
 
+def test_every_gpu_has_its_table_the_one_with_most_peers_the_chart(checkout):
+    more = (*IMAGE[:2], [*IMAGE[2], measurement(FLEX, 0.002)])
+    update(checkout, one=record("a GPU", "2030-01-02", IMAGE), two=record("another", "2030-01-01", more))
+    page, readme = ((checkout / name).read_text() for name in (pages.PAGE, pages.README))
+    tables = page.partition("### Images on a GPU")[2].partition("<summary>")[0]
+    assert tables.count("| 9x9 window 3 | 1 ms / – |") == 2
+    assert tables.index("another, 2030-01-01") < tables.index(".png") < tables.index("a GPU, 2030-01-02")
+    assert "On another GPU, geometric means of 1 problems: 4 over cuDNN self attention (a GPU, 2030-01-02" in readme
+
+
 def test_figures_of_a_disturbed_machine_are_marked(checkout):
     disturbed = (*IMAGE[:2], [measurement("vicinal torch", 0.001), measurement(CUDNN, 0.004, wide=2)])
     update(checkout, gpu=record("a GPU", "2030-01-01", disturbed))

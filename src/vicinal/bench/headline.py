@@ -89,12 +89,12 @@ class Headline:
 
 
 def headlines(documents: Iterable[Document]) -> list[Headline]:
-    """One for each device, those with most problems first, of as many the newer."""
+    """One for each device, those with most problems first, of as many those with most peers, then the newer."""
     by_device: dict[str, list[Document]] = {}
     for document in documents:
         by_device.setdefault(document["machine"]["device"], []).append(document)
     made = [_headline(device, sorted(found, key=lambda d: d["date"])) for device, found in by_device.items()]
-    return sorted(made, key=lambda h: (len(h.rows), max(h.dates)), reverse=True)
+    return sorted(made, key=lambda h: (len(h.rows), len(h.peers), max(h.dates)), reverse=True)
 
 
 def _headline(device: str, documents: Sequence[Document]) -> Headline:

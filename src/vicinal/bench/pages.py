@@ -124,7 +124,11 @@ def _documents(results: Path) -> Iterator[tuple[str, Document]]:
 
 
 def _first(found: Sequence[Headline], is_gpu: bool) -> Headline | None:
-    return next((headline for headline in found if headline.is_gpu == is_gpu), None)
+    return next(iter(_of_kind(found, is_gpu)), None)
+
+
+def _of_kind(found: Sequence[Headline], is_gpu: bool) -> list[Headline]:
+    return [headline for headline in found if headline.is_gpu == is_gpu]
 
 
 # --- README ---------------------------------------------------------------------------------------------------
@@ -139,13 +143,18 @@ def _speed(found: Sequence[Headline]) -> str:
         named = [line.replace(line.split(" | ")[0], f"| {SHOWN[row.name]}") for line, row in zip(lines[2:], rows)]
         parts += [f"Time of others over ours, forward / forward and backward, each ratio from one run ({gpu.where()})."]
         parts += ["\n".join([*lines[:2], *named])]
-    if cpu is not None:
-        means = []
-        for peer in cpu.peers:
-            cells = [f"{mean:.3g}" for p in PASSES if (mean := _mean(cpu, peer, p)) is not None]
-            means.append(f"{' / '.join(cells)} over {peer}")
-        parts.append(f"On a CPU, geometric means of {len(cpu.rows)} problems: {', '.join(means)} ({cpu.where()}).")
+    parts += [_means(other, "On another GPU") for other in _of_kind(found, True)[1:]]
+    parts += [] if cpu is None else [_means(cpu, "On a CPU")]
     return "\n\n".join(parts)
+
+
+def _means(headline: Headline, where: str) -> str:
+    """A line of the geometric means over all problems."""
+    each = []
+    for peer in headline.peers:
+        cells = [f"{mean:.3g}" for p in PASSES if (mean := _mean(headline, peer, p)) is not None]
+        each.append(f"{' / '.join(cells)} over {peer}")
+    return f"{where}, geometric means of {len(headline.rows)} problems: {', '.join(each)} ({headline.where()})."
 
 
 def _mean(headline: Headline, peer: str, passed: Any) -> float | None:
@@ -158,7 +167,8 @@ def _mean(headline: Headline, peer: str, passed: Any) -> float | None:
 
 def _headline(found: Sequence[Headline], rivals: Path) -> str:
     parts = []
-    for headline in filter(None, (_first(found, True), _first(found, False))):
+    for own in filter(None, (_of_kind(found, True), _of_kind(found, False)[:1])):
+        headline, *others = own
         kind = "gpu" if headline.is_gpu else "cpu"
         for rank, group in GROUPS.items():
             rows = headline.of_rank(rank)
@@ -170,6 +180,9 @@ def _headline(found: Sequence[Headline], rivals: Path) -> str:
             )
             parts += [f"### {group} on {'a GPU' if headline.is_gpu else 'a CPU'}", f"{headline.where()}.", picture]
             parts.append(times_table(headline, rows))
+            for other in others:
+                same = list(rows_named(other, [row.name for row in rows]))
+                parts += [f"{other.where()}.", times_table(other, same)] if same else []
         if headline.is_gpu and rivals.exists():
             parts.append(_rivals(json.loads(rivals.read_text())))
     return "\n\n".join([*parts, MARKED])
