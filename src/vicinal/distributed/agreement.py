@@ -40,7 +40,7 @@ def check_together(
         check_shard(inputs, neighborhoods, layout, backend)
 
 
-_agreed: set[tuple[Any, ...]] = set()
+_agreed: set[tuple[Any, ...]] = set()  # without a bound: who forgot would wait for ranks that did not
 
 
 def check_shard(inputs: Inputs, neighborhoods: Neighborhoods, layout: Layout, backend: str | None) -> None:

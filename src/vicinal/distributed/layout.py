@@ -71,6 +71,8 @@ class Layout:
             if not isinstance(axis, int) or not 0 <= axis < len(lengths):
                 raise ValueError(f"axes must name spatial axes, from 0 to {len(lengths) - 1}, got {axis!r}")
             dims.append((dim, axis))
+        if len({dim for dim, _ in dims}) < len(dims):
+            raise ValueError(f"axes must name every dimension of the mesh once, got {axes}")
         if not dims or not 1 <= len(lengths) <= MAX_RANK:
             raise ValueError(f"a layout needs axes that are split, and 1 to {MAX_RANK} lengths, got {axes}, {lengths}")
         ordered = tuple(sorted(dims))

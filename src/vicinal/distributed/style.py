@@ -9,6 +9,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_module
 from torch.distributed.tensor.parallel import ParallelStyle
 
+from vicinal.geometry.neighborhood import MAX_RANK
+
 
 class SplitMap(ParallelStyle):
     """Runs a module on this rank's shard of a map `[B, *X, C]` that is split evenly along a spatial axis.
@@ -20,11 +22,16 @@ class SplitMap(ParallelStyle):
         fully_shard(model, mesh=mesh["dp"])
 
     Args:
-        axis: the spatial axis that ranks split; its length on every rank is the same.
+        axis: the spatial axis that ranks split, from 0; its length on every rank is the same.
+
+    Raises:
+        ValueError: there is no such axis.
     """
 
     def __init__(self, axis: int = 0) -> None:
         super().__init__()
+        if axis not in range(MAX_RANK):
+            raise ValueError(f"axis must be a spatial axis, from 0 to {MAX_RANK - 1}, got {axis!r}")
         self.axis = axis
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
