@@ -59,7 +59,7 @@ job() {
     lines) part lines 170 "${ALL_PEERS[@]}" --only 1-D ;;
     images) part images 150 "${ALL_PEERS[@]}" --only 33x33 --only 13x13 --only HDiT ;;
     nat) part nat 120 "${PEERS[@]}" --only NAT ;;
-    dense) part dense 60 --peer flash --peer cuDNN --only dense ;;
+    dense) part dense 80 --peer flash --peer cuDNN --peer Flex --only dense --only 'causal in time' ;;
     ltx) part ltx 60 --peer Flex --only LTX ;;
     models-flex) TORCHINDUCTOR_COMPILE_THREADS=8 models flex 120 300 --table 5 --model nat_mini --model nat_tiny --system fused \
         --system FlexAttention --system 'fused, channels last' --system 'fused, compiled' ;;

@@ -150,7 +150,7 @@ def _cpu_cases() -> tuple[Case, ...]:
 
 def _gpu_cases() -> tuple[Case, ...]:
     image, square, line = (256, 256), (128, 128), (32768,)
-    hunyuan, cosmos, decoder = (30, 48, 80), (24, 44, 80), (33, 128, 224)
+    hunyuan, whole, cosmos, decoder = (30, 48, 80), (30, 32, 32), (24, 44, 80), (33, 128, 224)
 
     def case(name: str, *args, **options) -> Case:  # type: ignore[no-untyped-def]
         return _case(name, *args, dtype=torch.bfloat16, **options)
@@ -162,6 +162,7 @@ def _gpu_cases() -> tuple[Case, ...]:
         case("2-D 256x256 H24 D128 window 80x80 stride 16x16", image, 24, 128, 80, stride=16),
         case("3-D 30x48x80 H24 D128 window 18x24x24", hunyuan, 24, 128, (18, 24, 24)),
         case("3-D 30x48x80 H24 D128 window 18x24x24 stride 16x8x8", hunyuan, 24, 128, (18, 24, 24), stride=(16, 8, 8)),
+        case("3-D 30x32x32 H24 D128 causal in time", whole, 24, 128, whole, is_causal=(True, False, False)),
         case("Cosmos-Predict2 window 24x12x24 stride 1x4x8", cosmos, 16, 128, (24, 12, 24), stride=(1, 4, 8)),
         case("Cosmos-Predict2 window 24x4x16 dilation 1x11x5", cosmos, 16, 128, (24, 4, 16), dilation=(1, 11, 5)),
         case("1-D 32768 H16 D128 window 2048", line, 16, 128, 2048),
