@@ -75,25 +75,19 @@ class MapStrides(NamedTuple):
 
 @triton.jit
 def map_of(table, index, RANK: tl.constexpr):
-    """Of packed maps that of a program: its first token, the number of the tile in the map, and where its rules are.
+    """Of packed maps that of a program: its first token, the number of the tile in the map, and its rules.
 
-    `table`: for each program of a head `[2 + 5 * rank]`: these two, then lengths, windows, strides, dilations, modes.
-    Maps' rules are there for every tile, so that no load waits for another.
+    `table`: for each program of a head `[2 + 5 * rank]`: these two, then lengths, windows, strides, dilations, modes,
+    of `Axes`. Rules are there for every tile, so that no load waits for another; what a kernel
+    does not use costs nothing.
     """
     row = table + index * (2 + 5 * RANK)
-    return tl.load(row).to(tl.int64), tl.load(row + 1), row + 2
-
-
-@triton.jit
-def rules_of_map(row, RANK: tl.constexpr):
-    """Of a map whose rules are there: lengths, windows, strides, dilations, modes, of `Axes`."""
-    return (
-        load_axes(row, RANK),
-        load_axes(row + RANK, RANK),
-        load_axes(row + 2 * RANK, RANK),
-        load_axes(row + 3 * RANK, RANK),
-        load_axes(row + 4 * RANK, RANK),
-    )
+    first = tl.load(row).to(tl.int64)
+    number = tl.load(row + 1)
+    rules = ()
+    for part in tl.static_range(5):
+        rules = rules + (load_axes(row + 2 + part * RANK, RANK),)
+    return first, number, rules
 
 
 @triton.jit
@@ -190,10 +184,8 @@ def sized_box(tile, axes, sizes, rows, TILE: tl.constexpr, BOX_TILE: tl.constexp
     least = tl.min(tl.where(rows.inside, sizes, most), 0)
     large = sized_windows(axes.windows, most)
     small = sized_windows(axes.windows, least)
-    large_axes = Axes(axes.lengths, large, axes.strides, axes.dilations, axes.modes, axes.parts)
-    small_axes = Axes(axes.lengths, small, axes.strides, axes.dilations, axes.modes, axes.parts)
-    outer = box_of(tile, large_axes, TILE, BOX_TILE, FLAGS, False)
-    inner = box_of(tile, small_axes, TILE, BOX_TILE, FLAGS, False)
+    outer = box_of(tile, Axes(axes.lengths, large, *axes[2:]), TILE, BOX_TILE, FLAGS, False)
+    inner = box_of(tile, Axes(axes.lengths, small, *axes[2:]), TILE, BOX_TILE, FLAGS, False)
     return Box(outer.count, outer.begin, outer.end, inner.low, inner.high)
 
 
@@ -201,8 +193,7 @@ def sized_box(tile, axes, sizes, rows, TILE: tl.constexpr, BOX_TILE: tl.constexp
 def sized_intervals(positions, lengths, axes, sizes, FLAGS: tl.constexpr):
     """`intervals_of` queries whose windows are of their own `sizes`."""
     windows = sized_windows(axes.windows, sizes)
-    own_axes = Axes(axes.lengths, windows, axes.strides, axes.dilations, axes.modes, axes.parts)
-    return intervals_of(positions, lengths, own_axes, FLAGS, False)
+    return intervals_of(positions, lengths, Axes(axes.lengths, windows, *axes[2:]), FLAGS, False)
 
 
 @triton.jit

@@ -21,7 +21,6 @@ from vicinal.backends.gpu.kernels.boxes import (
     program_of,
     rows_of,
     rules_of_head,
-    rules_of_map,
     sized_box,
     sized_intervals,
     step_of_keys,
@@ -188,9 +187,8 @@ def _query_gradient(
     if table is not None:
         await_previous(FLAGS.chained)
         if FLAGS.packed:
-            b, index, at_map = map_of(table, index, len(TILE))
-            rules = rules_of_map(at_map, len(TILE))
-            axes = Axes(rules[0], rules[1], rules[2], rules[3], rules[4], axes.parts)
+            b, index, rules = map_of(table, index, len(TILE))
+            axes = Axes(*rules, axes.parts)
             strides = strides_of_map(strides, axes.lengths)
             row_heads = b * heads
             output += row_heads * DV
@@ -201,8 +199,7 @@ def _query_gradient(
             if grad_lse is not None:
                 grad_lse += row_heads
         else:
-            rules = rules_of_head(table, h, len(axes.lengths))
-            axes = Axes(axes.lengths, rules[0], rules[1], rules[2], rules[3], axes.parts)
+            axes = Axes(axes.lengths, *rules_of_head(table, h, len(TILE)), axes.parts)
     tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
@@ -318,9 +315,8 @@ def _key_value_gradient(
     if table is not None:
         await_previous(FLAGS.chained)
         if FLAGS.packed:
-            b, index, at_map = map_of(table, index, len(TILE))
-            rules = rules_of_map(at_map, len(TILE))
-            axes = Axes(rules[0], rules[1], rules[2], rules[3], rules[4], axes.parts)
+            b, index, rules = map_of(table, index, len(TILE))
+            axes = Axes(*rules, axes.parts)
             strides = strides_of_map(strides, axes.lengths)
             grad_output += b * heads * DV
             lse += b * heads
@@ -331,8 +327,7 @@ def _key_value_gradient(
             if grad_value is not None:
                 grad_value += b * out_heads * DV
         else:
-            rules = rules_of_head(table, first_head, len(axes.lengths))
-            axes = Axes(axes.lengths, rules[0], rules[1], rules[2], rules[3], axes.parts)
+            axes = Axes(axes.lengths, *rules_of_head(table, first_head, len(TILE)), axes.parts)
     tile = tile_of(index, axes, TILE, FLAGS, True)
     if tile.beyond:
         return

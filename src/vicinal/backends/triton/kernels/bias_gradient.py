@@ -148,8 +148,7 @@ def bias_gradient_kernel(
     h = tl.program_id(1)
     kv_head = h // group_size
     if table is not None:
-        rules = rules_of_head(table, h, len(axes.lengths))
-        axes = Axes(axes.lengths, rules[0], rules[1], rules[2], rules[3], axes.parts)
+        axes = Axes(axes.lengths, *rules_of_head(table, h, len(TILE)), axes.parts)
     bias_steps, middle, size = bias_strides(axes.windows)
     rpb += h.to(tl.int64) * size
     partial += (h.to(tl.int64) * shares + share) * size

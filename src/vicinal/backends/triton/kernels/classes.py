@@ -12,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from vicinal.backends.gpu.kernels.boxes import load_axes, map_of, program_of, rows_of, strides_of_map
+from vicinal.backends.gpu.kernels.boxes import map_of, program_of, rows_of, strides_of_map
 from vicinal.backends.gpu.kernels.memory import (
     among_given,
     around,
@@ -164,10 +164,9 @@ def forward_of_classes_kernel(
     if FLAGS.packed:
         await_previous(FLAGS.chained)
         h = first.to(tl.int32)
-        entry, index, lengths = map_of(table, index, len(TILE))
-        lengths = load_axes(lengths, len(TILE))
-        axes = Axes(lengths, axes.windows, axes.strides, axes.dilations, axes.modes, axes.parts)
-        strides = strides_of_map(strides, lengths)
+        entry, index, rules = map_of(table, index, len(TILE))
+        axes = Axes(rules[0], *axes[1:])
+        strides = strides_of_map(strides, axes.lengths)
     kv_head = key_head(h, group_size, GROUPED)
     tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
@@ -262,10 +261,9 @@ def query_gradient_of_classes_kernel(
     b = first + entry * ABREAST
     if FLAGS.packed:
         await_previous(FLAGS.chained)
-        b, index, lengths = map_of(table, index, len(TILE))
-        lengths = load_axes(lengths, len(TILE))
-        axes = Axes(lengths, axes.windows, axes.strides, axes.dilations, axes.modes, axes.parts)
-        strides = strides_of_map(strides, lengths)
+        b, index, rules = map_of(table, index, len(TILE))
+        axes = Axes(rules[0], *axes[1:])
+        strides = strides_of_map(strides, axes.lengths)
     tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return
@@ -366,10 +364,9 @@ def key_value_gradient_of_classes_kernel(
     h = kv_head * group_size
     if FLAGS.packed:
         await_previous(FLAGS.chained)
-        b, index, lengths = map_of(table, index, len(TILE))
-        lengths = load_axes(lengths, len(TILE))
-        axes = Axes(lengths, axes.windows, axes.strides, axes.dilations, axes.modes, axes.parts)
-        strides = strides_of_map(strides, lengths)
+        b, index, rules = map_of(table, index, len(TILE))
+        axes = Axes(rules[0], *axes[1:])
+        strides = strides_of_map(strides, axes.lengths)
     tile = tile_of(index, axes, TILE, FLAGS, True)
     if tile.beyond:
         return

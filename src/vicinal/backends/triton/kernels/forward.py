@@ -15,7 +15,6 @@ from vicinal.backends.gpu.kernels.boxes import (
     program_of,
     rows_of,
     rules_of_head,
-    rules_of_map,
     sized_box,
     sized_intervals,
     step_of_keys,
@@ -82,15 +81,13 @@ def forward_kernel(
     if table is not None:
         await_previous(FLAGS.chained)
         if FLAGS.packed:
-            b, index, at_map = map_of(table, index, len(TILE))
-            rules = rules_of_map(at_map, len(TILE))
-            axes = Axes(rules[0], rules[1], rules[2], rules[3], rules[4], axes.parts)
+            b, index, rules = map_of(table, index, len(TILE))
+            axes = Axes(*rules, axes.parts)
             strides = strides_of_map(strides, axes.lengths)
             output += b * heads * DV
             lse += b * heads
         else:
-            rules = rules_of_head(table, h, len(axes.lengths))
-            axes = Axes(axes.lengths, rules[0], rules[1], rules[2], rules[3], axes.parts)
+            axes = Axes(axes.lengths, *rules_of_head(table, h, len(TILE)), axes.parts)
     tile = tile_of(index, axes, TILE, FLAGS)
     if tile.beyond:
         return

@@ -28,8 +28,7 @@ def steps_kernel(
     index, h, b = program_of(pid, programs, lists)
     await_previous(FLAGS.chained)
     if table is not None:
-        rules = rules_of_head(table, h, len(axes.lengths))
-        axes = Axes(axes.lengths, rules[0], rules[1], rules[2], rules[3], axes.parts)
+        axes = Axes(axes.lengths, *rules_of_head(table, h, len(TILE)), axes.parts)
     tile = tile_of(index, axes, TILE, FLAGS, INVERSE)
     if tile.beyond:
         return
