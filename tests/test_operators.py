@@ -86,6 +86,23 @@ def test_compiles_whole_and_once_for_every_batch_size():
     assert counter.frame_count == 1
 
 
+PER_HEAD = [Neighborhood.of(2, window) for window in (1, 3, 3, 5)]
+SYMBOLIC = {  # also the numbers of heads are symbols
+    "per head": lambda q, k, v: vicinal.neighborhood_attention(q, k, v, PER_HEAD),
+    "circles": lambda q, k, v: vicinal.na2d(q, k, v, (3, 5), boundary="wrap"),
+    "plain attention": lambda q, k, v: vicinal.attention(q[:, 0], k[:, 0, :5], v[:, 0, :5]),
+}
+
+
+@pytest.mark.parametrize("call", SYMBOLIC.values(), ids=SYMBOLIC)
+def test_compiles_whole_where_all_sizes_are_symbols(call):
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="eager")
+    for lengths in ((9, 8), (7, 11)):
+        given = tensors((2, *lengths, 4, 16), (2, *lengths, 2, 16), (2, *lengths, 2, 24), requires_grad=False)
+        torch.testing.assert_close(compiled(*given), call(*given))
+
+
 def test_compiled_module_through_inductor():
     module = vicinal.NeighborhoodAttention1D(8, 2, 3)
     x = tensors((2, 9, 8))[0]

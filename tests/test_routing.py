@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import vicinal
 from vicinal import na2d
 from vicinal.problem import Inputs
 from vicinal.torch_internals import watched
@@ -65,7 +66,24 @@ def test_a_trace_holds_the_operator(leaves, grad):
     assert "vicinal::attend" in {node.kind() for node in graph.nodes()}
 
 
-def test_a_subclass_iswatched(leaves):
+WHOLE = {  # what computes with the lengths, which a trace hands out as tensors
+    "a whole axis": lambda q: na2d(q, q, q, None),
+    "windows made to fit": lambda q: na2d(q, q, q, 30, clamp=True),
+    "circles": lambda q: na2d(q, q, q, 3, boundary="wrap"),
+    "self attention": lambda q: vicinal.attention(q[:, 0], q[:, 0], q[:, 0], return_lse=True)[0],
+    "plain attention": lambda q: vicinal.attention(q[:, 0], q[:, 0, :3], q[:, 0, :3]),
+    "unfused": lambda q: vicinal.unfused.na2d_av(vicinal.unfused.na2d_qk(q, q, None).softmax(-1), q, None),
+}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("call", WHOLE.values(), ids=WHOLE)
+def test_traces_know_lengths(call):
+    q = torch.randn(1, 6, 7, 2, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(torch.jit.trace(call, (q,), check_trace=False)(q), call(q))
+
+
+def test_a_subclass_is_watched(leaves):
     class Own(torch.Tensor):
         pass
 

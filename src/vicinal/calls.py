@@ -85,7 +85,7 @@ def clamped(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...]) -> tuple[In
         or any(not isinstance(n, Neighborhood) or n.rank != query.ndim - 3 for n in neighborhoods)
     ):
         return inputs, neighborhoods
-    lengths = query.shape[1:-2]
+    lengths = torch_internals.shape_of(query)[1:-2]
     fitting = tuple(n.clamp(lengths) for n in neighborhoods)
     if isinstance(rpb, Tensor) and rpb.ndim == len(lengths) + 1:
         inputs = inputs._replace(rpb=_middle(rpb, neighborhoods[0].window, fitting[0].window))

@@ -16,6 +16,7 @@ from vicinal.dispatch import BACKENDS
 from vicinal.geometry.neighborhood import MAX_RANK, Neighborhood
 from vicinal.geometry.tiles import check_span
 from vicinal.problem import DTYPES, Inputs, Problem
+from vicinal.torch_internals import shape_of
 from vicinal.warning import warn
 
 SIZES = (torch.int32, torch.int64, torch.int16, torch.uint8)
@@ -114,7 +115,8 @@ def check_call(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...], backend:
     _doubt_layout(inputs.query, inputs.key)
     if inputs.window_sizes is not None and any(s > 1 for n in neighborhoods for s in n.stride):
         raise ValueError(f"stride must be 1 where kernel_size is per token, got {neighborhoods[0].stride}")
-    check_neighborhoods(neighborhoods, inputs.rpb, inputs.query.shape[1:-2], inputs.query.shape[-2])
+    *lengths, heads, _ = shape_of(inputs.query)[1:]
+    check_neighborhoods(neighborhoods, inputs.rpb, lengths, heads)
     if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
 
@@ -314,7 +316,7 @@ def check_neighborhoods(
     Raises:
         ValueError: a window does not fit its axis, or counts or the bias table's shape do not match.
     """
-    if len(neighborhoods) not in (1, heads):
+    if len(neighborhoods) != 1 and len(neighborhoods) != heads:  # traced, heads may be a symbol: no `in`
         raise ValueError(
             f"neighborhood must be one for all heads or one for each of the {heads} query heads, "
             f"got {len(neighborhoods)}"

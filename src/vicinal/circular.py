@@ -21,6 +21,7 @@ from vicinal.geometry.span import Span
 from vicinal.geometry.unroll import around as read_around
 from vicinal.geometry.unroll import unrolled
 from vicinal.problem import Inputs, Problem
+from vicinal.torch_internals import shape_of
 
 Neighborhoods = tuple[Neighborhood, ...]
 COPIED = 0.5  # of the memory's bandwidth, that copies of keys reach
@@ -71,7 +72,7 @@ def unroll(
     query, key, value, mask = inputs.query, inputs.key, inputs.value, inputs.key_mask
     extend = around if spanned is None else _Around.apply
     if spanned is None:
-        lengths = tuple(query.shape[1:-2])
+        lengths = tuple(shape_of(query)[1:-2])
         spanned = unrolled(tuple(n.resolve(lengths) for n in neighborhoods), lengths)
     if (gone := silent(inputs)) is not None:
         query = query.masked_fill(gone[..., None], 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,10 +30,8 @@ def attend(
     if with_lse or key.shape[1] == 0:
         return _by_formula(query, key, value, is_causal, scale)
     q, k, v = (_readable(t).transpose(1, 2) for t in (query, key, value))
-    grouped = q.shape[1] != k.shape[1]
-    output = torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, is_causal=is_causal, scale=scale, enable_gqa=grouped
-    )
+    grouped: Any = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}  # traced, no comparison is a bool by itself
+    output = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=scale, **grouped)
     if output.requires_grad and not torch.compiler.is_compiling():
         output.register_hook(partial(_laid_out, strides=output.stride()))
     return output.transpose(1, 2), None

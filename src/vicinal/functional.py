@@ -20,6 +20,7 @@ from vicinal.geometry.span import Span
 from vicinal.na import na1d, na2d, na3d
 from vicinal.packing import Packing
 from vicinal.problem import Inputs
+from vicinal.torch_internals import shape_of
 from vicinal.varlen import attend_packed, maps_of
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ def attention(
     check_switch("return_lse", return_lse)
     query, key, value = autocast((query, key, value))
     check_attention_inputs(query, key, value)
-    factor = query.shape[-1] ** -0.5 if scale is None else check_scale("scale", scale)
+    factor = shape_of(query)[-1] ** -0.5 if scale is None else check_scale("scale", scale)
     packing = Packing(seqlens_Q, seqlens_KV, cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q, max_seqlen_KV)
     spans = packing.spans(query, key)
     if spans is None and query.shape[1] == key.shape[1]:

@@ -93,7 +93,7 @@ class Checked:
         check_call(inputs, neighborhoods, backend)
         if len(neighborhoods) > 1 and all(n == neighborhoods[0] for n in neighborhoods):
             neighborhoods = neighborhoods[:1]
-        factor = inputs.query.shape[-1] ** -0.5 if scale is None else float(scale)
+        factor = torch_internals.shape_of(inputs.query)[-1] ** -0.5 if scale is None else float(scale)
         return cls(neighborhoods, encode(neighborhoods), factor)
 
     def plan(self, inputs: Inputs, backend: str | None) -> Plan:
@@ -127,7 +127,7 @@ class Checked:
 
     def resolve(self, inputs: Inputs) -> list[Neighborhood]:
         """The neighborhoods for the lengths of these inputs."""
-        return [n.resolve(inputs.query.shape[1:-2]) for n in self.neighborhoods]
+        return [n.resolve(torch_internals.shape_of(inputs.query)[1:-2]) for n in self.neighborhoods]
 
 
 def _without_memory(tensor: Tensor) -> Tensor:

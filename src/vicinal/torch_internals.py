@@ -56,6 +56,11 @@ def in_trace() -> bool:
     return _trace() is not None
 
 
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """Its shape, of integers (or symbols) also where `torch.jit.trace` hands out tensors."""
+    return tensor.shape if torch.compiler.is_compiling() or not in_trace() else tuple(map(int, tensor.shape))
+
+
 def watched(tensors: Iterable[Tensor | None]) -> bool:
     """Whether something must see a call as an operator: a mode, a transform, tracing, a tensor subclass."""
     return in_dispatch_mode() or in_transform() or in_trace() or not _PLAIN.issuperset(map(type, tensors))

@@ -207,11 +207,11 @@ na1d_av, na2d_av, na3d_av = (_ranked(neighborhood_av, rank, "av", "value") for r
 
 def _slots(tensor: Tensor, *geometry: Any) -> Slots:
     """The slots of `[batch, *lengths, heads, dim]`, for window, stride, dilation, causality and boundary as given."""
-    lengths = tuple(tensor.shape[1:-2])
+    lengths = tuple(torch_internals.shape_of(tensor)[1:-2])
     window = neighborhood(len(lengths), *geometry)
     if window.is_circular:
         raise ValueError("boundary must be 'shift' or 'clip' on every axis of unfused operators, got 'wrap'")
-    if torch.compiler.is_compiling() or torch_internals.in_trace():  # lengths are no integers
+    if torch.compiler.is_compiling():
         return Slots(window.resolve(lengths), lengths)
     return _known_slots(window, lengths)
 
