@@ -117,6 +117,15 @@ def test_every_example_of_the_guide_is_shown_and_none_is_typed_twice():
     assert {match[1] for match in included} == examples
 
 
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_what_pages_include_is_there(page):
+    """Also where a formatter took the line for Python, and spread it out."""
+    for line in re.findall(r"^-- ?8 ?<.*", page.read_text(), re.MULTILINE):
+        found = re.fullmatch(r'--8<-- "([\w/.]+):(\w+)"', line)
+        assert found, line
+        assert f"--8<-- [start:{found[2]}]" in (ROOT / found[1]).read_text()
+
+
 NOTEBOOK = runpy.run_path(str(ROOT / "docs" / "notebook_page.py"))
 
 
