@@ -241,7 +241,7 @@ PER_TOKEN = [
     ("sizes of floats", TypeError, "kernel_size | torch.int32 | float32", sized(SIZES.float())),
     ("sizes elsewhere", ValueError, "kernel_size | device cpu | meta", sized(SIZES.to("meta"))),
     ("sizes of other lengths", ValueError, "kernel_size | [2, 6, 8] or [2, 6, 8, 4] | [2, 8, 6]", sized(SIZES.mT)),
-    ("sizes and strides", ValueError, "stride | kernel_size is per token | (2, 2)", sized(stride=2)),
+    ("sizes and strides", ValueError, "stride | kernel_size per token | (2, 2)", sized(stride=2)),
     ("a maximum too large", ValueError, "kernel_size 7 | axis 0 has length 6", sized(most=7)),
     ("sizes where they cannot be", ValueError, "'unfused' | windows per token", sized(backend="unfused")),
 ]
@@ -284,6 +284,9 @@ ANY_RANK = [
     ("neighborhoods of 2 ranks", ValueError, "neighborhood | one rank | [2, 1, 2, 1]", {"neighborhood": [N2, N1] * 2}),
     ("neighborhoods mixed with numbers", TypeError, "neighborhood | Neighborhood | int", {"neighborhood": [N2, 3]}),
     ("neighborhood of another rank", ValueError, "neighborhood | 2 axes | got 1", {"neighborhood": N1}),
+    ("window_sizes even", ValueError, "window_sizes | odd | got 2", {"window_sizes": SIZES * 0 + 2}),
+    ("window_sizes of floats", TypeError, "window_sizes | int32 | float32", {"window_sizes": SIZES.float()}),
+    ("window_sizes of another shape", ValueError, "window_sizes | [2, 6, 8] | [6, 8]", {"window_sizes": SIZES[0]}),
     ("neighborhoods of another rank", ValueError, "neighborhood | 2 axes | got 1", {"neighborhood": [N1] * 4}),
     ("neighborhood 3.0", TypeError, "neighborhood | integer | 3.0", {"neighborhood": 3.0}),
     ("neighborhood of three windows", ValueError, "neighborhood | 2 (one per axis) | 3", {"neighborhood": (3, 3, 3)}),

@@ -19,6 +19,7 @@ from vicinal.problem import DTYPES, Inputs, Problem
 from vicinal.torch_internals import shape_of
 from vicinal.warning import warn
 
+PER_TOKEN = "kernel_size per token (window_sizes)"  # as `na2d` and as `neighborhood_attention` call it
 SIZES = (torch.int32, torch.int64, torch.int16, torch.uint8)
 LSE_DTYPES = (torch.float32, torch.float64)
 
@@ -114,7 +115,7 @@ def check_call(inputs: Inputs, neighborhoods: tuple[Neighborhood, ...], backend:
     check_inputs(inputs, rank, neighborhoods[0])
     _doubt_layout(inputs.query, inputs.key)
     if inputs.window_sizes is not None and any(s > 1 for n in neighborhoods for s in n.stride):
-        raise ValueError(f"stride must be 1 where kernel_size is per token, got {neighborhoods[0].stride}")
+        raise ValueError(f"stride must be 1 with a {PER_TOKEN}, got {neighborhoods[0].stride}")
     *lengths, heads, _ = shape_of(inputs.query)[1:]
     check_neighborhoods(neighborhoods, inputs.rpb, lengths, heads)
     if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
@@ -169,15 +170,13 @@ def check_key_mask(mask: object, key: Tensor) -> None:
 
 
 def _check_window_sizes(sizes: object, query: Tensor) -> None:
-    check_tensor("kernel_size per token", sizes, allowed=SIZES)
+    check_tensor(PER_TOKEN, sizes, allowed=SIZES)
     assert isinstance(sizes, Tensor)
     if sizes.device != query.device:
-        raise ValueError(f"kernel_size per token must be on query's device {query.device}, got {sizes.device}")
+        raise ValueError(f"{PER_TOKEN} must be on query's device {query.device}, got {sizes.device}")
     if sizes.shape != query.shape[:-1]:
         tokens = list(query.shape[:-2])
-        raise ValueError(
-            f"kernel_size per token must have shape {tokens} or {[*tokens, query.shape[-2]]}, got {_shape(sizes)}"
-        )
+        raise ValueError(f"{PER_TOKEN} must have shape {tokens} or {[*tokens, query.shape[-2]]}, got {_shape(sizes)}")
 
 
 def check_sizes(sizes: Tensor, most: int) -> None:
@@ -187,7 +186,7 @@ def check_sizes(sizes: Tensor, most: int) -> None:
         ValueError: one is not.
     """
     wrong = (sizes < 1) | (sizes > most) | (sizes % 2 == 0)
-    rule = f"kernel_size per token must be odd and from 1 to {most}, the largest max_kernel_size"
+    rule = f"{PER_TOKEN} must be odd and from 1 to {most}, the largest window"
     if sizes.device.type == "cpu":
         if wrong.any():
             raise ValueError(f"{rule}, got {sizes[wrong][0].item()}")
