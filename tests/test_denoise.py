@@ -171,6 +171,12 @@ def test_wrong_calls(arguments, error, message):
         denoise(**({"image": IMAGE} | arguments))
 
 
+@pytest.mark.parametrize("image", [[1.0], torch.ones(9, 9, dtype=torch.uint8)], ids=["list", "integers"])
+def test_estimate_needs_numbers(image):
+    with pytest.raises(TypeError, match="image must be a floating-point tensor, got "):
+        estimate_noise(image)
+
+
 def test_estimate_needs_two_rows():
     with pytest.raises(ValueError, match="image must have at least 2 rows and 2 columns"):
         estimate_noise(torch.rand(1, 5))

@@ -131,7 +131,12 @@ def estimate_noise(image: Tensor) -> float:
 
     Args:
         image: `[H, W]` or `[H, W, C]`, floating point, both sides at least 2.
+
+    Raises:
+        TypeError: `image` is no floating-point tensor.
+        ValueError: it is of another shape.
     """
+    _check_image(image)
     height, width = (n - n % 2 for n in image.shape[:2])
     if min(height, width) < 2:
         raise ValueError(f"image must have at least 2 rows and 2 columns, got shape {tuple(image.shape)}")
@@ -203,7 +208,7 @@ def _patch_weight(patch: int, channels: int) -> Tensor:
     return weight / (weight.sum() * channels)
 
 
-def _check(image: Tensor, window: int, patch: int, strength: float, sigma: float | None) -> None:
+def _check_image(image: Tensor) -> None:
     if not isinstance(image, Tensor) or not image.is_floating_point():
         got = f"a tensor of {image.dtype}" if isinstance(image, Tensor) else type(image).__name__
         raise TypeError(f"image must be a floating-point tensor, got {got}")
@@ -214,6 +219,10 @@ def _check(image: Tensor, window: int, patch: int, strength: float, sigma: float
             f"image must be [H, W, C], got shape {tuple(image.shape)}, more channels than rows; "
             "if it is [C, H, W], pass image.movedim(0, -1)"
         )
+
+
+def _check(image: Tensor, window: int, patch: int, strength: float, sigma: float | None) -> None:
+    _check_image(image)
     check_options(window, patch, strength, sigma)
     if image.numel() == 0 or min(image.shape[:2]) <= patch // 2:
         raise ValueError(
