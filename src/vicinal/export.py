@@ -82,8 +82,8 @@ def _attend(inputs: Inputs, neighborhood: Neighborhood, heads: Sequence[int], sc
     tables = [_Window(axis, n, query.device) for axis, n in zip(neighborhood.axes, lengths)]
     keys, valid = tables[0].keys, tables[0].valid  # [N, W]
     for table, length in zip(tables[1:], neighborhood.key_lengths(lengths)[1:]):
-        keys = (keys[:, None, :, None] * length + table.keys[None, :, None, :]).flatten(2).flatten(0, 1)
-        valid = (valid[:, None, :, None] & table.valid[None, :, None, :]).flatten(2).flatten(0, 1)
+        keys = _outer(keys, table.keys, lambda a, b, n=length: a * n + b)
+        valid = _outer(valid, table.valid, torch.logical_and)
     tokens, slots = valid.shape
 
     def gathered(x: Tensor) -> Tensor:
@@ -93,12 +93,7 @@ def _attend(inputs: Inputs, neighborhood: Neighborhood, heads: Sequence[int], sc
 
     scores = scale * (q[..., None, :] @ gathered(key).transpose(-1, -2)).squeeze(-2)  # [B, N, h, W]
     if rpb is not None:
-        index = tables[0].bias
-        for table in tables[1:]:
-            wide = 2 * (table.axis.window or 0) - 1
-            index = (index[:, None, :, None] * wide + table.bias[None, :, None, :]).flatten(2).flatten(0, 1)
-        own = _picked(rpb.flatten(1), 0, heads).index_select(1, index.flatten())
-        scores = scores + own.view(len(heads), tokens, slots).transpose(0, 1)
+        scores = scores + _biases(_picked(rpb.flatten(1), 0, heads), tables)
     valid = valid[None, :, None, :]
     if there is not None:
         valid = valid & there.flatten(1).index_select(1, keys.flatten()).unflatten(1, (tokens, slots))[:, :, None]
@@ -119,6 +114,20 @@ def _attend(inputs: Inputs, neighborhood: Neighborhood, heads: Sequence[int], sc
         output = output + (weights[..., slots:].transpose(1, 2) @ extra).transpose(1, 2)
     lse = (top + total.log()).squeeze(-1).masked_fill((total == 0).squeeze(-1), -inf)
     return output.to(inputs.query.dtype).unflatten(1, lengths), lse.unflatten(1, lengths)
+
+
+def _biases(rpb: Tensor, tables: Sequence[_Window]) -> Tensor:
+    """`[N, h, W]`: of every query its keys', from a flattened table `[h, ...]`."""
+    index = tables[0].bias
+    for table in tables[1:]:
+        wide = 2 * (table.axis.window or 0) - 1
+        index = _outer(index, table.bias, lambda a, b, n=wide: a * n + b)
+    return rpb.index_select(1, index.flatten()).unflatten(1, index.shape).transpose(0, 1)
+
+
+def _outer(first: Tensor, second: Tensor, combine: Callable[..., Tensor]) -> Tensor:
+    """Of tables `[N, W]` of two axes that of both, in row-major order."""
+    return combine(first[:, None, :, None], second[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
 def _picked(tensor: Tensor, dim: int, places: Sequence[int]) -> Tensor:
