@@ -31,7 +31,7 @@ Window = Annotated[str, typer.Option(help="Keys per query: 7, or 3x7x7; `all` fo
 Stride = Annotated[str, typer.Option(help="Queries that share a window: 1, or 1x4x8.")]
 Dilation = Annotated[str, typer.Option(help="Distance between neighboring keys: 1, or 1x2x2.")]
 Causal = Annotated[str, typer.Option(help="Whether a query sees no later key: yes, no, or per axis, as yes,no,no.")]
-Boundary = Annotated[str, typer.Option(help="At a border: shift or clip; or per axis, as clip,shift.")]
+Boundary = Annotated[str, typer.Option(help="At a border: shift, clip or wrap; or per axis, as clip,shift.")]
 Batch = Annotated[int, typer.Option(help="Batch size.")]
 Heads = Annotated[int, typer.Option(help="Query heads.")]
 KVHeads = Annotated[int | None, typer.Option(help="Key and value heads; by default as many as query heads.")]
