@@ -22,7 +22,8 @@ from vicinal.backends.triton.launch import Prepared, tiles_of
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.tiles import alike, key_interval, query_interval
 from vicinal.geometry.unroll import around
-from vicinal.problem import Problem, Upstream, Wanted
+from vicinal.problem import Inputs, Problem, Upstream, Wanted
+from vicinal.reference import reference
 
 of = Neighborhood.of
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -111,6 +112,28 @@ def against_the_oracle(inputs, neighborhoods, tile, step, monkeypatch, abreast=1
 )
 def test_batch_entries_abreast(drawn, tile, step, abreast, monkeypatch):
     against_the_oracle(drawn.inputs(torch.float32, device), drawn.neighborhoods, tile, step, monkeypatch, abreast)
+
+
+def test_batch_entries_abreast_overflow_no_sooner_than_one():
+    """Scores' gradients of 20,000 in float16: four of them are more than it holds, what is left of eight is not."""
+    drawn = call((20,), of(1, 5), batch=8)
+    inputs = drawn.inputs(torch.float32, device)
+    alike = [t if t is inputs.rpb else t[:1].expand_as(t).clone() for t in (*inputs[:3], inputs.rpb)]
+    inputs = Inputs(*(t.half() for t in alike[:3]), rpb=alike[3].half())
+    problem = Problem.of(inputs, drawn.neighborhoods, 0.3)
+    leaves = [t.double().requires_grad_() for t in (*inputs[:3], inputs.rpb)]
+    truth, _ = reference(Inputs(*leaves[:3], rpb=leaves[3]), drawn.neighborhoods, 0.3)
+    upstream = torch.zeros_like(inputs.query)
+    upstream[:4, 7] = 1.0
+    upstream[4:, 7] = -0.5
+    (unit,) = torch.autograd.grad(truth, leaves[3], upstream.double(), retain_graph=True)
+    upstream *= 40_000 / float(unit.abs().max())  # as large as the bias gradient is to be
+    (expected,) = torch.autograd.grad(truth, leaves[3], upstream.double())
+    fresh, tiling = type(backend.BACKEND)(), Tiling((16,), (16,), of_classes=True)
+    output, lse = fresh.forward(problem, tiling, inputs)
+    config, wanted = GradientTilings(replace(tiling, abreast=4), tiling), Wanted(*[False] * 5, True)
+    grads = fresh.backward(problem, config, inputs, Upstream(output, lse, upstream, None), wanted)
+    torch.testing.assert_close(grads.rpb.double(), expected, rtol=0, atol=0.002 * 40_000)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -96,7 +96,8 @@ class SumOfClasses:
         self.count = entries * problem.heads * programs * classes.steps * self._step
         axes = prepared.arguments()[0]
         numbers = problem.heads, programs
-        arguments = (*numbers, classes, axes, config.tile, config.step, config.warps, prepared.flags(config))
+        tiled = config.tile, config.step, config.warps, prepared.flags(config), config.abreast
+        arguments = (*numbers, classes, axes, *tiled)
         grid = (self.programs, problem.heads, 1)
         self._launch = Launch(bias_gradient_of_classes_kernel, grid, arguments, options_of(4, 1, prepared.chained))
 
@@ -177,7 +178,7 @@ class _Work(NamedTuple):
 def _work(problem: Problem, config: Tiling, classes: Classes, entries: int) -> list[_Work]:
     """About as many programs of a head as are enough; more where there are more classes and steps.
 
-    `entries`: how many tiles' scores' gradients there are of a tile; each is a sum over the batch entries abreast.
+    `entries`: how many tiles' scores' gradients there are of a tile; each is a mean over the batch entries abreast.
     """
     axes = list(zip(problem.neighborhood.axes, problem.lengths, config.tile))
     tiles = [max(-(-kind.length // tile) for kind in alike(axis, length)) for axis, length, tile in axes]

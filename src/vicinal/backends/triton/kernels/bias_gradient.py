@@ -65,6 +65,7 @@ def bias_gradient_of_classes_kernel(
     programs,  # tiles of one head
     classes, axes,
     TILE: tl.constexpr, STEP: tl.constexpr, WARPS: tl.constexpr, FLAGS: tl.constexpr,
+    ABREAST: tl.constexpr,  # batch entries whose mean each score's gradient is
 ):  # fmt: skip
     RANK: tl.constexpr = len(TILE)
     BM: tl.constexpr = size_of(TILE)
@@ -102,7 +103,7 @@ def bias_gradient_of_classes_kernel(
     sums += (h.to(tl.int64) * tl.num_programs(0) + share) * (BM * BN)
     BITS: tl.constexpr = grad_scores.dtype.element_ty.primitive_bitwidth
     place = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
-    tl.store(sums + place, as_scores(tl.sum(found, 0), TILE, STEP, WARPS, BITS))
+    tl.store(sums + place, as_scores(tl.sum(found, 0) * ABREAST, TILE, STEP, WARPS, BITS))
     tl.debug_barrier()  # along diagonals a thread reads what others have written
     tile = _first_of_class(firsts, groups, axes, TILE, FLAGS)
     box = whole_box(tile, axes, TILE, FLAGS, False)

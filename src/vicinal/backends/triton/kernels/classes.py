@@ -241,8 +241,8 @@ def query_gradient_of_classes_kernel(
     output, lse, grad_output,
     grad_lse,  # None for zeros
     delta, grad_query,  # written
-    grad_scores,  # written: sums over the batch entries abreast, of each head, tile and step, in the order of start
-    # tiles; None if not wanted
+    grad_scores,  # written: means over the batch entries abreast (their sum may be no 16-bit number), of each head, tile
+    # and step, in the order of start tiles; None if not wanted
     scale, heads, group_size, additional, programs,
     first,  # batch entry
     classes, axes, strides,
@@ -324,9 +324,9 @@ def query_gradient_of_classes_kernel(
             sums = sums + (tl.dot(ds.to(k.dtype), k, old[e], input_precision=PRECISION),)
             if grad_scores is not None:
                 if e == 0:
-                    found = ds
+                    found = ds * (1.0 / ABREAST)
                 else:
-                    found += ds
+                    found += ds * (1.0 / ABREAST)
         if grad_scores is not None:
             put(grad_scores + i * (BM * BN), found.to(grad_scores.dtype.element_ty), TILE, STEP, WARPS)
     for e in tl.static_range(ABREAST):
