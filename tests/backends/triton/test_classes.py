@@ -14,7 +14,7 @@ from vicinal.backends import triton as backend
 from vicinal.backends.gpu.launch import Launch
 from vicinal.backends.triton import bias_gradient, classes
 from vicinal.backends.triton.bias_gradient import entries_at_once
-from vicinal.backends.triton.classes import classes_of, have_classes
+from vicinal.backends.triton.classes import classes_of, have_classes, is_ahead
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.estimate import Kernel
 from vicinal.backends.triton.kernels.classes import Alike
@@ -77,6 +77,45 @@ def test_start_tiles_without_a_bias(monkeypatch):
 @pytest.mark.parametrize(("drawn", "tile", "step"), CASES)
 def test_against_the_oracle(drawn, tile, step, monkeypatch):
     against_the_oracle(drawn.inputs(torch.float32, device), drawn.neighborhoods, tile, step, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "tile", "step"),
+    [
+        *(case for case in CASES if case.id.startswith("masks")),
+        pytest.param(call((9, 21), of(2, (4, 7)), heads=4, kv_heads=2, bias=False), (2, 8), (1, 16), id="gqa"),
+    ],
+)
+@pytest.mark.parametrize("alike", [True, False])
+def test_scores_a_step_ahead(drawn, tile, step, alike, monkeypatch):
+    """Of boxes of one step, of several, and of steps that are not full."""
+    monkeypatch.setattr(classes, "MANY_STEPS", 1)
+    inputs = drawn.inputs(torch.float32, device)
+    if not alike:
+        inputs = inputs._replace(value=inputs.value.transpose(1, 2).contiguous().transpose(1, 2))
+    assert is_ahead(
+        classes_of(Problem.of(inputs, drawn.neighborhoods, 0.3), tile, step, False), Tiling(tile, step), True
+    )
+    problem = Problem.of(inputs, drawn.neighborhoods, 0.3)
+    results = type(backend.BACKEND)().forward(problem, Tiling(tile, step, of_classes=True), inputs)
+    assert_as_close_as_torch(results, inputs, drawn.neighborhoods, 0.3)
+
+
+def test_large_windows_forward_and_many_steps(monkeypatch):
+    """Tiles of classes where scores start from masks, forward only, and a step ahead from many steps on."""
+    monkeypatch.setattr(classes, "LEAST_TILES", 4)
+    monkeypatch.setattr(classes, "MASKED", {("forward", 64, 2), ("query", 64, 2)})
+    tile, step = (8, 8), (1, 64)
+    for window, steps, ahead in ((13, 7, False), (33, 25, True)):
+        neighborhood = of(2, window).resolve((128, 128))
+        problem = Problem(4, (128, 128), 8, 8, 64, 64, torch.bfloat16, torch.device("cpu"), (neighborhood,), 0.125)
+        found = classes_of(problem, tile, step, False)
+        assert found.steps == steps
+        assert is_ahead(found, Tiling(tile, step), True) is ahead
+        assert have_classes(problem, Tiling(tile, step, of_classes=True), "forward")
+        assert have_classes(problem, Tiling(tile, step, of_classes=True), "query") is not ahead
+    assert not is_ahead(found, Tiling(tile, step, warps=1), True)
+    assert not is_ahead(found, Tiling(tile, step), False)
 
 
 def against_the_oracle(inputs, neighborhoods, tile, step, monkeypatch, abreast=1):

@@ -32,7 +32,7 @@ from vicinal.geometry.window import SHIFT, left_reach, mode
 from vicinal.problem import Problem
 
 MAX_BYTES = 2**26  # of start tiles: about what caches hold
-MAX_STEPS_OF_MASKS = 640  # tokens of a tile's steps without a bias: with larger windows most steps need no mask
+MAX_STEPS = 640  # tokens of a tile's steps where neither a bias nor, forward, masks are what scores start from
 # Kernel, head dim at least, bytes per element where scores start from masks if there is no bias. On an H200, against
 # start tiles: 7% less time forward at head dim 64, 8% less backward at 32; forward at 32 up to 1% more. The query
 # gradient at 64: 4 to 10% less than the general kernel, which start tiles did not beat. Else not timed.
@@ -41,6 +41,9 @@ MAX_BOX = 2**11  # tokens; and as many as `MAX_EXTENT` along an axis: kernels di
 LEAST_TILES = 4  # computed per start tile: fewer do not repay laying it out
 ENOUGH_PROGRAMS = 2**12  # of the forward pass: they fill a GPU, with a warp each
 MOST_TURNS = 16
+MANY_STEPS = (
+    9  # from which on scores a step ahead pay: an H200, 64 queries by 64 keys, 4 steps 4% more time, 7 none more
+)
 FEW_STEPS = (
     5  # an H200: of 2 steps 10% less time with several batch entries a program, of 5 steps 6%, of 8 steps 13% more
 )
@@ -212,7 +215,7 @@ def may_have_classes(problem: Problem) -> bool:
         if a.stride > 1 or (a.span is not None and not a.span.circle):
             return False
         keys *= a.window if a.window is not None and mode(a) == SHIFT else 1
-    return keys <= (MAX_BOX if problem.has_rpb or problem.has_key_mask else MAX_STEPS_OF_MASKS)
+    return keys <= MAX_BOX
 
 
 def have_classes(problem: Problem, config: Tiling, kernel: Kernel) -> bool:
@@ -226,8 +229,8 @@ def have_classes(problem: Problem, config: Tiling, kernel: Kernel) -> bool:
     if problem.batch * tiles_of(problem, config, inverse) < LEAST_TILES * tiles:
         return False
     classes = classes_of(problem, config.tile, config.step, inverse)
-    most = MAX_BOX if problem.has_rpb or problem.has_key_mask else MAX_STEPS_OF_MASKS
-    if classes is None or classes.steps * prod(config.step) > most:
+    large = problem.has_rpb or (kernel == "forward" and are_masks(problem, config, kernel))
+    if classes is None or classes.steps * prod(config.step) > (MAX_BOX if large else MAX_STEPS):
         return False
     heads = problem.heads if problem.has_rpb else 1
     return 4 * heads * tiles * classes.steps * prod(config.tile) * prod(config.step) <= MAX_BYTES
@@ -298,6 +301,11 @@ def turns_of(programs: int, most: int, classes: Classes) -> int:
         return 1
     turns = min(most, programs // ENOUGH_PROGRAMS, MOST_TURNS)
     return -(-most // -(-most // turns))
+
+
+def is_ahead(classes: Classes, config: Tiling, masks: bool) -> bool:
+    """Whether the forward pass computes scores a step ahead; `masks`: they start from masks, and no key is masked."""
+    return masks and config.warps > 1 and classes.steps >= MANY_STEPS
 
 
 def _at_borders(axis: Axis, length: int, tile: int, inverse: bool) -> tuple[int, int]:

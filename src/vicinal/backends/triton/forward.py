@@ -15,7 +15,7 @@ from vicinal.backends.gpu.devices import current
 from vicinal.backends.gpu.launch import Launch
 from vicinal.backends.gpu.strides import aligned
 from vicinal.backends.gpu.tables import in_use
-from vicinal.backends.triton.classes import Kept, Starts, turns_of
+from vicinal.backends.triton.classes import Kept, Starts, is_ahead, turns_of
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.kernels.classes import Alike, forward_of_classes_kernel
 from vicinal.backends.triton.kernels.forward import forward_kernel
@@ -108,7 +108,8 @@ def _launch(prepared: Prepared, config: Tiling, starts: Starts | None, steps: St
         # Where four warps have 128 registers, rows that are kept for values are spilled: along two axes 3.5% more time
         # (H200, head dim 64); along three, where they take more to compute, 2.4% less.
         alike = prepared.alike if config.warps == 1 or problem.rank == 3 else Alike(False, False)
-        rest = starts.masks, problem.group_size > 1, alike, precision
+        ahead = is_ahead(starts.classes, config, starts.masks and not problem.has_key_mask)
+        rest = starts.masks, problem.group_size > 1, alike, ahead, precision
         arguments = (*numbers, *more, *tiled, config.warps, prepared.vector, flags, *rest)
     grid = (-(-problem.batch // turns) * problem.heads * programs, 1, 1)
     return Launch(kernel, grid, arguments, prepared.options(config, "forward"))

@@ -32,7 +32,7 @@ from vicinal.backends.gpu.kernels.memory import (
 from vicinal.backends.gpu.kernels.window import Axes, lengths_of, positions_in, product, size_of, tile_of, tokens_at
 from vicinal.backends.triton.kernels.additional import add_from_additional, attend_additional
 from vicinal.backends.triton.kernels.kept import OF_MASKS, kept_of
-from vicinal.backends.triton.kernels.softmax import LN2, LOWEST, attend, finished, in_base_2
+from vicinal.backends.triton.kernels.softmax import LN2, LOWEST, attend, finished, in_base_2, weigh
 from vicinal.backends.triton.kernels.starts import (
     first_start,
     lines_at,
@@ -153,6 +153,7 @@ def forward_of_classes_kernel(
     MASKS: tl.constexpr,  # scores start from masks, not from start tiles
     GROUPED: tl.constexpr,  # several query heads of a key head
     ALIKE: tl.constexpr,  # `Alike`
+    AHEAD: tl.constexpr,  # scores are computed a step ahead; not under a mask
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     BM: tl.constexpr = size_of(TILE)
@@ -190,21 +191,46 @@ def forward_of_classes_kernel(
             keys = tl.load(listed + tl.arange(0, BN))
             own = own_rows(b, tile, rows, axes, 1, 0)
             own_there = tl.load(key_mask + own, mask=rows.inside, other=1)  # early: nothing waits for it in the end
-        for i in range(steps):
-            lines = lines_of(i, box, BN) if kept is None else lines_at(keys % OF_MASKS, box)
-            k_rows = walked_rows(lines, box, walked, axes, strides.key.tokens, VECTOR, FLAGS, True)
-            v_rows = k_rows
-            if not ALIKE.keys:
-                v_rows = walked_rows(lines, box, walked, axes, strides.value.tokens, VECTOR, FLAGS, True)
+        if AHEAD:  # what a step needs is on its way while the weights of the one before are computed
+            k_rows = walked_rows(lines_of(0, box, BN), box, walked, axes, strides.key.tokens, VECTOR, FLAGS, True)
             k = load_rows(key, k_rows, None, D, False)
-            if kept is None:
-                start = started(starts, i, own_place, TILE, STEP, WARPS)
-            else:
-                start = started_of(starts, keys // OF_MASKS, own_place)
-                keys = tl.load(listed + (i + 1) * BN + tl.arange(0, BN))  # ahead
+            start = started(starts, 0, own_place, TILE, STEP, WARPS)
             scores = tl.dot(q, k.T, start, input_precision=PRECISION)
-            v = load_rows(value, v_rows, None, DV, False)
-            maximum, total, accumulated = attend(scores, v, maximum, total, accumulated, scale, False, PRECISION)
+            for i in range(steps):
+                p = tl.zeros([BM, BN], value.dtype.element_ty)
+                if i < classes.steps:  # always so, but over no branch does ptxas move the wait for what is on its way
+                    p, maximum, total, accumulated = weigh(
+                        scores, maximum, total, accumulated, scale, False, value.dtype.element_ty
+                    )
+                v_rows = k_rows
+                if not ALIKE.keys:
+                    lines = lines_of(i, box, BN)
+                    v_rows = walked_rows(lines, box, walked, axes, strides.value.tokens, VECTOR, FLAGS, True)
+                v = load_rows(value, v_rows, None, DV, False)
+                accumulated = tl.dot(p, v, accumulated, input_precision=PRECISION)
+                lines = lines_of(
+                    i + 1, box, BN
+                )  # after the last step its last token: cheaper than a loop that ends before
+                k_rows = walked_rows(lines, box, walked, axes, strides.key.tokens, VECTOR, FLAGS, True)
+                k = load_rows(key, k_rows, None, D, False)
+                start = started(starts, tl.minimum(i + 1, steps - 1), own_place, TILE, STEP, WARPS)
+                scores = tl.dot(q, k.T, start, input_precision=PRECISION)
+        else:
+            for i in range(steps):
+                lines = lines_of(i, box, BN) if kept is None else lines_at(keys % OF_MASKS, box)
+                k_rows = walked_rows(lines, box, walked, axes, strides.key.tokens, VECTOR, FLAGS, True)
+                v_rows = k_rows
+                if not ALIKE.keys:
+                    v_rows = walked_rows(lines, box, walked, axes, strides.value.tokens, VECTOR, FLAGS, True)
+                k = load_rows(key, k_rows, None, D, False)
+                if kept is None:
+                    start = started(starts, i, own_place, TILE, STEP, WARPS)
+                else:
+                    start = started_of(starts, keys // OF_MASKS, own_place)
+                    keys = tl.load(listed + (i + 1) * BN + tl.arange(0, BN))  # ahead
+                scores = tl.dot(q, k.T, start, input_precision=PRECISION)
+                v = load_rows(value, v_rows, None, DV, False)
+                maximum, total, accumulated = attend(scores, v, maximum, total, accumulated, scale, False, PRECISION)
         if extra_keys is not None:
             maximum, total, accumulated = attend_additional(
                 q, extra_keys, extra_values, b, kv_head, additional, strides,
@@ -241,7 +267,7 @@ def query_gradient_of_classes_kernel(
     output, lse, grad_output,
     grad_lse,  # None for zeros
     delta, grad_query,  # written
-    grad_scores,  # written: means over the batch entries abreast (their sum may be no 16-bit number), of each head, tile
+    grad_scores,  # written: means over the batch entries abreast (whose sum may overflow 16 bits), of each head, tile,
     # and step, in the order of start tiles; None if not wanted
     scale, heads, group_size, additional, programs,
     first,  # batch entry

@@ -18,13 +18,22 @@ def attend(scores, value, maximum, total, accumulated, scale, SCALED: tl.constex
     """One step of the online softmax: `scores` of some keys, still to be multiplied by `scale` unless `SCALED`.
 
     Returns the running maximum (of scores in base 2; of float32 ones before they are scaled), sum and weighted values.
+    """
+    p, maximum, total, accumulated = weigh(scores, maximum, total, accumulated, scale, SCALED, value.dtype)
+    return maximum, total, tl.dot(p, value, accumulated, input_precision=PRECISION)
+
+
+@triton.jit
+def weigh(scores, maximum, total, accumulated, scale, SCALED: tl.constexpr, DTYPE: tl.constexpr):
+    """The first half of `attend`: the weights of values of `DTYPE`, the running maximum and sum, what fades.
+
     In 16 bits the product with the scale and the difference to the maximum are one instruction, exact up to 2**31.
     """
     if SCALED:
         new = tl.maximum(maximum, tl.max(scores, 1))
         p = tl.exp2(scores - new[:, None])
         fade = tl.exp2(maximum - new)
-    elif value.dtype == tl.float32:  # the greatest score less itself is 0, however large it is
+    elif DTYPE == tl.float32:  # the greatest score less itself is 0, however large it is
         new = tl.maximum(maximum, tl.max(scores, 1))
         p = tl.exp2((scores - new[:, None]) * scale)
         fade = tl.exp2((maximum - new) * scale)
@@ -33,9 +42,7 @@ def attend(scores, value, maximum, total, accumulated, scale, SCALED: tl.constex
         p = tl.exp2(scores * scale - new[:, None])
         fade = tl.exp2(maximum - new)
     total = total * fade + tl.sum(p, 1)
-    accumulated = accumulated * fade[:, None]
-    accumulated = tl.dot(p.to(value.dtype), value, accumulated, input_precision=PRECISION)
-    return new, total, accumulated
+    return p.to(DTYPE), new, total, accumulated * fade[:, None]
 
 
 @triton.jit
