@@ -6,6 +6,7 @@ NAT's problems of the suite with a relative positional bias, too.
     PYTHONPATH=src python3 benchmarks/tuning.py measure FOLDER DONE SEED SECONDS
     PYTHONPATH=src python3 benchmarks/tuning.py gains FILE.jsonl
     PYTHONPATH=src python3 benchmarks/tuning.py table TABLE.json TIMINGS.jsonl.gz GAINS.jsonl...
+    PYTHONPATH=src python3 benchmarks/tuning.py prune TABLE.json TIMINGS.jsonl.gz
     PYTHONPATH=src python3 benchmarks/tuning.py choose TABLE.json SEED > CHOICES.json
 
 The first compiles what the second measures, in processes side by side, and adds to the file DONE which problems are
@@ -198,6 +199,25 @@ def choose(table: Path, seed: int) -> dict[str, Any]:
     return found
 
 
+def pruned(table: Table, timings: Path) -> Table:
+    """Without the entries of classes of problems for which the estimate prefers tiles of classes that were not timed."""
+    timed: dict[tuple[ProblemClass, Direction], dict[Problem, set[tuple[str, str]]]] = {}
+    for row in read(timings):
+        each = timed.setdefault((ProblemClass.of(row.problem), row.direction), {}).setdefault(row.problem, set())
+        each.add((row.backend, repr(as_now(row.backend, row.config))))
+    left = dict(table.entries)
+    with standing_for(Gpu(CARD.architecture, CARD.processors, tuple(sorted(table.fitted.items())))):
+        for key in table.entries:
+            for problem, known in timed.get(key[:2], {}).items():
+                backends = [dispatch.backend(name) for name in able(problem)]
+                chosen, config = dispatch.preferred(backends, problem, key[1])
+                newer = (chosen.name, repr(as_now(chosen.name, settings(config)))) not in known
+                if newer and "'of_classes': True" in repr(settings(config)):
+                    print(f"{key[0].in_words()}, {key[1]}: {chosen.name}, {config}")
+                    left.pop(key, None)
+    return Table(table.device, left, table.fitted)
+
+
 def able(problem: Problem) -> list[str]:
     """Of the GPU backends those that can run a problem."""
     return [name for name in ("hopper", "triton") if dispatch.unsupported(name, problem) is None]
@@ -363,6 +383,9 @@ if __name__ == "__main__":
     elif what == "table":
         table, timings, *files = map(Path, rest)
         write_text(table, table_of(table, timings, files).to_json())
+    elif what == "prune":
+        table, timings = map(Path, rest)
+        write_text(table, pruned(Table.from_json(table.read_text()), timings).to_json())
     elif what == "choose":
         print(json.dumps(choose(Path(rest[0]), int(rest[1]))))
     else:
