@@ -200,7 +200,7 @@ def choose(table: Path, seed: int) -> dict[str, Any]:
 
 
 def pruned(table: Table, timings: Path) -> Table:
-    """Without the entries of classes of problems for which the estimate prefers tiles of classes that were not timed."""
+    """Without the entries of problems for which the estimate prefers tiles of classes that were not timed."""
     timed: dict[tuple[ProblemClass, Direction], dict[Problem, set[tuple[str, str]]]] = {}
     for row in read(timings):
         each = timed.setdefault((ProblemClass.of(row.problem), row.direction), {}).setdefault(row.problem, set())
