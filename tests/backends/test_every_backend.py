@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from closeness import assert_as_close_as_torch, gradients, in_double, random_gradients
 from strategies import Layouts, any_layouts, calls, whole
 from vicinal import dispatch, na1d, na2d, neighborhood_attention
-from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.geometry.neighborhood import MOST, Neighborhood
 from vicinal.problem import Inputs, Problem
 from vicinal.reference import reference
 
@@ -55,6 +55,19 @@ def test_any_layout(name, call, layouts: Layouts, with_lse):
     if not can_run(name, inputs, call):
         return
     assert_exact(name, call, inputs, layouts, with_lse)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(
+    "rule", [{"dilation": MOST}, {"kernel_size": MOST}, {"kernel_size": MOST, "stride": MOST}], ids=str
+)
+def test_numbers_as_large_as_they_may_be(name, rule):
+    if name == "unfused" and "kernel_size" in rule:
+        pytest.skip("its memory grows with the window")
+    whole = {n: min(33, value) for n, value in ({"kernel_size": 3} | rule).items()}
+    x = torch.randn(1, 33, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = na1d(x, x, x, is_causal=True, backend=name, **({"kernel_size": 3} | rule))
+    torch.testing.assert_close(found, na1d(x, x, x, is_causal=True, backend="torch", **whole), **EXACT)
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -19,6 +19,8 @@ from vicinal.geometry.neighborhood import Axis, Neighborhood, decode, encode
         ({"window": 0}, ValueError, "kernel_size must be at least 1 .* got 0"),
         ({"window": 2.5}, TypeError, "kernel_size must be an integer .* got 2.5"),
         ({"window": True}, TypeError, "kernel_size must be an integer"),
+        ({"window": 2**62 + 1}, ValueError, r"kernel_size must be at most 2\*\*62 .* got 4611686018427387905"),
+        ({"window": 3, "dilation": 2**64}, ValueError, r"dilation must be at most 2\*\*62"),
         ({"window": 3, "stride": 4}, ValueError, "stride must not exceed kernel_size, got stride 4 > 3"),
         ({"window": 3, "stride": 0}, ValueError, "stride must be at least 1"),
         ({"window": 3, "stride": "1"}, TypeError, "stride must be an integer"),

@@ -18,6 +18,7 @@ from vicinal.words import by
 Boundary = Literal["shift", "clip", "wrap"]
 BOUNDARIES: tuple[Boundary, ...] = ("shift", "clip", "wrap")
 MAX_RANK = 3
+MOST = 2**62  # keys, queries, tokens apart: what is computed with them fits 64 bits
 
 T = TypeVar("T")
 PerAxis: TypeAlias = T | Sequence[T]
@@ -30,7 +31,7 @@ class Axis:
     Attributes:
         window: keys per query, at least 1; None means the whole axis.
         stride: queries that share one window, from 1 to `window`.
-        dilation: distance between neighboring keys, at least 1.
+        dilation: distance between neighboring keys, at least 1. All three are at most `MOST`.
         causal: whether a query sees only keys at or before its own position.
         boundary: at a border, "shift" moves the window inward (it never shrinks), "clip" cuts it; "wrap": there is
             none, the axis is a circle. A causal axis is always cut at its start.
@@ -315,6 +316,8 @@ def _check_span(span: object, circular: bool) -> None:
 def _require_int(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer on every axis, got {value!r} of type {type(value).__name__}")
+    if value > MOST:
+        raise ValueError(f"{name} must be at most 2**62 on every axis, got {value}")
 
 
 @lru_cache(maxsize=4096)
