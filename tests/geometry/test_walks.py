@@ -54,6 +54,15 @@ def test_nor_does_a_tile_of_a_part(case, tile, step, inverse):
     assert found.may_pass_end(tile, step) >= exact.passes_end
 
 
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("stride", [44, 64, 1000, 2**40])
+@pytest.mark.parametrize("length", [1, 2, 45])
+def test_blocks_of_queries_may_be_longer_than_a_causal_axis(length, stride, inverse):
+    axis = Axis(stride, stride, 3, causal=True)
+    exact, found = count(axis, length, 16, 16, inverse), Walks(axis, length, inverse).walk(16, 16)
+    assert found.tiles * found.steps == pytest.approx(exact.steps)
+
+
 @pytest.mark.parametrize(("window", "tile", "step"), [(33, 16, 16), (7, 8, 4), (128, 64, 64), (40, 8, 16)])
 def test_full_steps_are_those_of_a_tile_in_the_middle(window, tile, step):
     axis, n, first = Axis(window), 10_000, 5_000 // tile * tile

@@ -63,7 +63,7 @@ def tile_count(
     sizes = tile if unfolded is None else (*tile[: unfolded + 1], *tile[unfolded + 2 :])
     count = 1
     for i, (axis, length, size) in enumerate(zip(neighborhood.axes, lengths, sizes)):
-        abreast = axis.dilation
+        abreast = min(axis.dilation, axis.whole_length(length))
         if i == unfolded:
             abreast = sum(ceil(kind.count / tile[i + 1]) for kind in alike(axis, length))
         count *= abreast * ceil(ceil(length / axis.dilation) / size)

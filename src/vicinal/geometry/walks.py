@@ -49,6 +49,8 @@ class Walks:
         self._fewest = other // axis.dilation  # of the shortest group
         self._window = min(axis.window, -(-whole // axis.dilation))
         self._ahead = leader_offset(axis) - left_reach(axis)  # of a block's first query, where its window starts
+        if self._mode == CAUSAL:  # windows may be longer than the axis, and blocks of queries with them
+            self.stride = min(self.stride, self._window)
         self._is_part = span is not None
         self._borders = (0, self.length) if self._is_part else self._rests()  # a part is of the middle
         self._kept: dict[tuple[int, int], Walk] = {}

@@ -22,6 +22,7 @@ from vicinal.backends.gpu import launch as launch_module
 from vicinal.backends.gpu.launch import Launch
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.circular import unroll
+from vicinal.geometry.neighborhood import MOST
 from vicinal.geometry.unroll import around
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.reference import reference
@@ -287,6 +288,21 @@ def test_short_dilation_groups_share_tiles(direction):
     problem = Problem.of(drawn.inputs(torch.float16, device), drawn.neighborhoods, 0.1)
     many = replace(problem, batch=64, heads=8, kv_heads=8)
     assert backend.BACKEND.configs(many, direction)[0].unfolded == 0
+
+
+@pytest.mark.parametrize("edge", [{"is_causal": True}, {"boundary": "clip"}], ids=str)
+@pytest.mark.parametrize(
+    "rule", [{}, {"stride": 7}, {"dilation": 3}, {"stride": 2**30}, {"kernel_size": 3, "dilation": MOST}], ids=str
+)
+def test_numbers_as_large_as_they_may_be(rule, edge):
+    """Positions plus windows are computed in 32 bits: what is beyond any axis is as good as the largest there is."""
+    rule = {"kernel_size": MOST, **rule, **edge}
+    drawn = [torch.randn(1, 37, 1, 8, generator=torch.Generator().manual_seed(0), device="cpu") for _ in range(3)]
+    leaves = [t.to(device).requires_grad_() for t in drawn]
+    results = [vicinal.na1d(*leaves, **rule, return_lse=True, backend=name) for name in ("triton", "torch")]
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    above = [torch.randn_like(t) for t in results[0]]
+    torch.testing.assert_close(*(torch.autograd.grad(own, leaves, above) for own in results), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -15,7 +15,7 @@ from vicinal.geometry.span import Span
 from vicinal.geometry.unfold import beside
 from vicinal.geometry.window import SHIFT, mode
 
-MAX_WINDOW = 2**31 - 1  # that covers any axis
+MAX_WINDOW = 2**30  # that covers any axis; kernels add it to positions, in 32 bits
 
 
 def axes_of(
