@@ -239,6 +239,7 @@ PER_TOKEN = [
     ("even sizes", ValueError, "kernel_size | odd | 4", sized(SIZES + 1)),
     ("sizes of 0", ValueError, "kernel_size | odd | from 1 | -1", sized(SIZES - 4)),
     ("sizes of floats", TypeError, "kernel_size | torch.int32 | float32", sized(SIZES.float())),
+    ("sizes beyond 32 bits", ValueError, "kernel_size | 1 to 2147483647", sized(SIZES + 2**31, 2**40, is_causal=True)),
     ("sizes elsewhere", ValueError, "kernel_size | device cpu | meta", sized(SIZES.to("meta"))),
     ("sizes of other lengths", ValueError, "kernel_size | [2, 6, 8] or [2, 6, 8, 4] | [2, 8, 6]", sized(SIZES.mT)),
     ("sizes and strides", ValueError, "stride | kernel_size per token | (2, 2)", sized(stride=2)),

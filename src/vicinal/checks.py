@@ -182,9 +182,12 @@ def _check_window_sizes(sizes: object, query: Tensor) -> None:
 def check_sizes(sizes: Tensor, most: int) -> None:
     """That windows per token are odd and from 1 to `most`: on a GPU the next wait for it raises, as for an index.
 
+    And that 32 bits hold them, which is what kernels take.
+
     Raises:
         ValueError: one is not.
     """
+    most = min(most, 2**31 - 1)
     wrong = (sizes < 1) | (sizes > most) | (sizes % 2 == 0)
     rule = f"{PER_TOKEN} must be odd and from 1 to {most}, the largest window"
     if sizes.device.type == "cpu":
