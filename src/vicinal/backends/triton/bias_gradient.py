@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from math import prod
+from operator import mul
 from typing import NamedTuple
 
 import torch
@@ -90,7 +91,7 @@ class SumOfClasses:
         self._table: Tensor | None = None  # made by the first call: what only compiles needs none
         self._dtype = problem.dtype
         self._step = prod(config.tile) * prod(config.step)
-        self.programs = sum(own.steps * len(list(own.shares())) for own in self._work)
+        self.programs = sum([own.programs for own in self._work])
         self._key = ("triton bias", problem.neighborhood, problem.lengths, batch, problem.heads, config, self.programs)
         programs = tiles_of(problem, config)
         self.count = entries * problem.heads * programs * classes.steps * self._step
@@ -162,6 +163,12 @@ class _Work(NamedTuple):
     own: tuple[int, int]
     first: list[int]
 
+    @property
+    def programs(self) -> int:
+        """How many there are."""
+        own_lines, own_tiles = self.own
+        return self.steps * -(-self.lines // own_lines) * -(-self.line.length // own_tiles)
+
     def shares(self) -> Iterator[tuple[int, int, int, int]]:
         """For each program of a step: its first line, how many, the first tile of a line, how many."""
         own_lines, own_tiles = self.own
@@ -193,17 +200,16 @@ def _work(problem: Problem, config: Tiling, classes: Classes, entries: int) -> l
         for axis, (before, after) in enumerate(zip(classes.before, classes.after))
     ]
     found = []
-    total = 0
+    total, step, apart_of_groups = 0, prod(config.step), apart[len(axes) :]
+    of_entries = _Dimension(entries, problem.heads * programs)
     for chosen in product(*each):
-        first = [*(c.first for c in chosen), *(c.group for c in chosen)]
-        counts = [*(c.tiles for c in chosen), *(c.groups for c in chosen)]
-        dimensions = [_Dimension(entries, problem.heads * programs), *map(_Dimension, counts, apart)]
+        firsts, counts, group, groups, extents = zip(*chosen)
+        dimensions = [of_entries, *map(_Dimension, counts, apart), *map(_Dimension, groups, apart_of_groups)]
         line = max(dimensions)
         dimensions.remove(line)
-        steps = -(-prod(c.extent for c in chosen) // prod(config.step))
-        lines = prod(d.length for d in dimensions)
-        begin = sum(n * a for n, a in zip(first, apart))
-        found.append(_Work(steps, begin, line, dimensions, lines, (lines, line.length), first))
+        steps, lines = -(-prod(extents) // step), prod([d.length for d in dimensions])
+        begin = sum(map(mul, firsts, apart)) + sum(map(mul, group, apart_of_groups))
+        found.append(_Work(steps, begin, line, dimensions, lines, (lines, line.length), [*firsts, *group]))
         total += steps * lines * line.length
     most = min(MOST_ROWS, SCRATCH // _table_bytes(problem))
     share = max(1, -(-total // min(most, -(-ENOUGH_OF_CLASSES // problem.heads))))
@@ -229,12 +235,17 @@ def _rows(work: Sequence[_Work]) -> Tensor:
     """
     by_count: dict[int, array[int]] = {}
     for own in work:
-        shared = [*(d.length for d in own.rest), *(d.apart for d in own.rest), *own.first]
+        alike: dict[tuple[int, int], list[tuple[int, int]]] = {}  # shares of so many lines and tiles: where each begins
         for first_line, lines, first, tiles in own.shares():
-            rest = own.begin + first * own.line.apart, first_line, lines, tiles, own.line.apart, *shared
-            block = array("i")
-            for step in range(own.steps):
-                block.extend((step, *rest))
+            alike.setdefault((lines, tiles), []).append((first_line, first))
+        apart, every = own.line.apart, range(own.steps)
+        shared = [apart, *[d.length for d in own.rest], *[d.apart for d in own.rest], *own.first]
+        for (lines, tiles), begins in alike.items():
+            row = [0, 0, 0, lines, tiles, *shared]
+            block = array("i", row) * (len(begins) * own.steps)  # its first three columns follow
+            block[0 :: len(row)] = array("i", [*every] * len(begins))
+            block[1 :: len(row)] = array("i", [own.begin + first * apart for _, first in begins for _ in every])
+            block[2 :: len(row)] = array("i", [first_line for first_line, _ in begins for _ in every])
             by_count.setdefault(lines * tiles, array("i")).extend(block)
     rows = array("i")
     for _, each in sorted(by_count.items(), reverse=True):
