@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
 from importlib import import_module
 from math import inf
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 
@@ -74,8 +74,7 @@ class Plan:
         return self._backward[1]
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """One backend's answer about a problem.
 
     Attributes:

@@ -11,7 +11,6 @@ steps later: the first and the last of those stand for the rest, which lie on th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from math import lcm
@@ -28,8 +27,7 @@ from vicinal.geometry.window import (
 )
 
 
-@dataclass(frozen=True)
-class Count:
+class Count(NamedTuple):
     """What the tiles of an axis walk, all dilation groups together.
 
     Attributes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.span import Interval, Span
@@ -22,8 +23,7 @@ from vicinal.geometry.window import (
 )
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """One dilation group of an axis: the tokens at `offset`, `offset + dilation`, ...; `length` of them."""
 
     offset: int

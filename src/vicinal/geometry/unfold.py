@@ -10,9 +10,9 @@ Where d does not divide the length, the first groups are one token longer than t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from vicinal.geometry.neighborhood import MAX_RANK, Axis, Neighborhood
 from vicinal.geometry.tiles import alike
@@ -20,8 +20,7 @@ from vicinal.geometry.tiles import alike
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Groups of one length, side by side.
 
     Attributes:

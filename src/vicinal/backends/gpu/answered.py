@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ from vicinal.problem import Problem, lse_dtype
 ROWS = 128  # of log-sum-exps, per program
 
 
-@dataclass(frozen=True)
-class Answered:
+class Answered(NamedTuple):
     """Which queries have a log-sum-exp, of some heads or all: bytes `[B, *X]`: 0 of none, 1 of all, else 2."""
 
     launch: Launch

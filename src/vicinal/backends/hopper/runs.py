@@ -7,9 +7,10 @@ head's gradients are summed in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +20,7 @@ from vicinal.problem import Inputs, Problem, Upstream
 Span = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """Adjacent query heads of one dilation, of whole groups or of one group, and their key heads."""
 
     problem: Problem

@@ -5,10 +5,9 @@ See `vicinal.backends.triton.kernels.starts`, and for keys that are there under 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -49,8 +48,7 @@ FEW_STEPS = (
 )
 
 
-@dataclass(frozen=True)
-class Starts:
+class Starts(NamedTuple):
     """What the scores of one kernel start from: start tiles, or masks.
 
     Attributes:
@@ -110,8 +108,7 @@ class Starts:
         return partial(self.launch.compile, (starts,) if self.masks else (like(rpb), starts))
 
 
-@dataclass(frozen=True)
-class Kept:
+class Kept(NamedTuple):
     """The keys that are there under a mask, of each tile of the forward pass: `vicinal.backends.triton.kernels.kept`.
 
     Attributes:

@@ -5,9 +5,9 @@ See `vicinal.backends.triton.kernels.steps`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ from vicinal.geometry.walks import walks
 from vicinal.problem import Problem
 
 
-@dataclass(frozen=True)
-class Steps:
+class Steps(NamedTuple):
     """The lists of one kernel.
 
     Attributes:
