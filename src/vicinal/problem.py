@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -142,7 +143,7 @@ class Problem:
 
     @cached_property
     def _hash(self) -> int:
-        return hash(tuple(getattr(self, field.name) for field in fields(self)))
+        return hash(_every_field(self))
 
     def __getstate__(self) -> dict[str, Any]:  # without what is cached: another process has other hashes
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -206,6 +207,9 @@ class Problem:
             words += self.neighborhood.in_words()
         more = {"masked": self.has_key_mask, "sizes per token": self.has_window_sizes}
         return " ".join([*words, *(word for word, applies in more.items() if applies)])
+
+
+_every_field = attrgetter(*(field.name for field in fields(Problem)))
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from vicinal.dispatch import Plan, compilations, plan
 from vicinal.geometry.neighborhood import Neighborhood, encode
 from vicinal.operators import attend, attend_backward, run, run_backward
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
-from vicinal.tuning.cache import kept_plans
-from vicinal.tuning.table import ProblemClass
+from vicinal.tuning.cache import class_of, kept_plans
 
 
 def route(
@@ -117,7 +116,7 @@ class Checked:
         self.ahead = True
         if inputs.query.device.type in COMPILED_AHEAD and inputs.query.shape[0] > 0:
             wanted = Wanted(*(t is not None and t.requires_grad for t in inputs.numbers))
-            kin = ProblemClass.of(chosen.problem).kin
+            kin = class_of(chosen.problem).kin
             key = (chosen.gradients.name, chosen.backward, wanted, chosen.problem.device, *kin)
             if _begun.find(key) is not None:
                 return

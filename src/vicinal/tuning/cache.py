@@ -53,7 +53,7 @@ def look_up(problem: Problem, direction: Direction) -> Found | None:
     The user's are those of the versions that are installed; the package's are of any.
     """
     known = _known(_name(problem.device))
-    return known.find(_class_of(problem), direction) if known.kin else None
+    return known.find(class_of(problem), direction) if known.kin else None
 
 
 def is_measured(device: torch.device) -> bool:
@@ -100,7 +100,7 @@ def _known(name: str) -> _Known:
     return _Known(() if shipped is None else shipped.latest().values(), current.values())
 
 
-_class_of = lru_cache(maxsize=4096)(ProblemClass.of)
+class_of = lru_cache(maxsize=4096)(ProblemClass.of)
 
 
 def fitted_to(device: str) -> dict[str, float]:
