@@ -86,6 +86,38 @@ def test_two_tiles_side_by_side_pass_over_what_only_the_other_needs(window, tile
     assert Walks(axis, n, False).pair(tile, step, passes) == pytest.approx(steps, rel=1e-3)
 
 
+@given(
+    st.one_of(axes(120), spans(120)), st.booleans(), st.lists(st.tuples(st.integers(0, 4), POWERS, POWERS), max_size=8)
+)
+def test_what_was_asked_before_changes_no_answer(case, inverse, questions):
+    axis, length = case
+
+    def answer(of: Walks, what: int, tile: int, step: int) -> object:
+        ways = (
+            lambda: of.walk(tile, step),
+            lambda: of.pair(tile, step, step % 3 or None),
+            lambda: of.aligned(tile, (step, 2 * step), 16),
+            lambda: of.works(tile, step),
+            lambda: of.middle(tile, step),
+        )
+        return ways[what]()
+
+    asked = Walks(axis, length, inverse)
+    for question in questions:
+        assert answer(asked, *question) == answer(Walks(axis, length, inverse), *question)
+
+
+@pytest.mark.parametrize("unit", [1, 4, 16])
+@pytest.mark.parametrize(("window", "tile", "step"), [(33, 16, 16), (7, 8, 4), (128, 64, 64), (40, 8, 16), (13, 2, 8)])
+def test_walks_from_multiples_begin_before_the_keys(window, tile, step, unit):
+    axis, n, own = Axis(window), 100_000, min(unit, step)
+    ends = []
+    for first in range(48_000, 49_024, tile):
+        begin, end = window_start(axis, n, first), window_stop(axis, n, first + tile - 1)
+        ends.append(-(-(end - begin // own * own) // step))
+    assert Walks(axis, n, False).aligned(tile, (step,), unit)[0] == pytest.approx(sum(ends) / len(ends), rel=2e-3)
+
+
 def test_one_look_at_an_axis_serves_all_who_ask():
     assert walks(Axis(7), 100) is walks(Axis(7), 100)
     assert walks(Axis(7), 100) is not walks(Axis(7), 100, True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 from itertools import product
 from math import ceil, inf
-from operator import itemgetter, mul
+from operator import add, itemgetter, mul
 
 from vicinal.geometry.neighborhood import Axis, Boundary, Neighborhood
 from vicinal.geometry.walks import Walks, walks
@@ -37,18 +37,25 @@ def shapes(
 
     `tried`: how many shapes of tiles are looked at, those that compute the least.
     """
-    if len(kind[0][1]) == 1:
+    axes = kind[0][1]
+    if len(axes) == 1:
         return (((rows,), (columns,)),)
-    every = _shapes(columns, len(kind[0][1]))
+    every = _shapes(columns, len(axes))
     tiles = [tile for _, tile in tile_shapes(kind, rows, columns)[:tried]]
     costs = [every.costs(_steps(kind, tile, columns)) for tile in tiles]
-    alike = ALIKE * min(map(min, costs))
+    lowest = [min(own) for own in costs]
+    alike = ALIKE * min(lowest)
     limit = alike if most == 1 else inf  # the first one is among these
-    found = [(n, tile, step) for tile, own in zip(tiles, costs) for n, step in zip(own, every.shapes) if n <= limit]
+    found = [
+        (n, tile, step)
+        for tile, own, least in zip(tiles, costs, lowest)
+        if least <= limit
+        for n, step in zip(own, every.shapes)
+        if n <= limit
+    ]
     found.sort(key=_COST)
     near = min(NEAR, bisect_right(found, alike, key=_COST))
     if near > 1:  # borders tell
-        axes = kind[0][1]
         found[:near] = sorted(found[:near], key=lambda each: _walked(axes, each[1], each[2]))
     return tuple([(tile, step) for _, tile, step in found[:most]])
 
@@ -57,15 +64,18 @@ def _walked(axes: Sequence[Walks], tile: Shape, step: Shape) -> float:
     """Steps of all tiles, those that need a mask counted as more."""
     steps = full = 1.0
     for axis, n, taken in zip(axes, tile, step):
-        walk = axis.walk(n, taken)
-        steps, full = steps * walk.tiles * walk.steps, full * walk.full
+        tiles, each, _, own_full = axis.walk(n, taken)
+        steps, full = steps * tiles * each, full * own_full
     return steps * (1 + MASKED * (1 - full))
 
 
-@lru_cache(maxsize=1024)
 def tile_shapes(kind: Kind, rows: int, columns: int) -> list[tuple[int, Shape]]:
     """All shapes of a tile by the scores that all tiles compute in cubic steps of `columns`, the fewest first."""
-    more = int(columns ** (1 / len(kind[0][1]))) // 2  # half of a step is in vain
+    return _tile_shapes(kind, rows, int(columns ** (1 / len(kind[0][1]))) // 2)  # half of a step is in vain
+
+
+@lru_cache(maxsize=1024)
+def _tile_shapes(kind: Kind, rows: int, more: int) -> list[tuple[int, Shape]]:
     return cheapest(rows, [(heads, [w.works(rows, more) for w in axes]) for heads, axes in kind])
 
 
@@ -74,17 +84,11 @@ def _steps(kind: Kind, tile: Shape, columns: int) -> list[tuple[int, list[list[i
     tables = []
     for heads, axes in kind:
         costs = []
-        for w, size in zip(axes, tile):
-            heads *= w.tiles(size)
-            costs.append(steps_of(w.reach(size), columns))
+        for axis, size in zip(axes, tile):
+            heads *= axis.tiles(size)
+            costs.append(axis.middle(size, columns))
         tables.append((heads, costs))
     return tables
-
-
-@lru_cache(maxsize=4096)
-def steps_of(reach: int, columns: int) -> list[int]:
-    """Steps over so many tokens, of 1, 2, 4, ... up to `columns` of them."""
-    return [(reach - 1 >> i) + 1 for i in range(columns.bit_length())]
 
 
 def cheapest(size: int, tables: Sequence[tuple[int, Sequence[Sequence[int]]]]) -> list[tuple[int, Shape]]:
@@ -120,9 +124,9 @@ class _Shapes:
     def costs(self, tables: Sequence[tuple[int, Sequence[Sequence[int]]]]) -> list[int]:
         """Of each shape, see `cheapest`."""
         sums: list[int] = []
-        for factor, costs in tables:
-            own = [factor * n for n in self.products(costs)]
-            sums = [x + y for x, y in zip(sums, own)] if sums else own
+        for factor, (first, *rest) in tables:
+            own = self.products([[factor * n for n in first], *rest])
+            sums = list(map(add, sums, own)) if sums else own
         return sums
 
     def products(self, costs: Sequence[Sequence[int]]) -> list[int]:

@@ -13,6 +13,7 @@ from vicinal.backends.gpu.tables import in_use, table_of
 from vicinal.backends.hopper.config import BackwardConfig, HopperConfig
 from vicinal.backends.hopper.kernels.arguments import Constants, Grid, GroupAxes, Groups, TokenStrides
 from vicinal.backends.hopper.layout import (
+    LEADING,
     RANK,
     Descriptor,
     Reach,
@@ -24,7 +25,7 @@ from vicinal.backends.hopper.layout import (
     three,
 )
 from vicinal.backends.hopper.tilings import LEAST_SCALE, WARPGROUPS, is_padded, kernel_dims
-from vicinal.geometry.neighborhood import Axis, Neighborhood
+from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Problem
 
@@ -183,7 +184,7 @@ def head_table(problem: Problem) -> Tensor | None:
 @lru_cache(maxsize=1024)
 def _rule(problem: Problem, neighborhood: Neighborhood) -> tuple[Triple, Triple, Triple]:
     """Windows, strides and modes of three axes, in 32 bits: what is more than twice the length acts like that."""
-    axes = (*(Axis(1),) * (RANK - problem.rank), *neighborhood.axes)
+    axes = (*(LEADING,) * (RANK - problem.rank), *neighborhood.axes)
     whole = tuple(axis.whole_length(n) for axis, n in zip(neighborhood.axes, problem.lengths))
     most = [2 * n for n in three(whole, 1)]
     windows = tuple(min(axis.window or 1, n) for axis, n in zip(axes, most))

@@ -35,6 +35,7 @@ ALIGNMENT = 8  # elements of 2 bytes: descriptors take strides and addresses of 
 ANY_STRIDE = 16  # of an axis with one token: divisible by 16, which Triton likes to know of what it loads by pointers
 LARGEST = 2**31 - 1  # coordinate or extent
 RANK = 3
+LEADING = Axis(1)
 Triple = tuple[int, int, int]
 
 
@@ -106,8 +107,7 @@ def suits(tensor: Strided) -> bool:
 # --- subproblems -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Extent:
+class Extent(NamedTuple):
     """Of a subproblem of parts of axes: what of each of its dilation groups is given, along each of three axes.
 
     Attributes:
@@ -197,6 +197,7 @@ def subproblems(problem: Problem, reach: Reach = Reach()) -> list[Subproblem]:
     return [part for each in _whole(problem) for part in _halved(each, reach)]
 
 
+@lru_cache(maxsize=1024)
 def count_of(problem: Problem) -> int:
     """How many they are at least: where a part's columns are few."""
     return prod([len(alike(axis, n)) for axis, n in zip(_axes(problem), three(problem.lengths, 1))])
@@ -233,7 +234,7 @@ def _axes(problem: Problem) -> list[Axis]:
     axes = list(problem.neighborhoods[0].axes)
     if problem.is_part:
         axes = [replace(a, span=s) for a, s in zip(axes, placed(problem.neighborhoods, problem.lengths))]
-    return [Axis(1)] * (RANK - problem.rank) + axes
+    return [LEADING] * (RANK - problem.rank) + axes
 
 
 def three(values: tuple[int, ...], fill: int) -> Triple:
@@ -263,7 +264,7 @@ def _halves(part: Subproblem, along: int) -> tuple[Subproblem, Subproblem]:
     rest = replace(rest, first=_with(part.first, along, part.first[along] + fewer))
     if part.extent is not None:
         key_first = _with(part.extent.key_first, along, part.extent.key_first[along] + fewer)
-        rest = replace(rest, extent=replace(part.extent, key_first=key_first))
+        rest = replace(rest, extent=part.extent._replace(key_first=key_first))
     return replace(part, groups=_with(part.groups, along, fewer)), rest
 
 

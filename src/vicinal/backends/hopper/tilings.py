@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cache, lru_cache
 from math import prod
 from operator import itemgetter
 
 from vicinal.backends.gpu.hardware import ARCHITECTURES
-from vicinal.backends.gpu.shapes import Kind, Shape, kind_of, sampled_walks, steps_of, the_cheapest, tile_shapes
+from vicinal.backends.gpu.shapes import Kind, Shape, kind_of, sampled_walks, the_cheapest, tile_shapes
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
 from vicinal.backends.hopper.kernels.arguments import block_of
 from vicinal.backends.hopper.layout import three
@@ -107,11 +106,7 @@ def forward_configs(problem: Problem, most: int = KEPT) -> list[ForwardConfig]:
     """Tilings of the forward, best guess first; so many of them."""
     costed = [(_forward_cost(problem, *fields), fields) for fields in _forward_candidates(problem)]
     costed.sort(key=itemgetter(0))
-    found = []
-    for cost, fields in costed[:most]:
-        config = ForwardConfig(*fields)
-        found.append(replace(config, persistent=_tiles_each(problem, config, cost) <= PERSISTENT_TILES))
-    return found
+    return [ForwardConfig(*fields, _is_persistent(problem, cost, *fields)) for cost, fields in costed[:most]]
 
 
 def backward_configs(problem: Problem, most: int = KEPT) -> list[BackwardConfig]:
@@ -180,17 +175,19 @@ def _tried(
     found = []
     tiles = [tile for _, tile in tile_shapes(kind, rows, columns) if tile[-1] >= least]
     for tile in tiles[:COMPACT]:
-        sides = list(zip(axes, tile, units))
         if passes is None:
+            sides = list(zip(axes, tile, units))
             alone = [_aligned(axis, n, columns, unit) for axis, n, unit in sides]
             beside = [_aligned_pair(axis, n, columns, unit) for axis, n, unit in sides]
         else:
-            alone = [steps_of(axis.reach(n), columns) for axis, n, _ in sides]
-            beside = [_side_by_side(axis.reach(WARPGROUPS * n), axis.reach(n), columns, passes) for axis, n, _ in sides]
-        counts = [axis.tiles(n) for axis, n, _ in sides]
-        for split, (axis, n, _) in enumerate(sides):
-            costs = [*alone[:split], beside[split], *alone[split + 1 :]]
-            pairs = prod([*counts[:split], axis.tiles(WARPGROUPS * n), *counts[split + 1 :]])
+            alone = [axis.middle(n, columns) for axis, n in zip(axes, tile)]
+            beside = [_side_by_side(axis, n, columns, passes) for axis, n in zip(axes, tile)]
+        counts = [axis.tiles(n) for axis, n in zip(axes, tile)]
+        every = prod(counts)
+        for split, axis in enumerate(axes):
+            costs = alone.copy()
+            costs[split] = beside[split]
+            pairs = every // counts[split] * axis.tiles(WARPGROUPS * tile[split])
             cost, step = the_cheapest(columns, pairs, costs, least_step)
             found.append((cost, (tile, step, split)))
     found.sort(key=itemgetter(0))
@@ -198,12 +195,11 @@ def _tried(
 
 
 @lru_cache(maxsize=4096)
-def _side_by_side(both: int, own: int, columns: int, passes: int) -> list[int]:
-    """Steps of 1, 2, 4, ... `columns` keys of a warpgroup whose tile lies beside another's.
-
-    Its windows hold `own` keys, those of the two together `both`.
-    """
-    return [max(n - (both - own >> i), n - passes) for i, n in enumerate(steps_of(both, columns))]
+def _side_by_side(axis: Walks, tile: int, columns: int, passes: int) -> list[int]:
+    """Steps of 1, 2, 4, ... `columns` keys of a warpgroup whose tile lies beside another's."""
+    aside = axis.reach(WARPGROUPS * tile) - axis.reach(tile)  # keys that only the other needs
+    both = axis.middle(WARPGROUPS * tile, columns)
+    return [n - min(aside >> i, passes) for i, n in enumerate(both)]
 
 
 @lru_cache(maxsize=4096)
@@ -239,7 +235,7 @@ def steps(problem: Problem, config: HopperConfig) -> tuple[float, int]:
     Returns:
         (64 queries, 64 keys) pairs per query tile, partial ones counted as more; and the number of query tiles.
     """
-    each = _query_tiles(problem, config)
+    each = _query_tiles(problem, config.query_tile, config.split)
     heads, paired = (config.heads, config.paired) if isinstance(config, ForwardConfig) else (1, False)
     passes = None if paired else config.stages - 1
     scores = _scores(problem, config.query_tile, config.key_tile, config.split, passes)
@@ -315,12 +311,10 @@ def _scores(problem: Problem, tile: Shape, step: Shape, split: int, passes: int 
     for heads, axes in sampled_walks(problem, False):
         steps, full, tiles = 1.0, 1.0, WARPGROUPS
         for a, (axis, n, taken) in enumerate(zip(axes, tile, step)):
-            walk = axis.walk(n, taken)
-            full *= walk.full
+            number, each, _, own_full = axis.walk(n, taken)
             if a == split:
-                steps, tiles = steps * axis.pair(n, taken, passes), tiles * axis.tiles(WARPGROUPS * n)
-            else:
-                steps, tiles = steps * walk.steps, tiles * walk.tiles
+                number, each = axis.tiles(WARPGROUPS * n), axis.pair(n, taken, passes)
+            steps, full, tiles = steps * each, full * own_full, tiles * number
         total += heads * tiles * steps * (1 + MASK_COST * (1 - full))
         all_heads, first = all_heads + heads, first or tiles
     total /= all_heads
@@ -334,13 +328,15 @@ def _scores(problem: Problem, tile: Shape, step: Shape, split: int, passes: int 
     return total
 
 
-def _tiles_each(problem: Problem, config: ForwardConfig, cost: float) -> float:
-    """Key tiles per query tile, as costs count them."""
-    keys = prod(config.key_tile) * (2 if config.paired else 1)
-    return cost * config.heads / (ROWS * keys) / _query_tiles(problem, config)
+def _is_persistent(
+    problem: Problem, cost: float, tile: Shape, step: Shape, split: int, stages: int, heads: int, paired: bool
+) -> bool:
+    """Whether key tiles per query tile, as costs count them, are few."""
+    keys = prod(step) * (2 if paired else 1)
+    return cost * heads / (ROWS * keys) / _query_tiles(problem, tile, split) <= PERSISTENT_TILES
 
 
-def _query_tiles(problem: Problem, config: HopperConfig) -> int:
+def _query_tiles(problem: Problem, tile: Shape, split: int) -> int:
     """Query tiles of all dilation groups of one head, in pairs along the axis that is split."""
     _, axes = sampled_walks(problem, False)[0]
-    return WARPGROUPS * pairs_of(axes, config.query_tile, config.split)
+    return WARPGROUPS * pairs_of(axes, tile, split)

@@ -101,8 +101,7 @@ class Constants:
         return self.step_latency * each.get((kernel, stages), self.key_value_3)
 
 
-@dataclass(frozen=True)
-class Costs:
+class Costs(NamedTuple):
     """What one kernel does with a tile.
 
     Attributes:
@@ -126,8 +125,7 @@ COSTS: dict[Kernel, Costs] = {
 }
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     """What it takes to multiply float32 in three products of TF32: operands are split in two.
 
     Attributes:
@@ -162,8 +160,7 @@ class ProgramShape(NamedTuple):
     gathers: bool  # biases from the table
 
 
-@dataclass(frozen=True)
-class Program:
+class Program(NamedTuple):
     """What a program needs of a multiprocessor, and what a step does there, in its cycles.
 
     Attributes:
@@ -286,11 +283,11 @@ def estimate(problem: Problem, kernel: Kernel, tiling: Tiling) -> Estimate:
     """The estimate for one kernel."""
     if tiling.unfolded is not None:
         problem = unfolded(problem, tiling.unfolded)
-    gpu, columns = gpu_of(problem.device), prod(tiling.step)
+    columns, tile, step = prod(tiling.step), tiling.tile, tiling.key_tile
     programs, steps, most, partial = 0, 0.0, 0, -1.0
     for heads, axes in sampled_walks(problem, kernel == "key_value"):
         tiles, each, longest, full = heads, 1.0, 1, 1.0
-        for axis, size, taken in zip(axes, tiling.tile, tiling.key_tile):
+        for axis, size, taken in zip(axes, tile, step):
             own_tiles, own_steps, own_longest, own_full = axis.walk(size, taken)
             tiles, each, longest, full = tiles * own_tiles, each * own_steps, longest * own_longest, full * own_full
         if tiling.of_classes:  # token by token
@@ -298,10 +295,10 @@ def estimate(problem: Problem, kernel: Kernel, tiling: Tiling) -> Estimate:
         programs, steps, most = programs + tiles, steps + tiles * each, max(most, longest)
         partial = 1 - full if partial < 0 else partial  # of the first neighborhood
     extra = -(-problem.additional // columns)
-    one, every = program_of(problem, kernel, tiling), problem.batch * programs
-    found = Estimate(one, partial, every, steps / programs + extra, most + extra)
-    cycles = launch_cycles(gpu, one.at_once, found)
-    return Estimate(*found[:5], cycles * OF_CLASSES[kernel] if tiling.of_classes else cycles)
+    one = program_of(problem, kernel, tiling)
+    found = one, partial, problem.batch * programs, steps / programs + extra, most + extra
+    cycles = launch_cycles(gpu_of(problem.device), one.at_once, Estimate(*found))
+    return Estimate(*found, cycles * OF_CLASSES[kernel] if tiling.of_classes else cycles)
 
 
 def program_of(problem: Problem, kernel: Kernel, tiling: Tiling) -> Program:

@@ -7,6 +7,8 @@ to all sizes' on a sample of problems. Families that are not here rank all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -62,18 +64,26 @@ def shortlist(problem: Problem, kernel: Kernel, gpu: Gpu) -> list[Size]:
     return every_size(problem, kernel, gpu)
 
 
-def of_classes_sizes(problem: Problem, kernel: Kernel) -> list[Size]:
+def of_classes_sizes(problem: Problem, kernel: Kernel) -> Sequence[Size]:
     """Sizes of tiles of classes: few, those that were faster than others on an H200 (`docs/laboratory/triton.md`).
 
     As many batch entries abreast as leave enough programs.
     """
-    widest, most = max(problem.head_dim, problem.value_dim), max(STAGES[problem.rank])
+    widest = max(problem.head_dim, problem.value_dim)
     if not problem.has_rpb and (widest > 64 or problem.rank == 1):
-        return []
-    family = kernel, 32 if widest <= 32 else 64, problem.dtype.itemsize, problem.has_rpb
-    found = [size._replace(stages=min(size.stages, most)) for size in OF_CLASSES.get(family, ())]
+        return ()
+    found = _of_classes(kernel, 32 if widest <= 32 else 64, problem.dtype.itemsize, problem.has_rpb, problem.rank)
+    if all(size.abreast == 1 for size in found):
+        return found
     abreast = max((size.abreast for size in found if _can_be_abreast(problem, size)), default=1)
     return [size for size in found if size.abreast == abreast]
+
+
+@cache
+def _of_classes(kernel: Kernel, widest: int, itemsize: int, has_rpb: bool, rank: int) -> tuple[Size, ...]:
+    """All of a family, with as many stages as there may be."""
+    found, most = OF_CLASSES.get((kernel, widest, itemsize, has_rpb), ()), max(STAGES[rank])
+    return tuple([size._replace(stages=min(size.stages, most)) for size in found])
 
 
 def _can_be_abreast(problem: Problem, size: Size) -> bool:

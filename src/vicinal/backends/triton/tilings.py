@@ -155,23 +155,31 @@ def _together(problem: Problem, shapes: int, free: bool) -> Iterator[tuple[float
                 yield backward_seconds(gpu, query, key_value, True), own, other, True
 
 
-def candidates(problem: Problem, kernel: Kernel, sizes: Sequence[Size], most: int) -> Iterator[Tiling]:
+def candidates(problem: Problem, kernel: Kernel, sizes: Sequence[Size], most: int) -> Sequence[Tiling]:
     """Tilings of these sizes, of each the best few shapes."""
-    beside, inverse = _unfolded_axis(problem), kernel == "key_value"
-    kinds: dict[int | None, Kind] = {None: kind_of(problem, inverse)}
+    inverse, axis = kernel == "key_value", _unfolded_axis(problem)
+    beside = None
+    if axis is not None and any(size.unfolded for size in sizes):
+        beside = axis, kind_of(unfolded(problem, axis), inverse)
+    return _of_kind(kind_of(problem, inverse), beside, tuple(sizes), most)
+
+
+@lru_cache(maxsize=4096)
+def _of_kind(kind: Kind, beside: tuple[int, Kind] | None, sizes: tuple[Size, ...], most: int) -> tuple[Tiling, ...]:
+    """The same of a kind of problems, one for any lengths; `beside`: an axis seen as two, and the kind then."""
+    found = []
     for size in sizes:
         if size.unfolded and beside is None:
             continue
-        axis = beside if size.unfolded else None
-        if axis is not None and axis not in kinds:
-            kinds[axis] = kind_of(unfolded(problem, axis), inverse)
-        stages = min(size.stages, max(STAGES[problem.rank]))
-        for tile, step in shapes_of_kind(kinds[axis], size.rows, size.columns, TRIED, most):
+        axis, own = beside if size.unfolded and beside is not None else (None, kind)
+        stages = min(size.stages, max(STAGES[len(kind[0][1])]))
+        for tile, step in shapes_of_kind(own, size.rows, size.columns, TRIED, most):
             if axis is None or tile[axis + 1] * step[axis + 1] > 1:
-                yield Tiling(tile, step, size.warps, stages, axis)
+                found.append(Tiling(tile, step, size.warps, stages, axis))
             elif size._replace(unfolded=False) not in sizes:  # of one group each after all
                 tile, step = (shape[: axis + 1] + shape[axis + 2 :] for shape in (tile, step))
-                yield Tiling(tile, step, size.warps, stages)
+                found.append(Tiling(tile, step, size.warps, stages))
+    return tuple(found)
 
 
 def candidates_of_classes(problem: Problem, kernel: Kernel, sizes: Sequence[Size], most: int) -> Iterator[Tiling]:
