@@ -333,3 +333,4 @@ def test_only_where_tiles_share_them(monkeypatch):
     many = replace(few, batch=64)
     assert have_classes(many, tiling, "forward")
     assert not have_classes(replace(many, scale=-1.0), tiling, "forward")
+    assert not have_classes(replace(many, scale=1e-39), tiling, "forward")

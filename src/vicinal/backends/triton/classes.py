@@ -30,6 +30,7 @@ from vicinal.geometry.tiles import alike
 from vicinal.geometry.window import SHIFT, left_reach, mode
 from vicinal.problem import Problem
 
+LEAST_SCALE = 1e-30  # scores start from biases over it: below, these may leave float32
 MAX_BYTES = 2**26  # of start tiles: about what caches hold
 MAX_STEPS = 640  # tokens of a tile's steps where neither a bias nor, forward, masks are what scores start from
 # Kernel, head dim at least, bytes per element where scores start from masks if there is no bias. On an H200, against
@@ -201,7 +202,7 @@ def may_have_classes(problem: Problem) -> bool:
     Of whole axes, and with a positive scale; of circles without dilation and biases. No box has fewer tokens than a
     window that shifts: with large ones nothing more is asked. Under a key mask where scores start from masks.
     """
-    if problem.per_head or problem.has_window_sizes or not 0.0 < problem.scale < float("inf"):
+    if problem.per_head or problem.has_window_sizes or not LEAST_SCALE <= problem.scale < float("inf"):
         return False
     axes, keys = problem.neighborhood.axes, 1
     if problem.has_key_mask and (problem.has_rpb or problem.is_part):
