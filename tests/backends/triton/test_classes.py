@@ -89,7 +89,7 @@ def test_against_the_oracle(drawn, tile, step, monkeypatch):
 @pytest.mark.parametrize("alike", [True, False])
 def test_scores_a_step_ahead(drawn, tile, step, alike, monkeypatch):
     """Of boxes of one step, of several, and of steps that are not full."""
-    monkeypatch.setattr(classes, "MANY_STEPS", 1)
+    monkeypatch.setattr(classes, "MANY_STEPS", dict.fromkeys((1, 2, 3), 1))
     inputs = drawn.inputs(torch.float32, device)
     if not alike:
         inputs = inputs._replace(value=inputs.value.transpose(1, 2).contiguous().transpose(1, 2))
@@ -98,6 +98,20 @@ def test_scores_a_step_ahead(drawn, tile, step, alike, monkeypatch):
     )
     problem = Problem.of(inputs, drawn.neighborhoods, 0.3)
     results = type(backend.BACKEND)().forward(problem, Tiling(tile, step, of_classes=True), inputs)
+    assert_as_close_as_torch(results, inputs, drawn.neighborhoods, 0.3)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_several_heads_of_a_program(kv_heads, monkeypatch):
+    """On three axes, of the only batch entry, with fewer key heads too."""
+    drawn = call((2, 4, 6), of(3, (2, 3, 4)), heads=4, kv_heads=kv_heads, bias=False)
+    inputs = drawn.inputs(torch.float32, device)
+    problem, tiling = Problem.of(inputs, drawn.neighborhoods, 0.3), Tiling((2, 2, 4), (1, 1, 32), of_classes=True)
+    grids = []
+    run = Launch.__call__
+    monkeypatch.setattr(Launch, "__call__", lambda s, *a: (grids.append(s.grid[0]), run(s, *a)))
+    results = type(backend.BACKEND)().forward(problem, tiling, inputs)
+    assert grids[-1] == 2 * tiles_of(problem, tiling)
     assert_as_close_as_torch(results, inputs, drawn.neighborhoods, 0.3)
 
 

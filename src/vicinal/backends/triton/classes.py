@@ -41,9 +41,11 @@ MAX_BOX = 2**11  # tokens; and as many as `MAX_EXTENT` along an axis: kernels di
 LEAST_TILES = 4  # computed per start tile: fewer do not repay laying it out
 ENOUGH_PROGRAMS = 2**12  # of the forward pass: they fill a GPU, with a warp each
 MOST_TURNS = 16
-MANY_STEPS = (
-    9  # from which on scores a step ahead pay: an H200, 64 queries by 64 keys, 4 steps 4% more time, 7 none more
-)
+# By rank, steps from which on scores a step ahead pay, 64 queries by 64 keys. An H200: on two axes 4 steps take 4% more
+# time, 6 to 8 the same, 9 and more up to 4% less; on three axes 6 steps 4% less, 9 10% less.
+MANY_STEPS = {2: 9, 3: 6}
+# On three axes two heads one after the other: an H200, up to 9 steps 4% less time, 15 steps 2% more; on two axes more.
+TURNS_OF_HEADS, STEPS_OF_HEADS = 2, 9
 FEW_STEPS = (
     5  # an H200: of 2 steps 10% less time with several batch entries a program, of 5 steps 6%, of 8 steps 13% more
 )
@@ -303,7 +305,15 @@ def turns_of(programs: int, most: int, classes: Classes) -> int:
 
 def is_ahead(classes: Classes, config: Tiling, masks: bool) -> bool:
     """Whether the forward pass computes scores a step ahead; `masks`: they start from masks, and no key is masked."""
-    return masks and config.warps > 1 and classes.steps >= MANY_STEPS
+    return masks and config.warps > 1 and classes.steps >= MANY_STEPS.get(len(config.tile), 9)
+
+
+def takes_heads(problem: Problem, config: Tiling, programs: int, classes: Classes) -> bool:
+    """Whether a program of the forward pass takes several heads, of a batch entry that is alone."""
+    if problem.has_rpb or problem.has_key_mask or problem.additional or config.warps == 1:
+        return False
+    alone = problem.rank == 3 and problem.batch == 1 and problem.heads % TURNS_OF_HEADS == 0
+    return alone and classes.steps <= STEPS_OF_HEADS and problem.heads * programs >= 2 * ENOUGH_PROGRAMS
 
 
 def _at_borders(axis: Axis, length: int, tile: int, inverse: bool) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from vicinal.backends.gpu.devices import current
 from vicinal.backends.gpu.launch import Launch
 from vicinal.backends.gpu.strides import aligned
 from vicinal.backends.gpu.tables import in_use
-from vicinal.backends.triton.classes import Kept, Starts, is_ahead, turns_of
+from vicinal.backends.triton.classes import TURNS_OF_HEADS, Kept, Starts, is_ahead, takes_heads, turns_of
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.kernels.classes import Alike, forward_of_classes_kernel
 from vicinal.backends.triton.kernels.forward import forward_kernel
@@ -97,19 +97,24 @@ def _launch(prepared: Prepared, config: Tiling, starts: Starts | None, steps: St
     numbers = prepared.scale, problem.heads, problem.group_size, problem.additional, programs
     tiled = *prepared.arguments(config.unfolded), config.tile, config.step
     flags, precision = prepared.flags(config), precision_of(problem.dtype)
+    entries, heads = problem.batch, problem.heads
     if starts is None:
         room = 0 if steps is None else steps.room
         arguments = (*numbers, room, *tiled, prepared.vector, flags, problem.scale <= 0, precision)
         kernel, turns = forward_kernel, 1
     else:
         kernel = forward_of_classes_kernel
-        turns = turns_of(problem.batch * problem.heads * programs, problem.batch, starts.classes)
-        more = problem.batch, turns, starts.classes
+        turns = turns_of(entries * heads * programs, entries, starts.classes)
+        by_heads = takes_heads(problem, config, programs, starts.classes)
+        if by_heads:
+            entries, heads, turns = entries * heads, 1, TURNS_OF_HEADS
+        more = entries, turns, starts.classes
         # Where four warps have 128 registers, rows that are kept for values are spilled: along two axes 3.5% more time
-        # (H200, head dim 64); along three, where they take more to compute, 2.4% less.
-        alike = prepared.alike if config.warps == 1 or problem.rank == 3 else Alike(False, False)
+        # (H200, head dim 64), but 2 to 4% less with scores a step ahead; along three, where they take more to compute,
+        # 2.4% less.
         ahead = is_ahead(starts.classes, config, starts.masks and not problem.has_key_mask)
-        rest = starts.masks, problem.group_size > 1, alike, ahead, precision
+        alike = prepared.alike if config.warps == 1 or ahead or problem.rank == 3 else Alike(False, False)
+        rest = starts.masks, problem.group_size > 1, alike, by_heads, ahead, precision
         arguments = (*numbers, *more, *tiled, config.warps, prepared.vector, flags, *rest)
-    grid = (-(-problem.batch // turns) * problem.heads * programs, 1, 1)
+    grid = (-(-entries // turns) * heads * programs, 1, 1)
     return Launch(kernel, grid, arguments, prepared.options(config, "forward"))

@@ -126,7 +126,7 @@ def forward(problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
             starts = prepared.starts(tiling, "forward")
             turns = turns_of(programs * heads, heads, starts.classes)
             numbers = [0, programs, heads, turns, starts.classes]
-            rest = [True, typical.group_size > 1, UNLIKE, False]
+            rest = [True, typical.group_size > 1, UNLIKE, False, False]
             launch = prepared.launch(forward_of_classes_kernel, programs * -(-heads // turns), tiling, numbers, rest)
             launch((query, key, value, None, None, starts(None, query, ok), None, None, table, output, lse), ok)
         else:

@@ -3,8 +3,9 @@
 A program walks its tile's box token by token, in steps whose scores start from tiles laid out beforehand; the rest is
 as in `vicinal.backends.triton.kernels.forward` and `.backward`. The forward pass takes several batch entries one after
 the other where steps are few: where the tile, its box and its start tiles are is computed once. Of packed maps it takes
-several heads. The query gradient may take several batch entries side by side: what scores start from is read once, and
-scores' gradients, whose sum over the batch is the bias gradient's, are written once for all of them.
+several heads, and of a batch entry that is alone on three axes, where they are neighbors in memory. The query gradient
+may take several batch entries side by side: what scores start from is read once, and scores' gradients, whose sum over
+the batch is the bias gradient's, are written once for all of them.
 """
 
 from typing import NamedTuple
@@ -145,7 +146,7 @@ def forward_of_classes_kernel(
     heads, group_size, additional,
     programs,  # tiles of one head
     batch,  # of packed maps as many as heads
-    turns,  # batch entries of a program; of packed maps heads
+    turns,  # batch entries of a program; heads, of packed maps and with `HEADS`
     classes, axes, strides,  # `Classes`, `Axes`, `InputStrides`
     D: tl.constexpr, DV: tl.constexpr,
     TILE: tl.constexpr, STEP: tl.constexpr,
@@ -153,15 +154,19 @@ def forward_of_classes_kernel(
     MASKS: tl.constexpr,  # scores start from masks, not from start tiles
     GROUPED: tl.constexpr,  # several query heads of a key head
     ALIKE: tl.constexpr,  # `Alike`
+    HEADS: tl.constexpr,  # a program takes several heads, `batch` is of both; without a bias, a mask, additional keys
     AHEAD: tl.constexpr,  # scores are computed a step ahead; not under a mask
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     BM: tl.constexpr = size_of(TILE)
     BN: tl.constexpr = size_of(STEP)
     own_place = own_places(TILE, starts.dtype.element_ty) if MASKS else None
-    index, h, share = program_of(tl.program_id(0), programs, 1 if FLAGS.packed else heads)
+    index, h, share = program_of(tl.program_id(0), programs, 1 if FLAGS.packed or HEADS else heads)
     first = share * turns
     entry = first
+    if HEADS:
+        entry = first // heads
+        h = (first % heads).to(tl.int32)
     if FLAGS.packed:
         await_previous(FLAGS.chained)
         h = first.to(tl.int32)
@@ -243,7 +248,7 @@ def forward_of_classes_kernel(
             lses = tl.where(silent, float("-inf"), lses)
         store_rows(output + row * DV, o_rows * DV, rows.inside, outputs, DV)
         tl.store(lse + row + o_rows, lses, mask=rows.inside)
-        if FLAGS.packed:
+        if FLAGS.packed or HEADS:
             h += 1
             others = tl.where(h % group_size == 0, VECTOR, 0)  # the next key head's
             query += strides.query.head.to(tl.int64) * VECTOR
