@@ -1,7 +1,7 @@
 """Constants are found again from timings that were made with them."""
 
 import random
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import exp
 
 import pytest
@@ -74,7 +74,7 @@ def test_noise_and_outliers():
 @pytest.mark.parametrize("backend", ESTIMATES)
 def test_where_estimates_are_right_nothing_changes(backend, monkeypatch):
     monkeypatch.setitem(TRUE, backend, {})
-    usual = asdict(ESTIMATES[backend].Constants())
+    usual = ESTIMATES[backend].Constants()._asdict()
     found = fit(made(backend, count=15), backend).constants
     assert found == {f"{backend}.{name}": pytest.approx(value, rel=1e-3) for name, value in usual.items()}
 
@@ -114,7 +114,7 @@ def test_the_command_keeps_constants_for_the_device(tmp_path, capsys):
     assert f"kept for card in {cache.path_of('card')}" in said
     kept = cache.fitted_to("card")
     assert kept["hopper.forward_step_d"] == pytest.approx(2.5, rel=0.1)
-    assert set(kept) == {f"hopper.{name}" for name in asdict(hopper.Constants())}
+    assert set(kept) == {f"hopper.{name}" for name in hopper.Constants._fields}
     fitted = Gpu(CARD.architecture, 132, tuple(kept.items()))
     assert hopper.fitted(fitted).forward_step_d == kept["hopper.forward_step_d"]
     assert triton.fitted(fitted) == triton.Constants()

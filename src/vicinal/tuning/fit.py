@@ -10,7 +10,7 @@ errors of that size).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from math import exp, log
 from statistics import median
@@ -91,7 +91,7 @@ def fit(rows: Sequence[Measured], backend: str) -> Fit:
         ValueError: the timings are of several devices, or of none that is known, or are too few.
     """
     own = _of_backend(rows, backend)
-    usual = asdict(ESTIMATES[backend].Constants())
+    usual = ESTIMATES[backend].Constants()._asdict()
     if len(own) < LEAST * len(usual):
         raise ValueError(
             f"{backend} has {len(usual)} constants, which takes {LEAST * len(usual)} timings, got {len(own)}"

@@ -53,6 +53,6 @@ def test_what_was_fitted_to_a_device_is_its_own(monkeypatch):
     monkeypatch.setattr(hardware, "fitted_to", {"a card": {"triton.clock": 2e9, "triton.gone": 1.0}}.__getitem__)
     gpu = hardware._present.__wrapped__(torch.device("cuda", 0))
     usual = replace(gpu, fitted=())
-    assert estimate.fitted(gpu) == replace(estimate.Constants(), clock=2e9)  # what no estimate has is passed over
+    assert estimate.fitted(gpu) == estimate.Constants(clock=2e9)  # what no estimate has is passed over
     assert estimate.fitted(usual) == estimate.Constants()
     assert hash(gpu) != hash(usual)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -94,8 +94,8 @@ Constants = TypeVar("Constants")
 
 @lru_cache(maxsize=256)
 def constants_of(gpu: Gpu, kind: type[Constants], backend: str) -> Constants:
-    """A backend's constants as fitted to a GPU; `kind`: their dataclass, whose defaults are the usual ones."""
-    known: Any = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    """A backend's constants as fitted to a GPU; `kind`: their named tuple, whose defaults are the usual ones."""
+    known = set(kind._fields)  # type: ignore[attr-defined]
     own = {name.removeprefix(f"{backend}."): value for name, value in gpu.fitted if name.startswith(f"{backend}.")}
     return kind(**{name: value for name, value in own.items() if name in known})
 

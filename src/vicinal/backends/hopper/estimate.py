@@ -11,9 +11,9 @@ within 13%. `vicinal.tuning.fit` refits them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import ceil, prod
 from operator import mul
+from typing import NamedTuple
 
 from vicinal.backends.gpu.hardware import Gpu, constants_of, gpu_of
 from vicinal.backends.gpu.shapes import sampled_walks
@@ -34,8 +34,7 @@ from vicinal.backends.protocol import Direction
 from vicinal.problem import Problem
 
 
-@dataclass(frozen=True)
-class Constants:
+class Constants(NamedTuple):
     """What is fitted to timings of a GPU: nanoseconds of one warpgroup, beside another.
 
     `d` is the mean of head dim and value dim.

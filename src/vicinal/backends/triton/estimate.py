@@ -12,7 +12,7 @@ guards them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from math import ceil, prod
 from typing import Literal, NamedTuple
@@ -38,8 +38,7 @@ START_BYTES = 128.0  # of start tiles per cycle and multiprocessor: L1 holds the
 OF_CLASSES = {"forward": 0.84, "query": 0.975, "key_value": 0.8}
 
 
-@dataclass(frozen=True)
-class Constants:
+class Constants(NamedTuple):
     """What is fitted to timings of a GPU.
 
     Attributes:
