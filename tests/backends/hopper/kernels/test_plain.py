@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import plain_gluon
+from strategies import Call, calls
 from vicinal import neighborhood_attention
 from vicinal.backends.gpu.hardware import ASSUMED
-from vicinal.backends.hopper import BACKEND, backward, onepass
+from vicinal.backends.hopper import BACKEND, backward, onepass, unsupported_anywhere
 from vicinal.backends.hopper.launch import Launcher
 from vicinal.backends.hopper.tilings import backward_configs, forward_configs, one_pass_configs
 from vicinal.geometry.neighborhood import Neighborhood
@@ -97,6 +101,31 @@ def test_kernels(case, masked):
     for results in gradients(problem, inputs, upstream):
         for one, other in zip(results[:3], expected, strict=True):
             assert_close(one, other)
+
+
+@settings(max_examples=6)
+@given(calls(spans=True), *[st.sampled_from([8, 32, 40, 64, 72, 128])] * 2, st.booleans(), st.data())
+def test_random_calls(drawn: Call, head_dim: int, value_dim: int, masked: bool, data: st.DataObject):
+    """By any of the tilings that are listed."""
+    call = replace(drawn, head_dim=head_dim, value_dim=value_dim, has_rpb=False, additional=0, masked=0.4 * masked)
+    inputs = call.inputs(torch.float16)
+    problem = Problem.of(inputs, call.neighborhoods, call.scale)
+    assume(unsupported_anywhere(problem) is None)
+    leaves = [t.float().requires_grad_() for t in inputs[:3]]
+    rest = {"scale": call.scale, "key_mask": inputs.key_mask, "return_lse": True, "backend": "torch"}
+    expected = neighborhood_attention(*leaves, one_or_all(call.neighborhoods), **rest)
+    found = BACKEND.forward(problem, data.draw(st.sampled_from(BACKEND.configs(problem, "forward"))), inputs)
+    assert_close(found[0], expected[0].detach())
+    torch.testing.assert_close(found[1], expected[1].detach(), rtol=1e-3, atol=2e-3)
+    above = torch.randn(found[0].shape, generator=torch.Generator().manual_seed(1)).half()
+    config = data.draw(st.sampled_from(BACKEND.configs(problem, "backward")))
+    results = BACKEND.backward(problem, config, inputs, Upstream(*found, above), Wanted.of(inputs))
+    for one, other in zip(results[:3], torch.autograd.grad(expected[0], leaves, above.float()), strict=True):
+        assert_close(one, other)
+
+
+def one_or_all(neighborhoods: tuple[Neighborhood, ...]) -> Any:
+    return neighborhoods if len(neighborhoods) > 1 else neighborhoods[0]
 
 
 def assert_close(found: Tensor, expected: Tensor) -> None:
