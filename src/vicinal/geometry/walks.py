@@ -265,7 +265,7 @@ class Walks:
         return min(n, first), min(n, max(0, last))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def walks(axis: Axis, length: int, inverse: bool = False) -> Walks:
     """The `Walks` of an axis (resolved) of `length` tokens."""
     return Walks(axis, length, inverse)
