@@ -2,7 +2,8 @@
 
 Either keys and values are copied once with what is needed from the other side at both ends, and the gradients of these
 copies go home by autograd; or, where that is estimated to take longer, kernels read them where they are, around the
-circle (backend `triton`). Nothing else knows of circles but the rule of windows.
+circle (backend `triton`). Where there are no gradients, a long axis is computed as one with ends, and the queries near
+its seam once more, with copies of the few keys there. Nothing else knows of circles but the rule of windows.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from vicinal.backends.gpu.hardware import gpu_of
 from vicinal.dispatch import Plan, plan, unsupported
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.span import Span
+from vicinal.geometry.unroll import Seam, seam, unrolled
 from vicinal.geometry.unroll import around as read_around
-from vicinal.geometry.unroll import unrolled
 from vicinal.problem import Inputs, Problem
 from vicinal.torch_internals import shape_of
 
 Neighborhoods = tuple[Neighborhood, ...]
 COPIED = 0.5  # of the memory's bandwidth, that copies of keys reach
 READS_AROUND = "triton"  # the backend whose kernels do
+SECOND_CALL = 1e-4  # seconds, of the host
 
 
 def spanned(problem: Problem, neighborhoods: Neighborhoods, backend: str | None) -> Neighborhoods:
@@ -44,6 +46,39 @@ def spanned(problem: Problem, neighborhoods: Neighborhoods, backend: str | None)
         return there
     is_best = _seconds(plan(without, READS_AROUND)) < _seconds(chosen) + _copy_seconds(problem)
     return there if is_best else copied
+
+
+def seam_of(problem: Problem, neighborhoods: Neighborhoods, backend: str | None) -> Seam | None:
+    """The seam, where queries near it are best computed once more; arguments as of `spanned`."""
+    found = seam(neighborhoods, problem.lengths)
+    if found is None or problem.has_key_mask or problem.has_window_sizes:
+        return None
+    chosen = plan(problem, backend)
+    seconds = chosen.backend.seconds(problem, "forward", chosen.forward)
+    if seconds is None:
+        return None
+    again = sum(found.queries) / problem.lengths[found.axis] * seconds + SECOND_CALL
+    return found if again < _copy_seconds(problem) / 2 else None
+
+
+def near_seam(inputs: Inputs, own: Seam) -> Inputs:
+    """The queries near a seam, and the keys that they need."""
+    query = _across(inputs.query, own.axis + 1, own.queries)
+    key, value = (_across(t, own.axis + 1, own.keys) for t in (inputs.key, inputs.value))
+    return inputs._replace(query=query, key=key, value=value)
+
+
+def _across(tokens: Tensor, dim: int, counts: tuple[int, int]) -> Tensor:
+    """The last tokens along `dim`, and then the first ones: so many of each."""
+    last, first = counts
+    return torch.cat([tokens.narrow(dim, tokens.shape[dim] - last, last), tokens.narrow(dim, 0, first)], dim)
+
+
+def put_near_seam(whole: Tensor, near: Tensor, own: Seam) -> None:
+    """Write what queries near a seam have."""
+    (last, first), dim = own.queries, own.axis + 1
+    whole.narrow(dim, whole.shape[dim] - last, last).copy_(near.narrow(dim, 0, last))
+    whole.narrow(dim, 0, first).copy_(near.narrow(dim, last, first))
 
 
 def _seconds(chosen: Plan) -> float:
@@ -103,13 +138,35 @@ def around(tokens: Tensor, dim: int, span: Span) -> Tensor:
     return torch.cat(parts, dim) if len(parts) > 1 else tokens
 
 
+def _copied(tokens: Tensor, dim: int, span: Span) -> Tensor:
+    """`around`, along another than the last dimension, copied in elements as wide as there are."""
+    before, after = -span.keys[0], span.keys[1] - span.length
+    shape = list(tokens.shape)
+    shape[dim] += before + after
+    found = tokens.new_empty(shape)
+    whole, own = (t.view(torch.complex128) if _is_wide(tokens) else t for t in (found, tokens))
+    pieces = (0, span.length - before, before), (before, 0, span.length), (before + span.length, 0, after)
+    for at, first, count in pieces:
+        if count:
+            whole.narrow(dim, at, count).copy_(own.narrow(dim, first, count))
+    return found
+
+
+def _is_wide(tokens: Tensor) -> bool:
+    """Whether rows are of whole elements of 16 bytes, which a GPU copies as fast as its memory is."""
+    *strides, last = tokens.stride()
+    size = 16 // tokens.itemsize
+    numbers = (tokens.shape[-1], tokens.storage_offset(), tokens.data_ptr() // tokens.itemsize, *strides)
+    return last == 1 and not tokens.is_neg() and not any(n % size for n in numbers)
+
+
 class _Around(torch.autograd.Function):
     """`around`, whose gradient is added up where it is: autograd's own would copy all of it three times."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, dim: int, span: Span) -> Tensor:
         ctx.dim, ctx.span = dim, span
-        return around(tokens, dim, span)
+        return _copied(tokens, dim, span)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

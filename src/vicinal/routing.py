@@ -21,6 +21,7 @@ from vicinal.checks import check_call
 from vicinal.compiling import ahead
 from vicinal.dispatch import Plan, compilations, plan
 from vicinal.geometry.neighborhood import Neighborhood, encode
+from vicinal.geometry.unroll import Seam
 from vicinal.operators import attend, attend_backward, run, run_backward
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.tuning.cache import class_of, kept_plans
@@ -45,6 +46,12 @@ def route(
             circles = _checked(inputs, neighborhoods, scale, backend)
             watched = torch_internals.watched(inputs) or torch_internals.in_forward_mode()
             spanned = None if watched else circles.spanned(inputs, backend)
+            if not watched and not _differentiated(inputs) and (seam := circles.seam(inputs, backend)) is not None:
+                output, lse = route(inputs, seam.ends, scale, backend)
+                near = route(circular.near_seam(inputs, seam), seam.near, scale, backend)
+                circular.put_near_seam(output, near[0], seam)
+                circular.put_near_seam(lse, near[1], seam)
+                return output, lse
         output, lse = route(*circular.unroll(inputs, neighborhoods, spanned), scale, backend)
         if (gone := circular.silent(inputs)) is not None:
             output, lse = output.masked_fill(gone[..., None], 0.0), lse.masked_fill(gone, float("-inf"))
@@ -60,7 +67,7 @@ def route(
         sharding.prepare(inputs, len(checked.neighborhoods) > 1)
         return attend(*inputs, checked.code, checked.scale, backend)
     chosen = checked.plan(inputs, backend)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+    if _differentiated(inputs):
         if not checked.ahead:
             checked.compile_ahead(inputs, chosen)
         return _Attend.apply(chosen, (checked.code, checked.scale, backend), *inputs)
@@ -83,6 +90,7 @@ class Checked:
     ahead: bool = False
     _plan: Plan | None = None
     _spanned: tuple[Neighborhood, ...] | None = None
+    _seam: Seam | None = None
 
     @classmethod
     def of(
@@ -104,9 +112,16 @@ class Checked:
     def spanned(self, inputs: Inputs, backend: str | None) -> tuple[Neighborhood, ...]:
         """Of circular neighborhoods see `vicinal.circular.spanned`."""
         if self._spanned is None:
-            problem = Problem.of(inputs, self.neighborhoods, self.scale)
-            self._spanned = circular.spanned(problem, tuple(self.resolve(inputs)), backend)
+            problem, own = Problem.of(inputs, self.neighborhoods, self.scale), tuple(self.resolve(inputs))
+            self._spanned = circular.spanned(problem, own, backend)
+            if self._spanned == problem.neighborhoods:  # keys would be copied
+                self._seam = circular.seam_of(problem, own, backend)
         return self._spanned
+
+    def seam(self, inputs: Inputs, backend: str | None) -> Seam | None:
+        """Likewise see `vicinal.circular.seam_of`."""
+        self.spanned(inputs, backend)
+        return self._seam
 
     def compile_ahead(self, inputs: Inputs, chosen: Plan) -> None:
         """On a GPU, begin to compile what the backward of this call will need, while the forward compiles and runs.
@@ -181,6 +196,11 @@ def _checked(
     if known is not None:
         return known
     return _calls.get(signature, lambda: Checked.of(inputs, neighborhoods, scale, backend))
+
+
+def _differentiated(inputs: Inputs) -> bool:
+    """Whether autograd will ask for gradients."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
 
 
 def _transformed(inputs: Inputs) -> bool:

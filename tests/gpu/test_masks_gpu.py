@@ -12,7 +12,10 @@ import strategies
 import vicinal
 from closeness import assert_as_close_as_torch, gradients_of, random_gradients
 from vicinal.backends import hopper
-from vicinal.backends.triton import BACKEND, packed
+from vicinal.backends.triton import BACKEND, classes, packed
+from vicinal.backends.triton.config import GradientTilings
+from vicinal.backends.triton.shortlist import of_classes_sizes
+from vicinal.backends.triton.tilings import candidates_of_classes
 from vicinal.geometry.maps import Maps
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.unroll import around
@@ -116,26 +119,49 @@ KEYS_CASES = {
     "planar, one window cut": ((48, 64), of(2, (9, 7), is_causal=(True, False), boundary=("shift", "clip")), {}),
     "dilated, additional": ((48, 64), of(2, 5, dilation=(1, 2)), {"additional": 7}),
     "3d": ((8, 24, 24), of(3, (3, 5, 7)), {"batch": 4}),
-    "head dim 32": ((48, 64), of(2, 7), {"head_dim": 32, "value_dim": 32}),
+    "small": ((48, 64), of(2, 7), {"batch": 5}),
+    "head dim 32": ((48, 64), of(2, 7), {"head_dim": 32, "value_dim": 32, "batch": 5}),
+    "head dim 128": ((48, 64), of(2, 13), {"head_dim": 128, "value_dim": 128}),
 }
+
+
+def of_classes(problem, kernel):
+    return next(candidates_of_classes(problem, kernel, of_classes_sizes(problem, kernel), 1))
 
 
 @pytest.mark.parametrize("masked", [1e-9, 0.4, 0.97])
 @pytest.mark.parametrize("case", KEYS_CASES)
-def test_keys_that_are_there_one_by_one(case, masked):
-    """Triton's forward pass by tiles of classes: masked tokens and their queries may be no numbers."""
+def test_tokens_that_are_there_one_by_one(case, masked, monkeypatch):
+    """Triton's kernels by tiles of classes: masked tokens and their queries may be no numbers."""
+    monkeypatch.setattr(classes, "ENOUGH_PROGRAMS", 1)  # so programs have several batch entries, where steps are few
+    backend = type(BACKEND)()
     lengths, neighborhood, more = KEYS_CASES[case]
     call = call_of(lengths, neighborhood, masked=masked, **more)
     inputs = call.inputs(torch.bfloat16, "cuda")
     problem = Problem.of(inputs, call.neighborhoods, call.scale)
-    config = next(c for c in BACKEND.configs(problem, "forward") if c.of_classes)
-    output, lse = BACKEND.forward(problem, config, inputs)
-    assert_as_close_as_torch([output, lse], inputs, call.neighborhoods, call.scale)
+    config = of_classes(problem, "forward")
+    output, lse = backend.forward(problem, config, inputs)
     gone = ~inputs.key_mask[..., None, None]
-    q, k, v = (t.masked_fill(gone, torch.nan) for t in inputs[:3])
-    found, sums = BACKEND.forward(problem, config, inputs._replace(query=q, key=k, value=v))
+    holes = inputs._replace(**{n: getattr(inputs, n).masked_fill(gone, torch.nan) for n in ("query", "key", "value")})
+    found, found_lse = backend.forward(problem, config, holes)
     assert torch.equal(found, output.masked_fill(gone, 0.0))
-    assert torch.equal(sums, lse.masked_fill(gone[..., 0], -torch.inf))
+    assert torch.equal(found_lse, lse.masked_fill(gone[..., 0], -torch.inf))
+    if call.head_dim > 64:
+        assert_as_close_as_torch([output, lse], inputs, call.neighborhoods, call.scale)
+        return
+    gradients = GradientTilings(*(of_classes(problem, kernel) for kernel in ("query", "key_value")))
+    above = random_gradients(output, lse, 0)
+    grads = gradients_of(backend, problem, gradients, inputs, output, lse, *above)
+    results = [output, lse, *(g for g in grads.numbers if g is not None)]
+    assert_as_close_as_torch(results, inputs, call.neighborhoods, call.scale, *above)
+    assert not any(g[gone.expand(g.shape)].any() for g in (grads.key, grads.value))
+    silent = gone.expand(*lse.shape, 1)
+    nothing = above[0].masked_fill(silent, 0.0), above[1].masked_fill(silent[..., 0], 0.0)
+    expected = gradients_of(backend, problem, gradients, inputs, output, lse, *nothing)
+    no_number = above[0].masked_fill(silent, torch.nan), above[1].masked_fill(silent[..., 0], torch.nan)
+    given = gradients_of(backend, problem, gradients, holes, found, found_lse, *no_number)
+    for one, other in zip(given[:3], (expected.query.masked_fill(silent, 0.0), *expected[1:3])):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 64), (4, 2, 64), (4, 2, 32)])

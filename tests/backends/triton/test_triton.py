@@ -164,8 +164,8 @@ def test_keys_are_read_around_circles(drawn, together):
 def test_circles_are_read_where_that_is_possible(monkeypatch, stride, is_copied):
     """The gradients come home either way; where blocks of a stride end within the axis keys are copied."""
     window = of(1, 5, stride=stride, boundary="wrap")
-    drawn, copied, copies = call((12,), window), [], circular.around
-    monkeypatch.setattr(circular, "around", lambda *args: copied.append(args) or copies(*args))
+    drawn, copied, copies = call((12,), window), [], circular._copied
+    monkeypatch.setattr(circular, "_copied", lambda *args: copied.append(args) or copies(*args))
     leaves = [t.requires_grad_() for t in drawn.inputs(torch.float32, device)[:3]]
     output = vicinal.neighborhood_attention(*leaves, window, backend="triton")
     above = torch.randn_like(output)

@@ -2,11 +2,11 @@
 
 Inputs are read in place at any strides, except that a last dimension that is not contiguous is copied first, as is what
 comes from above where it is not contiguous. Forward allocates its results, and bias tiles (at most 64 MiB) where tiles
-share them; under a key mask lists, of at most 8 kB a tile of queries. Backward allocates, besides its results, delta
-(`[B, *X, H]`, float32) and, where the problem has them: bias tiles for each kernel; partial sums for the gradients of
-additional keys and values and of the bias table; one float32 gradient of key and value per query head when heads have
-neighborhoods of their own and share key heads. Nothing is computed that is not wanted. Nothing is atomic: the same bits
-every run. Nothing waits for the device.
+share them; under a key mask lists, of at most 8 kB a tile. Backward allocates, besides its results, delta
+(`[B, *X, H]`, float32) and, where the problem has them: bias tiles and lists for each kernel; partial sums for the
+gradients of additional keys and values and of the bias table; one float32 gradient of key and value per query head when
+heads have neighborhoods of their own and share key heads. Nothing is computed that is not wanted. Nothing is atomic:
+the same bits every run. Nothing waits for the device.
 
 NaN or inf in a tensor or an upstream gradient may spread within a tile: to queries or keys nearby, and where dilation
 groups are so short that a tile holds several, to those. It never leaves its batch element and head.

@@ -15,7 +15,7 @@ from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.strides import aligned, contiguous_like
 from vicinal.backends.gpu.tables import in_use
 from vicinal.backends.triton.bias_gradient import BiasGradient, SumOfClasses, entries_at_once
-from vicinal.backends.triton.classes import Starts
+from vicinal.backends.triton.classes import Kept, Starts
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.kernels.additional import additional_gradient_kernel
 from vicinal.backends.triton.kernels.backward import (
@@ -56,15 +56,18 @@ class Backward:
         self._both = self._delta = self._key_value = self._additional = self._bias = None
         self._query: list[Launch] = []  # of some batch entries each
         self._sums: list[SumOfClasses] = []  # likewise
-        self._query_starts = self._key_starts = None
-        self._query_steps = Steps.of(prepared, config.query) if wanted.query else None
-        self._key_steps = Steps.of(prepared, config.key_value, inverse=True) if wants_keys else None
-        self._answered = None if self._key_steps is None else Answered.of(problem)
+        self._query_starts = self._key_starts = self._query_kept = self._key_kept = None
+        self._query_steps = self._key_steps = None
+        if wanted.query and not config.query.of_classes:
+            self._query_steps = Steps.of(prepared, config.query)
+        if wants_keys and not config.key_value.of_classes:
+            self._key_steps = Steps.of(prepared, config.key_value, inverse=True)
         if config.together and wanted.query and wants_keys:
             steps = self._query_steps, self._key_steps
             self._both = _gradients_launch(prepared, config, self._per_query_head, steps)
         elif config.query.of_classes and (wanted.query or wanted.rpb):
             starts = self._query_starts = Starts.of(prepared, config.query, "query")
+            self._query_kept = Kept.of(prepared, config.query, starts.classes)
             most = problem.batch
             if wanted.rpb:  # from the scores' gradients, which the query's kernel writes
                 most = entries_at_once(problem, config.query, starts.classes)
@@ -79,8 +82,11 @@ class Backward:
             self._delta = _delta_launch(prepared)
         if wants_keys and self._both is None:
             own = config.key_value
-            self._key_starts = Starts.of(prepared, own, "key_value") if own.of_classes else None
+            if own.of_classes:
+                self._key_starts = Starts.of(prepared, own, "key_value")
+                self._key_kept = Kept.of(prepared, own, self._key_starts.classes, inverse=True)
             self._key_value = _key_value_launch(prepared, own, self._per_query_head, self._key_starts, self._key_steps)
+        self._answered = Answered.of(problem) if self._key_steps or self._key_kept else None
         if wanted.rpb and not self._sums:
             self._bias = BiasGradient(prepared)
         if wanted.additional_keys or wanted.additional_values:
@@ -102,14 +108,18 @@ class Backward:
         steps = key_steps = None
         if self._query_steps is not None and key_mask is not None:
             steps = self._query_steps(key_mask, self._table, ok)
-        if self._key_steps is not None and self._answered is not None:
-            key_steps = self._key_steps(self._answered(lse, ok), self._table, ok)
+        key_kept = None
+        if self._answered is not None:
+            states = self._answered(lse, ok)
+            key_steps = None if self._key_steps is None else self._key_steps(states, self._table, ok)
+            key_kept = None if self._key_kept is None else self._key_kept(states, ok)
         read = (output, lse, grad_output, grad_lse, delta, grad_query)
         grad_rpb, masks = None, (key_mask, sizes, self._table)
         if self._both is not None:
             self._both((*inputs[:6], *masks, steps, key_steps, *read, grad_key, grad_value), ok)
         elif self._query_starts is not None:
-            given = (*inputs[:5], self._query_starts(rpb, query, ok), None, *read)
+            kept = None if self._query_kept is None or key_mask is None else self._query_kept(key_mask, ok)
+            given = (*inputs[:5], self._query_starts(rpb, query, ok), kept, None, *read)
             if self._sums:
                 assert rpb is not None
                 grad_rpb = self._query_and_bias(given, rpb, ok)
@@ -124,7 +134,8 @@ class Backward:
             if self._key_starts is None:
                 self._key_value((query, key, value, rpb, *masks, key_steps, *rest), ok)
             else:
-                self._key_value((query, key, value, self._key_starts(rpb, query, ok), None, *rest), ok)
+                starts = self._key_starts(rpb, query, ok)
+                self._key_value((query, key, value, starts, key_mask, key_kept, None, *rest), ok)
         if self._bias is not None:
             grad_rpb = self._bias(inputs, (lse, grad_output, delta), self._table, ok)
         if self._per_query_head:
@@ -165,7 +176,8 @@ class Backward:
         dek, dev = (like(t, torch.float32) if w else None for t, w in zip((extra_keys, extra_values), wanted[3:5]))
         delta = sums if self._wants_delta else None
         given = query, key, value, extra_keys, extra_values
-        both = (self._query_steps, self._key_steps)
+        both, lists = (self._query_steps, self._key_steps), (self._query_kept, self._key_kept)
+        kept = [None if one is None else like(query, torch.int32) for one in lists]
         steps, key_steps = (None if listed is None else like(query, torch.int32) for listed in both)
         read = (query, sums, query, None, delta, like(query) if self._sums else dq)
         masks = rpb, key_mask, sizes, table
@@ -173,9 +185,9 @@ class Backward:
         own_keys: tuple[Tensor | None, ...] = (*given[:3], *masks, key_steps)
         if self._query_starts is not None:
             starts = like(query, self._query_starts.dtype)
-            own_query = (*given, starts, None, *read, like(query) if self._sums else None)
+            own_query = (*given, starts, kept[0], None, *read, like(query) if self._sums else None)
         if self._key_starts is not None:
-            own_keys = (*given[:3], like(query, self._key_starts.dtype), None)
+            own_keys = (*given[:3], like(query, self._key_starts.dtype), key_mask, kept[1], None)
         each = [
             (self._both, (*given, *masks, steps, key_steps, *read, dk, dv)),
             *((launch, own_query) for launch in self._query),
@@ -187,6 +199,7 @@ class Backward:
         jobs += [s.kernel(rpb) for s in (self._query_starts, self._key_starts) if s is not None]
         jobs += [s.compiled() for s in self._sums]
         jobs += [listed.kernel(self._table) for listed in both if listed is not None]
+        jobs += [one.kernel() for one in lists if one is not None]
         if self._answered is not None:
             jobs.append(self._answered.kernel())
         if self._bias is not None:

@@ -112,7 +112,7 @@ class Starts(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """The keys that are there under a mask, of each tile of the forward pass: `vicinal.backends.triton.kernels.kept`.
+    """The tokens that are there under a mask, of each tile of a kernel: `vicinal.backends.triton.kernels.kept`.
 
     Attributes:
         launch: lists them.
@@ -123,22 +123,23 @@ class Kept(NamedTuple):
     size: int
 
     @classmethod
-    def of(cls, prepared: Prepared, config: Tiling, classes: Classes) -> Kept | None:
-        """None without a mask."""
+    def of(cls, prepared: Prepared, config: Tiling, classes: Classes, inverse: bool = False) -> Kept | None:
+        """None without a mask; `inverse`: tiles hold keys and walk queries."""
         problem = prepared.problem
         if not problem.has_key_mask:
             return None
-        programs, step = tiles_of(problem, config), prod(config.step)
-        axes, flags = prepared.arguments()[0], prepared.flags(config)
-        arguments = (programs, classes.steps, axes, config.tile, config.step, flags)
+        programs, step = tiles_of(problem, config, inverse), prod(config.step)
+        axes, flags = prepared.arguments()[0], prepared.flags(config, inverse)
+        arguments = (programs, classes.steps, axes, config.tile, config.step, flags, inverse)
         grid = (problem.batch * programs, 1, 1)
-        launch = Launch(kept_kernel, grid, arguments, options_of(4, 1, prepared.chained))
-        return cls(launch, grid[0] * (1 + (classes.steps + 1) * step))
+        # Most of what a warp does is the same in all of a program: two are faster than four, and than one.
+        launch = Launch(kept_kernel, grid, arguments, options_of(2, 1, prepared.chained))
+        return cls(launch, grid[0] * (2 + (classes.steps + 2) * step))
 
-    def __call__(self, key_mask: Tensor, aligned: bool) -> Tensor:
-        """The lists, of a mask's bytes."""
-        kept = key_mask.new_empty(self.size, dtype=torch.int32)
-        self.launch((key_mask, kept), aligned)
+    def __call__(self, states: Tensor, aligned: bool) -> Tensor:
+        """The lists, of a mask's bytes, or of `Answered`."""
+        kept = states.new_empty(self.size, dtype=torch.int32)
+        self.launch((states, kept), aligned)
         return kept
 
     def kernel(self) -> Job:
@@ -222,7 +223,7 @@ def have_classes(problem: Problem, config: Tiling, kernel: Kernel) -> bool:
     """Whether a tiling's tiles are of so few classes that laying out what scores start from repays."""
     if not may_have_classes(problem) or config.unfolded is not None or problem.batch % config.abreast:
         return False
-    if problem.has_key_mask and not (kernel == "forward" and are_masks(problem, config, kernel)):
+    if problem.has_key_mask and not are_masks(problem, config, kernel):
         return False
     inverse = kernel == "key_value"
     tiles = prod(_borders(problem.neighborhood.axes, problem.lengths, config.tile, inverse)[2])
@@ -271,7 +272,7 @@ def _classes(
         box *= extent
         if extent > MAX_EXTENT or box > MAX_BOX:
             return None
-    # Under a mask there are masks of no token, too: `kept_of`.
+    # Under a mask there are masks of no token, too: `kept_kernel`.
     return Classes(*_borders(axes, lengths, tile, inverse), -(-(box + masked) // step), int(by_head))
 
 

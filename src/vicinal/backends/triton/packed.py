@@ -158,7 +158,7 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
                 numbers.append(starts.classes)
                 rest = [True, typical.group_size > 1, UNLIKE, 1]
                 launch = prepared.launch(query_gradient_of_classes_kernel, programs, tiling, numbers, rest)
-                launch((query, key, value, None, None, starts(None, query, ok), table, *above, None), ok)
+                launch((query, key, value, None, None, starts(None, query, ok), None, table, *above, None), ok)
             else:
                 launch = prepared.launch(query_gradient_kernel, programs, tiling, numbers, [])
                 launch((query, key, value, *(None,) * 5, table, None, *above), ok)
@@ -178,7 +178,7 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
                 numbers.append(starts.classes)
                 rest = [True, grouped, UNLIKE]
                 launch = prepared.launch(key_value_gradient_of_classes_kernel, programs, tiling, numbers, rest)
-                launch((query, key, value, starts(None, query, ok), table, *sums), ok)
+                launch((query, key, value, starts(None, query, ok), None, None, table, *sums), ok)
             else:
                 numbers.append(0)
                 launch = prepared.launch(key_value_gradient_kernel, programs, tiling, numbers, [grouped, False])

@@ -70,9 +70,10 @@ def of_classes_sizes(problem: Problem, kernel: Kernel) -> Sequence[Size]:
     As many batch entries abreast as leave enough programs.
     """
     widest = max(problem.head_dim, problem.value_dim)
-    if not problem.has_rpb and (widest > 64 or problem.rank == 1):
+    if not problem.has_rpb and (widest > (128 if problem.has_key_mask else 64) or problem.rank == 1):
         return ()
-    found = _of_classes(kernel, 32 if widest <= 32 else 64, problem.dtype.itemsize, problem.has_rpb, problem.rank)
+    least = 32 if widest <= 32 else 64 if widest <= 64 or problem.has_rpb else 128
+    found = _of_classes(kernel, least, problem.dtype.itemsize, problem.has_rpb, problem.rank)
     if all(size.abreast == 1 for size in found):
         return found
     abreast = max((size.abreast for size in found if _can_be_abreast(problem, size)), default=1)
@@ -271,6 +272,7 @@ OF_CLASSES: dict[tuple[Kernel, int, int, bool], list[Size]] = {
     ("query", 32, 2, False): [Size(32, 16, 1, 3, registers=128)],
     ("key_value", 32, 2, False): [Size(32, 32, 1, 3)],
     ("forward", 64, 2, False): [Size(64, 64, 4, 2, registers=128)],
+    ("forward", 128, 2, False): [Size(64, 64, 4, 2, registers=240)],  # under a key mask
     ("query", 64, 2, False): [Size(64, 32, 4, 3, registers=128)],
     ("key_value", 64, 2, False): [Size(16, 32, 1, 2, registers=168)],
     ("key_value", 32, 4, False): [Size(16, 32, 1, 3, registers=255)],

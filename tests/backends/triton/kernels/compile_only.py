@@ -98,6 +98,7 @@ VARIANTS = [
     Variant("2d-d128", (256, 256), (of(2, 80),), torch.float16, 128),
     Variant("masked", (128, 128), (of(2, 13),), torch.bfloat16, 64, has_key_mask=True),
     Variant("masked-classes", (128, 128), (of(2, 13),), torch.bfloat16, 64, has_key_mask=True, classes=True),
+    Variant("masked-classes-d32", (112, 112), (of(2, 7),), torch.bfloat16, 32, 8, 8, has_key_mask=True, classes=True),
     Variant("sized", (128, 128), (of(2, 13),), torch.bfloat16, 64, has_window_sizes=True),
     Variant(
         "circle",
@@ -189,12 +190,14 @@ def launches(
     read, rest, masks = (x, f32, x, None, f32, dq), (f32, x, delta, dk, dv), (rpb, mask, sizes, table)
     own_query = (*given[:5], *masks, steps, *read)
     if backward._query_starts is not None:
-        own_query = (*given[:5], Pointer(backward._query_starts.dtype), None, *read, x if backward._sums else None)
+        starts, kept = Pointer(backward._query_starts.dtype), None if backward._query_kept is None else steps
+        own_query = (*given[:5], starts, kept, None, *read, x if backward._sums else None)
     own, own_keys = ((*masks, steps),) * 2
     if forward._starts is not None:
         own = (Pointer(forward._starts.dtype), mask, steps, None)
     if backward._key_starts is not None:
-        own_keys = (Pointer(backward._key_starts.dtype), None)
+        kept = None if backward._key_kept is None else steps
+        own_keys = (Pointer(backward._key_starts.dtype), mask, kept, None)
     found = [(s.launch, (Pointer(s.dtype),) if s.masks else (rpb, f32)) for s in of_classes]
     found += [
         (forward._launch, (*given[:5], *own, x, f32)),
@@ -207,7 +210,8 @@ def launches(
     ]
     listed = [each.launch for each in (forward._steps, backward._query_steps, backward._key_steps) if each is not None]
     found += [(launch, (Pointer(torch.uint8), table, steps)) for launch in listed]
-    found += [(forward._kept.launch, (Pointer(torch.uint8), steps))] if forward._kept is not None else []
+    lists = [each for each in (forward._kept, backward._query_kept, backward._key_kept) if each is not None]
+    found += [(each.launch, (Pointer(torch.uint8), steps)) for each in lists]
     found += [(backward._answered.launch, (f32, Pointer(torch.uint8)))] if backward._answered is not None else []
     if backward._bias is not None:
         found.append((backward._bias._launch, (q, k, v, rpb, mask, sizes, table, f32, x, delta, f32)))
@@ -228,6 +232,14 @@ def spills(compiled, target: GPUTarget) -> int:
         command = [ptxas, "-v", f"--gpu-name={name}", file.name, "-o", "/dev/null"]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return int(re.search(r"(\d+) bytes spill stores", report)[1])
+
+
+def is_bound_within(ttgir: str) -> bool:
+    """Whether the end of the loop within a loop is a number of that outer loop, not one from before it."""
+    lines = ttgir.splitlines()
+    outer, inner = (i for i, line in enumerate(lines) if "= scf.for" in line)
+    bound = re.search(r" to (%\w+) step", lines[inner])[1]
+    return any(line.strip().startswith(f"{bound} =") for line in lines[outer + 1 : inner])
 
 
 def compile_once() -> None:
@@ -310,6 +322,8 @@ def print_all(name: str, found: list[tuple[Launch, tuple]], target: GPUTarget) -
             "warps": launch.options["num_warps"],
             "chained": launch.options.get("launch_pdl", False),
         }
+        if name.startswith("masked-classes") and kernel == "forward_of_classes":
+            row["bound_within"] = is_bound_within(compiled.asm["ttgir"])
         if ptx is not None:
             row["waits"] = ptx.count("griddepcontrol.wait")
             row["early"] = before_waits(ptx, writes=True)

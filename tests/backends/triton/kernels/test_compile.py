@@ -16,8 +16,9 @@ ALLOWED = {
     ("sm_90", "2d-d128", "key_value_gradient"): 36,
     ("sm_90", "masked", "forward"): 36,  # to have as many programs as without a mask
     ("sm_90", "masked", "query_gradient"): 8,
-    ("sm_90", "masked-classes", "forward_of_classes"): 68,  # of 128 registers
-    ("sm_90", "masked-classes", "query_gradient"): 8,
+    ("sm_90", "masked-classes", "forward_of_classes"): 76,  # of 128 registers
+    ("sm_90", "masked-classes", "key_value_gradient_of_classes"): 96,  # of 168, nearly all in the loop with care
+    ("sm_90", "masked-classes-d32", "forward_of_classes"): 12,  # of 128 registers
     ("sm_90", "packed-d32", "forward_of_classes"): 84,  # of 128 registers
     ("sm_90", "packed-d64", "forward_of_classes"): 20,  # of 128 registers
     ("sm_90", "packed-d64", "key_value_gradient_of_classes"): 4,
@@ -75,6 +76,12 @@ def compiled(*arguments: str, first_on_path: str | None = None) -> list[dict]:
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_a_loop_within_a_loop_ends_where_the_outer_one_says():
+    """Triton 3.6 takes a number that is carried along, and bounds nothing but a loop, for its first value."""
+    rows = [row for row in compiled("sm_90", "masked-classes", "masked-classes-d32") if "bound_within" in row]
+    assert [row["bound_within"] for row in rows] == [True, True]
 
 
 @pytest.mark.parametrize("target", COMPILED)

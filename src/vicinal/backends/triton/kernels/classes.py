@@ -5,7 +5,8 @@ as in `vicinal.backends.triton.kernels.forward` and `.backward`. The forward pas
 the other where steps are few: where the tile, its box and its start tiles are is computed once. Of packed maps it takes
 several heads, and of a batch entry that is alone on three axes, where they are neighbors in memory. The query gradient
 may take several batch entries side by side: what scores start from is read once, and scores' gradients, whose sum over
-the batch is the bias gradient's, are written once for all of them.
+the batch is the bias gradient's, are written once for all of them. Under a key mask programs walk those tokens of their
+boxes alone that are there (`vicinal.backends.triton.kernels.kept`).
 """
 
 from typing import NamedTuple
@@ -16,11 +17,13 @@ import triton.language as tl
 from vicinal.backends.gpu.kernels.boxes import map_of, program_of, rows_of, strides_of_map
 from vicinal.backends.gpu.kernels.memory import (
     among_given,
+    any_of,
     around,
     await_previous,
     head_at,
     let_next_start,
     load_rows,
+    mask_rows,
     own_rows,
     padded,
     rows_around,
@@ -32,7 +35,7 @@ from vicinal.backends.gpu.kernels.memory import (
 )
 from vicinal.backends.gpu.kernels.window import Axes, lengths_of, positions_in, product, size_of, tile_of, tokens_at
 from vicinal.backends.triton.kernels.additional import add_from_additional, attend_additional
-from vicinal.backends.triton.kernels.kept import OF_MASKS, kept_of
+from vicinal.backends.triton.kernels.kept import careful_of, kept_at, kept_steps, masks_of, token_of
 from vicinal.backends.triton.kernels.softmax import LN2, LOWEST, attend, finished, in_base_2, weigh
 from vicinal.backends.triton.kernels.starts import (
     first_start,
@@ -186,16 +189,20 @@ def forward_of_classes_kernel(
     row = first_row(entry, token, axes, heads, h, FLAGS, False)
     steps = (box.count + BN - 1) // BN
     await_previous(FLAGS.chained)
+    if kept is not None:
+        listed = kept_at(kept, first * programs + index, classes.steps, BN)
+        keys = tl.load(listed + tl.arange(0, BN))
+        own_mask = key_mask + rows_at(first, token, axes, 1, 0, True)
+        m_rows = mask_rows(positions_in(TILE), axes, FLAGS.wide)
     for b in range(first, tl.minimum(first + turns, batch)):
         q = load_rows(query, q_rows, rows.inside, D, True)
         maximum = tl.full([BM], LOWEST, tl.float32)
         total = tl.zeros([BM], tl.float32)
         accumulated = tl.zeros([BM, padded(DV)], tl.float32)
         if kept is not None:
-            listed, steps = kept_of(kept, b * programs + index, classes.steps, BN)
-            keys = tl.load(listed + tl.arange(0, BN))
-            own = own_rows(b, tile, rows, axes, 1, 0)
-            own_there = tl.load(key_mask + own, mask=rows.inside, other=1)  # early: nothing waits for it in the end
+            # Not carried from entry to entry: nothing but a loop's bound, of which Triton 3.6 keeps the first value.
+            steps = kept_steps(listed, BN)
+            own_there = tl.load(own_mask + m_rows, mask=rows.inside, other=1)  # early: nothing waits for it in the end
         if AHEAD:  # what a step needs is on its way while the weights of the one before are computed
             k_rows = walked_rows(lines_of(0, box, BN), box, walked, axes, strides.key.tokens, VECTOR, FLAGS, True)
             k = load_rows(key, k_rows, None, D, False)
@@ -222,7 +229,7 @@ def forward_of_classes_kernel(
                 scores = tl.dot(q, k.T, start, input_precision=PRECISION)
         else:
             for i in range(steps):
-                lines = lines_of(i, box, BN) if kept is None else lines_at(keys % OF_MASKS, box)
+                lines = lines_of(i, box, BN) if kept is None else lines_at(token_of(keys), box)
                 k_rows = walked_rows(lines, box, walked, axes, strides.key.tokens, VECTOR, FLAGS, True)
                 v_rows = k_rows
                 if not ALIKE.keys:
@@ -231,7 +238,7 @@ def forward_of_classes_kernel(
                 if kept is None:
                     start = started(starts, i, own_place, TILE, STEP, WARPS)
                 else:
-                    start = started_of(starts, keys // OF_MASKS, own_place)
+                    start = started_of(starts, masks_of(keys), own_place)
                     keys = tl.load(listed + (i + 1) * BN + tl.arange(0, BN))  # ahead
                 scores = tl.dot(q, k.T, start, input_precision=PRECISION)
                 v = load_rows(value, v_rows, None, DV, False)
@@ -241,11 +248,15 @@ def forward_of_classes_kernel(
                 q, extra_keys, extra_values, b, kv_head, additional, strides,
                 maximum, total, accumulated, scale, D, DV, BN, VECTOR, False, PRECISION,
             )  # fmt: skip
+        if kept is not None:  # the next entry's, ahead
+            listed = kept_at(kept, tl.minimum(b + 1, batch - 1) * programs + index, classes.steps, BN)
+            keys = tl.load(listed + tl.arange(0, BN))
         outputs, lses = finished(maximum, total, accumulated, scale, False, value.dtype.element_ty)
         if kept is not None:  # a masked token's query may be no number
             silent = (own_there == 0) & ~(lses < float("inf"))
             outputs = tl.where(silent[:, None], 0.0, outputs)
             lses = tl.where(silent, float("-inf"), lses)
+            own_mask += product(lengths_of(axes, True)).to(tl.int64)
         store_rows(output + row * DV, o_rows * DV, rows.inside, outputs, DV)
         tl.store(lse + row + o_rows, lses, mask=rows.inside)
         if FLAGS.packed or HEADS:
@@ -268,6 +279,7 @@ def query_gradient_of_classes_kernel(
     query, key, value,
     extra_keys, extra_values,  # None where there are none
     starts,
+    kept,  # None where there is no mask; the keys that are there, with `MASKS` and one batch entry
     table,  # of packed maps: `boxes.map_of`
     output, lse, grad_output,
     grad_lse,  # None for zeros
@@ -328,21 +340,35 @@ def query_gradient_of_classes_kernel(
     log2_totals = ()
     differences = ()
     sums = ()
+    if kept is not None:
+        listed = kept_at(kept, b * programs + index, classes.steps, BN)
+        steps = kept_steps(listed, BN)
+        numbers = tl.load(listed + tl.arange(0, BN))
+        answered = lses[0] != float("-inf")  # what a query without an answer reads may be no number
+        queries = (tl.where(answered[:, None], queries[0], 0.0),)
+        outputs = (tl.where(answered[:, None], outputs[0], 0.0),)
+        upstreams = (tl.where(answered[:, None], upstreams[0], 0.0),)
     for e in tl.static_range(ABREAST):
-        log2_totals = log2_totals + (in_base_2(lses[e], False),)
+        log2_totals = log2_totals + (in_base_2(lses[e], kept is not None),)
         difference = tl.sum(outputs[e].to(tl.float32) * upstreams[e].to(tl.float32), 1)
         if grad_lse is not None:
             difference -= tl.load(grad_lse + written[e] + o_rows, mask=rows.inside, other=0.0)
+        if kept is not None:
+            difference = tl.where(answered, difference, 0.0)
         tl.store(delta + written[e] + o_rows, difference, mask=rows.inside)
         differences = differences + (difference,)
         sums = sums + (tl.zeros([BM, padded(D)], tl.float32),)
     for i in range(steps):
-        lines = lines_of(i, box, BN)
+        lines = lines_of(i, box, BN) if kept is None else lines_at(token_of(numbers), box)
         k_rows = walked_rows(lines, box, walked, axes, strides.key.tokens, VECTOR, FLAGS, True)
         v_rows = k_rows
         if not ALIKE.keys:
             v_rows = walked_rows(lines, box, walked, axes, strides.value.tokens, VECTOR, FLAGS, True)
-        start = started(starts, i, own_place, TILE, STEP, WARPS)
+        if kept is None:
+            start = started(starts, i, own_place, TILE, STEP, WARPS)
+        else:
+            start = started_of(starts, masks_of(numbers), own_place)
+            numbers = tl.load(listed + (i + 1) * BN + tl.arange(0, BN))  # ahead
         old = sums
         sums = ()
         for e in tl.static_range(ABREAST):
@@ -374,6 +400,7 @@ def query_gradient_of_classes_kernel(
 @triton.jit(do_not_specialize=("scale", "heads", "group_size", "programs"))
 def key_value_gradient_of_classes_kernel(
     query, key, value, starts,
+    key_mask, kept,  # None where there is no mask; the queries that are answered, with `MASKS`
     table,  # of packed maps: `boxes.map_of`
     lse, grad_output,
     delta,  # None where no gradient of keys is wanted
@@ -418,41 +445,71 @@ def key_value_gradient_of_classes_kernel(
     written = first_row(b, token, axes, kv_heads, kv_head, FLAGS, True)
     steps = (box.count + BN - 1) // BN
     await_previous(FLAGS.chained)
+    if kept is not None:
+        # Rows of keys do not meet: what comes out for those that are masked, which may be no numbers, is not written.
+        there = tl.load(key_mask + own_rows(b, tile, rows, axes, 1, 0, True), mask=rows.inside, other=0) != 0
+        listed = kept_at(kept, b * programs + index, classes.steps, BN)
+        steps = tl.where(any_of(there), kept_steps(listed, BN), 0)
     k = load_rows(key, k_rows, rows.inside, D, True)
     if grad_key is not None:
         v = load_rows(value, v_rows, rows.inside, DV, True)
         dk = tl.zeros([BM, padded(D)], tl.float32)
     if grad_value is not None:
         dv = tl.zeros([BM, padded(DV)], tl.float32)
-    for n in range(steps * group_size if GROUPED else steps):
-        i = n
-        own_query = query
-        own_row = row
-        own_starts = starts
-        if GROUPED:
-            i = n % steps
-            turn = n // steps
-            own_query += turn.to(tl.int64) * strides.query.head * VECTOR
-            own_row += turn
-            own_starts += turn * apart
-        lines = lines_of(i, box, BN)
-        o_rows = walked_rows(lines, box, walked, axes, places_apart, 1, FLAGS, False) * heads
-        q_rows = o_rows * D
-        if not ALIKE.queries:
-            q_rows = walked_rows(lines, box, walked, axes, strides.query.tokens, VECTOR, FLAGS, False)
-        log2_total = in_base_2(tl.load(lse + own_row + o_rows), False)
-        q = load_rows(own_query, q_rows, None, D, False)
-        do = load_rows(grad_output + own_row * DV, o_rows * DV, None, DV, False)
-        start = started(own_starts, i, own_place, TILE, STEP, WARPS)
-        scores = tl.dot(k, q.T, start, input_precision=PRECISION)
-        p = tl.exp2(scores * scale - log2_total[None, :])
-        if grad_value is not None:
-            dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
+    for CAREFUL in tl.static_range(1 if kept is None else 2):  # last, queries that only some heads have answered
+        if CAREFUL:
+            steps, last = careful_of(listed, classes.steps, BN)
+            steps = tl.where(any_of(there), steps, 0)
+        elif kept is not None:
+            numbers = tl.load(listed + tl.arange(0, BN))
+        # Those seldom are: nothing of their loop is done ahead of it.
+        turns = steps * group_size if GROUPED else steps
+        for n in tl.range(0, turns, num_stages=1 if CAREFUL else None, disable_licm=CAREFUL):
+            i = n
+            own_query = query
+            own_row = row
+            own_starts = starts
+            if GROUPED:
+                i = n % steps
+                turn = n // steps
+                own_query += turn.to(tl.int64) * strides.query.head * VECTOR
+                own_row += turn
+                own_starts += turn * apart
+            if CAREFUL:
+                numbers = tl.load(listed + last - i * BN - tl.arange(0, BN))
+            lines = lines_of(i, box, BN) if kept is None else lines_at(token_of(numbers), box)
+            o_rows = walked_rows(lines, box, walked, axes, places_apart, 1, FLAGS, False) * heads
+            q_rows = o_rows * D
+            if not ALIKE.queries:
+                q_rows = walked_rows(lines, box, walked, axes, strides.query.tokens, VECTOR, FLAGS, False)
+            own_lse = tl.load(lse + own_row + o_rows)
+            log2_total = in_base_2(own_lse, CAREFUL)
+            answered = own_lse != float("-inf") if CAREFUL else None  # else what it reads may be no number
+            q = load_rows(own_query, q_rows, answered, D, CAREFUL)
+            do = load_rows(grad_output + own_row * DV, o_rows * DV, answered, DV, CAREFUL)
+            if kept is None:
+                start = started(own_starts, i, own_place, TILE, STEP, WARPS)
+            else:
+                start = started_of(own_starts, masks_of(numbers), own_place)
+                if not CAREFUL:  # ahead
+                    following = (n + 1) % steps if GROUPED else n + 1
+                    numbers = tl.load(listed + following * BN + tl.arange(0, BN))
+            scores = tl.dot(k, q.T, start, input_precision=PRECISION)
+            p = tl.exp2(scores * scale - log2_total[None, :])
+            if grad_value is not None:
+                dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
+            if grad_key is not None:
+                difference = tl.load(delta + own_row + o_rows)
+                if CAREFUL:
+                    difference = tl.where(answered, difference, 0.0)
+                weights_gradient = tl.dot(v, do.T, input_precision=PRECISION)
+                ds = p * (weights_gradient - difference[None, :])
+                dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+    if kept is not None:
         if grad_key is not None:
-            difference = tl.load(delta + own_row + o_rows)
-            weights_gradient = tl.dot(v, do.T, input_precision=PRECISION)
-            ds = p * (weights_gradient - difference[None, :])
-            dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+            dk = tl.where(there[:, None], dk, 0.0)
+        if grad_value is not None:
+            dv = tl.where(there[:, None], dv, 0.0)
     if grad_key is not None:
         store_rows(grad_key + written * D, w_rows * D, rows.inside, dk * (scale * LN2), D)
     if grad_value is not None:
