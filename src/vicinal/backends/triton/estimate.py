@@ -21,6 +21,8 @@ from vicinal.backends.gpu.hardware import Gpu, constants_of, gpu_of
 from vicinal.backends.gpu.shapes import sampled_walks
 from vicinal.backends.protocol import Direction
 from vicinal.backends.triton.config import GradientTilings, Tiling
+from vicinal.backends.triton.lines import TIME as LINES_TIME
+from vicinal.backends.triton.lines import has_lines
 from vicinal.geometry.unfold import replace_at, unfold
 from vicinal.problem import Problem
 
@@ -297,7 +299,11 @@ def estimate(problem: Problem, kernel: Kernel, tiling: Tiling) -> Estimate:
     one = program_of(problem, kernel, tiling)
     found = one, partial, problem.batch * programs, steps / programs + extra, most + extra
     cycles = launch_cycles(gpu_of(problem.device), one.at_once, Estimate(*found))
-    return Estimate(*found, cycles * OF_CLASSES[kernel] if tiling.of_classes else cycles)
+    if tiling.of_classes:
+        cycles *= OF_CLASSES[kernel]
+        if kernel == "forward" and has_lines(problem):
+            cycles *= LINES_TIME[problem.head_dim]
+    return Estimate(*found, cycles)
 
 
 def program_of(problem: Problem, kernel: Kernel, tiling: Tiling) -> Program:

@@ -20,6 +20,7 @@ from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.kernels.classes import Alike, forward_of_classes_kernel
 from vicinal.backends.triton.kernels.forward import forward_kernel
 from vicinal.backends.triton.launch import Prepared, like, readable, tiles_of
+from vicinal.backends.triton.lines import lines_launch
 from vicinal.backends.triton.steps import Steps
 from vicinal.compiling import Job
 from vicinal.problem import Inputs, Problem, lse_dtype
@@ -40,6 +41,7 @@ class Forward:
         self._kept = None if self._starts is None else Kept.of(prepared, config, self._starts.classes)
         self._steps = None if config.of_classes else Steps.of(prepared, config)
         self._launch = _launch(prepared, config, self._starts, self._steps)
+        self._lines = lines_launch(prepared, prepared.flags(config).wide) if config.of_classes else None
 
     @classmethod
     def of(cls, problem: Problem, config: Tiling, inputs: Inputs) -> Forward:
@@ -59,6 +61,9 @@ class Forward:
                 if self._table is not None:
                     in_use(self._table)
                 ok = aligned(inputs)
+                if self._lines is not None and ok:
+                    self._lines((*inputs[:3], output, lse), ok)
+                    return output, lse
                 if self._starts is not None:
                     starts, key_mask = self._starts(inputs.rpb, query, ok), inputs.key_mask
                     kept = None if self._kept is None or key_mask is None else self._kept(key_mask, ok)
@@ -81,6 +86,8 @@ class Forward:
             kept = None if self._kept is None else like(inputs.query, torch.int32)
             tensors = (*stand_ins[:5], starts, like(inputs.key_mask), kept, None, *results)
             listing = [] if self._kept is None else [self._kept.kernel()]
+            if self._lines is not None:
+                listing.append(partial(self._lines.compile, (*stand_ins[:3], *results)))
             return [self._starts.kernel(inputs.rpb), *listing, partial(self._launch.compile, tensors)]
         jobs: list[Job] = []
         steps = None

@@ -122,6 +122,8 @@ VARIANTS = [
     Variant("nat-classes-float32", (56, 56), (of(2, 7),), torch.float32, 32, has_rpb=True, classes=True),
     Variant("masks-classes", (64, 64), (of(2, 7),), torch.float16, 32, classes=True),  # masks backward
     Variant("masks-classes-d64", (16, 64, 64), (of(3, (3, 7, 7)),), torch.float16, 64, classes=True),  # and forward
+    Variant("lines-d32", (256, 256), (of(2, 7),), torch.float16, 32, classes=True),  # a warp walks its own
+    Variant("lines-d64", (256, 256), (of(2, 7),), torch.bfloat16, 64, kv_heads=1, classes=True),
     Variant("float32", (4096,), (of(1, 256),), torch.float32, 64),
     Variant(
         "everything",
@@ -212,6 +214,7 @@ def launches(
     found += [(launch, (Pointer(torch.uint8), table, steps)) for launch in listed]
     lists = [each for each in (forward._kept, backward._query_kept, backward._key_kept) if each is not None]
     found += [(each.launch, (Pointer(torch.uint8), steps)) for each in lists]
+    found += [(forward._lines, (q, k, v, x, f32))] if forward._lines is not None else []
     found += [(backward._answered.launch, (f32, Pointer(torch.uint8)))] if backward._answered is not None else []
     if backward._bias is not None:
         found.append((backward._bias._launch, (q, k, v, rpb, mask, sizes, table, f32, x, delta, f32)))
