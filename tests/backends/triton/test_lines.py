@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vicinal.backends.triton import lines
+from vicinal.backends.triton import forward, lines
+from vicinal.backends.triton.forward import lines_launch
 from vicinal.backends.triton.launch import Prepared
-from vicinal.backends.triton.lines import has_lines, lines_launch
+from vicinal.backends.triton.lines import has_lines
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem
 
@@ -25,7 +26,8 @@ class Compiled:
 def taken(monkeypatch):
     if not torch.cuda.is_available():
         monkeypatch.setattr(lines.triton, "JITFunction", Compiled)
-        monkeypatch.setattr(lines, "_kernel", Compiled)
+        monkeypatch.setattr(lines, "kernel_of_lines", Compiled)
+        monkeypatch.setattr(forward, "kernel_of_lines", Compiled)
     has_lines.cache_clear()
     yield
     has_lines.cache_clear()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.devices import current
-from vicinal.backends.gpu.launch import Launch
+from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.strides import aligned
 from vicinal.backends.gpu.tables import in_use
 from vicinal.backends.triton.classes import TURNS_OF_HEADS, Kept, Starts, is_ahead, takes_heads, turns_of
@@ -20,7 +20,7 @@ from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.kernels.classes import Alike, forward_of_classes_kernel
 from vicinal.backends.triton.kernels.forward import forward_kernel
 from vicinal.backends.triton.launch import Prepared, like, readable, tiles_of
-from vicinal.backends.triton.lines import lines_launch
+from vicinal.backends.triton.lines import REGISTERS, WINDOW, has_lines, kernel_of_lines, programs_of
 from vicinal.backends.triton.steps import Steps
 from vicinal.compiling import Job
 from vicinal.problem import Inputs, Problem, lse_dtype
@@ -125,3 +125,18 @@ def _launch(prepared: Prepared, config: Tiling, starts: Starts | None, steps: St
         arguments = (*numbers, *more, *tiled, config.warps, prepared.vector, flags, *rest)
     grid = (-(-entries // turns) * heads * programs, 1, 1)
     return Launch(kernel, grid, arguments, prepared.options(config, "forward"))
+
+
+def lines_launch(prepared: Prepared, wide: bool) -> Launch | None:
+    """Of small windows, see `vicinal.backends.triton.kernels.lines`; None where it is not taken.
+
+    `wide`: offsets within a tile may need 64 bits.
+    """
+    problem = prepared.problem
+    if not has_lines(problem) or wide or prepared.vector * problem.dtype.itemsize != 16:
+        return None
+    strides = [s // prepared.vector for each in prepared.strides[:3] for s in each]
+    numbers = (prepared.scale, problem.heads, problem.group_size, *problem.lengths, WINDOW)
+    arguments = (*numbers, *strides, WINDOW, problem.head_dim)
+    options = options_of(4, 1) | {"maxnreg": REGISTERS[problem.head_dim]}
+    return Launch(kernel_of_lines(), (programs_of(problem), 1, 1), arguments, options)

@@ -1,4 +1,4 @@
-"""Small windows forward: where each warp walks the lines of keys that its queries see, and the launch.
+"""Small windows forward: where each warp walks the lines of keys that its queries see.
 
 See `vicinal.backends.triton.kernels.lines`. It takes the place of the kernel of tiles of classes where it was faster.
 """
@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from functools import cache, lru_cache
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import triton
 
 from vicinal.backends.gpu.hardware import gpu_of
-from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Problem
-
-if TYPE_CHECKING:
-    from vicinal.backends.triton.launch import Prepared
 
 TAKEN = True  # the switch: False, and tiles of classes run everything
 WINDOW = 7  # along both axes: what was timed
@@ -41,7 +37,7 @@ def has_lines(problem: Problem) -> bool:
     if any(a.window != WINDOW or a.stride > 1 or a.dilation > 1 or mode(a) != SHIFT for a in problem.neighborhood.axes):
         return False
     enough = problem.lengths[1] >= COLUMNS and programs_of(problem) >= ENOUGH_PROGRAMS
-    return enough and isinstance(_kernel(), triton.JITFunction)
+    return enough and isinstance(kernel_of_lines(), triton.JITFunction)
 
 
 def programs_of(problem: Problem) -> int:
@@ -49,21 +45,9 @@ def programs_of(problem: Problem) -> int:
     return problem.batch * problem.heads * prod([-(-n // TILE) for n in problem.lengths])
 
 
-def lines_launch(prepared: Prepared, wide: bool) -> Launch | None:
-    """The launch; None where it is not taken. `wide`: offsets within a tile may need 64 bits."""
-    problem = prepared.problem
-    if not has_lines(problem) or wide or prepared.vector * problem.dtype.itemsize != 16:
-        return None
-    strides = [s // prepared.vector for each in prepared.strides[:3] for s in each]
-    numbers = (prepared.scale, problem.heads, problem.group_size, *problem.lengths, WINDOW)
-    arguments = (*numbers, *strides, WINDOW, problem.head_dim)
-    options = options_of(4, 1) | {"maxnreg": REGISTERS[problem.head_dim]}
-    return Launch(_kernel(), (programs_of(problem), 1, 1), arguments, options)
-
-
 @cache
-def _kernel() -> Any:
-    """None where it is not run: interpreted, or with another Triton than the one that it was timed with."""
+def kernel_of_lines() -> Any:
+    """The kernel; None where it is not run: interpreted, or with another Triton than the one that it was timed with."""
     if triton.knobs.runtime.interpret or not triton.__version__.startswith("3.6."):  # Gluon's names move
         return None
     from vicinal.backends.triton.kernels.lines import forward_of_lines_kernel
