@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import triton.runtime.interpreter
 
 from vicinal.backends import triton as backend
+from vicinal.backends.triton import bias_gradient, classes
+from vicinal.backends.triton.estimate import Kernel
 
 
 @pytest.fixture
@@ -24,3 +28,12 @@ def interpreting(monkeypatch):
     monkeypatch.setattr(kernel, "__call__", run)
     with backend.interpreting():
         yield
+
+
+@pytest.fixture
+def classes_everywhere(monkeypatch):
+    """Tiles of classes also for problems as small as tests have, and in float32 all kernels that start from masks."""
+    monkeypatch.setattr(classes, "LEAST_TILES", 0)
+    monkeypatch.setattr(classes, "ENOUGH_PROGRAMS", 1)  # so programs have several batch entries each
+    monkeypatch.setattr(bias_gradient, "ENOUGH_OF_CLASSES", 1)  # or several tiles
+    monkeypatch.setattr(classes, "MASKED", {(kernel, 32, 4) for kernel in get_args(Kernel)})
