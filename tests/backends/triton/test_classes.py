@@ -81,3 +81,14 @@ def test_only_where_tiles_share_them(monkeypatch):
     assert have_classes(many, tiling, "forward")
     assert not have_classes(replace(many, scale=-1.0), tiling, "forward")
     assert not have_classes(replace(many, scale=1e-39), tiling, "forward")
+
+
+def test_no_batch_entries_abreast_under_a_key_mask():
+    """Each has keys of its own that are there."""
+    drawn = call((40,), of(1, 5), batch=64, bias=False)
+    problem = Problem.of(drawn.inputs(torch.float32, "cpu"), drawn.neighborhoods, 1.0)
+    abreast = Tiling((16,), (16,), of_classes=True, abreast=2)
+    assert have_classes(problem, abreast, "query")
+    masked = replace(problem, has_key_mask=True)
+    assert have_classes(masked, replace(abreast, abreast=1), "query")
+    assert not have_classes(masked, abreast, "query")

@@ -223,7 +223,7 @@ def have_classes(problem: Problem, config: Tiling, kernel: Kernel) -> bool:
     """Whether a tiling's tiles are of so few classes that laying out what scores start from repays."""
     if not may_have_classes(problem) or config.unfolded is not None or problem.batch % config.abreast:
         return False
-    if problem.has_key_mask and not are_masks(problem, config, kernel):
+    if problem.has_key_mask and (config.abreast > 1 or not are_masks(problem, config, kernel)):
         return False
     inverse = kernel == "key_value"
     tiles = prod(_borders(problem.neighborhood.axes, problem.lengths, config.tile, inverse)[2])
