@@ -1,5 +1,6 @@
 """The pages: links that lead somewhere, names and paths that are there, every public name on the API page."""
 
+import json
 import re
 import runpy
 from importlib import import_module
@@ -115,6 +116,12 @@ def test_every_example_of_the_guide_is_shown_and_none_is_typed_twice():
     assert all(included), blocks
     examples = {named(path) for path in (ROOT / "examples" / "guide").glob("*.py")}
     assert {match[1] for match in included} == examples
+
+
+def test_entries_of_the_tables_are_as_many_as_is_said():
+    said = re.search(r"(\d+) entries of the H100, (\d+) of the H200", (ROOT / "docs" / "tuning.md").read_text())
+    tables = sorted((ROOT / "src" / "vicinal" / "tuning" / "tables").glob("nvidia-h*.json"))
+    assert [len(json.loads(table.read_text())["entries"]) for table in tables] == [int(n) for n in said.groups()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
