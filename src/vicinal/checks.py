@@ -15,7 +15,7 @@ from vicinal.backends.protocol import Direction
 from vicinal.dispatch import BACKENDS
 from vicinal.geometry.neighborhood import MAX_RANK, Neighborhood
 from vicinal.geometry.tiles import check_span
-from vicinal.problem import DTYPES, Inputs, Problem
+from vicinal.problem import DTYPES, Inputs, Problem, Wanted
 from vicinal.torch_internals import shape_of
 from vicinal.warning import warn
 
@@ -130,7 +130,7 @@ def check_inputs(inputs: Inputs, rank: int, neighborhood: Neighborhood | None = 
         ValueError: ranks, shapes or devices that do not fit.
     """
     query, key, value, additional_keys, additional_values, _, key_mask, window_sizes = inputs
-    for name, t in zip(inputs._fields, inputs.numbers):
+    for name, t in zip(Wanted._fields, inputs):  # `inputs.numbers`, as torch 2.10 traces it
         if t is not None or name in ("query", "key", "value"):
             check_tensor(name, t, None if name == "query" else query)
     for name, t in (("query", query), ("key", key), ("value", value)):
@@ -324,16 +324,16 @@ def check_neighborhoods(
             f"got {len(neighborhoods)}"
         )
     resolved = [n.resolve(lengths) for n in neighborhoods]
-    if len({n.spans for n in neighborhoods}) > 1:
+    if any(n.spans != resolved[0].spans for n in resolved):  # compared, not hashed: torch 2.10 and 2.14 trace no hash
         raise ValueError("spans must be the same for all heads")
-    for n in set(resolved):
+    for n in resolved:
         for index, axis in enumerate(n.axes):
             check_span(axis, index)
     if rpb is None:
         return
-    windows = {n.window for n in resolved}
-    if len(windows) > 1:
-        raise ValueError(f"rpb needs one kernel_size for all heads, got {sorted(map(str, windows))}")
+    if any(n.window != resolved[0].window for n in resolved):
+        windows = sorted({str(n.window) for n in resolved})
+        raise ValueError(f"rpb needs one kernel_size for all heads, got {windows}")
     check_rpb(rpb, heads, resolved[0])
 
 
