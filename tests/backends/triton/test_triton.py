@@ -218,6 +218,8 @@ def test_masked_tokens_are_never_numbers(drawn):
         pytest.param(call((16,), of(1, 3), head_dim=4, value_dim=24), id="dims-4-24"),
         pytest.param(call((16,), of(1, 3), head_dim=96, value_dim=12), id="dims-96-12"),
         pytest.param(call((16,), of(1, 3), head_dim=256, value_dim=256), id="dims-256"),
+        pytest.param(call((17,), of(1, 3), head_dim=256, value_dim=256, additional=21), id="dims-256-additional"),
+        pytest.param(call((9,), of(1, 3), head_dim=128, value_dim=128, additional=17), id="dims-128-additional"),
     ],
 )
 def test_features(drawn):

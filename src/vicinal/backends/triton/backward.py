@@ -17,6 +17,7 @@ from vicinal.backends.gpu.tables import in_use
 from vicinal.backends.triton.bias_gradient import BiasGradient, SumOfClasses, entries_at_once
 from vicinal.backends.triton.classes import Kept, Starts
 from vicinal.backends.triton.config import GradientTilings, Tiling
+from vicinal.backends.triton.estimate import padded
 from vicinal.backends.triton.kernels.additional import additional_gradient_kernel
 from vicinal.backends.triton.kernels.backward import (
     delta_kernel,
@@ -31,11 +32,9 @@ from vicinal.backends.triton.kernels.classes import (
 from vicinal.backends.triton.launch import Prepared, like, tiles_of
 from vicinal.backends.triton.steps import Steps
 from vicinal.compiling import Job
-from vicinal.problem import Inputs, Upstream, Wanted, lse_dtype
+from vicinal.problem import Inputs, Problem, Upstream, Wanted, lse_dtype
 
 ENOUGH_PROGRAMS = 1024  # fill a GPU, where work is split to no other end
-ADDITIONAL_TILE = 32  # additional keys per program
-QUERIES_PER_STEP = 32
 ROWS = 32  # per program, where delta is computed alone
 
 
@@ -343,11 +342,12 @@ def _key_programs(prepared: Prepared, config: Tiling, per_query_head: bool) -> t
 def _additional_launch(prepared: Prepared) -> Launch:
     problem = prepared.problem
     tokens = prod(problem.lengths)
-    tiles = -(-problem.additional // ADDITIONAL_TILE)
+    tile, step, stages = _additional_tiling(problem)
+    tiles = -(-problem.additional // tile)
     programs = problem.batch * problem.kv_heads * tiles
-    steps = -(-tokens // QUERIES_PER_STEP)
+    steps = -(-tokens // step)
     slices = min(steps, -(-ENOUGH_PROGRAMS // programs), 65535)
-    slice_size = -(-steps // slices) * QUERIES_PER_STEP
+    slice_size = -(-steps // slices) * step
     axes, *rest = prepared.arguments()
     arguments = (
         prepared.scale,
@@ -358,11 +358,21 @@ def _additional_launch(prepared: Prepared) -> Launch:
         slice_size,
         axes._replace(lengths=problem.lengths, parts=None),  # the queries', of which every one attends
         *rest,
-        ADDITIONAL_TILE,
-        QUERIES_PER_STEP,
+        tile,
+        step,
         prepared.vector,
         problem.has_key_mask,
         precision_of(problem.dtype),
     )
     grid = (programs, -(-tokens // slice_size), 1)
-    return Launch(additional_gradient_kernel, grid, arguments, options_of(4, 2))
+    return Launch(additional_gradient_kernel, grid, arguments, options_of(4, stages))
+
+
+def _additional_tiling(problem: Problem) -> tuple[int, int, int]:
+    """Additional keys of a program, queries of a step, stages: what there are registers and shared memory for.
+
+    Of a key and its value 512 bytes: where they are longer, 32 by 32 spill up to 18 kB a thread, and float32 needs more
+    shared memory than an A100 has.
+    """
+    row = (padded(problem.head_dim) + padded(problem.value_dim)) * problem.dtype.itemsize
+    return (32, 32, 2) if row <= 512 else (16, 16, 2 if row <= 1024 else 1)

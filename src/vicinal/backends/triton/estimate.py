@@ -201,7 +201,7 @@ def program(
     rows, columns, warps, stages, head_dim, value_dim, size, gathers = shape
     c = fitted(gpu)
     what, architecture, threads = COSTS[kernel], gpu.architecture, gpu.architecture.warp * warps
-    d, dv = _padded(head_dim), _padded(value_dim)
+    d, dv = padded(head_dim), padded(value_dim)
     scores = rows * columns / threads
     accumulators = rows * {"forward": dv, "query": d, "key_value": d + dv}[kernel] / threads
     together = architecture.warpgroups and rows >= 64 and warps >= 4
@@ -223,6 +223,7 @@ def program(
         by = 1 if together else min(warps, ceil(rows / 16))  # warps that split the same step
         registers += (split.registers[0] * resident + split.registers[1] * columns * (d + dv) * by) / threads
         shared += int(split.shared * resident * size)
+        shared += 2 * size * columns * max(d, dv) if d != dv else 0  # where layouts are changed
         flops *= split.flops
         splitting = by * split.instructions * columns * (d + dv) / architecture.warp / ISSUES
     registers = registers if limit is None else min(registers, limit)
@@ -389,5 +390,6 @@ def unfolded(problem: Problem, axis: int) -> Problem:
     return replace(problem, lengths=lengths, neighborhoods=(longest.neighborhood,))
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """A head dim as kernels compute with it."""
     return max(16, 1 << (size - 1).bit_length())

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from vicinal.backends.gpu.hardware import Gpu
 from vicinal.backends.triton.compiler import STAGES, WARPS
-from vicinal.backends.triton.estimate import Kernel
+from vicinal.backends.triton.estimate import Kernel, padded
 from vicinal.problem import Problem
 
 STEPS = (16, 32, 64, 128)  # tokens
@@ -57,7 +57,7 @@ class Family(NamedTuple):
 def shortlist(problem: Problem, kernel: Kernel, gpu: Gpu) -> list[Size]:
     """The few sizes for a family of problems; all of them where none were chosen."""
     if gpu.architecture.warpgroups:
-        widest = max(16, 1 << (max(problem.head_dim, problem.value_dim) - 1).bit_length())
+        widest = padded(max(problem.head_dim, problem.value_dim))
         found = SHORTLISTS.get(Family(kernel, widest, problem.dtype.itemsize, problem.rank, _is_dilated(problem)))
         if found is not None:
             return found
@@ -69,11 +69,10 @@ def of_classes_sizes(problem: Problem, kernel: Kernel) -> Sequence[Size]:
 
     As many batch entries abreast as leave enough programs.
     """
-    widest = max(problem.head_dim, problem.value_dim)
+    widest = padded(max(problem.head_dim, problem.value_dim))
     if not problem.has_rpb and (widest > (128 if problem.has_key_mask else 64) or problem.rank == 1):
         return ()
-    least = 32 if widest <= 32 else 64 if widest <= 64 or problem.has_rpb else 128
-    found = _of_classes(kernel, least, problem.dtype.itemsize, problem.has_rpb, problem.rank)
+    found = _of_classes(kernel, max(widest, 32), problem.dtype.itemsize, problem.has_rpb, problem.rank)
     if all(size.abreast == 1 for size in found):
         return found
     abreast = max((size.abreast for size in found if _can_be_abreast(problem, size)), default=1)
@@ -265,8 +264,9 @@ _CHOSEN: dict[tuple[Kernel, int, int, int, bool], list[tuple[Any, ...]]] = {
 }
 # fmt: on
 SHORTLISTS = {Family(*family): [Size(*size) for size in sizes] for family, sizes in _CHOSEN.items()}
-# Where tiles are of classes, by kernel, head dim at least, bytes per element, and whether there is a bias. Without one
-# what is not here is faster elsewhere. All registers that there are: the estimate of what a program needs is too high.
+# Where tiles are of classes, by kernel, head dim as kernels pad it (32 for less), bytes per element, and whether there
+# is a bias. Without one what is not here is faster elsewhere. All registers that there are: the estimate of what a
+# program needs is too high. Head dims above 64 with a bias were never timed: these spill least, of those that compile.
 OF_CLASSES: dict[tuple[Kernel, int, int, bool], list[Size]] = {
     ("forward", 32, 2, False): [Size(32, 32, 1, 2, registers=128)],
     ("query", 32, 2, False): [Size(32, 16, 1, 3, registers=128)],
@@ -292,4 +292,14 @@ OF_CLASSES: dict[tuple[Kernel, int, int, bool], list[Size]] = {
     ("forward", 64, 4, True): [Size(16, 16, 1, 2), Size(16, 16, 4, 2)],
     ("query", 64, 4, True): [Size(16, 16, 1, 3), Size(16, 16, 4, 3)],
     ("key_value", 64, 4, True): [Size(16, 16, 1, 3), Size(16, 16, 4, 3)],
+    ("forward", 128, 2, True): [Size(64, 64, 4, 2, registers=240), Size(16, 32, 1, 2, registers=255)],
+    ("query", 128, 2, True): [Size(64, 32, 4, 3, registers=200), Size(16, 32, 1, 3, registers=255)],
+    ("key_value", 128, 2, True): [Size(64, 32, 4, 3, registers=255), Size(16, 16, 1, 3, registers=255)],
+    ("forward", 128, 4, True): [Size(16, 16, 4, 2)],
+    ("query", 128, 4, True): [Size(16, 16, 4, 3)],
+    ("key_value", 128, 4, True): [Size(16, 16, 4, 3)],
+    ("forward", 256, 2, True): [Size(64, 32, 4, 2, registers=255)],
+    ("query", 256, 2, True): [Size(64, 32, 4, 2, registers=255), Size(32, 16, 4, 3, registers=255)],
+    ("key_value", 256, 2, True): [Size(16, 16, 4, 3, registers=255)],
+    ("forward", 256, 4, True): [Size(16, 16, 4, 2)],
 }

@@ -124,7 +124,10 @@ VARIANTS = [
     Variant("masks-classes-d64", (16, 64, 64), (of(3, (3, 7, 7)),), torch.float16, 64, classes=True),  # and forward
     Variant("lines-d32", (256, 256), (of(2, 7),), torch.float16, 32, classes=True),  # a warp walks its own
     Variant("lines-d64", (256, 256), (of(2, 7),), torch.bfloat16, 64, kv_heads=1, classes=True),
+    Variant("rpb-d128", (56, 56), (of(2, 7),), torch.float16, 128, has_rpb=True, classes=True),
+    Variant("rpb-d256", (56, 56), (of(2, 7),), torch.float16, 256, has_rpb=True, classes=True),
     Variant("float32", (4096,), (of(1, 256),), torch.float32, 64),
+    Variant("float32-d256", (64, 64), (of(2, 7),), torch.float32, 256, additional=16),
     Variant(
         "everything",
         (24, 44, 80),

@@ -34,6 +34,13 @@ ALLOWED = {
     ("sm_90", "everything", "query_gradient"): 100,
     ("sm_90", "everything", "key_value_gradient"): 96,
     ("sm_90", "everything: key additional_values", "key_value_gradient"): 32,
+    ("sm_90", "rpb-d128", "forward_of_classes"): 12,
+    ("sm_90", "rpb-d128", "key_value_gradient_of_classes"): 36,
+    ("sm_90", "rpb-d256", "forward_of_classes"): 120,
+    ("sm_90", "float32-d256", "forward"): 1020,  # the smallest tiles there are
+    ("sm_90", "float32-d256", "query_gradient"): 1268,
+    ("sm_90", "float32-d256", "key_value_gradient"): 920,
+    ("sm_90", "float32-d256", "additional_gradient"): 924,
     ("sm_90", "float32", "forward"): 60,  # faster so than any tiling that spills nothing
     ("sm_90", "float32", "query_gradient"): 40,
     ("sm_90", "float32", "key_value_gradient"): 16,
@@ -44,12 +51,19 @@ ALLOWED = {
     ("sm_100", "small", "gradients"): 8,
     ("sm_100", "nat-classes", "forward_of_classes"): 4,  # of 128 registers
     ("sm_80", "nat-classes", "forward_of_classes"): 28,
+    ("sm_86", "rpb-d128", "forward_of_classes"): 4,
+    ("sm_86", "rpb-d128", "key_value_gradient_of_classes"): 28,
+    ("sm_86", "float32-d256", "forward"): 1000,
+    ("sm_86", "float32-d256", "query_gradient"): 1236,
+    ("sm_86", "float32-d256", "key_value_gradient"): 904,
+    ("sm_86", "float32-d256", "additional_gradient"): 852,
     ("sm_100", "2d: value", "key_value_gradient"): 56,
     ("gfx942", "2d", "key_value_gradient"): 60,
 }
 COMPILED = {  # target: variants ([]: all)
     "sm_90": [],
     "sm_80": ["nat-classes", "small"],
+    "sm_86": ["rpb-d128", "float32-d256", "small"],  # which has the least shared memory
     "sm_100": ["nat-classes", "small"],
     "gfx942": ["nat-classes", "small"],
 }
