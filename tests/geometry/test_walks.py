@@ -31,7 +31,7 @@ def test_long_axes_are_counted_to_a_few_hundredths(window, data, border, dilatio
     stride = 1 if border == "causal" else data.draw(st.integers(1, window))
     axis = Axis(window, stride, dilation, **BORDERS[border])
     length = 200 * dilation * (window + tile + step)
-    exact, found = count(axis, length, tile, step, inverse), Walks(axis, length, inverse).walk(tile, step)
+    exact, found = count(axis, length, tile, step, inverse), Walks(axis, length, inverse).walk[tile, step]
     assert found.tiles == exact.tiles
     assert found.tiles * found.steps == pytest.approx(exact.steps, rel=0.03)
 
@@ -41,7 +41,7 @@ def test_long_axes_are_counted_to_a_few_hundredths(window, data, border, dilatio
 def test_no_tile_walks_more_than_the_longest(case, tile, step, inverse):
     axis, length = case
     exact, found = count(axis, length, tile, step, inverse), Walks(axis, length, inverse)
-    assert found.walk(tile, step).longest >= exact.longest
+    assert found.walk[tile, step].longest >= exact.longest
     assert found.may_pass_end(tile, step) >= exact.passes_end
 
 
@@ -50,7 +50,7 @@ def test_no_tile_walks_more_than_the_longest(case, tile, step, inverse):
 def test_nor_does_a_tile_of_a_part(case, tile, step, inverse):
     axis, length = case
     exact, found = count(axis, length, tile, step, inverse), Walks(axis, length, inverse)
-    assert found.walk(tile, step).longest >= exact.longest
+    assert found.walk[tile, step].longest >= exact.longest
     assert found.may_pass_end(tile, step) >= exact.passes_end
 
 
@@ -59,7 +59,7 @@ def test_nor_does_a_tile_of_a_part(case, tile, step, inverse):
 @pytest.mark.parametrize("length", [1, 2, 45])
 def test_blocks_of_queries_may_be_longer_than_a_causal_axis(length, stride, inverse):
     axis = Axis(stride, stride, 3, causal=True)
-    exact, found = count(axis, length, 16, 16, inverse), Walks(axis, length, inverse).walk(16, 16)
+    exact, found = count(axis, length, 16, 16, inverse), Walks(axis, length, inverse).walk[16, 16]
     assert found.tiles * found.steps == pytest.approx(exact.steps)
 
 
@@ -70,7 +70,7 @@ def test_full_steps_are_those_of_a_tile_in_the_middle(window, tile, step):
     high, end = window_stop(axis, n, first), window_stop(axis, n, first + tile - 1)
     laid = range(begin, end, step)
     full = sum(low <= at and at + step <= high for at in laid) / len(laid)
-    assert Walks(axis, n, False).walk(tile, step).full == pytest.approx(full)
+    assert Walks(axis, n, False).walk[tile, step].full == pytest.approx(full)
 
 
 @pytest.mark.parametrize("passes", [0, 1, 2, None])
@@ -83,7 +83,7 @@ def test_two_tiles_side_by_side_pass_over_what_only_the_other_needs(window, tile
     ahead, beyond = sum(at + step <= starts[1] for at in laid), sum(at >= ends[0] for at in laid)
     most = min(ahead, beyond) if passes is None else passes
     steps = len(laid) - (min(ahead, most) + min(beyond, most)) / 2
-    assert Walks(axis, n, False).pair(tile, step, passes) == pytest.approx(steps, rel=1e-3)
+    assert Walks(axis, n, False).pair[tile, step, passes] == pytest.approx(steps, rel=1e-3)
 
 
 @given(
@@ -94,11 +94,11 @@ def test_what_was_asked_before_changes_no_answer(case, inverse, questions):
 
     def answer(of: Walks, what: int, tile: int, step: int) -> object:
         ways = (
-            lambda: of.walk(tile, step),
-            lambda: of.pair(tile, step, step % 3 or None),
-            lambda: of.aligned(tile, (step, 2 * step), 16),
+            lambda: of.walk[tile, step],
+            lambda: of.pair[tile, step, step % 3 or None],
+            lambda: of.aligned[tile, (step, 2 * step), 16],
             lambda: of.works(tile, step),
-            lambda: of.middle(tile, step),
+            lambda: of.middle[tile, step],
         )
         return ways[what]()
 
@@ -115,7 +115,7 @@ def test_walks_from_multiples_begin_before_the_keys(window, tile, step, unit):
     for first in range(48_000, 49_024, tile):
         begin, end = window_start(axis, n, first), window_stop(axis, n, first + tile - 1)
         ends.append(-(-(end - begin // own * own) // step))
-    assert Walks(axis, n, False).aligned(tile, (step,), unit)[0] == pytest.approx(sum(ends) / len(ends), rel=2e-3)
+    assert Walks(axis, n, False).aligned[tile, (step,), unit][0] == pytest.approx(sum(ends) / len(ends), rel=2e-3)
 
 
 def test_one_look_at_an_axis_serves_all_who_ask():
@@ -137,5 +137,5 @@ def test_keys_of_a_part_have_fewer_queries_where_they_are_beyond_them(length, wi
     part = Axis(window, span=Span(length, queries, reach(Axis(window), length, queries)))
     own = queries[1] - queries[0]
     exact, found = count(part, own, tile, step, True), Walks(part, own, True)
-    assert found.walk(tile, step).steps * exact.tiles == pytest.approx(exact.steps, rel=0.25)
-    assert found.walk(tile, step).steps >= exact.steps / exact.tiles
+    assert found.walk[tile, step].steps * exact.tiles == pytest.approx(exact.steps, rel=0.25)
+    assert found.walk[tile, step].steps >= exact.steps / exact.tiles

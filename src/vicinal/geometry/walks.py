@@ -7,15 +7,17 @@ middle, and a border that cuts counts by its mean. `longest` is never less than 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from math import gcd
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.window import CAUSAL, SHIFT, leader_offset, left_reach, mode
 
 TILES = tuple(1 << i for i in range(9))  # tokens along an axis of tiles, and of two of them side by side
+
+Key, Value = TypeVar("Key"), TypeVar("Value")
 
 
 class Walk(NamedTuple):
@@ -34,28 +36,54 @@ class Walk(NamedTuple):
     full: float
 
 
-class _Tiles(NamedTuple):
+class Tiles(NamedTuple):
     """Of the tiles of one size, what all their walks depend on.
 
     Attributes:
-        less, more, share: tokens that tiles of the middle walk: one number or the other, and the share of the other.
-        number: of tiles, in a dilation group.
+        number: of tiles, of all dilation groups.
+        reach: tokens that a tile of the middle walks, the most that its place in a block of `stride` queries allows.
+        less, share: others of the middle walk so many; the share of those that walk `reach`.
+        most: tokens that some tile walks, at most.
+        moved: how far windows of a tile's queries are apart.
+        each: how many tiles a dilation group has.
         changed: how many of these borders change: those whose windows rest there, or are cut.
         walked: tokens, on average, of tiles of keys that borders change, or that are a part's.
     """
 
-    less: int
-    more: int
-    share: float
     number: int
+    reach: int
+    less: int
+    share: float
+    most: int
+    moved: int
+    each: int
     changed: float
     walked: float
+
+
+class _Kept(dict[Key, Value]):
+    """What is made of a key, when it is first asked for."""
+
+    def __init__(self, make: Callable[..., Value]) -> None:
+        self._make = make
+
+    def __missing__(self, key: Any) -> Value:
+        made = self[key] = self._make(*key) if isinstance(key, tuple) else self._make(key)
+        return made
 
 
 class Walks:
     """Of one axis, tiles of queries and the keys that they walk; `inverse`: tiles of keys and their queries.
 
     What is asked for is kept: comparing tilings, the same few tiles and steps are met again and again.
+
+    Attributes:
+        tiles: by their tokens, `Tiles`.
+        walk: by tokens of a tile and of a step, `Walk`.
+        middle: by tokens of a tile, and `most`: steps that a tile of the middle takes, of 1, 2, 4, ... up to `most`
+            tokens.
+        aligned: see `_aligned`.
+        pair: see `_pair`.
     """
 
     def __init__(self, axis: Axis, length: int, inverse: bool) -> None:
@@ -78,61 +106,42 @@ class Walks:
         # Of the keys of an axis whose windows shift, those whose queries borders make others.
         keys = self.length - self._borders[1] + self._borders[0]
         self._share = 0.0 if self._window >= self._walked else min(1.0, keys / max(1, self.length))
-        self._tiles: dict[int, _Tiles] = {}
-        self._works: dict[int, list[int]] = {}
-        self._middle: dict[tuple[int, int], list[int]] = {}
-        self._walks: dict[tuple[int, int], Walk] = {}
-        self._pairs: dict[tuple[int, int, int | None], float] = {}
-        self._aligned: dict[tuple[int, Sequence[int], int], list[float]] = {}
-
-    def tiles(self, tile: int) -> int:
-        """Of all groups."""
-        return self.dilation * -(-self.length // tile)
-
-    def reach(self, tile: int) -> int:
-        """Tokens that a tile of the middle walks, the most that its place in a block of `stride` queries allows."""
-        return min(self._walked, self._window + tile - 1) if self.stride == 1 else self._of(tile).more
+        self.tiles: Mapping[int, Tiles] = _Kept(self._of)
+        self.walk: Mapping[tuple[int, int], Walk] = _Kept(self._walk)
+        self.middle: Mapping[tuple[int, int], list[int]] = _Kept(self._middle)
+        self.aligned: Mapping[tuple[int, tuple[int, ...], int], list[float]] = _Kept(self._aligned)
+        self.pair: Mapping[tuple[int, int, int | None], float] = _Kept(self._pair)
+        self._works: Mapping[int, list[int]] = _Kept(self._works_of)
 
     def works(self, most: int, more: int) -> list[int]:
         """Scores along the axis, of all tiles of 1, 2, 4, ... up to `most` tokens.
 
         As if they were of the middle, `more` of each for its last step.
         """
-        found = self._works.get(more)
-        if found is None:
-            found = self._works[more] = [self.tiles(tile) * tile * (self.reach(tile) + more) for tile in TILES]
-        return found[: most.bit_length()]
+        return self._works[more][: most.bit_length()]
 
-    def middle(self, tile: int, most: int) -> list[int]:
-        """Steps that a tile of the middle takes, of 1, 2, 4, ... up to `most` tokens."""
-        found = self._middle.get((tile, most))
-        if found is None:
-            last = self.reach(tile) - 1
-            found = self._middle[tile, most] = [(last >> i) + 1 for i in range(most.bit_length())]
-        return found
+    def may_pass_end(self, tile: int, step: int) -> bool:
+        """Whether the steps over some box may be longer, together, than its dilation group."""
+        return self.walk[tile, step].longest * step > self._fewest
 
-    def walk(self, tile: int, step: int) -> Walk:
-        """Of tiles of `tile` tokens, `step` at a time."""
-        found = self._walks.get((tile, step))
-        if found is None:
-            found = self._walks[tile, step] = self._walk(tile, step)
-        return found
+    def _works_of(self, more: int) -> list[int]:
+        return [self._number(tile) * tile * (self._reach(tile) + more) for tile in TILES]
 
-    def aligned(self, tile: int, steps: tuple[int, ...], unit: int) -> list[float]:
+    def _middle(self, tile: int, most: int) -> list[int]:
+        last = self._reach(tile) - 1
+        return [(last >> i) + 1 for i in range(most.bit_length())]
+
+    def _aligned(self, tile: int, steps: tuple[int, ...], unit: int) -> list[float]:
         """How many steps of each size a tile takes on average, of walks that begin at multiples of `unit`.
 
         Or at multiples of a step, where it is smaller. All are powers of two.
         """
-        key = tile, steps, unit
-        found = self._aligned.get(key)
-        if found is None:
-            own = self._of(tile)
-            taken = self._from_multiples(tile, own.less, steps, unit)
-            if own.share:
-                longer = self._from_multiples(tile, own.more, steps, unit)
-                taken = [own.share * a + (1 - own.share) * b for a, b in zip(longer, taken)]
-            found = self._aligned[key] = [self._beside_borders(own, step, n) for step, n in zip(steps, taken)]
-        return found
+        own = self.tiles[tile]
+        taken = self._from_multiples(tile, own.less, steps, unit)
+        if own.share:
+            longer = self._from_multiples(tile, own.reach, steps, unit)
+            taken = [own.share * a + (1 - own.share) * b for a, b in zip(longer, taken)]
+        return [self._beside_borders(own, step, n) for step, n in zip(steps, taken)]
 
     def _from_multiples(self, tile: int, tokens: int, steps: Sequence[int], unit: int) -> Sequence[float]:
         """How many steps of each size `tokens` of a tile's walk take, from the last multiple of `unit` before them.
@@ -155,43 +164,41 @@ class Walks:
             found.append(taken if places == 1 else taken + max(0, places - 1 - rest // every) / places)
         return found
 
-    def may_pass_end(self, tile: int, step: int) -> bool:
-        """Whether the steps over some box may be longer, together, than its dilation group."""
-        return self.walk(tile, step).longest * step > self._fewest
-
-    def pair(self, tile: int, step: int, passes: int | None) -> float:
+    def _pair(self, tile: int, step: int, passes: int | None) -> float:
         """Steps of each of two tiles side by side, on average, which walk the keys of both and pass over some.
 
         The first needs none of the last steps, the second none of the first ones. Each may pass over `passes` of them;
         None: as many as the other one does. Tiles are of queries.
         """
-        key = tile, step, passes
-        found = self._pairs.get(key)
-        if found is None:
-            own, both = self.reach(tile), self.reach(2 * tile)
-            walked, aside = -(-both // step), both - own
-            last, first = walked - -(-own // step), aside // step
-            most = min(last, first) if passes is None else passes
-            steps = walked - (min(last, most) + min(first, most)) / 2
-            found = self._pairs[key] = self._beside_borders(self._of(2 * tile), step, steps)
-        return found
+        two = self.tiles[2 * tile]
+        own, both = self._reach(tile), two.reach
+        walked, aside = -(-both // step), both - own
+        last, first = walked - -(-own // step), aside // step
+        most = min(last, first) if passes is None else passes
+        return self._beside_borders(two, step, walked - (min(last, most) + min(first, most)) / 2)
 
-    def _of(self, tile: int) -> _Tiles:
-        """Tiles of so many tokens."""
-        found = self._tiles.get(tile)
-        if found is None:
-            number, changed, walked = -(-self.length // tile), 0.0, 0.0
-            first, last = self._borders
-            if self._is_part:  # its keys reach beyond its queries: there, they have fewer and fewer
-                walked = min(self._walked, self._walked * (self._window + tile - 1) / max(1, self.length))
-            elif self._mode != SHIFT:
-                changed = min(number, (first + self.length - last) / tile)
-            elif self.inverse:  # two windows of keys, whose queries are half a window fewer to more
-                walked = min(self._walked, self._window + tile / 2)
-            else:
-                changed = min(number, first // tile + max(0, number - -(-last // tile)))
-            found = self._tiles[tile] = _Tiles(*self._extents(tile), number, changed, walked)
-        return found
+    def _number(self, tile: int) -> int:
+        """Of tiles, see `Tiles`."""
+        return self.dilation * -(-self.length // tile)
+
+    def _reach(self, tile: int) -> int:
+        """See `Tiles`: without what else there is to a tile, where that is simple."""
+        return min(self._walked, self._window + tile - 1) if self.stride == 1 else self.tiles[tile].reach
+
+    def _of(self, tile: int) -> Tiles:
+        each, changed, walked = -(-self.length // tile), 0.0, 0.0
+        first, last = self._borders
+        if self._is_part:  # its keys reach beyond its queries: there, they have fewer and fewer
+            walked = min(self._walked, self._walked * (self._window + tile - 1) / max(1, self.length))
+        elif self._mode != SHIFT:
+            changed = min(each, (first + self.length - last) / tile)
+        elif self.inverse:  # two windows of keys, whose queries are half a window fewer to more
+            walked = min(self._walked, self._window + tile / 2)
+        else:
+            changed = min(each, first // tile + max(0, each - -(-last // tile)))
+        less, reach, share = self._extents(tile)
+        moved = (tile - 1) // self.stride * self.stride
+        return Tiles(self.dilation * each, reach, less, share, self._most(tile), moved, each, changed, walked)
 
     def _extents(self, tile: int) -> tuple[int, int, float]:
         """Tokens that tiles of the middle walk: one number or the other, and the share of the other.
@@ -226,29 +233,28 @@ class Walks:
         return min(self._walked, self._window + tile - 1 + beside)
 
     def _walk(self, tile: int, step: int) -> Walk:
-        window, own = self._window, self._of(tile)
-        longest, steps = -(-self._most(tile) // step), float(-(-own.less // step))
+        window, own = self._window, self.tiles[tile]
+        steps = float(-(-own.less // step))
         if own.share:
-            steps = (1 - own.share) * steps + own.share * -(-own.more // step)
+            steps = (1 - own.share) * steps + own.share * -(-own.reach // step)
         full = 1.0
         if window < self._walked or self._mode == CAUSAL:
-            moved = (tile - 1) // self.stride * self.stride
-            whole = window // step - -(-moved // step)
+            whole = window // step - -(-own.moved // step)
             full = whole / max(1.0, steps) if whole > 0 else 0.0
-        return Walk(self.dilation * own.number, self._beside_borders(own, step, steps), longest, full)
+        return Walk(own.number, self._beside_borders(own, step, steps), -(-own.most // step), full)
 
-    def _beside_borders(self, tiles: _Tiles, step: int, steps: float) -> float:
+    def _beside_borders(self, tiles: Tiles, step: int, steps: float) -> float:
         """Steps of a tile on average, where those of the middle take `steps`."""
         if self._is_part:
             return min(steps, (tiles.walked + (step - 1) / 2) / step) if self.inverse else steps
         if self._mode == SHIFT and self.inverse:
             share = self._share
             return share * ((tiles.walked + (step - 1) / 2) / step) + (1 - share) * steps if share else steps
-        number, changed = tiles.number, tiles.changed
+        each, changed = tiles.each, tiles.changed
         if self._mode == SHIFT:
-            return (changed * -(-self._window // step) + (number - changed) * steps) / number if changed else steps
+            return (changed * -(-self._window // step) + (each - changed) * steps) / each if changed else steps
         mean = max(1.0, steps / 2 if self._mode == CAUSAL else 0.75 * steps)
-        return (changed * min(steps, mean) + (number - changed) * steps) / number
+        return (changed * min(steps, mean) + (each - changed) * steps) / each
 
     def _rests(self) -> tuple[int, int]:
         """Up to which token windows are at the first border, and from which on at the last one."""

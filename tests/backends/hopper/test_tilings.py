@@ -65,7 +65,7 @@ def test_a_stride_aligned_problem_walks_no_masked_tile():
     problem = problem_of((128, 128), kernel_size=32, stride=16)
     best = forward_configs(problem)[0]
     _, axes = sampled_walks(problem, False)[0]
-    assert all(axis.walk(n, step).full == 1 for axis, n, step in zip(axes, best.query_tile, best.key_tile))
+    assert all(axis.walk[n, step].full == 1 for axis, n, step in zip(axes, best.query_tile, best.key_tile))
 
 
 @pytest.mark.parametrize("configs", [forward_configs, backward_configs, one_pass_configs])

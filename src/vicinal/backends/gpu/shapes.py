@@ -64,7 +64,7 @@ def _walked(axes: Sequence[Walks], tile: Shape, step: Shape) -> float:
     """Steps of all tiles, those that need a mask counted as more."""
     steps = full = 1.0
     for axis, n, taken in zip(axes, tile, step):
-        tiles, each, _, own_full = axis.walk(n, taken)
+        tiles, each, _, own_full = axis.walk[n, taken]
         steps, full = steps * tiles * each, full * own_full
     return steps * (1 + MASKED * (1 - full))
 
@@ -85,8 +85,8 @@ def _steps(kind: Kind, tile: Shape, columns: int) -> list[tuple[int, list[list[i
     for heads, axes in kind:
         costs = []
         for axis, size in zip(axes, tile):
-            heads *= axis.tiles(size)
-            costs.append(axis.middle(size, columns))
+            heads *= axis.tiles[size].number
+            costs.append(axis.middle[size, columns])
         tables.append((heads, costs))
     return tables
 

@@ -103,5 +103,5 @@ def most_steps(problem: Problem, constants: Constants) -> int:
     before = 1 if constants.inverse else 0
     axes, first = problem.neighborhood.axes, RANK - problem.rank
     own, step = extent_of(constants)[first:], constants.step[first:]
-    each = (walks(axis, n, constants.inverse).walk(t, s) for axis, n, t, s in zip(axes, problem.lengths, own, step))
+    each = (walks(axis, n, constants.inverse).walk[t, s] for axis, n, t, s in zip(axes, problem.lengths, own, step))
     return prod(walk.longest + before for walk in each)

@@ -180,14 +180,14 @@ def _tried(
             alone = [_aligned(axis, n, columns, unit) for axis, n, unit in sides]
             beside = [_aligned_pair(axis, n, columns, unit) for axis, n, unit in sides]
         else:
-            alone = [axis.middle(n, columns) for axis, n in zip(axes, tile)]
+            alone = [axis.middle[n, columns] for axis, n in zip(axes, tile)]
             beside = [_side_by_side(axis, n, columns, passes) for axis, n in zip(axes, tile)]
-        counts = [axis.tiles(n) for axis, n in zip(axes, tile)]
+        counts = [axis.tiles[n].number for axis, n in zip(axes, tile)]
         every = prod(counts)
         for split, axis in enumerate(axes):
             costs = alone.copy()
             costs[split] = beside[split]
-            pairs = every // counts[split] * axis.tiles(WARPGROUPS * tile[split])
+            pairs = every // counts[split] * axis.tiles[WARPGROUPS * tile[split]].number
             cost, step = the_cheapest(columns, pairs, costs, least_step)
             found.append((cost, (tile, step, split)))
     found.sort(key=itemgetter(0))
@@ -197,15 +197,15 @@ def _tried(
 @lru_cache(maxsize=4096)
 def _side_by_side(axis: Walks, tile: int, columns: int, passes: int) -> list[int]:
     """Steps of 1, 2, 4, ... `columns` keys of a warpgroup whose tile lies beside another's."""
-    aside = axis.reach(WARPGROUPS * tile) - axis.reach(tile)  # keys that only the other needs
-    both = axis.middle(WARPGROUPS * tile, columns)
+    aside = axis.tiles[WARPGROUPS * tile].reach - axis.tiles[tile].reach  # keys that only the other needs
+    both = axis.middle[WARPGROUPS * tile, columns]
     return [n - min(aside >> i, passes) for i, n in enumerate(both)]
 
 
 @lru_cache(maxsize=4096)
 def _aligned(axis: Walks, tile: int, columns: int, unit: int) -> list[int]:
     """Hundredths of steps of 1, 2, 4, ... `columns` queries, from multiples of `unit`, or of themselves."""
-    return [round(100 * n) for n in axis.aligned(tile, TILES[: columns.bit_length()], unit)]
+    return [round(100 * n) for n in axis.aligned[tile, TILES[: columns.bit_length()], unit]]
 
 
 @lru_cache(maxsize=4096)
@@ -244,14 +244,14 @@ def steps(problem: Problem, config: HopperConfig) -> tuple[float, int]:
 
 def pairs_of(axes: Sequence[Walks], tile: Shape, split: int) -> int:
     """Pairs of tiles, in all dilation groups."""
-    return prod([axis.tiles(n) for axis, n in zip(axes, doubled(tile, split))])
+    return prod([axis.tiles[n].number for axis, n in zip(axes, doubled(tile, split))])
 
 
 def walked(axes: Sequence[Walks], tile: Shape, step: Shape) -> tuple[float, int]:
     """Steps of a tile, on average and at most."""
     mean, longest = 1.0, 1
     for axis, n, taken in zip(axes, tile, step):
-        walk = axis.walk(n, taken)
+        walk = axis.walk[n, taken]
         mean, longest = mean * walk.steps, longest * walk.longest
     return mean, longest
 
@@ -273,9 +273,9 @@ def one_pass_steps(problem: Problem, query_tile: Shape, key_tile: Shape, split: 
     for count, axes in sampled_walks(problem, True):
         mean, most = 1.0, 1
         for a, (axis, tile, step, unit) in enumerate(zip(axes, pair, query_tile, units)):
-            (steps,) = axis.aligned(tile, (step,), unit)
-            mean *= together(steps, *axis.aligned(key_tile[a], (step,), unit)) if a == split else steps
-            most *= axis.walk(tile, step).longest
+            (steps,) = axis.aligned[tile, (step,), unit]
+            mean *= together(steps, *axis.aligned[key_tile[a], (step,), unit]) if a == split else steps
+            most *= axis.walk[tile, step].longest
         total += count * mean * pairs_of(axes, key_tile, split)
         longest, heads = max(longest, most), heads + count
     return total / heads, longest
@@ -311,9 +311,9 @@ def _scores(problem: Problem, tile: Shape, step: Shape, split: int, passes: int 
     for heads, axes in sampled_walks(problem, False):
         steps, full, tiles = 1.0, 1.0, WARPGROUPS
         for a, (axis, n, taken) in enumerate(zip(axes, tile, step)):
-            number, each, _, own_full = axis.walk(n, taken)
+            number, each, _, own_full = axis.walk[n, taken]
             if a == split:
-                number, each = axis.tiles(WARPGROUPS * n), axis.pair(n, taken, passes)
+                number, each = axis.tiles[WARPGROUPS * n].number, axis.pair[n, taken, passes]
             steps, full, tiles = steps * each, full * own_full, tiles * number
         total += heads * tiles * steps * (1 + MASK_COST * (1 - full))
         all_heads, first = all_heads + heads, first or tiles

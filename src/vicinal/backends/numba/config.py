@@ -81,7 +81,7 @@ def shapes(axes: tuple[Axis, ...], lengths: tuple[int, ...]) -> tuple[Shape, ...
         keys = tiles = 1.0
         box = []
         for axis, n in zip(own, tile):
-            walk = axis.walk(n, 1)
+            walk = axis.walk[n, 1]
             keys, tiles = keys * walk.tiles * walk.steps, tiles * walk.tiles
             box.append(walk.longest)
         found.append((keys + TILE_COST * tiles, tile, tuple(box)))

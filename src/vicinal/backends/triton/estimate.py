@@ -290,7 +290,7 @@ def estimate(problem: Problem, kernel: Kernel, tiling: Tiling) -> Estimate:
     for heads, axes in sampled_walks(problem, kernel == "key_value"):
         tiles, each, longest, full = heads, 1.0, 1, 1.0
         for axis, size, taken in zip(axes, tile, step):
-            own_tiles, own_steps, own_longest, own_full = axis.walk(size, taken)
+            own_tiles, own_steps, own_longest, own_full = axis.walk[size, taken]
             tiles, each, longest, full = tiles * own_tiles, each * own_steps, longest * own_longest, full * own_full
         if tiling.of_classes:  # token by token
             each, longest, full = float(ceil(each / columns)), ceil(longest / columns), 1.0

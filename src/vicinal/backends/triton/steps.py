@@ -65,7 +65,7 @@ def most_steps(problem: Problem, config: Tiling, inverse: bool) -> int:
     """That some tile takes, at most."""
     return max(
         prod(
-            walks(axis, length, inverse).walk(tile, step).longest
+            walks(axis, length, inverse).walk[tile, step].longest
             for axis, length, tile, step in zip(part.neighborhood.axes, part.lengths, config.tile, config.step)
         )
         for neighborhood in set(problem.neighborhoods)
