@@ -1,5 +1,6 @@
 """Counts in closed form against tiles counted one by one."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -13,6 +14,7 @@ from vicinal.geometry.count import (
     count,
     period,
     runs,
+    widest,
 )
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.span import Span
@@ -106,6 +108,24 @@ def test_counts_of_long_axes(case, tile, step, inverse):
     axis, length = case
     each = axis, length, tile, step, inverse
     assert count(*each) == one_by_one(*each)
+
+
+@settings(max_examples=300)
+@given(axes(600), SIZES, st.booleans())
+def test_the_widest_box_where_windows_move_with_every_query(case, tile, inverse):
+    axis, length = case
+    axis = replace(axis, stride=1)
+    assert widest(axis, length, tile, inverse) == one_by_one(axis, length, tile, 1, inverse).widest
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("tile", [1, 2, 3, 8])
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("length", [1, 2, 5, 8, 13, 20])
+def test_the_widest_box_of_every_small_axis(length, border, tile, inverse):
+    every = [axis for axis in small_axes(length, border) if axis.stride == 1]
+    found = [widest(axis, length, tile, inverse) for axis in every]
+    assert found == [one_by_one(axis, length, tile, 1, inverse).widest for axis in every]
 
 
 @settings(max_examples=400)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.span import Interval
-from vicinal.geometry.tiles import Alike, alike
+from vicinal.geometry.tiles import Alike, alike, key_interval, query_interval
 from vicinal.geometry.window import (
     first_query_starting_at,
     first_query_stopping_after,
@@ -61,6 +61,26 @@ def count(axis: Axis, length: int, tile: int, step: int, inverse: bool = False) 
         widest = max(widest, longest)
         passes_end = passes_end or -(-longest // step) * step > _size(group.other)
     return Count(tiles, steps, -(-widest // step), covered, widest, passes_end)
+
+
+@lru_cache(maxsize=4096)
+def widest(axis: Axis, length: int, tile: int, inverse: bool = False) -> int:
+    """`Count.widest` of a whole axis whose windows move with every query (a stride of 1), from three tiles of a group.
+
+    Boxes grow from tile to tile until their starts begin to move, are alike then, and shrink once their stops rest.
+    """
+    interval, most = query_interval if inverse else key_interval, 0
+    for group in alike(axis, length):
+        n = group.length
+        if inverse:
+            moves, rests = window_stop(axis, n, 0), window_start(axis, n, n - 1)
+        else:
+            moves, rests = first_query_starting_at(axis, n, 1), first_query_stopping_after(axis, n, n - 1)
+        before = (moves - 1) // tile
+        for first in {before * tile, min(before + 1, (n - 1) // tile) * tile, rests // tile * tile}:
+            start, stop = interval(axis, n, (first, min(first + tile, n)))
+            most = max(most, stop - start)
+    return most
 
 
 def _start(axis: Axis, group: Alike, token: int, inverse: bool) -> int:

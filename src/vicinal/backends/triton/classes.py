@@ -23,7 +23,7 @@ from vicinal.backends.triton.kernels.kept import kept_kernel
 from vicinal.backends.triton.kernels.starts import ALONG, Classes, masks_kernel, starts_kernel
 from vicinal.backends.triton.launch import MAX_EXTENT, Prepared, like, stand_in, tiles_of
 from vicinal.compiling import Job
-from vicinal.geometry.count import count
+from vicinal.geometry.count import widest
 from vicinal.geometry.maps import Maps
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.geometry.tiles import alike
@@ -268,7 +268,7 @@ def _classes(
         if axis.span is not None:  # around a circle
             extent = size - 1 + (axis.window or length)
         else:
-            extent = count(axis, length, size, 1, inverse).longest
+            extent = widest(axis, length, size, inverse)
         box *= extent
         if extent > MAX_EXTENT or box > MAX_BOX:
             return None
