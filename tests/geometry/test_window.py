@@ -10,6 +10,7 @@ from vicinal.geometry.window import (
     first_query_starting_at,
     first_query_stopping_after,
     group_length,
+    window,
     window_start,
     window_stop,
 )
@@ -30,6 +31,7 @@ EVERY_SMALL_AXIS = [
 def test_rule_and_inverse_on_every_small_axis(axis, length):
     starts = [window_start(axis, length, i) for i in range(length)]
     stops = [window_stop(axis, length, i) for i in range(length)]
+    assert [window(axis, length, i) for i in range(length)] == list(zip(starts, stops))
     for i in range(length):
         assert list(range(starts[i], stops[i])) == neighbors(axis, length, i)
     assert starts == sorted(starts)

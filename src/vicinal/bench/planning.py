@@ -31,7 +31,7 @@ from vicinal.bench.new_sizes import FAMILIES, Family
 from vicinal.files import write_text
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.machine import machine, versions
-from vicinal.problem import Inputs, Problem, Wanted, stand_ins
+from vicinal.problem import Inputs, Problem, Upstream, Wanted, lse_dtype, stand_ins
 
 KIND, SCHEMA = "vicinal bench planning", 1
 CARD = Gpu(ARCHITECTURES["sm_90"], 132)
@@ -91,7 +91,7 @@ class Planned:
 
 def plan(problem: Problem, planner: Planner) -> Planned | None:
     """Plan a problem, and prepare its launches; None where no backend of the planner can."""
-    inputs = stand_ins(problem)
+    inputs, above = stand_ins(problem), _above(problem)
     backends = [dispatch.backend(name) for name in planner.backends]
     reasons, asked = timed(lambda: [each.unsupported(problem) for each in backends])
     able = [backend for backend, reason in zip(backends, reasons) if reason is None]
@@ -99,46 +99,29 @@ def plan(problem: Problem, planner: Planner) -> Planned | None:
         return None
     chosen = dispatch.Plan(problem, tuple(able))
     _, choosing = timed(lambda: (chosen.forward, chosen.backward))
-    _, preparing = timed(lambda: prepare(chosen, inputs))
+    _, preparing = timed(lambda: prepare(chosen, inputs, above))
     return Planned(problem.rank, choosing, preparing, asked / len(backends))
 
 
-def prepare(chosen: dispatch.Plan, inputs: Inputs) -> None:
+def _above(problem: Problem) -> Upstream:
+    """What a backward pass is given, contiguous, without memory."""
+    shape = (problem.batch, *problem.lengths, problem.heads)
+    output = torch.empty((*shape, problem.value_dim), dtype=problem.dtype, device="meta")
+    return Upstream(output, torch.empty(shape, dtype=lse_dtype(problem.dtype), device="meta"), output)
+
+
+def prepare(chosen: dispatch.Plan, inputs: Inputs, above: Upstream) -> None:
     """Everything of both passes' launches but the tensors, and nothing compiled."""
-    if chosen.backend.name == "numba":
-        _prepare_numba(chosen)
+    problem, wanted = chosen.problem, Wanted.of(inputs)
+    if chosen.backend.name != "numba":
+        chosen.backend.forward_kernels(problem, chosen.forward, inputs)
+        chosen.gradients.backward_kernels(problem, chosen.backward, inputs, wanted)
         return
-    wanted = Wanted.of(inputs)
-    chosen.backend.forward_kernels(chosen.problem, chosen.forward, inputs)
-    chosen.gradients.backward_kernels(chosen.problem, chosen.backward, inputs, wanted)
+    from vicinal.backends.numba.launch import NOBODY, call_of
 
-
-def _prepare_numba(chosen: dispatch.Plan) -> None:
-    from vicinal.backends.gpu.strides import contiguous_strides
-    from vicinal.backends.numba.config import LANES
-    from vicinal.backends.numba.plan import kernel_call
-
-    problem = chosen.problem
-    width, value_width = (LANES * ceil(n / LANES) for n in (problem.head_dim, problem.value_dim))
-    x, tokens = (problem.batch, *problem.lengths), (problem.heads, problem.kv_heads)
-
-    def layout(heads: int, columns: int) -> tuple[int, ...]:
-        return (*contiguous_strides((*x, heads, columns)), columns)
-
-    q, k, v, o, lse = (
-        layout(*each)
-        for each in (
-            (tokens[0], width),
-            (tokens[1], width),
-            (tokens[1], value_width),
-            (tokens[0], value_width),
-            (tokens[0], 1),
-        )
-    )
-    threads, config = 2, chosen.forward
-    kernel_call(problem, "forward", config.tiles, (q, k, v, None, None), Wanted(*[False] * 6), threads)  # type: ignore[attr-defined]
-    wanted = Wanted(True, True, True, False, False, False)
-    kernel_call(problem, "backward", config.tiles, (q, k, v, None, None, o, lse, o, None), wanted, threads)  # type: ignore[attr-defined]
+    given = inputs[:5]
+    call_of(problem, "forward", chosen.forward, given, NOBODY)  # type: ignore[arg-type]
+    call_of(problem, "backward", chosen.backward, (*given, *above), wanted)  # type: ignore[arg-type]
 
 
 def timed(what: Callable[[], Any]) -> tuple[Any, float]:

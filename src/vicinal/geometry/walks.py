@@ -17,7 +17,8 @@ from vicinal.geometry.window import CAUSAL, SHIFT, leader_offset, left_reach, mo
 
 TILES = tuple(1 << i for i in range(9))  # tokens along an axis of tiles, and of two of them side by side
 
-Key, Value = TypeVar("Key"), TypeVar("Value")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class Walk(NamedTuple):

@@ -2,8 +2,8 @@
 
 All functions speak of one dilation group: positions `0 <= i < length` in units of the dilation (`groups` splits an
 axis). Every window is an interval `[start, stop)` and both ends never decrease with the query's position; the whole
-of `vicinal.geometry.tiles` rests on that. `leader`, `window_start` and `window_stop` also take tensors or arrays of
-positions, and of the lengths of their groups, and compute elementwise.
+of `vicinal.geometry.tiles` rests on that. `leader`, `window_start`, `window_stop` and `window` also take tensors or
+arrays of positions, and of the lengths of their groups, and compute elementwise.
 
 Source: generalized neighborhood attention (arXiv 2504.16922) for the stride's leader; neighborhood attention
 (arXiv 2204.07143, section 3) for the shifted window, its dilation (arXiv 2209.15001); `../DESIGN` of this project
@@ -67,6 +67,14 @@ def window_stop(axis: Axis, length: int, query: int) -> int:
         return window_start(axis, length, query) + window
     stop: Any = leader(axis, length, query) - left_reach(axis) + window
     return min(stop, length) if isinstance(stop, int) else stop.clip(max=length)
+
+
+def window(axis: Axis, length: int, query: int) -> tuple[int, int]:
+    """The keys of `query`: both ends at once."""
+    start = window_start(axis, length, query)
+    if axis.causal or axis.boundary == "clip":  # borders cut it
+        return start, window_stop(axis, length, query)
+    return start, start + _window(axis)
 
 
 def first_query_starting_at(axis: Axis, length: int, key: int) -> int:

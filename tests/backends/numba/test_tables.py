@@ -4,12 +4,13 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies import spans, tiles
+from strategies import axes, spans, tiles
 from vicinal.backends.numba import tables
 from vicinal.backends.numba.kernels import call as c
+from vicinal.geometry.count import count
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.tiles import groups, key_interval
 from vicinal.reference import axis_mask
@@ -77,6 +78,13 @@ def test_tables_of_spans_hold_every_window(case, size):
             assert min(first_query - span.queries[0], low) >= 0
             mask[first_query + i * dilation - span.queries[0], low:high:dilation] = True
     assert torch.equal(mask, axis_mask(axis, length))
+
+
+@settings(max_examples=300)
+@given(axes(600) | spans(120), st.integers(1, 16))
+def test_tables_count_the_keys_of_boxes(case, size):
+    own, exact = tables.axis_table(*case, size), count(*case, size, 1)
+    assert (own.tiles, own.covered, own.widest) == (exact.tiles, exact.covered, exact.widest)
 
 
 @pytest.mark.parametrize("axis", [Axis(255), Axis(64, 48), Axis(300, causal=True), Axis(9, 4, 5, boundary="clip")])

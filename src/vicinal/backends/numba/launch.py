@@ -33,7 +33,7 @@ def forward(problem: Problem, config: NumbaConfig, inputs: Inputs) -> tuple[Tens
     """Output and log-sum-exp, contiguous."""
     dtype = lse_dtype(problem.dtype)
     given = tuple([None if t is None else _rows(t, dtype) for t in inputs[:5]])
-    call = _call(problem, "forward", config, given, NOBODY)
+    call = call_of(problem, "forward", config, given, NOBODY)
     shape = inputs.query.shape[:-1]
     output = _empty((*shape, _whole(problem.value_dim)), dtype)
     lse = _empty(shape, dtype)
@@ -71,7 +71,7 @@ def backward(
     rows = [None if t is None else _rows(t, dtype) for t in inputs[:5]]
     sums = (_numbers(lse, dtype), None if grad_lse is None else _numbers(grad_lse, dtype))
     given = (*rows, _rows(output, dtype), sums[0], _rows(grad_output, dtype), sums[1])
-    call = _call(problem, "backward", config, given, wanted)
+    call = call_of(problem, "backward", config, given, wanted)
     parts = () if call.parts == 1 else (call.parts,)
     made: list[Tensor | None] = []
     for place, (t, computed) in enumerate(zip(inputs[:5], call.computed)):
@@ -98,7 +98,8 @@ def backward(
     return Inputs(*found)  # type: ignore[arg-type]
 
 
-def _call(problem: Problem, direction: Direction, config: NumbaConfig, given: Given, wanted: Wanted) -> KernelCall:
+def call_of(problem: Problem, direction: Direction, config: NumbaConfig, given: Given, wanted: Wanted) -> KernelCall:
+    """The call for tensors with rows of whole vectors, in its order."""
     layouts = tuple([None if t is None else (*t.stride(), t.shape[-1]) for t in given])
     return kernel_call(problem, direction, config.tiles, layouts, wanted, torch.get_num_threads())
 

@@ -20,7 +20,6 @@ from vicinal.backends.numba.kernels.vectors import LANES
 from vicinal.backends.numba.tables import AXES, AxisTable, Ints, axis_table, lane_table
 from vicinal.backends.protocol import Direction
 from vicinal.caching import Cache
-from vicinal.geometry.count import Count, count
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.problem import Problem, Wanted, lse_dtype
 
@@ -80,46 +79,95 @@ class HeadSet:
     Attributes:
         heads: in ascending order.
         tile: queries along each axis.
-        tables, counts: of each axis.
+        tables: of each axis.
     """
 
     heads: tuple[int, ...]
     tile: tuple[int, ...]
     tables: tuple[AxisTable, ...]
-    counts: tuple[Count, ...]
+
+    @classmethod
+    def of(
+        cls, neighborhood: Neighborhood, heads: tuple[int, ...], lengths: tuple[int, ...], tile: tuple[int, ...]
+    ) -> HeadSet:
+        """The set of `heads`, of tokens of `lengths`."""
+        lead = AXES - len(lengths)
+        axes, lengths, tile = (LEADING,) * lead + neighborhood.axes, (1,) * lead + lengths, (1,) * lead + tile
+        return cls(heads, tile, tuple([axis_table(*own) for own in zip(axes, lengths, tile)]))
 
     @property
     def spans(self) -> int:
         """Of tiles, along the last axis."""
-        return ceil(self.counts[2].tiles / SPAN)
+        return ceil(self.tables[2].tiles / SPAN)
 
     @property
     def strips(self) -> int:
-        return self.counts[0].tiles * self.counts[1].tiles * self.spans
+        return self.tables[0].tiles * self.tables[1].tiles * self.spans
 
     @property
     def offsets(self) -> tuple[int, ...]:
         """Distances from a tile's first query to a key, along each axis."""
-        return tuple(table.fields[c.OFFSETS] for table in self.tables)
+        return tuple([table.fields[c.OFFSETS] for table in self.tables])
 
     def rows(self, additional: int) -> int:
         """Of 16 scores, of one batch element."""
-        keys, tiles = prod(own.covered for own in self.counts), prod(own.tiles for own in self.counts)
+        keys, tiles = prod([own.covered for own in self.tables]), prod([own.tiles for own in self.tables])
         return len(self.heads) * (keys + tiles * additional)
 
 
-SETS: Cache[HeadSet] = Cache(entries=256)  # both passes of a problem have the same
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What calls of both passes of a problem have in common.
+
+    Attributes:
+        sets: of heads.
+        numbers: a call's integers, but those of tensors and tasks.
+        kept: see `KernelCall`, as are `scratch` and `lane_biases`.
+        rows: of 16 scores, of all batch elements.
+    """
+
+    sets: tuple[HeadSet, ...]
+    numbers: Numbers
+    kept: tuple[Ints, ...]
+    scratch: int
+    lane_biases: int
+    rows: int
 
 
-@SETS.memoize
-def head_set(
-    neighborhood: Neighborhood, heads: tuple[int, ...], lengths: tuple[int, ...], tile: tuple[int, ...]
-) -> HeadSet:
-    """The set of `heads`, of tokens of `lengths`."""
-    lead = AXES - len(lengths)
-    axes, lengths, tile = (LEADING,) * lead + neighborhood.axes, (1,) * lead + lengths, (1,) * lead + tile
-    tables = tuple([axis_table(*own) for own in zip(axes, lengths, tile)])
-    return HeadSet(heads, tile, tables, tuple([count(*own, 1) for own in zip(axes, lengths, tile)]))
+SHARED: Cache[Shared] = Cache(entries=256)
+
+
+@SHARED.memoize
+def shared(problem: Problem, tiles: tuple[tuple[int, ...], ...]) -> Shared:
+    """`tiles` are a `NumbaConfig`'s."""
+    size = lse_dtype(problem.dtype).itemsize
+    channels, value_channels = (ceil(n / LANES) for n in (problem.head_dim, problem.value_dim))
+    each = zip(head_sets(problem).items(), tiles)
+    sets = tuple([HeadSet.of(neighborhood, heads, problem.lengths, tile) for (neighborhood, heads), tile in each])
+    numbers = [0] * (c.LENGTH + c.SET_FIELDS * len(sets))
+    kept, lane_biases = _place_sets(numbers, problem, sets, size)
+    widest = [max([own.tables[axis].widest for own in sets]) for axis in range(AXES)]
+    scratch = _place_scratch(numbers, size, channels, value_channels, widest)
+    one_each = {
+        c.SLOT: size * lane_biases,
+        c.HEADS: problem.heads,
+        c.GROUP: problem.group_size,
+        c.CHANNELS: channels,
+        c.VALUE_CHANNELS: value_channels,
+        c.ADDITIONAL: problem.additional,
+        c.CHUNK: CHUNK,
+        c.SPAN: SPAN,
+        c.SCALE: struct.unpack("q", struct.pack("d", problem.scale))[0],
+        c.SETS: len(sets),
+        c.BATCH: problem.batch,
+        c.SCRATCH_BYTES: scratch,
+    }
+    for place, number in one_each.items():
+        numbers[place] = number
+    numbers[c.LENGTHS : c.LENGTHS + AXES] = (1,) * (AXES - problem.rank) + problem.key_lengths
+    numbers[c.KEY_STARTS : c.KEY_STARTS + AXES] = _starts(problem)[1]
+    rows = problem.batch * sum([own.rows(problem.additional) for own in sets])
+    return Shared(sets, numbers, kept, scratch, lane_biases, rows)
 
 
 CALLS: Cache[KernelCall] = Cache(size=16 << 20, size_of=lambda call: call.nbytes)
@@ -142,61 +190,35 @@ def kernel_call(
     Raises:
         AssertionError: a tensor's rows are not such as kernels read.
     """
-    size = lse_dtype(problem.dtype).itemsize
-    channels, value_channels = (ceil(n / LANES) for n in (problem.head_dim, problem.value_dim))
-    sets = [
-        head_set(neighborhood, heads, problem.lengths, tile)
-        for (neighborhood, heads), tile in zip(head_sets(problem).items(), tiles)
-    ]
-    numbers = [0] * (c.LENGTH + c.SET_FIELDS * len(sets))
+    both = shared(problem, tiles)
+    numbers = both.numbers.copy()
+    channels, value_channels = numbers[c.CHANNELS], numbers[c.VALUE_CHANNELS]
     _check_rows(layouts, LANES * channels, LANES * value_channels)
     _place_tensors(numbers, problem, direction, layouts)
-    rows = problem.batch * sum(own.rows(problem.additional) for own in sets)
-    threads = max(1, min(threads, int(rows * ROW_NS[direction] * LANES * (channels + value_channels) / START_NS)))
+    threads = max(1, min(threads, int(both.rows * ROW_NS[direction] * LANES * (channels + value_channels) / START_NS)))
     computed = _computed(wanted)
     parts = batches = 1
     if direction == "backward":
-        parts, batches = _division(problem, max(own.strips for own in sets), threads, computed.rpb)
+        parts, batches = _division(problem, max([own.strips for own in both.sets]), threads, computed.rpb)
         tasks = problem.kv_heads * batches * parts
     else:
-        tasks = problem.batch * sum(len(own.heads) * own.strips for own in sets)
-    kept, lane_biases = _place_sets(numbers, problem, sets, size)
-    widest = [max(own.counts[axis].widest for own in sets) for axis in range(AXES)]
-    scratch = _place_scratch(numbers, size, channels, value_channels, widest)
-    one_each = {
-        c.SLOT: size * lane_biases,
-        c.HEADS: problem.heads,
-        c.GROUP: problem.group_size,
-        c.CHANNELS: channels,
-        c.VALUE_CHANNELS: value_channels,
-        c.ADDITIONAL: problem.additional,
-        c.CHUNK: CHUNK,
-        c.SPAN: SPAN,
-        c.TASKS: tasks,
-        c.SCALE: struct.unpack("q", struct.pack("d", problem.scale))[0],
-        c.SETS: len(sets),
-        c.BATCH: problem.batch,
-        c.BATCHES: batches,
-        c.PARTS: parts,
-        c.HAS_GRAD_LSE: len(layouts) > c.GRAD_LSE and layouts[c.GRAD_LSE] is not None,
-        c.WANTED: (
-            computed.query * c.WANT_QUERY
-            + computed.key * c.WANT_KEY
-            + computed.value * c.WANT_VALUE
-            + computed.rpb * c.WANT_BIAS
-        ),
-        c.SCRATCH_BYTES: scratch,
-    }
-    for place, number in one_each.items():
-        numbers[place] = number
+        tasks = problem.batch * sum([len(own.heads) * own.strips for own in both.sets])
+    numbers[c.TASKS], numbers[c.BATCHES], numbers[c.PARTS] = tasks, batches, parts
+    numbers[c.HAS_GRAD_LSE] = len(layouts) > c.GRAD_LSE and layouts[c.GRAD_LSE] is not None
+    numbers[c.WANTED] = (
+        computed.query * c.WANT_QUERY
+        + computed.key * c.WANT_KEY
+        + computed.value * c.WANT_VALUE
+        + computed.rpb * c.WANT_BIAS
+    )
     return KernelCall(
         np.array(numbers, np.int64),
-        kept,
+        both.kept,
         max(1, min(threads, tasks)),
-        scratch,
+        both.scratch,
         parts,
         parts * batches,
-        lane_biases,
+        both.lane_biases,
         computed,
     )
 
@@ -231,7 +253,7 @@ def _division(problem: Problem, strips: int, threads: int, folds_biases: bool) -
 def _place_tensors(
     numbers: list[int], problem: Problem, direction: Direction, layouts: tuple[Layout | None, ...]
 ) -> None:
-    """Sets strides, and lengths."""
+    """Sets strides, addresses as far as positions say them, and sizes of gradients' parts."""
     size = lse_dtype(problem.dtype).itemsize
     results, starts = _results(problem, direction), _starts(problem)
     strides = {place: layout[:-1] for place, layout in enumerate(layouts) if layout is not None}
@@ -240,7 +262,7 @@ def _place_tensors(
     for place, own in strides.items():
         at = c.STRIDE + c.STRIDES * place
         numbers[at : at + c.STRIDES] = five = [size * s for s in _five(own, problem.rank, place in c.OF_ADDITIONAL)]
-        if place not in c.OF_ADDITIONAL:
+        if problem.is_part and place not in c.OF_ADDITIONAL:
             before = starts[place in (c.KEY, c.VALUE, c.GRAD_KEY, c.GRAD_VALUE)]
             numbers[c.ADDRESS + place] = -sum(start * stride for start, stride in zip(before, five[1:]))
     for i, place in enumerate((c.GRAD_KEY, c.GRAD_VALUE, c.GRAD_ADDITIONAL_KEY, c.GRAD_ADDITIONAL_VALUE)):
@@ -250,8 +272,6 @@ def _place_tensors(
         numbers[c.STRIDE + c.STRIDES * c.KEY_MASK + c.HEAD_STRIDE] = 0  # one for all heads
     if problem.has_window_sizes:
         _place_by_token(numbers, c.CUTS, (problem.batch, *problem.lengths, problem.heads), CUT_BYTES, starts[0])
-    numbers[c.LENGTHS : c.LENGTHS + AXES] = (1,) * (AXES - problem.rank) + problem.key_lengths
-    numbers[c.KEY_STARTS : c.KEY_STARTS + AXES] = starts[1]
 
 
 def _place_by_token(numbers: list[int], place: int, shape: Layout, size: int, starts: Numbers) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from vicinal.caching import Cache
 from vicinal.geometry.count import period, runs
 from vicinal.geometry.neighborhood import Axis
 from vicinal.geometry.tiles import Alike, alike
-from vicinal.geometry.window import window_start, window_stop
+from vicinal.geometry.window import window, window_start, window_stop
 
 AXES = 3
 Ints = NDArray[np.int64]
@@ -32,10 +32,18 @@ class AxisTable:
     Attributes:
         fields: see `vicinal.backends.numba.kernels.call`, with places in `table` where addresses belong.
         table: kinds of groups, runs of tiles, then patterns.
+        covered: keys of all tiles' boxes.
+        widest: keys of one box, at most.
     """
 
     fields: tuple[int, ...]
     table: Ints
+    covered: int
+    widest: int
+
+    @property
+    def tiles(self) -> int:
+        return self.fields[c.TILE_COUNT]
 
     @property
     def nbytes(self) -> int:
@@ -59,7 +67,10 @@ def axis_table(axis: Axis, length: int, size: int) -> AxisTable:
     turn = period(axis, size)
     kinds: list[int] = []
     runs_of: list[int] = []
-    tiles: list[tuple[int, int, int]] = []  # of every pattern its first query, where its group's stop, how long that is
+    # Of every pattern its first query, where its group's stop, how long that is; then how many groups have it, how
+    # often each, and how many keys it gains a period later.
+    tiles: list[list[int]] = [[] for _ in range(6)]
+    firsts, ends, lengths, groups, often, growth = tiles
     first_tile = longest = 0
     for kind in alike(axis, length):
         begin, end = kind.own
@@ -67,9 +78,15 @@ def axis_table(axis: Axis, length: int, size: int) -> AxisTable:
         kinds += (first_tile, count, kind.first, len(runs_of), begin)
         first_tile += kind.count * count
         longest = max(longest, kind.length)
-        for first, beyond in runs(axis, kind, size, False):  # as they are counted: found once
-            runs_of += (first, len(tiles), turn, *_steps(axis, kind, size, (first, beyond)))
-            tiles += [(begin + i * size, end, kind.length) for i in range(first, min(first + turn, beyond))]
+        for first, beyond in runs(axis, kind, size):
+            low, high = _steps(axis, kind, size, (first, beyond))
+            runs_of += (first, len(firsts), turn, low, high)
+            own = min(turn, beyond - first)
+            whole, more = divmod(beyond - first, turn)
+            firsts += range(begin + first * size, begin + (first + own) * size, size)
+            often += [whole + 1] * more + [whole] * (own - more)
+            for column, value in ((ends, end), (lengths, kind.length), (groups, kind.count), (growth, high - low)):
+                column += [value] * own
         runs_of += (count, 0, 0, 0, 0)  # beyond all tiles
     kinds += (first_tile, 0, 0, 0, 0)  # beyond all kinds
     reach = min(axis.window, longest) - 1
@@ -84,9 +101,13 @@ def axis_table(axis: Axis, length: int, size: int) -> AxisTable:
         c.REACH: reach,
         c.OFFSETS: 2 * reach + size,
     }
-    patterns = _patterns(axis, size, *np.array(tiles, np.int64).T[..., None])
-    whole = np.concatenate([np.array(kinds + runs_of, np.int64), patterns])
-    return AxisTable(tuple(fields[i] for i in range(c.AXIS_FIELDS)), whole)
+    numbers = np.array(tiles, np.int64)
+    patterns = _patterns(axis, size, *numbers[:3, :, None])
+    boxes, (count_of, times, gained) = patterns[:, c.PATTERN_HIGH] - patterns[:, c.PATTERN_LOW], numbers[3:]
+    covered = count_of * times * (2 * boxes + gained * (times - 1)) // 2
+    widest = boxes + np.maximum(gained, 0) * (times - 1)
+    table = np.concatenate([np.array(kinds + runs_of, np.int64), patterns.ravel()])
+    return AxisTable(tuple([fields[i] for i in range(c.AXIS_FIELDS)]), table, int(covered.sum()), int(widest.max()))
 
 
 def _steps(axis: Axis, kind: Alike, size: int, tiles: tuple[int, int]) -> tuple[int, int]:
@@ -101,15 +122,15 @@ def _steps(axis: Axis, kind: Alike, size: int, tiles: tuple[int, int]) -> tuple[
 
 
 def _patterns(axis: Axis, size: int, first: Any, ends: Any, lengths: Any) -> Ints:
-    """Those of tiles that begin at query `first` of groups of these lengths, one after the other."""
+    """Those of tiles that begin at query `first` of groups of these lengths, a row each."""
     last = np.minimum(first + size, ends) - 1
     queries: Any = np.minimum(first + np.arange(size), last)
-    starts, stops = (np.asarray(rule(axis, lengths, queries)) for rule in (window_start, window_stop))
+    starts, stops = cast(Any, window)(axis, lengths, queries)
     low, high = starts[:, :1], stops[:, -1:]
-    found = np.empty((len(first), 3 + 2 * size), np.int64)
+    found = np.empty((len(first), c.PATTERN_FIELDS + 2 * size), np.int64)
     found[:, :1], found[:, 1:2], found[:, 2:3] = last + 1 - first, low, high
     found[:, 3::2], found[:, 4::2] = starts - low, high - stops
-    return found.ravel()
+    return found
 
 
 LANE_TABLES: Cache[Ints] = Cache(entries=256)
