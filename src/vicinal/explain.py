@@ -8,11 +8,10 @@ from math import prod
 from typing import get_args
 
 from vicinal import dispatch
-from vicinal.backends.protocol import Config, Direction
+from vicinal.backends.protocol import Direction
 from vicinal.bench.cases import useful_flops
 from vicinal.bench.roofline import intensity, least_bytes
 from vicinal.distributed.halo import halo, shards_of, volume
-from vicinal.geometry.work import waste
 from vicinal.machine import device_name
 from vicinal.problem import Problem
 from vicinal.tuning import cache
@@ -117,11 +116,6 @@ def _tilings(problem: Problem, verdict: dispatch.Verdict, chosen: dict[Direction
     for direction, configs in verdict.configs.items():
         shown = TILINGS_SHOWN if verdict.name == chosen.get(direction) else 1
         for place, config in enumerate(configs[:shown], 1):
-            words = f"{direction}, {place} of {len(configs)}: {_tiling(problem, config)}"
+            how = dispatch.backend(verdict.name).described(problem, direction, config)
+            words = f"{direction}, {place} of {len(configs)}: {how.words}, waste {how.waste:.3g}"
             yield from labelled(verdict.name, words, width)
-
-
-def _tiling(problem: Problem, config: Config) -> str:
-    tiles = config.query_tile, config.key_tile, config.unfolded
-    each = [waste(n, problem.lengths, *tiles) for n in problem.neighborhoods]
-    return f"{config}, waste {sum(each) / len(each):.3g}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
 from vicinal.compiling import Job
+from vicinal.geometry.work import waste
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
 Direction = Literal["forward", "backward"]
@@ -22,7 +23,7 @@ class Config(Protocol):
     """How a backend runs one pass of a problem: its own frozen dataclass, hashable.
 
     Its fields are numbers, words, tuples or such dataclasses: tuning tables keep them.
-    `str` is how it is printed, wherever it is: one line, without the backend's name.
+    `str` names it in one line, without the backend's name; how a pass runs with it: `Backend.described`.
     """
 
     @property
@@ -42,6 +43,18 @@ class Config(Protocol):
 
 
 C = TypeVar("C", bound=Config)
+
+
+class Described(NamedTuple):
+    """How a pass runs, for people to read.
+
+    Attributes:
+        words: one line, without the backend's name.
+        waste: scores that are computed over useful ones, the mean over heads: 1.0 is perfect.
+    """
+
+    words: str
+    waste: float
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -103,6 +116,12 @@ class Backend(Protocol[C]):
     def seconds(self, problem: Problem, direction: Direction, config: C) -> float | None:
         """An estimate of a pass, to compare backends by; None where this one has none. No device work."""
         return None
+
+    def described(self, problem: Problem, direction: Direction, config: C) -> Described:
+        """How a pass of a supported problem runs with a configuration; a backend that may run it otherwise says so."""
+        tiles = config.query_tile, config.key_tile, config.unfolded
+        each = [waste(n, problem.lengths, *tiles) for n in problem.neighborhoods]
+        return Described(str(config), sum(each) / len(each))
 
     def forward(self, problem: Problem, config: C, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Output `[B, *X, H, Dv]` in the inputs' dtype, log-sum-exp `[B, *X, H]` in `lse_dtype`; contiguous."""

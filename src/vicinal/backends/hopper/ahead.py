@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vicinal.backends.gpu.run import Ahead, without_memory
 from vicinal.backends.hopper import backward, forward, onepass
 from vicinal.backends.hopper.additional import readable
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig
@@ -30,8 +31,7 @@ class _StandIns(NamedTuple):
 
     @classmethod
     def of(cls, problem: Problem, inputs: Inputs) -> _StandIns:
-        metas = (_meta(t) for t in inputs[:5])
-        stand_ins = Inputs(*metas)  # type: ignore[arg-type]
+        stand_ins = without_memory(inputs)
         query, key, value = described(stand_ins)
         output = _empty(*query.shape[:-1], problem.value_dim, dtype=query.dtype)
         lse = _empty(*query.shape[:-1])
@@ -45,12 +45,6 @@ class _StandIns(NamedTuple):
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def _meta(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None or tensor.is_meta:
-        return tensor
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def forward_kernels(problem: Problem, config: ForwardConfig, inputs: Inputs) -> list[Job]:
@@ -72,6 +66,14 @@ def _with_steps(steps: Steps | None, lse: Tensor, table: Tensor, jobs: list[Job]
     return lists
 
 
+def _answering(problem: Problem, lse: Tensor) -> list[Job]:
+    """What says which queries have an answer, under a key mask."""
+    run = Ahead()
+    if problem.has_key_mask:
+        answered_of(problem)(run, lse)
+    return run.jobs
+
+
 def two_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs, wanted: Wanted) -> list[Job]:
     """Of `backward.backward`."""
     if not any(wanted[:5]):
@@ -79,7 +81,7 @@ def two_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs, w
     tensors = _StandIns.of(problem, inputs)
     query, key, value, output, lse, table, more = tensors
     passes = backward.Passes(*wanted[:5])
-    jobs: list[Job] = [answered_of(problem).kernel()] if problem.has_key_mask else []
+    jobs = _answering(problem, lse)
     for part in backward.launchers(problem, config, tensors.strides, passes):
         rows = _empty(part.rows)
         jobs.append(partial(part.prepare.compile, output, output, lse, lse, rows, rows, rows))
@@ -100,7 +102,7 @@ def one_pass_kernels(problem: Problem, config: BackwardConfig, inputs: Inputs) -
     """Of `onepass.backward`."""
     tensors = _StandIns.of(problem, inputs)
     query, key, value, output, lse, table, more = tensors
-    jobs: list[Job] = [answered_of(problem).kernel()] if problem.has_key_mask else []
+    jobs = _answering(problem, lse)
     for part in onepass.launchers(problem, config, tensors.strides, has_grad_lse=False):
         rows, addends = _empty(part.rows), _empty(part.addends)
         jobs.append(partial(part.prepare.compile, output, output, lse, lse, rows, rows, rows))

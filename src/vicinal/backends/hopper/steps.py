@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vicinal.backends.gpu.answered import Answered
+from vicinal.backends.gpu.run import ALIGNED
 from vicinal.backends.hopper.arguments import extent_of, groups_of, options_of, token_strides
 from vicinal.backends.hopper.kernels.arguments import ENTRY, HEADER, LISTS, Constants, Lists, Scalars
 from vicinal.backends.hopper.launch import Launcher
@@ -92,7 +93,7 @@ def masks_of(problem: Problem, inputs: Inputs, lse: Tensor) -> tuple[Tensor, Ten
     """Of a backward that walks queries: which of them have an answer, and which keys are there; any, without a mask."""
     if inputs.key_mask is None:
         return lse, lse
-    return answered_of(problem)(lse, aligned=True), bytes_of(inputs.key_mask)
+    return answered_of(problem)(ALIGNED, lse), bytes_of(inputs.key_mask)
 
 
 answered_of = Cache[Answered](1024).memoize(Answered.of)

@@ -24,10 +24,12 @@ from torch import Tensor
 
 from vicinal.backends.gpu import hardware
 from vicinal.backends.gpu.arguments import placed, precision_of
-from vicinal.backends.gpu.devices import capability, current
+from vicinal.backends.gpu.devices import capability
 from vicinal.backends.gpu.launch import MAX_GRID
+from vicinal.backends.gpu.run import without_memory
 from vicinal.backends.gpu.strides import dense
-from vicinal.backends.protocol import Backend, Direction
+from vicinal.backends.protocol import Backend, Described, Direction
+from vicinal.backends.triton import lines
 from vicinal.backends.triton.config import GradientTilings, Tiling, of_settings
 from vicinal.backends.triton.estimate import seconds
 from vicinal.backends.triton.forward import Forward
@@ -106,6 +108,11 @@ class TritonBackend(Backend[Any]):
     def configs(self, problem: Problem, direction: Direction) -> Sequence[Tiling] | Sequence[GradientTilings]:
         return tilings(problem, direction)
 
+    def described(self, problem: Problem, direction: Direction, config: Tiling | GradientTilings) -> Described:
+        if isinstance(config, Tiling) and config.of_classes and lines.has_lines(problem):
+            return lines.described(problem, config)
+        return super().described(problem, direction, config)
+
     def forward(self, problem: Problem, config: Tiling, inputs: Inputs) -> tuple[Tensor, Tensor]:
         # Every microsecond here is one of each eager call's: look up, allocate, launch.
         return self._forward.get(_key(problem, config, inputs), lambda: Forward.of(problem, config, inputs))(inputs)
@@ -127,8 +134,7 @@ class TritonBackend(Backend[Any]):
         upstream = Upstream(*(None if t is None else dense(t) for t in upstream))  # type: ignore[arg-type]
         key = (upstream.grad_lse is None, wanted, *_key(problem, config, inputs))
         launch = self._backward.get(key, lambda: Backward(Prepared.of(problem, inputs), config, wanted))
-        with current(problem.device):
-            return launch(inputs, upstream)
+        return launch(inputs, upstream)
 
     def forward_maps(self, problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Of maps of different sizes, one launch: output `[total, H, Dv]`, log-sum-exp `[total, H]`."""
@@ -143,6 +149,7 @@ class TritonBackend(Backend[Any]):
         return packed.backward(problem, inputs, upstream, wanted)
 
     def forward_kernels(self, problem: Problem, config: Tiling, inputs: Inputs) -> Sequence[Job]:
+        inputs = without_memory(inputs)
         return Forward.of(problem, config, inputs).kernels(readable(inputs))
 
     def backward_kernels(
@@ -152,7 +159,7 @@ class TritonBackend(Backend[Any]):
 
         if problem.batch == 0:
             return ()
-        inputs = readable(inputs)
+        inputs = readable(without_memory(inputs))
         return Backward(Prepared.of(problem, inputs), config, wanted).kernels(inputs)
 
 

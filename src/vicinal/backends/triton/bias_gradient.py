@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import product
 from math import prod
 from operator import mul
@@ -18,14 +17,14 @@ from torch import Tensor
 
 from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.launch import Launch, options_of
-from vicinal.backends.gpu.tables import in_use, table_of
+from vicinal.backends.gpu.run import Run
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.kernels.bias_gradient import bias_gradient_kernel, bias_gradient_of_classes_kernel
 from vicinal.backends.triton.kernels.starts import Classes
-from vicinal.backends.triton.launch import Prepared, like, stand_in, tiles_of
-from vicinal.compiling import Job
+from vicinal.backends.triton.launch import Prepared, tiles_of
+from vicinal.backends.triton.parts import Call
 from vicinal.geometry.tiles import alike, key_interval
-from vicinal.problem import Inputs, Problem
+from vicinal.problem import Problem
 
 TILES = {1: (32,), 2: (4, 8), 3: (2, 4, 4)}  # of queries and of keys: what a sum along diagonals has room for
 SCRATCH = 2**28  # bytes of partial gradients, at most (but one table per head); of scores' gradients, at most as many
@@ -35,7 +34,7 @@ MOST_ROWS = 1 << 14  # of work that is listed
 
 
 class BiasGradient:
-    """The launch of one problem, pair by pair."""
+    """The gradient of the bias table by a kernel of its own, pair by pair."""
 
     def __init__(self, prepared: Prepared) -> None:
         problem = prepared.problem
@@ -60,19 +59,15 @@ class BiasGradient:
             precision_of(problem.dtype),
         )
         grid, options = (shares, problem.heads, 1), options_of(config.warps, config.stages)
+        self._heads = prepared.table
         self._launch = Launch(bias_gradient_kernel, grid, arguments, options)
 
-    def __call__(self, inputs: Inputs, above: tuple[Tensor | None, ...], table: Tensor | None, aligned: bool) -> Tensor:
-        """Of a contiguous table; `above`: log-sum-exp, gradient of the output, delta."""
-        rpb = inputs.rpb
+    def __call__(self, run: Run, call: Call) -> dict[str, Tensor | None]:
+        (query, key, value, _, _, rpb, *masks), (_, lse, grad_output, _), delta = call
         assert rpb is not None
         partial = rpb.new_zeros((rpb.shape[0], self._launch.grid[0], *rpb.shape[1:]), dtype=torch.float32)
-        self._launch((*_read(inputs, table), *above, partial), aligned)
-        return partial.sum(1).to(rpb.dtype)
-
-    def compiled(self, inputs: Inputs, above: tuple[Tensor | None, ...], table: Tensor | None) -> Job:
-        """What compiles it."""
-        return partial(self._launch.compile, (*_read(inputs, table), *above, like(inputs.query, torch.float32)))
+        run.launch(self._launch, query, key, value, rpb, *masks, self._heads, lse, grad_output, delta, partial)
+        return {"rpb": partial.sum(1).to(rpb.dtype)}
 
 
 class SumOfClasses:
@@ -88,8 +83,7 @@ class SumOfClasses:
         problem = prepared.problem
         entries = batch // config.abreast
         self._work, self._device = _work(problem, config, classes, entries), prepared.device
-        self._table: Tensor | None = None  # made by the first call: what only compiles needs none
-        self._dtype = problem.dtype
+        self._table: Tensor | None = None  # made by the first call
         self._step = prod(config.tile) * prod(config.step)
         self.programs = sum([own.programs for own in self._work])
         self._key = ("triton bias", problem.neighborhood, problem.lengths, batch, problem.heads, config, self.programs)
@@ -102,19 +96,14 @@ class SumOfClasses:
         grid = (self.programs, problem.heads, 1)
         self._launch = Launch(bias_gradient_of_classes_kernel, grid, arguments, options_of(4, 1, prepared.chained))
 
-    def __call__(self, grad_scores: Tensor, partial: Tensor, aligned: bool) -> None:
+    def __call__(self, run: Run, grad_scores: Tensor, partial: Tensor) -> None:
         """Write the programs' partial gradients, `[programs, H, 2*K0-1, ...]`."""
         table = self._table
         if table is None:
-            table = self._table = table_of(self._key, self._device, lambda: _rows(self._work))
-        in_use(table)
+            table = self._table = run.table(self._key, self._device, lambda: _rows(self._work))
+        run.in_use(table)
         sums = partial.new_empty(self._launch.grid[0] * self._launch.grid[1] * self._step)
-        self._launch((grad_scores, table, sums, partial), aligned)
-
-    def compiled(self) -> Job:
-        """What compiles it."""
-        sums = stand_in(torch.float32)
-        return partial(self._launch.compile, (stand_in(self._dtype), stand_in(torch.int32), sums, sums))
+        run.launch(self._launch, grad_scores, table, sums, partial)
 
 
 def entries_at_once(problem: Problem, config: Tiling, classes: Classes) -> int:
@@ -265,10 +254,6 @@ def _along(problem: Problem, config: Tiling, i: int, before: int, after: int) ->
                 queries = (first * tile, min((first + 1) * tile, kind.length))
                 start, stop = key_interval(axis, kind.length, queries)
                 yield _Along(first, end - first, kind.first, kind.count, stop - start)
-
-
-def _read(inputs: Inputs, table: Tensor | None) -> tuple[Tensor | None, ...]:
-    return inputs.query, inputs.key, inputs.value, inputs.rpb, inputs.key_mask, inputs.window_sizes, table
 
 
 def _table_bytes(problem: Problem) -> int:

@@ -5,7 +5,7 @@ See `vicinal.backends.triton.kernels.starts`, and for keys that are there under 
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -16,13 +16,12 @@ from torch import Tensor
 from vicinal.backends.gpu.arguments import axes_of
 from vicinal.backends.gpu.kernels.window import Flags
 from vicinal.backends.gpu.launch import Launch, options_of
-from vicinal.backends.gpu.tables import kept_of
+from vicinal.backends.gpu.run import Run
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.estimate import Kernel
 from vicinal.backends.triton.kernels.kept import kept_kernel
 from vicinal.backends.triton.kernels.starts import ALONG, Classes, masks_kernel, starts_kernel
-from vicinal.backends.triton.launch import MAX_EXTENT, Prepared, like, stand_in, tiles_of
-from vicinal.compiling import Job
+from vicinal.backends.triton.launch import MAX_EXTENT, Prepared, tiles_of
 from vicinal.geometry.count import widest
 from vicinal.geometry.maps import Maps
 from vicinal.geometry.neighborhood import Axis, Neighborhood
@@ -93,22 +92,15 @@ class Starts(NamedTuple):
             kept = ("triton starts", masks, problem.neighborhood, problem.lengths, config, inverse)
         return cls(classes, masks, launch, programs * rows * prod(config.step), dtype, kept)
 
-    def __call__(self, rpb: Tensor | None, beside: Tensor, aligned: bool) -> Tensor:
+    def __call__(self, run: Run, rpb: Tensor | None, beside: Tensor) -> Tensor:
         """The start tiles (of a contiguous bias table, where there is one) or masks, on the device of `beside`."""
 
         def make() -> Tensor:
             starts = beside.new_empty(self.size, dtype=self.dtype)
-            self.launch((starts,) if self.masks else (rpb, starts), aligned)
+            run.launch(self.launch, *(() if self.masks else (rpb,)), starts)
             return starts
 
-        if self.kept is None:
-            return make()
-        return kept_of(self.kept, beside.device, make)
-
-    def kernel(self, rpb: Tensor | None) -> Job:
-        """What compiles the kernel that lays them out."""
-        starts = stand_in(self.dtype)
-        return partial(self.launch.compile, (starts,) if self.masks else (like(rpb), starts))
+        return make() if self.kept is None else run.kept(self.kept, beside.device, make)
 
 
 class Kept(NamedTuple):
@@ -136,15 +128,11 @@ class Kept(NamedTuple):
         launch = Launch(kept_kernel, grid, arguments, options_of(2, 1, prepared.chained))
         return cls(launch, grid[0] * (2 + (classes.steps + 2) * step))
 
-    def __call__(self, states: Tensor, aligned: bool) -> Tensor:
+    def __call__(self, run: Run, states: Tensor) -> Tensor:
         """The lists, of a mask's bytes, or of `Answered`."""
         kept = states.new_empty(self.size, dtype=torch.int32)
-        self.launch((states, kept), aligned)
+        run.launch(self.launch, states, kept)
         return kept
-
-    def kernel(self) -> Job:
-        """What compiles the kernel that writes them."""
-        return partial(self.launch.compile, (stand_in(torch.uint8), stand_in(torch.int32)))
 
 
 @lru_cache(maxsize=256)

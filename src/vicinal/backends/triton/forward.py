@@ -5,23 +5,19 @@ Everything that does not depend on the tensors is computed once per problem and 
 
 from __future__ import annotations
 
-from functools import partial
-
-import torch
 from torch import Tensor
 
 from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.devices import current
 from vicinal.backends.gpu.launch import Launch, options_of
-from vicinal.backends.gpu.strides import aligned
-from vicinal.backends.gpu.tables import in_use
-from vicinal.backends.triton.classes import TURNS_OF_HEADS, Kept, Starts, is_ahead, takes_heads, turns_of
+from vicinal.backends.gpu.run import Ahead, Run, run_of
+from vicinal.backends.triton.classes import TURNS_OF_HEADS, is_ahead, takes_heads, turns_of
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.kernels.classes import Alike, forward_of_classes_kernel
 from vicinal.backends.triton.kernels.forward import forward_kernel
-from vicinal.backends.triton.launch import Prepared, like, readable, tiles_of
-from vicinal.backends.triton.lines import REGISTERS, WINDOW, has_lines, kernel_of_lines, programs_of
-from vicinal.backends.triton.steps import Steps
+from vicinal.backends.triton.launch import Prepared, readable, tiles_of
+from vicinal.backends.triton.lines import REGISTERS, WARPS, WINDOW, has_lines, kernel_of_lines, programs_of
+from vicinal.backends.triton.walking import Boxes, OfClasses, walk_of
 from vicinal.compiling import Job
 from vicinal.problem import Inputs, Problem, lse_dtype
 
@@ -37,10 +33,8 @@ class Forward:
         self._lse_dtype = lse_dtype(problem.dtype)
         self._empty = problem.batch == 0
         self._table = prepared.table
-        self._starts = Starts.of(prepared, config, "forward") if config.of_classes else None
-        self._kept = None if self._starts is None else Kept.of(prepared, config, self._starts.classes)
-        self._steps = None if config.of_classes else Steps.of(prepared, config)
-        self._launch = _launch(prepared, config, self._starts, self._steps)
+        self._walk = walk_of(prepared, config, "forward")
+        self._launch = _launch(prepared, config, self._walk)
         self._lines = lines_launch(prepared, prepared.flags(config).wide) if config.of_classes else None
 
     @classmethod
@@ -53,64 +47,52 @@ class Forward:
         """Output and log-sum-exp."""
         if self._copies or any(t is not None for t in inputs[5:]):
             inputs = readable(inputs)
+        with current(inputs.query.device):
+            return self._results(run_of(inputs), inputs)
+
+    def kernels(self, inputs: Inputs) -> list[Job]:
+        """What compiles the kernels that a call launches, of `readable` inputs without memory.
+
+        See `vicinal.backends.protocol.Backend.forward_kernels`.
+        """
+        either = [Ahead(), Ahead(aligned=False)] if self._lines is not None else [Ahead()]
+        for run in either:
+            self._results(run, inputs)
+        return [job for run in either for job in run.jobs]
+
+    def _results(self, run: Run, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Output and log-sum-exp of `readable` inputs."""
         query = inputs.query
         output = query.new_empty(self._shape)
         lse = query.new_empty(self._shape[:-1], dtype=self._lse_dtype)
-        if not self._empty:
-            with current(query.device):
-                if self._table is not None:
-                    in_use(self._table)
-                ok = aligned(inputs)
-                if self._lines is not None and ok:
-                    self._lines((*inputs[:3], output, lse), ok)
-                    return output, lse
-                if self._starts is not None:
-                    starts, key_mask = self._starts(inputs.rpb, query, ok), inputs.key_mask
-                    kept = None if self._kept is None or key_mask is None else self._kept(key_mask, ok)
-                    self._launch((*inputs[:5], starts, key_mask, kept, None, output, lse), ok)
-                    return output, lse
-                steps = None
-                if self._steps is not None and inputs.key_mask is not None:
-                    steps = self._steps(inputs.key_mask, self._table, ok)
-                self._launch((*inputs, self._table, steps, output, lse), ok)
+        if self._empty:
+            return output, lse
+        if self._lines is not None and run.aligned:
+            run.launch(self._lines, *inputs[:3], output, lse)
+            return output, lse
+        if self._table is not None:
+            run.in_use(self._table)
+        walk = self._walk
+        if isinstance(walk, OfClasses):
+            starts, kept = walk(run, inputs, inputs.key_mask)
+            run.launch(self._launch, *inputs[:5], starts, inputs.key_mask, kept, None, output, lse)
+        else:
+            run.launch(self._launch, *inputs[:5], *walk(run, inputs, inputs.key_mask), output, lse)
         return output, lse
 
-    def kernels(self, inputs: Inputs) -> list[Job]:
-        """What compiles the kernels that a call launches; see `vicinal.backends.protocol.Backend.forward_kernels`."""
-        if self._empty:
-            return []
-        stand_ins = [like(t) for t in inputs]
-        results = like(inputs.query), like(inputs.query, self._lse_dtype)
-        if self._starts is not None:
-            starts = like(inputs.query, self._starts.dtype)
-            kept = None if self._kept is None else like(inputs.query, torch.int32)
-            tensors = (*stand_ins[:5], starts, like(inputs.key_mask), kept, None, *results)
-            listing = [] if self._kept is None else [self._kept.kernel()]
-            if self._lines is not None:
-                listing.append(partial(self._lines.compile, (*stand_ins[:3], *results)))
-            return [self._starts.kernel(inputs.rpb), *listing, partial(self._launch.compile, tensors)]
-        jobs: list[Job] = []
-        steps = None
-        if self._steps is not None:
-            jobs.append(self._steps.kernel(self._table))
-            steps = like(inputs.query, torch.int32)
-        jobs.append(partial(self._launch.compile, (*stand_ins, like(self._table), steps, *results)))
-        return jobs
 
-
-def _launch(prepared: Prepared, config: Tiling, starts: Starts | None, steps: Steps | None) -> Launch:
+def _launch(prepared: Prepared, config: Tiling, walk: Boxes | OfClasses) -> Launch:
     problem = prepared.problem
     programs = tiles_of(problem, config)
     numbers = prepared.scale, problem.heads, problem.group_size, problem.additional, programs
     tiled = *prepared.arguments(config.unfolded), config.tile, config.step
     flags, precision = prepared.flags(config), precision_of(problem.dtype)
     entries, heads = problem.batch, problem.heads
-    if starts is None:
-        room = 0 if steps is None else steps.room
-        arguments = (*numbers, room, *tiled, prepared.vector, flags, problem.scale <= 0, precision)
+    if isinstance(walk, Boxes):
+        arguments = (*numbers, walk.room, *tiled, prepared.vector, flags, problem.scale <= 0, precision)
         kernel, turns = forward_kernel, 1
     else:
-        kernel = forward_of_classes_kernel
+        kernel, starts = forward_of_classes_kernel, walk.starts
         turns = turns_of(entries * heads * programs, entries, starts.classes)
         by_heads = takes_heads(problem, config, programs, starts.classes)
         if by_heads:
@@ -138,5 +120,5 @@ def lines_launch(prepared: Prepared, wide: bool) -> Launch | None:
     strides = [s // prepared.vector for each in prepared.strides[:3] for s in each]
     numbers = (prepared.scale, problem.heads, problem.group_size, *problem.lengths, WINDOW)
     arguments = (*numbers, *strides, WINDOW, problem.head_dim)
-    options = options_of(4, 1) | {"maxnreg": REGISTERS[problem.head_dim]}
+    options = options_of(WARPS, 1) | {"maxnreg": REGISTERS[problem.head_dim]}
     return Launch(kernel_of_lines(), (programs_of(problem), 1, 1), arguments, options)

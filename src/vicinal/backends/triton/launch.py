@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,17 +28,6 @@ from vicinal.geometry.window import SHIFT, mode
 from vicinal.problem import Inputs, Problem
 
 MAX_EXTENT = 2**8  # tokens along an axis of a box that is walked in order
-
-
-def like(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
-    """What stands for a tensor where kernels are compiled: without memory, aligned."""
-    return None if tensor is None else stand_in(dtype or tensor.dtype)
-
-
-@cache
-def stand_in(dtype: torch.dtype) -> Tensor:
-    """What stands for any tensor of a dtype."""
-    return torch.empty(1, dtype=dtype, device="meta")
 
 
 def tiles_of(problem: Problem, config: Tiling, inverse: bool = False) -> int:

@@ -12,7 +12,11 @@ from typing import Any
 import triton
 
 from vicinal.backends.gpu.hardware import gpu_of
+from vicinal.backends.protocol import Described
+from vicinal.backends.triton.config import Tiling
+from vicinal.geometry.tiles import key_interval
 from vicinal.geometry.window import SHIFT, mode
+from vicinal.geometry.work import useful_scores
 from vicinal.problem import Problem
 
 TAKEN = True  # the switch: False, and tiles of classes run everything
@@ -21,6 +25,7 @@ TILE, COLUMNS = 8, 16  # as in the kernel
 ENOUGH_PROGRAMS = 2**12
 # By head dim: registers of a thread, and of the time of tiles of classes. H200: HDiT 0.102 ms for 0.131, NAT's first
 # stage 0.105 for 0.119, its second 0.073 for 0.075.
+WARPS = 4
 REGISTERS = {32: 96, 64: 168}
 TIME = {32: 0.9, 64: 0.78}
 
@@ -43,6 +48,29 @@ def has_lines(problem: Problem) -> bool:
 def programs_of(problem: Problem) -> int:
     """Of all heads."""
     return problem.batch * problem.heads * prod([-(-n // TILE) for n in problem.lengths])
+
+
+def described(problem: Problem, otherwise: Tiling) -> Described:
+    """How such a forward pass runs; `otherwise`: the tiling that runs where strides or addresses do not allow it."""
+    own = f"{TILE}x{TILE} queries, each warp its own lines of {COLUMNS} keys"
+    launched = f"{WARPS} warps, {REGISTERS[problem.head_dim]} registers"
+    unless = f"where strides or addresses are no multiples of 16 bytes {otherwise}"
+    return Described(f"{own}, {launched} ({unless})", waste(problem))
+
+
+def waste(problem: Problem) -> float:
+    """Scores that are computed over useful ones.
+
+    A warp has two lines of queries, which see one line more than a window has; at borders it walks all of its tile's.
+    """
+    axis, length = problem.neighborhood.axes[0], problem.lengths[0]
+    walked = 0  # lines, by the tiles of a column
+    for first in range(0, length, TILE):
+        start, stop = key_interval(axis, length, (first, min(first + TILE, length)))
+        between = first >= WINDOW // 2 and stop - start == TILE + WINDOW - 1
+        walked += WINDOW + 1 if between else stop - start
+    columns = -(-problem.lengths[1] // TILE)
+    return TILE * TILE * COLUMNS * walked * columns / useful_scores(problem.neighborhood, problem.lengths)
 
 
 @cache

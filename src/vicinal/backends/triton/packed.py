@@ -17,14 +17,15 @@ from vicinal.backends.gpu.devices import chains, current
 from vicinal.backends.gpu.hardware import gpu_of
 from vicinal.backends.gpu.kernels.memory import InputStrides
 from vicinal.backends.gpu.kernels.window import Flags
-from vicinal.backends.gpu.launch import Launch, options_of
-from vicinal.backends.gpu.strides import aligned, contiguous_like, dense, rows_last, strides_of, vector_of
+from vicinal.backends.gpu.launch import Launch
+from vicinal.backends.gpu.run import run_of
+from vicinal.backends.gpu.strides import contiguous_like, dense, rows_last, strides_of, vector_of
 from vicinal.backends.gpu.tables import in_use, table_of
-from vicinal.backends.triton.backward import ROWS
 from vicinal.backends.triton.classes import Starts, classes_of_maps, maps_may_have_classes, starts_of_maps, turns_of
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.estimate import Kernel, estimate
-from vicinal.backends.triton.kernels.backward import delta_kernel, key_value_gradient_kernel, query_gradient_kernel
+from vicinal.backends.triton.gradients import delta_launch
+from vicinal.backends.triton.kernels.backward import key_value_gradient_kernel, query_gradient_kernel
 from vicinal.backends.triton.kernels.classes import (
     Alike,
     forward_of_classes_kernel,
@@ -119,7 +120,7 @@ def forward(problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     output = query.new_empty((*query.shape[:-1], typical.value_dim))
     lse = query.new_empty(query.shape[:-1], dtype=lse_dtype(typical.dtype))
     prepared = Prepared.of(problem, Inputs(*read))
-    tiling, ok = _tiling(problem, "forward"), aligned(read)
+    tiling, run = _tiling(problem, "forward"), run_of(read)
     with current(typical.device):
         table, programs = prepared.table(tiling)
         if tiling.of_classes:
@@ -128,10 +129,10 @@ def forward(problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
             numbers = [0, programs, heads, turns, starts.classes]
             rest = [True, typical.group_size > 1, UNLIKE, False, False]
             launch = prepared.launch(forward_of_classes_kernel, programs * -(-heads // turns), tiling, numbers, rest)
-            launch((query, key, value, None, None, starts(None, query, ok), None, None, table, output, lse), ok)
+            run.launch(launch, query, key, value, None, None, starts(run, None, query), None, None, table, output, lse)
         else:
             launch = prepared.launch(forward_kernel, programs * heads, tiling, [0, programs, 0], [typical.scale <= 0])
-            launch((query, key, value, *(None,) * 5, table, None, output, lse), ok)
+            run.launch(launch, query, key, value, *(None,) * 5, table, None, output, lse)
     return output, lse
 
 
@@ -144,7 +145,7 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
     assert grad_output is not None
     typical, prepared = problem.typical, Prepared.of(problem, Inputs(*read))
     grads = [contiguous_like(t) if wants else None for t, wants in zip(read, wanted)]
-    ok = aligned((*read, output, lse, grad_output, grad_lse))
+    run = run_of((*read, output, lse, grad_output, grad_lse))
     delta = contiguous_like(lse) if wanted.query or wanted.key else None
     with current(typical.device):
         if wanted.query:
@@ -158,15 +159,13 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
                 numbers.append(starts.classes)
                 rest = [True, typical.group_size > 1, UNLIKE, 1]
                 launch = prepared.launch(query_gradient_of_classes_kernel, programs, tiling, numbers, rest)
-                launch((query, key, value, None, None, starts(None, query, ok), None, table, *above, None), ok)
+                run.launch(launch, query, key, value, None, None, starts(run, None, query), None, table, *above, None)
             else:
                 launch = prepared.launch(query_gradient_kernel, programs, tiling, numbers, [])
-                launch((query, key, value, *(None,) * 5, table, None, *above), ok)
+                run.launch(launch, query, key, value, *(None,) * 5, table, None, *above)
         elif wanted.key:
-            rows, chained = lse.numel(), chains(typical.device)
-            arguments = (rows, typical.value_dim, ROWS, chained)
-            launch = Launch(delta_kernel, (-(-rows // ROWS), 1, 1), arguments, options_of(4, 2, chained))
-            launch((output, grad_output, grad_lse, delta), ok)
+            launch = delta_launch(lse.numel(), typical.value_dim, chains(typical.device))
+            run.launch(launch, output, grad_output, grad_lse, delta)
         if wanted.key or wanted.value:
             tiling, grouped = _tiling(problem, "key_value"), typical.group_size > 1
             table, programs = prepared.table(tiling)
@@ -178,11 +177,11 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
                 numbers.append(starts.classes)
                 rest = [True, grouped, UNLIKE]
                 launch = prepared.launch(key_value_gradient_of_classes_kernel, programs, tiling, numbers, rest)
-                launch((query, key, value, starts(None, query, ok), None, None, table, *sums), ok)
+                run.launch(launch, query, key, value, starts(run, None, query), None, None, table, *sums)
             else:
                 numbers.append(0)
                 launch = prepared.launch(key_value_gradient_kernel, programs, tiling, numbers, [grouped, False])
-                launch((query, key, value, None, None, None, table, None, *sums), ok)
+                run.launch(launch, query, key, value, None, None, None, table, None, *sums)
     return Inputs(*grads)  # type: ignore[arg-type]
 
 

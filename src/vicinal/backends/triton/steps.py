@@ -5,7 +5,6 @@ See `vicinal.backends.triton.kernels.steps`.
 
 from __future__ import annotations
 
-from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor
 
 from vicinal.backends.gpu.launch import Launch, options_of
+from vicinal.backends.gpu.run import Run
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.kernels.steps import steps_kernel
-from vicinal.backends.triton.launch import Prepared, like, tiles_of
-from vicinal.compiling import Job
+from vicinal.backends.triton.launch import Prepared, tiles_of
 from vicinal.geometry.unfold import parts
 from vicinal.geometry.walks import walks
 from vicinal.problem import Problem
@@ -49,16 +48,11 @@ class Steps(NamedTuple):
         launch = Launch(steps_kernel, grid, arguments, options_of(4, 1, prepared.chained))
         return cls(launch, room, grid[0] * (2 + len(config.tile) * room))
 
-    def __call__(self, states: Tensor, table: Tensor | None, aligned: bool) -> Tensor:
+    def __call__(self, run: Run, states: Tensor, table: Tensor | None) -> Tensor:
         """The lists, of a mask's bytes, or of `Answered`."""
         steps = states.new_empty(self.size, dtype=torch.int32)
-        self.launch((states, table, steps), aligned)
+        run.launch(self.launch, states, table, steps)
         return steps
-
-    def kernel(self, table: Tensor | None) -> Job:
-        """What compiles the kernel that writes them."""
-        states = torch.empty(1, dtype=torch.uint8, device="meta")
-        return partial(self.launch.compile, (states, like(table), like(states, torch.int32)))
 
 
 def most_steps(problem: Problem, config: Tiling, inverse: bool) -> int:

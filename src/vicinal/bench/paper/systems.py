@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from vicinal import dispatch
-from vicinal.backends.protocol import Backend, Config
+from vicinal.backends.protocol import Described
 from vicinal.backends.unfused import launch as unfused_launch
 from vicinal.bench.cases import Pass
 from vicinal.bench.masks import dense_mask
 from vicinal.bench.peers import MASK_BYTES_LIMIT, Attend, System, compiled_for, peers
 from vicinal.functional import neighborhood_attention
-from vicinal.geometry.work import waste
 from vicinal.problem import Problem
 from vicinal.unfused import neighborhood_av, neighborhood_qk
 
@@ -57,17 +56,16 @@ def unfused_system(name: str, variant: str) -> System:
 def fused_plan(problem: Problem, passes: Sequence[Pass]) -> dict[str, Any]:
     """What "fused" is on a problem, for the file of results (see `bench.paper.sweep`): fused, tilings, waste."""
     plan = dispatch.plan(problem)
-    chosen: dict[Pass, tuple[Backend[Any], Config]] = {"forward": (plan.backend, plan.forward)}
-    if tuple(passes) != ("forward",):
-        chosen["forward+backward"] = (plan.gradients, plan.backward)
-    computed = {
-        p: waste(problem.neighborhood, problem.lengths, config.query_tile, config.key_tile, config.unfolded)
-        for p, (_, config) in chosen.items()
+    chosen: dict[Pass, tuple[str, Described]] = {
+        "forward": (plan.backend.name, plan.backend.described(problem, "forward", plan.forward))
     }
+    if tuple(passes) != ("forward",):
+        how = plan.gradients.described(problem, "backward", plan.backward)
+        chosen["forward+backward"] = (plan.gradients.name, how)
     return {
-        "fused": ", ".join(dict.fromkeys(backend.name for backend, _ in chosen.values())),
-        "tilings": {p: f"{b.name} {config}" for p, (b, config) in chosen.items()},
-        "waste": {p: float(f"{ratio:.4g}") for p, ratio in computed.items()},
+        "fused": ", ".join(dict.fromkeys(name for name, _ in chosen.values())),
+        "tilings": {p: f"{name} {how.words}" for p, (name, how) in chosen.items()},
+        "waste": {p: float(f"{how.waste:.4g}") for p, (_, how) in chosen.items()},
     }
 
 

@@ -36,22 +36,12 @@ from vicinal.backends.triton import classes, packed
 from vicinal.backends.triton.backward import Backward
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.forward import Forward
-from vicinal.backends.triton.launch import Prepared
+from vicinal.backends.triton.launch import Prepared, readable
 from vicinal.backends.triton.tilings import ranked, tilings
 from vicinal.geometry.maps import Maps
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.span import Span
 from vicinal.problem import Inputs, PackedProblem, Problem, Upstream, Wanted
-
-
-class Pointer:
-    """Stands for a tensor, 16-byte aligned."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-
-    def data_ptr(self) -> int:
-        return 16
 
 
 @dataclass(frozen=True)
@@ -171,57 +161,21 @@ ONCE_TILES = {2: Tiling((8, 8), (4, 4), 4, 1), 3: Tiling((4, 4, 4), (4, 4, 4), 4
 ONCE_OF_CLASSES = Tiling((8, 8), (1, 32), 4, 2, of_classes=True)
 
 
-def launches(
-    variant: Variant, config: Tiling | None = None, wanted: Wanted | None = None
-) -> list[tuple[Launch, tuple]]:
-    """Every launch of a problem, with stand-ins for its tensors; tiled as the backend would, unless told."""
+def launches(variant: Variant, config: Tiling | None = None, names: str | None = None) -> list[tuple[Launch, tuple]]:
+    """Every launch of a problem, and what it is given; tiled as the backend would, unless told.
+
+    `names`: of the gradients that are wanted, and of nothing else.
+    """
     problem, inputs = variant.problem()
-    wanted = wanted or Wanted.of(inputs)
-    prepared = Prepared.of(problem, inputs)
-    x, f32 = Pointer(variant.dtype), Pointer(torch.float32)
-    table = None if prepared.table is None else Pointer(torch.int32)
-    mask = Pointer(torch.uint8) if variant.has_key_mask else None
-    sizes = Pointer(torch.int32) if variant.has_window_sizes else None
-    q, k, v, ek, ev, rpb = given = tuple(None if t is None else x for t in inputs.numbers)
-    dq, dk, dv, _, _, _ = (x if wants else None for wants in wanted)
-    dek, dev = (f32 if wants else None for wants in wanted[3:5])
+    inputs = readable(inputs)
     first = config or tilings(problem, "forward")[0]
     second = GradientTilings(config, config) if config else tilings(problem, "backward")[0]
-    forward = Forward(prepared, first)
-    backward = Backward(prepared, second, wanted)
-    delta = f32 if backward._wants_delta else None
-    of_classes = [s for s in (forward._starts, backward._query_starts, backward._key_starts) if s is not None]
-    steps = None if mask is None else Pointer(torch.int32)
-    read, rest, masks = (x, f32, x, None, f32, dq), (f32, x, delta, dk, dv), (rpb, mask, sizes, table)
-    own_query = (*given[:5], *masks, steps, *read)
-    if backward._query_starts is not None:
-        starts, kept = Pointer(backward._query_starts.dtype), None if backward._query_kept is None else steps
-        own_query = (*given[:5], starts, kept, None, *read, x if backward._sums else None)
-    own, own_keys = ((*masks, steps),) * 2
-    if forward._starts is not None:
-        own = (Pointer(forward._starts.dtype), mask, steps, None)
-    if backward._key_starts is not None:
-        kept = None if backward._key_kept is None else steps
-        own_keys = (Pointer(backward._key_starts.dtype), mask, kept, None)
-    found = [(s.launch, (Pointer(s.dtype),) if s.masks else (rpb, f32)) for s in of_classes]
-    found += [
-        (forward._launch, (*given[:5], *own, x, f32)),
-        (backward._both, (*given[:5], *masks, steps, steps, *read, dk, dv)),
-        *((launch, own_query) for launch in backward._query[:1]),
-        (backward._delta, (x, x, f32, f32)),
-        (backward._key_value, (q, k, v, *own_keys, *rest)),
-        (backward._additional, (q, ek, ev, f32, x, delta, dek, dev)),
-        *((sums._launch, (x, Pointer(torch.int32), f32, f32)) for sums in backward._sums[:1]),
-    ]
-    listed = [each.launch for each in (forward._steps, backward._query_steps, backward._key_steps) if each is not None]
-    found += [(launch, (Pointer(torch.uint8), table, steps)) for launch in listed]
-    lists = [each for each in (forward._kept, backward._query_kept, backward._key_kept) if each is not None]
-    found += [(each.launch, (Pointer(torch.uint8), steps)) for each in lists]
-    found += [(forward._lines, (q, k, v, x, f32))] if forward._lines is not None else []
-    found += [(backward._answered.launch, (f32, Pointer(torch.uint8)))] if backward._answered is not None else []
-    if backward._bias is not None:
-        found.append((backward._bias._launch, (q, k, v, rpb, mask, sizes, table, f32, x, delta, f32)))
-    return [(launch, tensors) for launch, tensors in found if launch is not None]
+    wanted = Wanted.of(inputs)
+    if names is not None:
+        wanted = Wanted(*(field in names.split() for field in Wanted._fields))
+    jobs = [] if names else Forward.of(problem, first, inputs).kernels(inputs)
+    jobs += Backward(Prepared.of(problem, inputs), second, wanted).kernels(inputs)
+    return [(job.func.__self__, *job.args) for job in jobs]
 
 
 def spills(compiled, target: GPUTarget) -> int:
@@ -280,7 +234,7 @@ def main(name: str, only: list[str]) -> None:
         ranked.cache_clear()
         for names in (None, *PARTS.get(variant.name, ())):
             name = variant.name if names is None else f"{variant.name}: {names}"
-            print_all(name, launches_of(variant, names), target)
+            print_all(name, launches(variant, names=names), target)
     if not only or "packed" in only:
         classes.MAX_BYTES = 2**26
         for dim in (32, 64):
@@ -302,12 +256,6 @@ def packed_launches(dim: int) -> list[tuple[Launch, tuple]]:
     finally:
         Launch.__call__, packed.chains = run, chains
     return found
-
-
-def launches_of(variant: Variant, names: str | None) -> list[tuple[Launch, tuple]]:
-    """All of them; or those that only the gradients of `names` need."""
-    wanted = None if names is None else Wanted(*(field in names.split() for field in Wanted._fields))
-    return launches(variant, wanted=wanted)[0 if names is None else 1 :]
 
 
 def print_all(name: str, found: list[tuple[Launch, tuple]], target: GPUTarget) -> None:
