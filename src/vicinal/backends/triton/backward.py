@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from vicinal.backends.gpu.devices import current
 from vicinal.backends.gpu.run import Ahead, Run, run_of
 from vicinal.backends.gpu.strides import contiguous_like
@@ -54,10 +56,10 @@ class Backward:
         if self._table is not None:
             run.in_use(self._table)
         call = Call(inputs, upstream, contiguous_like(upstream.lse) if self._has_delta else None)
-        found = Inputs(None, None, None)  # type: ignore[arg-type]
+        found: dict[str, Tensor | None] = {}
         for part in self._parts:
-            found = found._replace(**part(run, call))  # type: ignore[arg-type]
-        return found
+            found.update(part(run, call))
+        return Inputs(*map(found.get, Inputs._fields))  # type: ignore[arg-type]
 
 
 def _parts(prepared: Prepared, config: GradientTilings, wanted: Wanted) -> Iterator[Part]:

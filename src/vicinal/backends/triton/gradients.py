@@ -120,37 +120,44 @@ def _query_of_classes(prepared: Prepared, config: Tiling, walk: OfClasses, first
 
 
 class _Memory(NamedTuple):
-    """For the gradients of keys and values: of one entry per query head where no program sums over those."""
+    """For the gradients of keys and values, where they are wanted.
 
-    problem: Problem
-    wanted: Wanted
+    Attributes:
+        heads: 0: of key heads; else, of so many query heads in float32, where no program sums over those that share a
+            key head: they have neighborhoods, and so tiles, of their own.
+    """
+
+    heads: int
+    wants_key: bool
+    wants_value: bool
+
+    @classmethod
+    def of(cls, problem: Problem, wanted: Wanted) -> _Memory:
+        heads = problem.heads if problem.per_head and problem.group_size > 1 else 0
+        return cls(heads, wanted.key, wanted.value)
 
     @property
     def per_query_head(self) -> bool:
-        """Whether heads that share key heads have tiles of their own, since they have neighborhoods of their own."""
-        return self.problem.per_head and self.problem.group_size > 1
+        return self.heads > 0
 
-    def new(self, inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
-        """For the gradients of key and value, where they are wanted."""
-        return self._like(inputs.key, self.wanted.key), self._like(inputs.value, self.wanted.value)
+    def new(self, inputs: Inputs) -> list[Tensor | None]:
+        """For the gradients of key and of value."""
+        given = inputs.key if self.wants_key else None, inputs.value if self.wants_value else None
+        return [None if t is None else self._beside(t) if self.heads else contiguous_like(t) for t in given]
 
-    def _like(self, tensor: Tensor, wanted: bool) -> Tensor | None:
-        if not wanted:
-            return None
-        if not self.per_query_head:
-            return contiguous_like(tensor)
-        shape = (*tensor.shape[:-2], self.problem.heads, tensor.shape[-1])
-        return tensor.new_empty(shape, dtype=torch.float32)
+    def _beside(self, tensor: Tensor) -> Tensor:
+        return tensor.new_empty((*tensor.shape[:-2], self.heads, tensor.shape[-1]), dtype=torch.float32)
 
-    def gradients(self, inputs: Inputs, of_key: Tensor | None, of_value: Tensor | None) -> dict[str, Tensor | None]:
+    def gradients(self, inputs: Inputs, written: list[Tensor | None]) -> dict[str, Tensor | None]:
         """Of what kernels have written there."""
-        return {"key": self._summed(of_key, inputs.key), "value": self._summed(of_value, inputs.value)}
+        if self.heads:
+            written = [_summed(t, like) for t, like in zip(written, (inputs.key, inputs.value))]
+        return {"key": written[0], "value": written[1]}
 
-    def _summed(self, grad: Tensor | None, like: Tensor) -> Tensor | None:
-        """Over the query heads of each key head."""
-        if grad is None or not self.per_query_head:
-            return grad
-        return grad.unflatten(-2, (like.shape[-2], self.problem.group_size)).sum(-2).to(like.dtype)
+
+def _summed(grad: Tensor | None, like: Tensor) -> Tensor | None:
+    """Over the query heads of each key head."""
+    return None if grad is None else grad.unflatten(-2, (like.shape[-2], -1)).sum(-2).to(like.dtype)
 
 
 class KeyValueGradients:
@@ -158,7 +165,7 @@ class KeyValueGradients:
 
     def __init__(self, prepared: Prepared, config: Tiling, wanted: Wanted) -> None:
         problem = prepared.problem
-        self._memory = memory = _Memory(problem, wanted)
+        self._memory = memory = _Memory.of(problem, wanted)
         self._walk = walk = walk_of(prepared, config, "key_value")
         self._answered = _answered(problem)
         programs, count = _key_programs(prepared, config, memory.per_query_head)
@@ -184,7 +191,7 @@ class KeyValueGradients:
         else:
             walk = self._walk(run, inputs, states)
         run.launch(self._launch, *inputs[:3], *walk, lse, grad_output, delta, *grads)
-        return self._memory.gradients(inputs, *grads)
+        return self._memory.gradients(inputs, grads)
 
 
 class Gradients:
@@ -195,7 +202,7 @@ class Gradients:
 
     def __init__(self, prepared: Prepared, config: GradientTilings, wanted: Wanted) -> None:
         problem, query, key_value = prepared.problem, config.query, config.key_value
-        self._memory = memory = _Memory(problem, wanted)
+        self._memory = memory = _Memory.of(problem, wanted)
         self._walk, self._key_walk = boxes_of(prepared, query), boxes_of(prepared, key_value, inverse=True)
         self._answered = _answered(problem)
         programs, count = _query_programs(prepared, query)
@@ -231,7 +238,7 @@ class Gradients:
         *_, key_steps = self._key_walk(run, inputs, None if self._answered is None else self._answered(run, lse))
         above = output, lse, grad_output, grad_lse, delta
         run.launch(self._launch, *inputs[:5], *walk, key_steps, *above, grad_query, *grads)
-        return {"query": grad_query, **self._memory.gradients(inputs, *grads)}
+        return {"query": grad_query, **self._memory.gradients(inputs, grads)}
 
 
 def _answered(problem: Problem) -> Answered | None:
