@@ -1,4 +1,4 @@
-"""Maps of different sizes whose tiles are of classes: in one launch against one call for each, and which classes."""
+"""Maps of different sizes in one launch, against one call for each; where their tiles are of classes, and which."""
 
 from __future__ import annotations
 
@@ -116,3 +116,23 @@ def test_bounds_are_checked_only_where_a_map_is_small():
     tiling = Tiling((8, 8), (2, 16))
     assert packed._may_pass_end(Maps.of([(40, 40), (14, 15)], [of(2, 7)]), tiling, False)
     assert not packed._may_pass_end(Maps.of([(40, 40), (0, 3), (14, 16)], [of(2, 7)]), tiling, False)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "window", "rest"),
+    [
+        ([(13,), (0,), (6,)], [(5,), (1,), (4,)], {}),
+        ([(5, 7), (9, 4), (3, 4)], 3, {"dilation": (1, 2), "is_causal": (True, False), "clamp": True}),
+    ],
+    ids=["lines", "planes"],
+)
+def test_maps_of_different_sizes_in_one_launch(lengths, window, rest):
+    call = {1: vicinal.na1d_varlen, 2: vicinal.na2d_varlen}[len(lengths[0])]
+    total = sum(map(prod, lengths))
+    leaves = [torch.randn(total, h, 8, device=device, requires_grad=True) for h in (2, 1, 1)]
+    found = call(*leaves, lengths, window, return_lse=True, backend="triton", **rest)
+    expected = call(*leaves, lengths, window, return_lse=True, backend="torch", **rest)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    above = [torch.randn_like(t) for t in found]
+    grads = (torch.autograd.grad(results, leaves, above) for results in (found, expected))
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-4)
