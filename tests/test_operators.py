@@ -103,6 +103,55 @@ def test_compiles_whole_where_all_sizes_are_symbols(call):
         torch.testing.assert_close(compiled(*given), call(*given))
 
 
+class Exported(torch.nn.Module):
+    """A module of one function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, query):
+        return self.function(query)
+
+
+SYMBOLS_STAY = {
+    "a window of the whole axis": lambda q: vicinal.na2d(q, q, q, (3, None)),
+    "a window of the whole axis per head": lambda q: vicinal.neighborhood_attention(
+        q, q, q, [Neighborhood.of(2, window) for window in (3, None)]
+    ),
+    "plain attention": lambda q: vicinal.attention(q[:, 0], q[:, 0], q[:, 0], is_causal=True),
+}
+
+
+@pytest.mark.parametrize("call", SYMBOLS_STAY.values(), ids=SYMBOLS_STAY)
+def test_exported_lengths_that_are_symbols_stay_symbols(call):
+    (example,), (other,) = (tensors((2, 9, n, 2, 4), requires_grad=False) for n in (8, 11))
+    sizes = {2: torch.export.Dim("width", min=3, max=64)}
+    exported = torch.export.export(Exported(call), (example,), dynamic_shapes=(sizes,))
+    torch.testing.assert_close(exported.module()(other), call(other))
+
+
+def test_exported_circles_are_of_the_example_s_length():
+    def call(query):
+        return vicinal.na2d(query, query, query, 3, boundary=("wrap", "shift"))
+
+    (example,) = tensors((2, 9, 8, 2, 4), requires_grad=False)
+    sizes = dict.fromkeys(range(3), torch.export.Dim.AUTO)
+    exported = torch.export.export(Exported(call), (example,), dynamic_shapes=(sizes,))
+    (other,) = tensors((3, 9, 11, 2, 4), requires_grad=False)
+    torch.testing.assert_close(exported.module()(other), call(other))
+
+
+def test_a_window_of_the_whole_axis_compiles_once_for_every_length():
+    counter = CompileCounterWithBackend("eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(vicinal.attention, fullgraph=True, dynamic=True, backend=counter)
+    for length in (9, 10, 11):
+        inputs = tensors(*[(2, length, 3, 4)] * 3, requires_grad=False)
+        torch.testing.assert_close(compiled(*inputs), vicinal.attention(*inputs))
+    assert counter.frame_count == 1
+
+
 def test_compiled_module_through_inductor():
     module = vicinal.NeighborhoodAttention1D(8, 2, 3)
     x = tensors((2, 9, 8))[0]

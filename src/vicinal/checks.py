@@ -323,14 +323,17 @@ def check_neighborhoods(
             f"neighborhood must be one for all heads or one for each of the {heads} query heads, "
             f"got {len(neighborhoods)}"
         )
-    resolved = [n.resolve(lengths) for n in neighborhoods]
-    if any(n.spans != resolved[0].spans for n in resolved):  # compared, not hashed: torch 2.10 and 2.14 trace no hash
+    for n in neighborhoods:
+        n.check(lengths)
+    first = neighborhoods[0]
+    if any(n.spans != first.spans for n in neighborhoods):  # compared, not hashed: torch 2.10 and 2.14 trace no hash
         raise ValueError("spans must be the same for all heads")
-    for n in resolved:
+    for n in neighborhoods:
         for index, axis in enumerate(n.axes):
             check_span(axis, index)
     if rpb is None:
         return
+    resolved = [n.resolve(lengths) for n in neighborhoods]
     if any(n.window != resolved[0].window for n in resolved):
         windows = sorted({str(n.window) for n in resolved})
         raise ValueError(f"rpb needs one kernel_size for all heads, got {windows}")

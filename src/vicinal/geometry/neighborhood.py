@@ -67,8 +67,8 @@ class Axis:
         if self.span is not None:
             _check_span(self.span, self.boundary == "wrap")
 
-    def resolve(self, length: int, index: int = 0) -> Axis:
-        """This axis for queries of `length`: a window of None becomes the axis' length.
+    def check(self, length: int, index: int = 0) -> None:
+        """That queries of `length` fit. It makes nothing of it: where torch traces, it may be a symbol, and stays one.
 
         Raises:
             ValueError: `window * dilation` exceeds the axis where the window shifts at borders or goes around (a causal
@@ -84,24 +84,29 @@ class Axis:
             length = self.span.length
         if length == 0:
             raise ValueError(f"spatial axis {index} has length 0; every spatial length must be at least 1")
-        axis = self if self.window is not None else replace(self, window=length)
-        assert axis.window is not None
-        if axis.stride > axis.window:
-            raise ValueError(
-                f"stride must not exceed kernel_size, got stride {axis.stride} > {axis.window} on axis {index}"
-            )
-        whole = axis.boundary != "clip" and not axis.causal
-        if whole and axis.window * axis.dilation > length:
+        window = length if self.window is None else self.window
+        if self.stride > window:
+            raise ValueError(f"stride must not exceed kernel_size, got stride {self.stride} > {window} on axis {index}")
+        whole = self.boundary != "clip" and not self.causal
+        if whole and window * self.dilation > length:
             raise ValueError(
                 f"kernel_size * dilation must not exceed the axis: axis {index} has length {length}, got "
-                f"kernel_size {axis.window} * dilation {axis.dilation} = {axis.window * axis.dilation}"
+                f"kernel_size {window} * dilation {self.dilation} = {window * self.dilation}"
             )
-        if axis.boundary == "wrap" and length % axis.dilation:
+        if self.boundary == "wrap" and length % self.dilation:
             raise ValueError(
                 f"dilation must divide a circular axis (boundary 'wrap'): axis {index} has length {length}, got "
-                f"dilation {axis.dilation}"
+                f"dilation {self.dilation}"
             )
-        return axis
+
+    def resolve(self, length: int, index: int = 0) -> Axis:
+        """This axis for queries of `length`: a window of None becomes the axis' length.
+
+        Raises:
+            ValueError: see `check`.
+        """
+        self.check(length, index)
+        return self if self.window is not None else replace(self, window=int(self.whole_length(length)))
 
     def whole_length(self, length: int) -> int:
         """The length of the whole axis, of that of its queries."""
@@ -124,8 +129,8 @@ class Axis:
         window = length if self.window is None else self.window
         if window * self.dilation <= length and self.stride <= window:
             return self
-        dilation = min(self.dilation, length)
-        window = min(window, length // dilation)
+        dilation = int(min(self.dilation, length))
+        window = int(min(window, length // dilation))
         return replace(self, window=window, stride=min(self.stride, window), dilation=dilation)
 
 
@@ -231,6 +236,13 @@ class Neighborhood:
         if not self.is_part:
             return tuple(lengths)
         return tuple(n if a.span is None else a.span.key_length for a, n in zip(self.axes, lengths))
+
+    def check(self, lengths: Sequence[int]) -> None:
+        """That queries of `lengths` have as many axes, and fit every window (`Axis.check`); else ValueError."""
+        if len(lengths) != self.rank:
+            raise ValueError(f"the neighborhood has {self.rank} axes, the tokens have {len(lengths)}")
+        for index, (axis, length) in enumerate(zip(self.axes, lengths)):
+            axis.check(length, index)
 
     def resolve(self, lengths: Sequence[int]) -> Neighborhood:
         """This neighborhood for queries of `lengths`: no window is None, and every window fits (else ValueError)."""

@@ -88,14 +88,15 @@ def reach(axis: Axis, length: int, queries: Interval) -> Interval:
 
 
 def check_span(axis: Axis, index: int) -> None:
-    """That every query of a resolved axis' span has its window among the keys.
+    """That every query of an axis' span has its window among the keys.
 
     Raises:
         ValueError: some have not.
     """
     if axis.span is None:
         return
-    needed, keys = reach(axis, axis.span.length, axis.span.queries), axis.span.keys
+    whole, keys = axis.resolve(axis.span.query_length, index), axis.span.keys
+    needed = reach(whole, axis.span.length, axis.span.queries)
     if needed[0] < keys[0] or needed[1] > keys[1]:
         raise ValueError(
             f"spans: keys of axis {index} must hold every query's window, [{needed[0]}, {needed[1]}), "

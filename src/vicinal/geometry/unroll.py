@@ -37,6 +37,7 @@ def unrolled(neighborhoods: Neighborhoods, lengths: tuple[int, ...]) -> Neighbor
         if not all(wraps):
             spans.append(axes[0].span)
             continue
+        length = int(length)  # traced, a symbol: how keys go on is worked out for one length
         lows, highs = zip(*(reach(axis, length, (0, length)) for axis in axes))
         spans.append(Span(length, (0, length), (min(lows), max(highs))))
     return tuple(
