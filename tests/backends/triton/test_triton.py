@@ -168,6 +168,7 @@ def test_masked_tokens_are_never_numbers(drawn):
         pytest.param(call((16,), of(1, 3), head_dim=256, value_dim=256), id="dims-256"),
         pytest.param(call((17,), of(1, 3), head_dim=256, value_dim=256, additional=21), id="dims-256-additional"),
         pytest.param(call((9,), of(1, 3), head_dim=128, value_dim=128, additional=17), id="dims-128-additional"),
+        pytest.param(call((5, 6), of(2, 3), head_dim=256, value_dim=256, has_rpb=True), id="dims-256-rpb"),
     ],
 )
 def test_features(drawn):

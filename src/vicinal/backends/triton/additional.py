@@ -13,7 +13,7 @@ from torch import Tensor
 from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.run import Run
-from vicinal.backends.triton.estimate import padded
+from vicinal.backends.triton.estimate import LONG_ROW, row_bytes
 from vicinal.backends.triton.kernels.additional import additional_gradient_kernel
 from vicinal.backends.triton.launch import Prepared
 from vicinal.backends.triton.parts import Call
@@ -68,10 +68,9 @@ class AdditionalGradients:
 
 
 def _tiling(problem: Problem) -> tuple[int, int, int]:
-    """Additional keys of a program, queries of a step, stages: what there are registers and shared memory for.
+    """Additional keys of a program, queries of a step, stages.
 
-    Of a key and its value 512 bytes: where they are longer, 32 by 32 spill up to 18 kB a thread, and float32 needs more
-    shared memory than an A100 has.
+    Of long rows 32 by 32 spill up to 18 kB a thread, and in float32 need more shared memory than an A100 has.
     """
-    row = (padded(problem.head_dim) + padded(problem.value_dim)) * problem.dtype.itemsize
-    return (32, 32, 2) if row <= 512 else (16, 16, 2 if row <= 1024 else 1)
+    row = row_bytes(problem)
+    return (32, 32, 2) if row <= LONG_ROW else (16, 16, 2 if row <= 2 * LONG_ROW else 1)

@@ -19,6 +19,7 @@ from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.run import Run
 from vicinal.backends.triton.config import Tiling
+from vicinal.backends.triton.estimate import LONG_ROW, row_bytes
 from vicinal.backends.triton.kernels.bias_gradient import bias_gradient_kernel, bias_gradient_of_classes_kernel
 from vicinal.backends.triton.kernels.starts import Classes
 from vicinal.backends.triton.launch import Prepared, tiles_of
@@ -27,6 +28,7 @@ from vicinal.geometry.tiles import alike, key_interval
 from vicinal.problem import Problem
 
 TILES = {1: (32,), 2: (4, 8), 3: (2, 4, 4)}  # of queries and of keys: what a sum along diagonals has room for
+OF_LONG_ROWS = {1: (16,), 2: (4, 4), 3: (2, 2, 4)}
 SCRATCH = 2**28  # bytes of partial gradients, at most (but one table per head); of scores' gradients, at most as many
 ENOUGH_PROGRAMS = 1024  # fill a GPU, with 4 warps each
 ENOUGH_OF_CLASSES = 1024  # likewise, where they only sum, many tiles at a time; more were slower on an H200
@@ -38,7 +40,8 @@ class BiasGradient:
 
     def __init__(self, prepared: Prepared) -> None:
         problem = prepared.problem
-        config = Tiling(TILES[problem.rank], TILES[problem.rank], warps=4, stages=1)
+        tile = (OF_LONG_ROWS if row_bytes(problem) > LONG_ROW else TILES)[problem.rank]
+        config = Tiling(tile, tile, warps=4, stages=1)
         programs = tiles_of(problem, config)
         shares = min(
             programs * problem.batch,

@@ -34,6 +34,7 @@ KEPT = 30e6  # bytes of tensors that the cache keeps from one call to the next, 
 MOVED = 0.875  # of the memory's bandwidth, reached
 ISSUES = 4.0  # instructions per cycle
 EXPONENTIALS = 16.0  # per cycle
+LONG_ROW = 512  # bytes, `row_bytes` beyond which kernels whose tiles nothing chooses take half of them
 START_BYTES = 128.0  # of start tiles per cycle and multiprocessor: L1 holds them
 # Of the estimate, where tiles are of classes; 19 timings. Three of forward at head dim 64 are 0.81 to 0.90, six of the
 # query gradient 0.93 in the mean: it is chosen where it was faster, and what was not timed stays as it was.
@@ -388,6 +389,11 @@ def unfolded(problem: Problem, axis: int) -> Problem:
     longest = unfold(problem.neighborhood, problem.lengths, axis)[0]
     lengths = replace_at(longest.lengths, axis + 1, problem.neighborhood.axes[axis].dilation)
     return replace(problem, lengths=lengths, neighborhoods=(longest.neighborhood,))
+
+
+def row_bytes(problem: Problem) -> int:
+    """Of a key and its value, as kernels compute with them."""
+    return (padded(problem.head_dim) + padded(problem.value_dim)) * problem.dtype.itemsize
 
 
 def padded(size: int) -> int:

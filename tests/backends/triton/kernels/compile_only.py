@@ -117,7 +117,7 @@ VARIANTS = [
     Variant("rpb-d128", (56, 56), (of(2, 7),), torch.float16, 128, has_rpb=True, classes=True),
     Variant("rpb-d256", (56, 56), (of(2, 7),), torch.float16, 256, has_rpb=True, classes=True),
     Variant("float32", (4096,), (of(1, 256),), torch.float32, 64),
-    Variant("float32-d256", (64, 64), (of(2, 7),), torch.float32, 256, additional=16),
+    Variant("float32-d256", (64, 64), (of(2, 7),), torch.float32, 256, additional=16, has_rpb=True),
     Variant(
         "everything",
         (24, 44, 80),

@@ -37,10 +37,11 @@ ALLOWED = {
     ("sm_90", "rpb-d128", "forward_of_classes"): 12,
     ("sm_90", "rpb-d128", "key_value_gradient_of_classes"): 36,
     ("sm_90", "rpb-d256", "forward_of_classes"): 120,
-    ("sm_90", "float32-d256", "forward"): 1020,  # the smallest tiles there are
-    ("sm_90", "float32-d256", "query_gradient"): 1268,
-    ("sm_90", "float32-d256", "key_value_gradient"): 920,
+    ("sm_90", "float32-d256", "forward"): 224,  # the smallest tiles there are
+    ("sm_90", "float32-d256", "query_gradient"): 948,
+    ("sm_90", "float32-d256", "key_value_gradient"): 960,
     ("sm_90", "float32-d256", "additional_gradient"): 924,
+    ("sm_90", "float32-d256", "bias_gradient"): 1764,
     ("sm_90", "float32", "forward"): 60,  # faster so than any tiling that spills nothing
     ("sm_90", "float32", "query_gradient"): 40,
     ("sm_90", "float32", "key_value_gradient"): 16,
@@ -53,10 +54,11 @@ ALLOWED = {
     ("sm_80", "nat-classes", "forward_of_classes"): 28,
     ("sm_86", "rpb-d128", "forward_of_classes"): 4,
     ("sm_86", "rpb-d128", "key_value_gradient_of_classes"): 28,
-    ("sm_86", "float32-d256", "forward"): 1000,
-    ("sm_86", "float32-d256", "query_gradient"): 1236,
-    ("sm_86", "float32-d256", "key_value_gradient"): 904,
+    ("sm_86", "float32-d256", "forward"): 184,
+    ("sm_86", "float32-d256", "query_gradient"): 920,
+    ("sm_86", "float32-d256", "key_value_gradient"): 924,
     ("sm_86", "float32-d256", "additional_gradient"): 852,
+    ("sm_86", "float32-d256", "bias_gradient"): 1596,
     ("sm_100", "2d: value", "key_value_gradient"): 56,
     ("gfx942", "2d", "key_value_gradient"): 60,
 }
