@@ -171,12 +171,11 @@ def test_matrix_image_is_written(tmp_path):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_leader_is_the_query_whose_window_is_shared():
-    strided = Neighborhood.of(1, 5, 3)
-    for query, leader in ((3, 4), (4, None), (5, 4)):  # a leader is not marked on itself
-        marks = picture(strided, (12,), (query,), (1,)).marks
-        assert [token for token, mark in marks.items() if mark is Mark.LEADER] == [(leader,)] * (leader is not None)
-    assert Mark.LEADER not in picture(Neighborhood.of(1, 5), (12,), (3,), (1,)).marks.values()
+@pytest.mark.parametrize(("query", "leader", "stride"), [(3, 4, 3), (4, None, 3), (5, 4, 3), (3, None, 1)])
+def test_the_leader_is_the_query_whose_window_is_shared(query, leader, stride):
+    """It is not marked on itself."""
+    marks = picture(Neighborhood.of(1, 5, stride), (12,), (query,), (1,)).marks
+    assert [token for token, mark in marks.items() if mark is Mark.LEADER] == [(leader,)] * (leader is not None)
 
 
 def test_masked_tokens_are_marked():

@@ -27,13 +27,12 @@ def test_what_ranks_send():
     assert sent["Ulysses"] == [3 * (40 * 16 * 3 // 4) + 120 * 16 // 4] * 4
 
 
-@pytest.mark.parametrize("device", PROBLEMS)
-def test_every_problem_fits_its_map(device):
-    for problem in PROBLEMS[device]:
-        for ranks in (1, 2, 4):
-            assert problem.window.resolve(problem.whole(ranks)).rank == len(problem.lengths)
-            grown = problem.whole(ranks)[problem.axis] // problem.lengths[problem.axis]
-            assert grown == (ranks if problem.mode == "weak" else 1)
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("problem", [each for device in PROBLEMS for each in PROBLEMS[device]])
+def test_every_problem_fits_its_map(problem, ranks):
+    assert problem.window.resolve(problem.whole(ranks)).rank == len(problem.lengths)
+    grown = problem.whole(ranks)[problem.axis] // problem.lengths[problem.axis]
+    assert grown == (ranks if problem.mode == "weak" else 1)
 
 
 def record(ranks, seconds, mode="strong"):

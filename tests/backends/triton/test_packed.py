@@ -84,15 +84,26 @@ def test_small_windows_are_of_classes_where_those_are_faster(kernel, expected):
     assert not packed._tiling(packed_problem(LENGTHS * 16, [of(2, 7, dilation=(1, 2))]), kernel).of_classes
 
 
-def test_which_maps_have_classes():
+def test_maps_whose_windows_shift_have_classes():
     alike = packed_problem(LENGTHS, [of(2, 7)])
     assert maps_may_have_classes(alike.maps, alike.typical)
     assert not maps_may_have_classes(alike.maps, replace(alike.typical, scale=-1.0))
-    for neighborhoods in ([of(2, 7), of(2, 5)], [of(2, 7, 2)], [of(2, 7, is_causal=True)], [of(2, 7, boundary="clip")]):
-        other = packed_problem(LENGTHS, neighborhoods)
-        assert not maps_may_have_classes(other.maps, other.typical)
-    full = packed_problem(LENGTHS, [of(2, 7)], torch.float32)
-    assert not maps_may_have_classes(full.maps, full.typical)
+
+
+@pytest.mark.parametrize(
+    ("neighborhoods", "dtype"),
+    [
+        ([of(2, 7), of(2, 5)], torch.bfloat16),
+        ([of(2, 7, 2)], torch.bfloat16),
+        ([of(2, 7, is_causal=True)], torch.bfloat16),
+        ([of(2, 7, boundary="clip")], torch.bfloat16),
+        ([of(2, 7)], torch.float32),
+    ],
+    ids=["several windows", "stride", "causal", "clip", "float32"],
+)
+def test_others_have_none(neighborhoods, dtype):
+    other = packed_problem(LENGTHS, neighborhoods, dtype)
+    assert not maps_may_have_classes(other.maps, other.typical)
 
 
 def test_large_windows_have_too_many_classes():
