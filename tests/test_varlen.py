@@ -78,6 +78,28 @@ def test_nested_tensors_of_lines():
     assert nested.grad.is_nested
 
 
+HOLES = torch.nested.nested_tensor_from_jagged(torch.randn(14, 2, 8), torch.tensor([0, 5, 14]), torch.tensor([4, 9]))
+
+
+@pytest.mark.parametrize(
+    ("nested", "message"),
+    [
+        (HOLES, "query must have no holes between its lines"),
+        (HOLES.transpose(1, 2), "query must be .* got 4 dimensions, of which lengths differ along dimension 2"),
+    ],
+)
+def test_nested_tensors_that_are_not_lines_one_after_the_other(nested, message):
+    with pytest.raises(ValueError, match=message):
+        vicinal.na1d_varlen(nested, nested, nested, None, 3)
+
+
+def test_what_to_do_about_holes_does():
+    lines = list(HOLES.unbind())
+    nested = torch.nested.as_nested_tensor(lines, layout=torch.jagged)
+    for line, found in zip(lines, vicinal.na1d_varlen(nested, nested, nested, None, 3).unbind()):
+        torch.testing.assert_close(found[None], vicinal.na1d(*[line[None]] * 3, 3))
+
+
 @pytest.mark.filterwarnings("error:Dynamo detected a call to a `functools.lru_cache`")
 def test_compiles():
     torch.compiler.reset()  # it warns once

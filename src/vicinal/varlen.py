@@ -48,7 +48,7 @@ def na1d_varlen(
 
     Args:
         query: `[total, H, D]`, the lines' tokens one after the other; or a `torch.nested` tensor `[N, *, H, D]` with
-            the layout `torch.jagged`, as are then key, value and what comes back.
+            the layout `torch.jagged` and no holes, as are then key, value and what comes back.
         key: `[total, Hkv, D]`; `H` is a multiple of `Hkv`.
         value: `[total, Hkv, Dv]`.
         lengths: how many tokens each line has: a sequence of integers, or an integer tensor `[N]` or `[N, 1]`, which is
@@ -278,16 +278,25 @@ def _nested(query: Tensor, key: Any, value: Any, lengths: Any, *rest: Any) -> An
     for name, t in (("query", query), ("key", key), ("value", value)):
         if not isinstance(t, Tensor) or not t.is_nested or t.layout is not torch.jagged:
             raise TypeError(f"{name} must be a nested tensor of the layout torch.jagged, as query is, got {type(t)}")
-        if t.dim() != 4 or t._ragged_idx != 1:  # type: ignore[attr-defined]
-            raise ValueError(f"{name} must be [N, *, heads, head_dim], got {t.dim()} dimensions")
+        own: Any = t
+        if own.dim() != 4 or own._ragged_idx != 1:
+            raise ValueError(
+                f"{name} must be [N, *, heads, head_dim], got {own.dim()} dimensions, of which lengths differ along "
+                f"dimension {own._ragged_idx}"
+            )
+        if own.lengths() is not None:
+            raise ValueError(
+                f"{name} must have no holes between its lines, as torch.nested.narrow leaves them; without them it is "
+                "torch.nested.as_nested_tensor(list(x.unbind()), layout=torch.jagged)"
+            )
     offsets: Tensor = query.offsets()  # type: ignore[attr-defined]
     if any(not torch.equal(t.offsets(), offsets) for t in (key, value)):
         raise ValueError("key and value must have as many tokens as query in every line")
     places = offsets.tolist()
-    own = [stop - start for start, stop in pairwise(places)]
+    sizes = [stop - start for start, stop in pairwise(places)]
     kernel_size, stride, dilation, is_causal, scale, boundary, clamp, rpb, return_lse, backend = rest
     found = na1d_varlen(
-        query.values(), key.values(), value.values(), own, kernel_size, stride, dilation, is_causal, scale,
+        query.values(), key.values(), value.values(), sizes, kernel_size, stride, dilation, is_causal, scale,
         boundary=boundary, clamp=clamp, rpb=rpb, return_lse=return_lse, backend=backend,
     )  # fmt: skip
     if isinstance(found, tuple):
