@@ -22,6 +22,7 @@ from vicinal.problem import Inputs, Problem, Upstream, Wanted, lse_dtype
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 ALL_KEYS = np.full(1, -1, np.int16)  # a mask of one key, that stands for every one
+ALL_KEYS_ADDRESS = ALL_KEYS.ctypes.data
 NOBODY = Wanted(*[False] * len(Wanted._fields))
 NOTHING = Inputs(*[None] * len(Inputs._fields))  # type: ignore[arg-type]
 
@@ -109,22 +110,24 @@ class _Running:
 
     def __init__(self, call: KernelCall, dtype: torch.dtype, tensors: Given, problem: Problem, inputs: Inputs) -> None:
         self.call, self.dtype = call, dtype
-        self.numbers = call.numbers.copy()
-        self.numbers[c.ADDRESS : c.ADDRESS + len(tensors)] += [0 if t is None else t.data_ptr() for t in tensors]
+        self.numbers = call.numbers[:]
+        for place, tensor in enumerate(tensors, c.ADDRESS):
+            if tensor is not None:
+                self.numbers[place] += tensor.data_ptr()
         self.numbers[c.SCRATCH] = SCRATCH.take(call.threads * call.scratch)
         self.kept: list[Tensor] = []
         if inputs.window_sizes is not None:
             self.kept.append(cuts(problem, inputs.window_sizes))
             self.numbers[c.ADDRESS + c.CUTS] += self.kept[-1].data_ptr()
         if inputs.key_mask is None:
-            self.numbers[c.ADDRESS + c.KEY_MASK] = ALL_KEYS.ctypes.data
+            self.numbers[c.ADDRESS + c.KEY_MASK] = ALL_KEYS_ADDRESS
         else:
             self.kept.append(-inputs.key_mask.contiguous().to(torch.int16))
             self.numbers[c.ADDRESS + c.KEY_MASK] += self.kept[-1].data_ptr()
 
     def run(self, kernel: str, count: int) -> None:
         """Run a kernel on `count` threads, and wait."""
-        threads.run(compiled(kernel, DTYPES[self.dtype]).address, self.numbers.ctypes.data, count)
+        threads.run(compiled(kernel, DTYPES[self.dtype]).address, self.numbers.buffer_info()[0], count)
 
     def run_next(self, kernel: str, count: int) -> None:
         """Run another kernel."""

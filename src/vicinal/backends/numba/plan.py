@@ -6,6 +6,7 @@ The 64-bit integers of a call are described in `vicinal.backends.numba.kernels.c
 from __future__ import annotations
 
 import struct
+from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class KernelCall:
         computed: which gradients come out: with those that are wanted, others that are part of the same sums.
     """
 
-    numbers: Ints
+    numbers: array[int]
     kept: tuple[Ints, ...]
     threads: int
     scratch: int
@@ -64,7 +65,7 @@ class KernelCall:
 
     @property
     def nbytes(self) -> int:
-        return self.numbers.nbytes + sum(table.nbytes for table in self.kept)
+        return self.numbers.itemsize * len(self.numbers) + sum(table.nbytes for table in self.kept)
 
     @property
     def bias_threads(self) -> int:
@@ -212,7 +213,7 @@ def kernel_call(
         + computed.rpb * c.WANT_BIAS
     )
     return KernelCall(
-        np.array(numbers, np.int64),
+        array("q", numbers),
         both.kept,
         max(1, min(threads, tasks)),
         both.scratch,
