@@ -52,7 +52,7 @@ WRONG = {  # arguments, what the one line must say
     "device that is not here": (["explain", "8", "--window", "3", "--device", "cuda:99"], "--device: there are"),
     "neither suite nor problem": (["bench"], "--suite"),
     "suite and problem": ([*BENCH, "--suite", "cpu"], "--suite"),
-    "unknown suite": (["bench", "--suite", "all"], "--suite: must be one of cpu, gpu"),
+    "unknown suite": (["bench", "--suite", "all"], "--suite: must be one of cpu, gpu, new-sizes, got"),
     "no such case": (["bench", "--suite", "cpu", "--only", "nothing"], "--only"),
     "only without suite": ([*BENCH, "--only", "x"], "--only needs --suite"),
     "lengths without window": (["bench", "--lengths", "8x8"], "--window"),

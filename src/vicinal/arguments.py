@@ -178,13 +178,16 @@ def with_passes(case: Case, forward: bool, backward: bool) -> Case:
 
 
 def suite(
-    name: str, only: Sequence[str] | None, device: str | None
+    name: str, only: Sequence[str] | None, device: str | None, others: Sequence[str] = ()
 ) -> tuple[tuple[Case, ...], int | None, torch.device]:
-    """A suite's cases (those with one of `only` in their name), its threads, and the device to run on."""
+    """A suite's cases (those with one of `only` in their name), its threads, and the device to run on.
+
+    `others`: names that the command takes besides.
+    """
     from vicinal.bench.cases import SUITES
 
     if name not in SUITES:
-        raise wrong(f"--suite: must be one of {', '.join(SUITES)}, got {name!r}")
+        raise wrong(f"--suite: must be one of {', '.join((*SUITES, *others))}, got {name!r}")
     found = SUITES[name]
     cases = tuple(case for case in found.cases if not only or any(part in case.name for part in only))
     if not cases:

@@ -88,7 +88,7 @@ def run_bench(
 
     arguments.check_backends(backend or [])
     if suite is not None:
-        cases, own_threads, on = arguments.suite(suite, only, device)
+        cases, own_threads, on = arguments.suite(suite, only, device, (NEW_SIZES,))
         threads = own_threads if threads is None else threads
     elif only:
         raise wrong("--only needs --suite")

@@ -84,6 +84,8 @@ def test_an_environment_variable_says_the_version(write):
     [
         (["--natten", "0.13", "x.py"], "generation must be one of 0.14"),
         (["--natten", "0.17", "missing.py"], "no such program: 'missing.py'"),
+        (["--natten", "0.17", "-m", "missing"], "no such module: 'missing'"),
+        (["--natten", "0.17", "-m", "missing.part"], "no such module: 'missing.part'"),
         ([], "the following arguments are required: program"),
     ],
 )

@@ -6,6 +6,7 @@ import argparse
 import os
 import runpy
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from vicinal.compat import install_as_natten
@@ -29,13 +30,23 @@ def main() -> None:
     os.environ["VICINAL_NATTEN"] = given.natten
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SHIM), os.environ.get("PYTHONPATH"))))
     sys.argv = [given.program, *given.arguments]
-    if given.module:
+    if given.module and not _is_module(given.program):
+        parser.error(f"no such module: {given.program!r}")
+    elif given.module:
         runpy.run_module(given.program, run_name="__main__", alter_sys=True)
     elif not Path(given.program).exists():
         parser.error(f"no such program: {given.program!r}")
     else:
         sys.path[0] = str(Path(given.program).resolve().parent)
         runpy.run_path(given.program, run_name="__main__")
+
+
+def _is_module(name: str) -> bool:
+    """Whether there is a module of that name; imports the packages around it."""
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # no package of that name
+        return False
 
 
 if __name__ == "__main__":
