@@ -186,6 +186,24 @@ def test_a_part_of_minus_infinity_counts_for_nothing(nothing):
     assert not grads[3].any()
 
 
+@pytest.mark.parametrize("wrong", [math.nan, INF])
+def test_a_part_that_is_no_number_is_not_lost(wrong):
+    """A sum of minus infinity would count for nothing where it is merged once more."""
+    outputs, lse = [torch.randn(2, 3, 4, dtype=F64) for _ in range(2)], torch.randn(2, 3, dtype=F64)
+    merged, merged_lse = vicinal.merge_attentions(outputs, [lse, torch.full_like(lse, wrong)])
+    assert merged.isnan().all()
+    assert merged_lse.isnan().all()
+
+
+@pytest.mark.parametrize("keys", [6, 4])
+def test_a_query_that_is_no_number_has_a_sum_that_is_none(keys):
+    query, key, value = (t.detach() for t in qkv(6, keys))
+    query[0, 2] = math.nan
+    output, lse = vicinal.attention(query, key, value, return_lse=True)
+    assert output[0, 2].isnan().all()
+    assert lse[0, 2].isnan().all()
+
+
 def test_rows_where_every_part_is_minus_infinity():
     generator = torch.Generator().manual_seed(0)
     outputs = [torch.randn(2, 3, 4, dtype=F64, generator=generator).requires_grad_() for _ in range(2)]

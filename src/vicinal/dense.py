@@ -71,9 +71,9 @@ def softmax(scores: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     top = top.masked_fill(top == float("-inf"), 0.0)
     weights = (scores - top).exp()
     total = weights.sum(dim, keepdim=True)
-    some = total > 0
-    total = torch.where(some, total, 1.0)
-    lse = torch.where(some, top + total.log(), float("-inf"))
+    none = total == 0
+    total = torch.where(none, 1.0, total)
+    lse = torch.where(none, float("-inf"), top + total.log())
     return weights / total, lse.squeeze(dim)
 
 
