@@ -326,7 +326,7 @@ def check_neighborhoods(
     for n in neighborhoods:
         n.check(lengths)
     first = neighborhoods[0]
-    if any(n.spans != first.spans for n in neighborhoods):  # compared, not hashed: torch 2.10 and 2.14 trace no hash
+    if any(n.spans != first.spans for n in neighborhoods):  # compared: symbols have no hash
         raise ValueError("spans must be the same for all heads")
     for n in neighborhoods:
         for index, axis in enumerate(n.axes):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, Literal, NoReturn, TypeAlias, TypeVar, cast
 
 from vicinal.geometry.span import WHOLE, Span
@@ -169,11 +169,10 @@ class Neighborhood:
         object.__setattr__(self, "is_part", any(self.spans))
 
     def __hash__(self) -> int:  # looked up on every call: hash the axes once
-        return self._hash
-
-    @cached_property
-    def _hash(self) -> int:
-        return hash(self.axes)
+        known = self.__dict__.get("_hash")  # by no `cached_property`: before Python 3.12 it has a lock, untraced
+        if known is None:
+            known = self.__dict__["_hash"] = hash(self.axes)
+        return known
 
     def __reduce__(self) -> tuple[Any, ...]:  # without what is cached: another process has other hashes
         return Neighborhood, (self.axes,)

