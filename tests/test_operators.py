@@ -325,7 +325,7 @@ def leaves_of(needed):
 
 
 def call(inputs):
-    q, k, v, ek, ev, rpb = inputs.numbers
+    q, k, v, ek, ev, rpb, *_ = inputs  # `inputs.numbers`, as torch 2.10 traces it
     return vicinal.na1d(q, k, v, 3, additional_keys=ek, additional_values=ev, rpb=rpb, backend="torch")
 
 
