@@ -12,6 +12,7 @@ from vicinal.backends.gpu.devices import chains
 from vicinal.backends.gpu.kernels.answered import answered_kernel
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.run import Run
+from vicinal.backends.gpu.strides import empty
 from vicinal.problem import Problem
 
 ROWS = 128  # of log-sum-exps, per program
@@ -30,6 +31,6 @@ class Answered(NamedTuple):
 
     def __call__(self, run: Run, lse: Tensor) -> Tensor:
         """Of a contiguous log-sum-exp."""
-        states = lse.new_empty(lse.shape[:-1], dtype=torch.uint8)
+        states = empty(lse, lse.shape[:-1], torch.uint8)
         run.launch(self.launch, lse, states)
         return states

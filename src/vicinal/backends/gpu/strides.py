@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import gcd
 
 import torch
@@ -54,6 +54,16 @@ def aligned(tensors: Iterable[Tensor | None]) -> bool:
     return addresses & 15 == 0
 
 
+def empty(beside: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """A contiguous tensor, not yet written, on the device of another, of its dtype if none is given.
+
+    What `Tensor.new_empty` makes: that takes four times as long on the meta device, where passes are compiled ahead.
+    """
+    return torch.empty(shape, dtype=beside.dtype if dtype is None else dtype, device=beside.device)
+
+
 def contiguous_like(tensor: Tensor) -> Tensor:
     """A contiguous tensor of its shape and dtype, not yet written: for its gradient."""
+    if tensor.is_meta:  # nothing will be written
+        return tensor if tensor.is_contiguous() else empty(tensor, tensor.shape)
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)

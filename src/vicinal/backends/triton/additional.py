@@ -13,6 +13,7 @@ from torch import Tensor
 from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.run import Run
+from vicinal.backends.gpu.strides import empty
 from vicinal.backends.triton.estimate import LONG_ROW, row_bytes
 from vicinal.backends.triton.kernels.additional import additional_gradient_kernel
 from vicinal.backends.triton.launch import Prepared
@@ -58,7 +59,7 @@ class AdditionalGradients:
         query, given = call.inputs.query, call.inputs[3:5]
         wanted = self._wanted.additional_keys, self._wanted.additional_values
         partial = [
-            query.new_empty((self._launch.grid[1], *t.shape), dtype=torch.float32) if t is not None and wants else None
+            empty(query, (self._launch.grid[1], *t.shape), torch.float32) if t is not None and wants else None
             for t, wants in zip(given, wanted)
         ]
         upstream = call.upstream

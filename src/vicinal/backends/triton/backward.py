@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vicinal.backends.gpu.devices import current
 from vicinal.backends.gpu.run import Ahead, Run, run_of
-from vicinal.backends.gpu.strides import contiguous_like
+from vicinal.backends.gpu.strides import contiguous_like, empty
 from vicinal.backends.triton.additional import AdditionalGradients
 from vicinal.backends.triton.bias_gradient import BiasGradient
 from vicinal.backends.triton.config import GradientTilings
@@ -47,8 +47,8 @@ class Backward:
         See `vicinal.backends.protocol.Backend.backward_kernels`.
         """
         run, problem = Ahead(), self._problem
-        output = inputs.query.new_empty((*inputs.query.shape[:-1], problem.value_dim))
-        lse = output.new_empty(output.shape[:-1], dtype=lse_dtype(problem.dtype))
+        output = empty(inputs.query, (*inputs.query.shape[:-1], problem.value_dim))
+        lse = empty(output, output.shape[:-1], lse_dtype(problem.dtype))
         self._gradients(run, inputs, Upstream(output, lse, output))
         return run.jobs
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.run import Run
+from vicinal.backends.gpu.strides import empty
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.estimate import LONG_ROW, row_bytes
 from vicinal.backends.triton.kernels.bias_gradient import bias_gradient_kernel, bias_gradient_of_classes_kernel
@@ -105,7 +106,7 @@ class SumOfClasses:
         if table is None:
             table = self._table = run.table(self._key, self._device, lambda: _rows(self._work))
         run.in_use(table)
-        sums = partial.new_empty(self._launch.grid[0] * self._launch.grid[1] * self._step)
+        sums = empty(partial, (self._launch.grid[0] * self._launch.grid[1] * self._step,))
         run.launch(self._launch, grad_scores, table, sums, partial)
 
 

@@ -17,6 +17,7 @@ from vicinal.backends.gpu.arguments import axes_of
 from vicinal.backends.gpu.kernels.window import Flags
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.run import Run
+from vicinal.backends.gpu.strides import empty
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.estimate import Kernel
 from vicinal.backends.triton.kernels.kept import kept_kernel
@@ -96,7 +97,7 @@ class Starts(NamedTuple):
         """The start tiles (of a contiguous bias table, where there is one) or masks, on the device of `beside`."""
 
         def make() -> Tensor:
-            starts = beside.new_empty(self.size, dtype=self.dtype)
+            starts = empty(beside, (self.size,), self.dtype)
             run.launch(self.launch, *(() if self.masks else (rpb,)), starts)
             return starts
 
@@ -130,7 +131,7 @@ class Kept(NamedTuple):
 
     def __call__(self, run: Run, states: Tensor) -> Tensor:
         """The lists, of a mask's bytes, or of `Answered`."""
-        kept = states.new_empty(self.size, dtype=torch.int32)
+        kept = empty(states, (self.size,), torch.int32)
         run.launch(self.launch, states, kept)
         return kept
 

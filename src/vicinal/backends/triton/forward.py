@@ -11,6 +11,7 @@ from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.devices import current
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.run import Ahead, Run, run_of
+from vicinal.backends.gpu.strides import empty
 from vicinal.backends.triton.classes import TURNS_OF_HEADS, is_ahead, takes_heads, turns_of
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.kernels.classes import Alike, forward_of_classes_kernel
@@ -63,8 +64,8 @@ class Forward:
     def _results(self, run: Run, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp of `readable` inputs."""
         query = inputs.query
-        output = query.new_empty(self._shape)
-        lse = query.new_empty(self._shape[:-1], dtype=self._lse_dtype)
+        output = empty(query, self._shape)
+        lse = empty(query, self._shape[:-1], self._lse_dtype)
         if self._empty:
             return output, lse
         if self._lines is not None and run.aligned:

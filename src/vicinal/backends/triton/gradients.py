@@ -12,7 +12,7 @@ from vicinal.backends.gpu.answered import Answered
 from vicinal.backends.gpu.arguments import precision_of
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.run import Run
-from vicinal.backends.gpu.strides import contiguous_like
+from vicinal.backends.gpu.strides import contiguous_like, empty
 from vicinal.backends.triton.bias_gradient import SumOfClasses, entries_at_once
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.kernels.backward import (
@@ -99,9 +99,9 @@ class QueryGradientOfClasses:
             run.launch(self._launches[0], *tensors, None)
             return {"query": grad_query}
         assert rpb is not None
-        grad_scores = query.new_empty(self._sums[0].count)
+        grad_scores = empty(query, (self._sums[0].count,))
         programs = [sums.programs for sums in self._sums]
-        partial = rpb.new_empty((sum(programs), *rpb.shape), dtype=torch.float32)
+        partial = empty(rpb, (sum(programs), *rpb.shape), torch.float32)
         for launch, sums, own in zip(self._launches, self._sums, partial.split(programs)):
             run.launch(launch, *tensors, grad_scores)
             sums(run, grad_scores, own)
@@ -146,7 +146,7 @@ class _Memory(NamedTuple):
         return [None if t is None else self._beside(t) if self.heads else contiguous_like(t) for t in given]
 
     def _beside(self, tensor: Tensor) -> Tensor:
-        return tensor.new_empty((*tensor.shape[:-2], self.heads, tensor.shape[-1]), dtype=torch.float32)
+        return empty(tensor, (*tensor.shape[:-2], self.heads, tensor.shape[-1]), torch.float32)
 
     def gradients(self, inputs: Inputs, written: list[Tensor | None]) -> dict[str, Tensor | None]:
         """Of what kernels have written there."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.run import Run
+from vicinal.backends.gpu.strides import empty
 from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.kernels.steps import steps_kernel
 from vicinal.backends.triton.launch import Prepared, tiles_of
@@ -50,7 +51,7 @@ class Steps(NamedTuple):
 
     def __call__(self, run: Run, states: Tensor, table: Tensor | None) -> Tensor:
         """The lists, of a mask's bytes, or of `Answered`."""
-        steps = states.new_empty(self.size, dtype=torch.int32)
+        steps = empty(states, (self.size,), torch.int32)
         run.launch(self.launch, states, table, steps)
         return steps
 
