@@ -118,6 +118,27 @@ def test_every_example_of_the_guide_is_shown_and_none_is_typed_twice():
     assert {match[1] for match in included} == examples
 
 
+def standing_alone(page):
+    """Its blocks of code that import torch themselves: what they need is in them, and they are typed on the page."""
+    return re.findall(r"^```python\n(import torch\n.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = [
+    pytest.param(block, id=f"{named(page)} {number}")
+    for page in (ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "concepts.md")
+    for number, block in enumerate(standing_alone(page), 1)
+]
+
+
+def test_pages_have_blocks_that_stand_alone():
+    assert {block.id.split()[0] for block in BLOCKS} == {"README.md", "docs/index.md", "docs/concepts.md"}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_blocks_that_stand_alone_run_as_they_are_pasted(block):
+    exec(block, {})
+
+
 def test_entries_of_the_tables_are_as_many_as_is_said():
     said = re.search(r"(\d+) entries of the H100, (\d+) of the H200", (ROOT / "docs" / "tuning.md").read_text())
     tables = sorted((ROOT / "src" / "vicinal" / "tuning" / "tables").glob("nvidia-h*.json"))
