@@ -18,7 +18,7 @@ from vicinal.backends.gpu.launch import options_of
 from vicinal.backends.gpu.strides import contiguous_strides, dense, has_rows, rows_last, strides_of, vector_of
 from vicinal.backends.gpu.tables import table_of
 from vicinal.backends.triton.config import Tiling
-from vicinal.backends.triton.estimate import Kernel, program_of
+from vicinal.backends.triton.estimate import Kernel, padded, program_of
 from vicinal.backends.triton.kernels.classes import Alike
 from vicinal.backends.triton.kernels.softmax import LOG2E
 from vicinal.geometry.neighborhood import Neighborhood
@@ -163,7 +163,9 @@ class Prepared:
         more = problem.has_rpb or problem.has_window_sizes or problem.per_head or problem.goes_around
         architecture, one = gpu_of(problem.device).architecture, program_of(problem, kernel, config)
         if not problem.has_key_mask or more or problem.dtype.itemsize > 2:
-            return None
+            # Unless told that it may have all, ptxas 12.8 gives some of these 32, and spills up to 11 kB a thread.
+            uneven = kernel == "key_value" and padded(problem.head_dim) != padded(problem.value_dim)
+            return architecture.thread_registers if uneven else None
         threads = architecture.warp * config.warps
         at_once = min(architecture.registers / (threads * one.registers), architecture.shared / max(one.shared, 1))
         at_once = min(at_once, architecture.programs, architecture.threads / threads)

@@ -59,6 +59,7 @@ class Variant:
     has_rpb: bool = False
     has_key_mask: bool = False
     has_window_sizes: bool = False
+    value_dim: int = 0  # 0: the head dim
     classes: bool = False  # tiles of classes
 
     def problem(self) -> tuple[Problem, Inputs]:
@@ -66,13 +67,14 @@ class Variant:
             return torch.empty(shape, dtype=self.dtype, device="meta")
 
         x, h, hkv, d = self.lengths, self.heads, self.kv_heads, self.head_dim
+        dv = self.value_dim or d
         resolved = tuple(n.resolve(x) for n in self.neighborhoods)
         inputs = Inputs(
             make(4, *x, h, d),
             make(4, *resolved[0].key_lengths(x), hkv, d),
-            make(4, *resolved[0].key_lengths(x), hkv, d),
+            make(4, *resolved[0].key_lengths(x), hkv, dv),
             make(4, self.additional, hkv, d) if self.additional else None,
-            make(4, self.additional, hkv, d) if self.additional else None,
+            make(4, self.additional, hkv, dv) if self.additional else None,
             make(h, *(2 * k - 1 for k in resolved[0].window)) if self.has_rpb else None,
             torch.empty((4, *x), dtype=torch.bool, device="meta") if self.has_key_mask else None,
             torch.empty((4, *x, h), dtype=torch.int32, device="meta") if self.has_window_sizes else None,
@@ -116,6 +118,7 @@ VARIANTS = [
     Variant("lines-d64", (256, 256), (of(2, 7),), torch.bfloat16, 64, kv_heads=1, classes=True),
     Variant("rpb-d128", (56, 56), (of(2, 7),), torch.float16, 128, has_rpb=True, classes=True),
     Variant("rpb-d256", (56, 56), (of(2, 7),), torch.float16, 256, has_rpb=True, classes=True),
+    Variant("values-d256", (64, 64), (of(2, 7),), torch.float16, 16, value_dim=256),
     Variant("float32", (4096,), (of(1, 256),), torch.float32, 64),
     Variant("float32-d256", (64, 64), (of(2, 7),), torch.float32, 256, additional=16, has_rpb=True),
     Variant(

@@ -42,6 +42,7 @@ ALLOWED = {
     ("sm_90", "float32-d256", "key_value_gradient"): 960,
     ("sm_90", "float32-d256", "additional_gradient"): 924,
     ("sm_90", "float32-d256", "bias_gradient"): 1764,
+    ("sm_90", "values-d256", "key_value_gradient"): 468,
     ("sm_90", "float32", "forward"): 60,  # faster so than any tiling that spills nothing
     ("sm_90", "float32", "query_gradient"): 40,
     ("sm_90", "float32", "key_value_gradient"): 16,
