@@ -32,6 +32,8 @@ def outcomes(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_shards_are_those_of_the_whole(outcomes, case):
+    if case == "modules" and torch.__version__.startswith("2.10."):
+        pytest.skip("torch 2.10's linear layers take no batch of maps that are split")
     assert outcomes[case] == []
 
 
