@@ -19,6 +19,7 @@ from vicinal.backends.triton import BACKEND
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.kernels.backward import key_value_gradient_kernel, query_gradient_kernel
 from vicinal.backends.triton.kernels.forward import forward_kernel
+from vicinal.functional import neighborhood_attention
 from vicinal.geometry.neighborhood import Axis, Neighborhood
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 
@@ -260,6 +261,35 @@ def test_graph_capture():
     graph.replay()
     torch.cuda.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(captured, everything(problem, other), strict=True))
+
+
+def test_a_new_size_waits_for_nothing_that_is_queued():
+    """Not for the start tiles that it keeps either; another stream that reads them waits for the one that writes."""
+
+    def call(size: int) -> list[torch.Tensor]:
+        generator = torch.Generator("cuda").manual_seed(size)
+        shape = (1, size, 70, 8, 64)
+        q, k, v = (torch.randn(shape, generator=generator, device="cuda", dtype=HALF) for _ in range(3))
+        leaves = [t.requires_grad_() for t in (q, k, v)]
+        output = neighborhood_attention(q, k, v, of(2, 7), backend="triton")
+        return [output.detach(), *torch.autograd.grad(output, leaves, torch.ones_like(output))]
+
+    busy, other = torch.cuda.Stream(), torch.cuda.Stream()
+    with torch.cuda.stream(busy):  # kernels, and room for results
+        for size in (64, 61, 62):
+            call(size)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(busy):
+        torch.cuda._sleep(10**9)  # about half a second
+        done = busy.record_event()
+        begun = call(63)
+        assert not done.query(), "the host has waited for the device"
+    with torch.cuda.stream(other):
+        ahead = call(63)
+    torch.cuda.synchronize()
+    expected = call(63)
+    assert all(torch.equal(a, b) for a, b in zip(begun, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(ahead, expected, strict=True))
 
 
 def test_graph_of_heads_that_differ_after_caches_are_flooded():

@@ -40,8 +40,7 @@ def table_of(
             # By one thread: torch copies large tensors with several, which may wait for busy cores, for milliseconds.
             memmove(pinned.data_ptr(), table.data_ptr(), table.nbytes)
             table = pinned.to(device, non_blocking=True)
-            table.copied = torch.cuda.current_stream().record_event()  # type: ignore[attr-defined]
-            return table
+            return _written(table, torch.cuda.current_stream())
 
     return _tables.get((key, device), make)
 
@@ -49,8 +48,8 @@ def table_of(
 def kept_of(key: Hashable, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
     """What `make` computes on the current stream of `device`, made once; `key` says what it is.
 
-    To be read by a launch on that stream, next. What a graph that is being captured makes is not kept: it is there only
-    once the graph has run.
+    To be read by a launch on that stream, next. Nothing waits for it but other streams that read it (`in_use`). What a
+    graph that is being captured makes is not kept: it is there only once the graph has run.
     """
     found = _tables.find((key, device))
     if found is None:
@@ -58,10 +57,16 @@ def kept_of(key: Hashable, device: torch.device, make: Callable[[], Tensor]) -> 
         if device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():
                 return made
-            torch.cuda.current_stream(device).synchronize()
+            made = _written(made, torch.cuda.current_stream(device))
         found = _tables.get((key, device), lambda: made)
     in_use(found)
     return found
+
+
+def _written(table: Tensor, stream: torch.cuda.Stream) -> Tensor:
+    """The table, with the event that what is queued on `stream`, which writes it, is done."""
+    table.written = stream.record_event()  # type: ignore[attr-defined]
+    return table
 
 
 def in_use(table: Tensor) -> None:
@@ -72,7 +77,7 @@ def in_use(table: Tensor) -> None:
         _captured[table.data_ptr()] = table
     else:
         stream = torch.cuda.current_stream(table.device)
-        copied = getattr(table, "copied", None)
-        if copied is not None and not copied.query():
-            stream.wait_event(copied)
+        written = getattr(table, "written", None)
+        if written is not None and not written.query():
+            stream.wait_event(written)
         table.record_stream(stream)
