@@ -9,7 +9,7 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from vicinal.backends.gpu import kernel_cache
+from vicinal.backends.gpu import kernel_cache, specialised
 
 MAX_GRID = (2**31 - 1, 65535, 65535)  # programs along each dimension of a CUDA grid
 
@@ -48,11 +48,20 @@ class Launch:
         if not isinstance(self.kernel, triton.JITFunction):  # it is interpreted
             self.kernel[self.grid](*tensors, *self.arguments, **self.options)
             return
-        run = kernel_cache.loaded(self.kernel, lambda: self.compile(tensors), self.grid)[self.grid]
+        run = self._loaded(tensors, aligned)[self.grid]
         self._plain = plain(self.arguments)
         run(*tensors, *self._plain)
         if aligned:
             self._run = run
+
+    def _loaded(self, tensors: Sequence[Tensor | None], aligned: bool) -> Any:
+        """The compiled kernel, in the device's memory."""
+        if not aligned:
+            return kernel_cache.loaded(self.kernel, lambda: self.compile(tensors), self.grid)
+        others = specialised.kinds_of(self.kernel.params[len(tensors) :], self.arguments, tuples_alike=True)
+        kinds = tuple([None if t is None else t.dtype for t in tensors]), others, tuple(self.options.items())
+        device = next(t.device.index for t in tensors if t is not None)
+        return specialised.loaded(self.kernel, device, kinds, lambda: self.compile(tensors), self.grid)
 
     def compile(self, tensors: Sequence[Any]) -> Any:
         """The compiled kernel, for tensors of these dtypes and alignments; needs no GPU."""

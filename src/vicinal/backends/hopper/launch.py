@@ -8,15 +8,15 @@ device and nothing synchronises, so a call can be captured in a CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vicinal.backends.gpu import kernel_cache
+from vicinal.backends.gpu import kernel_cache, specialised
 from vicinal.backends.gpu.launch import plain, with_integers
 from vicinal.backends.hopper.layout import Descriptor
 from vicinal.caching import Cache
@@ -24,8 +24,7 @@ from vicinal.caching import Cache
 KNOWN_ADDRESSES = 256  # encoded arguments kept per launcher, and descriptors per argument
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """What a descriptor moves at once."""
 
     description: Descriptor
@@ -84,8 +83,10 @@ class Launcher:
 
         with self._lock:
             if self._ready is None:
-                compiled = kernel_cache.loaded(self.kernel, lambda: self.compile(*tensors), self.grid)
-                encode, launch = compat.launch_function(compiled, self.grid, tensors[0].device.index)
+                kinds, device = self._kinds(tensors), tensors[0].device.index
+                make = partial(self.compile, *tensors)
+                compiled = specialised.loaded(self.kernel, device, kinds, make, self.grid)
+                encode, launch = compat.launch_function(compiled, self.grid, device)
                 each = [_encoder(i, t, of, encode) for i, (t, of) in enumerate(zip(tensors, self.tensors))]
                 others = plain(tuple(self.arguments))
 
@@ -95,6 +96,15 @@ class Launcher:
 
                 self._ready = _Ready(launch, Cache[tuple[Any, ...]](KNOWN_ADDRESSES).memoize(encoded))
             return self._ready
+
+    def _kinds(self, tensors: Sequence[Tensor]) -> Hashable:
+        """See `vicinal.backends.gpu.specialised`: tensors by their blocks, or their alignment, and all arguments."""
+        each = [
+            (t.dtype, of.block if isinstance(of, Block) else (t.data_ptr() + of * t.element_size()) % 16 == 0)
+            for t, of in zip(tensors, self.tensors)
+        ]
+        others = specialised.kinds_of(self.kernel.params[len(tensors) :], self._seen)
+        return tuple(each), others, tuple(self.options.items())
 
 
 class _Ready(NamedTuple):

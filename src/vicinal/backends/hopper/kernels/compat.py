@@ -96,6 +96,7 @@ def launch_function(compiled, grid, device):
     return encode, launch
 
 
+@lru_cache(maxsize=1024)
 def _bare_launcher(compiled) -> tuple[Any, Any]:
     """The kernel's launcher without the wrapper that encodes descriptors, and what encodes one; None where unknown."""
     try:
