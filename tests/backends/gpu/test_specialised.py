@@ -67,6 +67,17 @@ def test_constants_count_by_their_values():
     assert kinds_of([EXACT], [0.5]) == kinds_of([EXACT], [0.25])
 
 
+@pytest.mark.parametrize("of", [WIDE, EXACT, FREE, parameter(constexpr=True)])
+def test_truth_is_no_number(of):
+    assert kinds_of([of], [True]) != kinds_of([of], [1])
+    assert kinds_of([of], [False]) != kinds_of([of], [0])
+
+
+@pytest.mark.parametrize("of", [WIDE, EXACT, FREE])
+def test_truth_in_a_tuple_is_no_number(of):
+    assert kinds_of([of], [(True, 1)]) != kinds_of([of], [(1, 1)])
+
+
 def test_a_kernel_is_made_once_for_a_kind_and_device(monkeypatch):
     made = []
     monkeypatch.setattr(kernel_cache, "loaded", lambda kernel, make, grid: made.append(grid) or make())

@@ -28,7 +28,7 @@ def kinds_of(parameters: Sequence[Any], arguments: Sequence[Any], tuples_alike: 
     found: list[Hashable] = []
     for parameter, argument in zip(parameters, arguments):
         if parameter.is_constexpr:
-            found.append(argument)
+            found.append((type(argument), argument))  # True and 1 are equal, and not the same
         elif parameter.do_not_specialize or (tuples_alike and isinstance(argument, tuple)):
             found.append(_kind(argument, _width))
         elif parameter.do_not_specialize_on_alignment:
@@ -55,8 +55,8 @@ def loaded(kernel: Any, device: int | None, kinds: Hashable, make: Callable[[], 
 def _kind(argument: Any, of: Callable[[int], Hashable]) -> Any:
     """Of tuples that of each part."""
     if isinstance(argument, tuple):
-        return type(argument), *[of(a) if isinstance(a, int) else _kind(a, of) for a in argument]
-    return of(argument) if isinstance(argument, int) else type(argument)
+        return type(argument), *[of(a) if type(a) is int else _kind(a, of) for a in argument]
+    return of(argument) if type(argument) is int else type(argument)
 
 
 def _of_integer(number: int) -> Hashable:
