@@ -11,8 +11,9 @@ CLEAN  := build/clean
 JOBS   ?= 2
 GPU_JOBS ?= 12
 SANITIZED := 1d-small or 2d-causal-row or 3d-gqa or 2d-dilated-ragged or (float16 and mixed)
-RACED := $(addprefix tests/gpu/test_,hopper_gpu.py::test_forward[1d-small] hopper_gpu.py::test_backward[1d-small] \
-	hopper_gpu.py::test_backward[1d-one] triton_gpu.py::test_another_stream)
+RACED := $(addprefix tests/gpu/test_,hopper_forward_gpu.py::test_forward[1d-small] \
+	hopper_backward_gpu.py::test_backward[1d-small] \
+	hopper_backward_gpu.py::test_backward[1d-one] triton_gpu.py::test_another_stream)
 RACE_TIMEOUT ?= 120   # seconds, of each: one that is slow costs only itself
 TEST_TIMEOUT ?= 300
 

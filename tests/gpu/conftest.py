@@ -35,3 +35,9 @@ def most_of_the_memory():
         yield
         gc.collect()
         torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def any_order():
+    """Sums may be made in any order: kernels may add in memory."""
+    torch.use_deterministic_algorithms(False)  # the fixture that poisons memory puts it back

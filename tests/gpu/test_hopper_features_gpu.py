@@ -8,18 +8,13 @@ import pytest
 import torch
 
 from closeness import assert_as_close_as_torch, error, gradients_of
+from hopper_calls import BF16, FP16, ON_HOPPER
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.reference import reference
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
-    ),
-]
+pytestmark = ON_HOPPER
 
-BF16, FP16 = torch.bfloat16, torch.float16
 DIMS = [
     *((8, 8), (16, 16), (24, 24), (40, 40), (48, 48), (56, 56), (72, 72), (80, 80), (96, 96), (112, 112), (136, 136)),
     *((160, 160), (200, 200), (224, 224), (256, 256)),
@@ -33,12 +28,6 @@ SHAPES = {
     "video": ((6, 9, 11), 2, 2, {"kernel_size": (3, 4, 5), "stride": (1, 2, 2)}),
 }
 PASSES = [False, True]
-
-
-@pytest.fixture
-def any_order():
-    """Sums may be made in any order: kernels may add in memory."""
-    torch.use_deterministic_algorithms(False)  # the fixture that poisons memory puts it back
 
 
 def make(shape, head_dim=64, value_dim=None, additional=0, dtype=BF16, scale=None, batch=2, seed=0):
