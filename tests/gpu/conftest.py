@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+KEPT_BYTES = 1 << 30  # by torch's allocator, in a worker between tests
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
@@ -33,6 +35,15 @@ def most_of_the_memory():
     with Path(tempfile.gettempdir(), "vicinal-most-of-the-memory.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+@pytest.fixture(autouse=True)
+def memory_for_others():
+    """Workers share the GPU's memory: of what torch keeps for later, a test leaves little behind."""
+    yield
+    if torch.cuda.is_available() and torch.cuda.memory_reserved() > KEPT_BYTES:
         gc.collect()
         torch.cuda.empty_cache()
 

@@ -130,8 +130,9 @@ def test_first_calls_from_two_threads():
             grads = gradients_of(
                 BACKEND, problem, BACKEND.configs(problem, "backward")[0], inputs, out, lse, torch.ones_like(out)
             )
-            torch.cuda.current_stream().synchronize()
-            found.append(torch.cat([t.flatten() for t in (out, *grads[:3])]))
+            results = torch.cat([t.flatten() for t in (out, *grads[:3])])
+            torch.cuda.current_stream().synchronize()  # of all that the other thread will read
+            found.append(results)
 
     threads = [Thread(target=call) for _ in range(2)]
     for thread in threads:

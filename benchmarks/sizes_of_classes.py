@@ -1,0 +1,229 @@
+"""Times sizes of programs for tiles of classes (a bias, half precision and float32, head dims above 64), on a GPU.
+
+    PYTHONPATH=src python3 benchmarks/sizes_of_classes.py RESULTS.json [SECONDS [processes that compile]]
+
+Each kernel is tried with each of a few sizes, the other kernel of the backward at its default; the first of every list
+is the default (`vicinal.backends.triton.shortlist`), the last is a tiling without classes, which looks biases up.
+Results are held against plain torch's in float64 on one batch entry before anything is timed. Times are of whole
+passes, medians with quartiles, sampled in turns from CUDA graphs. Prints a line for every problem and kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vicinal.backends.triton import BACKEND
+from vicinal.backends.triton.config import GradientTilings, Tiling
+from vicinal.backends.triton.shortlist import Size, of_classes_sizes, shortlist
+from vicinal.backends.triton.tilings import candidates, candidates_of_classes, ranked
+from vicinal.bench.graphs import own_stream
+from vicinal.bench.measure import Effort, Timing, time_kernels
+from vicinal.geometry.neighborhood import Neighborhood
+from vicinal.problem import Inputs, Problem, Upstream, Wanted
+from vicinal.reference import reference
+
+KernelName = Literal["forward", "query", "key_value"]
+KERNELS: tuple[KernelName, ...] = ("forward", "query", "key_value")
+PROBLEMS = [  # length, batch, heads, head dim, dtype; windows of 7x7
+    (56, 32, 4, 128, torch.float16),
+    (56, 32, 4, 80, torch.float16),
+    (56, 16, 4, 256, torch.float16),
+    (56, 16, 4, 192, torch.float16),
+    (56, 16, 4, 128, torch.float32),
+    (28, 16, 4, 256, torch.float32),
+]
+OTHERS: dict[tuple[KernelName, int, int], list[Size]] = {
+    ("forward", 128, 2): [
+        Size(64, 32, 4, 2, registers=200),
+        Size(64, 32, 4, 2, registers=128),
+        Size(32, 32, 1, 2, registers=255),
+        Size(32, 32, 4, 2),
+        Size(16, 32, 1, 2, registers=255),
+    ],
+    ("query", 128, 2): [
+        Size(64, 64, 4, 2, registers=240),
+        Size(64, 32, 4, 2, registers=168),
+        Size(32, 32, 4, 3),
+        Size(16, 32, 1, 3, registers=255),
+        Size(16, 16, 1, 3, registers=200),
+    ],
+    ("key_value", 128, 2): [
+        Size(32, 32, 4, 3, registers=255),
+        Size(32, 16, 4, 3, registers=168),
+        Size(16, 32, 4, 3, registers=128),
+        Size(16, 32, 1, 3, registers=255),
+        Size(16, 16, 1, 3, registers=255),
+    ],
+    ("forward", 256, 2): [
+        Size(64, 16, 4, 2, registers=255),
+        Size(32, 32, 4, 2, registers=255),
+        Size(16, 32, 4, 2),
+        Size(16, 16, 4, 2),
+    ],
+    ("query", 256, 2): [
+        Size(64, 16, 4, 2, registers=255),
+        Size(32, 32, 4, 2, registers=255),
+        Size(16, 32, 4, 2),
+        Size(16, 16, 4, 3),
+    ],
+    ("key_value", 256, 2): [Size(32, 16, 4, 3, registers=255), Size(16, 32, 4, 3, registers=255), Size(32, 32, 4, 2)],
+    ("forward", 128, 4): [Size(32, 32, 4, 2), Size(16, 32, 4, 2), Size(16, 16, 1, 2)],
+    ("query", 128, 4): [Size(32, 32, 4, 2), Size(16, 32, 4, 3), Size(16, 16, 1, 3)],
+    ("key_value", 128, 4): [Size(32, 32, 4, 2), Size(16, 32, 4, 3), Size(16, 16, 1, 3)],
+    ("forward", 256, 4): [Size(32, 16, 4, 2), Size(16, 32, 4, 2)],
+    ("query", 256, 4): [Size(16, 16, 4, 2)],
+    ("key_value", 256, 4): [Size(16, 16, 4, 2)],
+}
+ALLOWED = {torch.float16: 4e-3, torch.float32: 3e-3}  # relative errors; float32 multiplies as torch is set to
+EFFORT = Effort(samples=7, seconds=0.25)
+
+
+def main() -> None:
+    """Compile, time, print, and write the file named."""
+    path = Path(sys.argv[1])
+    until = time.monotonic() + (float(sys.argv[2]) if len(sys.argv) > 2 else 600)
+    processes = int(sys.argv[3]) if len(sys.argv) > 3 else 8
+    each = [(index, kernel, i) for index in range(len(PROBLEMS)) for kernel in KERNELS for i in range(9)]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        pool.map(compile_one, each, chunksize=1)
+    print(f"compiled, {until - time.monotonic():.0f} s left", flush=True)
+    rows: list[dict[str, Any]] = []
+    for index in range(len(PROBLEMS)):
+        for row in timed(index, until):
+            rows.append(row)
+            path.write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": rows}, indent=1) + "\n")
+
+
+def problem_of(index: int, has_rpb: bool = True, batch: int | None = None) -> tuple[Problem, Inputs]:
+    """A problem and its tensors."""
+    length, own, heads, dim, dtype = PROBLEMS[index]
+    generator = torch.Generator("cuda").manual_seed(0)
+    shape = (own, length, length, heads, dim)
+    query, key, value = (torch.randn(shape, generator=generator, device="cuda", dtype=dtype) for _ in range(3))
+    rpb = torch.randn((heads, 13, 13), generator=generator, device="cuda", dtype=dtype) if has_rpb else None
+    inputs = Inputs(query[:batch], key[:batch], value[:batch], None, None, rpb)
+    neighborhood = Neighborhood.of(2, 7).resolve((length, length))
+    return Problem.of(inputs, [neighborhood], dim**-0.5), inputs
+
+
+def tilings_of(problem: Problem, kernel: KernelName) -> list[Tiling]:
+    """The default, others, and last the best without classes."""
+    widest = 128 if problem.head_dim <= 128 else 256
+    sizes = [*of_classes_sizes(problem, kernel), *OTHERS[kernel, widest, problem.dtype.itemsize]]
+    found = [t for size in sizes for t in candidates_of_classes(problem, kernel, [size], 1)]
+    gpu_sizes = shortlist(replace(problem, has_rpb=False), kernel, _gpu(problem))
+    plain = list(candidates(problem, kernel, gpu_sizes, 1))[:1]
+    return list(dict.fromkeys([ranked(problem, kernel, 1, False)[0][1], *found, *plain]))
+
+
+def _gpu(problem: Problem) -> Any:
+    from vicinal.backends.gpu.hardware import gpu_of
+
+    return gpu_of(problem.device)
+
+
+def passes(problem: Problem, inputs: Inputs, kernel: KernelName) -> Iterator[tuple[Tiling, Callable[[], Any]]]:
+    """Whole passes with each tiling of a kernel."""
+    listed = {name: tilings_of(problem, name) for name in KERNELS}
+    out, lse = BACKEND.forward(problem, listed["forward"][0], inputs)
+    upstream = Upstream(out, lse, torch.ones_like(out), None)
+    for tiling in listed[kernel]:
+        if kernel == "forward":
+            yield tiling, partial(BACKEND.forward, problem, tiling, inputs)
+        else:
+            both = {"query": listed["query"][0], "key_value": listed["key_value"][0]} | {kernel: tiling}
+            yield (
+                tiling,
+                partial(BACKEND.backward, problem, GradientTilings(**both), inputs, upstream, Wanted.of(inputs)),
+            )
+
+
+def compile_one(which: tuple[int, KernelName, int]) -> None:
+    """Run one of the calls once, if there is one; one that does not compile is told of when it is timed."""
+    index, kernel, i = which
+    if PROBLEMS[index][3] in (80, 192):
+        return  # the kernels of 128 and 256
+    with suppress(Exception):
+        calls = list(passes(*problem_of(index), kernel))
+        if i < len(calls):
+            calls[i][1]()
+            torch.cuda.synchronize()
+
+
+def timed(index: int, until: float) -> Iterator[dict[str, Any]]:
+    """Rows of a problem: a kernel with a tiling, its pass's time, and that of the pass without a bias by default."""
+    problem, inputs = problem_of(index)
+    length, batch, heads, dim, dtype = PROBLEMS[index]
+    name = f"{length}x{length} B{batch} H{heads} D{dim} {dtype}"
+    with own_stream(problem.device):
+        for kernel in KERNELS:
+            if time.monotonic() > until:
+                print(f"{name}: no time for {kernel}")
+                return
+            calls: dict[str, Callable[[], Any]] = {}
+            wrong: dict[str, str] = {}
+            for tiling, call in passes(problem, inputs, kernel):
+                try:
+                    error = error_of(index, kernel, call())
+                except Exception as failed:  # does not compile
+                    wrong[str(tiling)] = str(failed)[:80]
+                    continue
+                if error > ALLOWED[problem.dtype]:
+                    wrong[str(tiling)] = f"wrong, {error:.1e}"
+                else:
+                    calls[("classes, " if tiling.of_classes else "") + str(tiling)] = call
+            plain = plain_call(index, kernel)
+            found = time_kernels({**calls, "without a bias": plain}, "cuda", EFFORT)
+            print(f"{name}, {kernel}", *wrong.items(), sep="\n  ")
+            for tiling_name, found_one in found.items():
+                ms = found_one if isinstance(found_one, str) else milliseconds(found_one)
+                print(f"  {ms}: {tiling_name}", flush=True)
+                yield {"problem": name, "kernel": kernel, "tiling": tiling_name, "ms": ms}
+            yield from ({"problem": name, "kernel": kernel, "tiling": t, "ms": why} for t, why in wrong.items())
+
+
+def milliseconds(timing: Timing) -> list[float]:
+    """Median and quartiles."""
+    return [round(1e3 * seconds, 4) for seconds in (timing.median, timing.lower, timing.upper)]
+
+
+def plain_call(index: int, kernel: KernelName) -> Callable[[], Any]:
+    """The same pass without a bias, by this backend."""
+    problem, inputs = problem_of(index, has_rpb=False)
+    out, lse = BACKEND.forward(problem, BACKEND.best(problem, "forward")[0], inputs)
+    if kernel == "forward":
+        return partial(BACKEND.forward, problem, BACKEND.best(problem, "forward")[0], inputs)
+    upstream = Upstream(out, lse, torch.ones_like(out), None)
+    return partial(BACKEND.backward, problem, BACKEND.best(problem, "backward")[0], inputs, upstream, Wanted.of(inputs))
+
+
+_expected: dict[int, list[torch.Tensor]] = {}
+
+
+def error_of(index: int, kernel: KernelName, found: Any) -> float:
+    """Against float64, of the first batch entry; not of the bias, whose gradient sums over all."""
+    if index not in _expected:
+        problem, inputs = problem_of(index, batch=1)
+        leaves = Inputs(*(None if t is None else t.double().requires_grad_() for t in inputs))  # type: ignore[arg-type]
+        out, _ = reference(leaves, list(problem.neighborhoods), problem.scale)
+        grads = torch.autograd.grad(out, leaves[:3], torch.ones_like(out))
+        _expected.clear()
+        _expected[index] = [t.detach() for t in (out, *grads)]
+    own = {"forward": (found[0],), "query": (found[0],), "key_value": found[1:3]}[kernel]
+    expected = {"forward": (0,), "query": (1,), "key_value": (2, 3)}[kernel]
+    return max(float((t[:1] - _expected[index][i]).norm() / _expected[index][i].norm()) for t, i in zip(own, expected))
+
+
+if __name__ == "__main__":
+    main()
