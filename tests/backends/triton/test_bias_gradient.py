@@ -29,7 +29,8 @@ def test_every_pair_of_every_step_is_some_program_s_once(lengths, window, dilati
     classes = classes_of(problem, config.tile, config.step, inverse=False)
     work = _work(problem, config, classes, batch)
     rows = _rows(work).tolist()
-    assert len(rows) == sum(own.steps * len(list(own.shares())) for own in work) == sum(own.programs for own in work)
+    shares = sum(own.steps * len(lines) * len(tiles) for own in work for _, _, lines, tiles in own.shares())
+    assert len(rows) == shares == sum(own.programs for own in work)
     counts = [lines * tiles for _, _, _, lines, tiles, *_ in rows]
     assert counts == sorted(counts, reverse=True)
     found = [(step, tile) for row in rows for step, tile in _read(row, len(lengths))]

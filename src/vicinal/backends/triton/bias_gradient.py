@@ -162,17 +162,24 @@ class _Work(NamedTuple):
         own_lines, own_tiles = self.own
         return self.steps * -(-self.lines // own_lines) * -(-self.line.length // own_tiles)
 
-    def shares(self) -> Iterator[tuple[int, int, int, int]]:
-        """For each program of a step: its first line, how many, the first tile of a line, how many."""
+    def shares(self) -> Iterator[tuple[int, int, Sequence[int], Sequence[int]]]:
+        """Programs of a step, those of as many lines and tiles together: how many, then where lines and tiles begin.
+
+        Each begins at one of the former and one of the latter.
+        """
         own_lines, own_tiles = self.own
-        for first_line in range(0, self.lines, own_lines):
-            for first in range(0, self.line.length, own_tiles):
-                yield (
-                    first_line,
-                    min(own_lines, self.lines - first_line),
-                    first,
-                    min(own_tiles, self.line.length - first),
-                )
+        for lines, first_lines in _cut(self.lines, own_lines):
+            for tiles, firsts in _cut(self.line.length, own_tiles):
+                yield lines, tiles, first_lines, firsts
+
+
+def _cut(length: int, size: int) -> Iterator[tuple[int, Sequence[int]]]:
+    """Parts of `size`, and a smaller one: how long they are, and where each begins."""
+    rest = length % size
+    if rest < length:
+        yield size, range(0, length - rest, size)
+    if rest:
+        yield rest, (length - rest,)
 
 
 def _work(problem: Problem, config: Tiling, classes: Classes, entries: int) -> list[_Work]:
@@ -228,17 +235,18 @@ def _rows(work: Sequence[_Work]) -> Tensor:
     """
     by_count: dict[int, array[int]] = {}
     for own in work:
-        alike: dict[tuple[int, int], list[tuple[int, int]]] = {}  # shares of so many lines and tiles: where each begins
-        for first_line, lines, first, tiles in own.shares():
-            alike.setdefault((lines, tiles), []).append((first_line, first))
-        apart, every = own.line.apart, range(own.steps)
+        apart = own.line.apart
         shared = [apart, *[d.length for d in own.rest], *[d.apart for d in own.rest], *own.first]
-        for (lines, tiles), begins in alike.items():
+        for lines, tiles, first_lines, firsts in own.shares():
+            begins = array("i", [own.begin + first * apart for first in firsts]) * len(first_lines)
+            of_lines = array("i", [first_line for first_line in first_lines for _ in firsts])
             row = [0, 0, 0, lines, tiles, *shared]
             block = array("i", row) * (len(begins) * own.steps)  # its first three columns follow
-            block[0 :: len(row)] = array("i", [*every] * len(begins))
-            block[1 :: len(row)] = array("i", [own.begin + first * apart for _, first in begins for _ in every])
-            block[2 :: len(row)] = array("i", [first_line for first_line, _ in begins for _ in every])
+            for step in range(own.steps):
+                place, turn = step * len(row), own.steps * len(row)  # of a begin's rows one after the other
+                block[place::turn] = array("i", [step]) * len(begins)
+                block[place + 1 :: turn] = begins
+                block[place + 2 :: turn] = of_lines
             by_count.setdefault(lines * tiles, array("i")).extend(block)
     rows = array("i")
     for _, each in sorted(by_count.items(), reverse=True):
