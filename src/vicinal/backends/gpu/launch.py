@@ -90,10 +90,11 @@ def options_of(warps: int, stages: int = 2, chained: bool = False) -> dict[str, 
 
 
 def plain(argument: Any) -> Any:
-    """The same argument with plain tuples for named ones, which Triton's launcher takes 5 times as long to read."""
-    if not isinstance(argument, tuple):
-        return argument
-    return tuple([plain(a) if isinstance(a, tuple) else a for a in argument])
+    """The same argument with plain tuples for named ones, which Triton's launcher takes 5 times as long to read.
+
+    Plain ones stay: they hold integers, nearly all of them.
+    """
+    return tuple([plain(a) if isinstance(a, tuple) and type(a) is not tuple else a for a in argument])
 
 
 def with_integers(argument: Any, change: Callable[[int], int]) -> Any:

@@ -29,12 +29,13 @@ def kinds_of(parameters: Sequence[Any], arguments: Sequence[Any], tuples_alike: 
     for parameter, argument in zip(parameters, arguments):
         if parameter.is_constexpr:
             found.append((type(argument), argument))  # True and 1 are equal, and not the same
-        elif parameter.do_not_specialize or (tuples_alike and isinstance(argument, tuple)):
-            found.append(_kind(argument, _width))
+            continue
+        of: Callable[[int], Hashable] = _of_integer
+        if parameter.do_not_specialize or (tuples_alike and isinstance(argument, tuple)):
+            of = _width
         elif parameter.do_not_specialize_on_alignment:
-            found.append(_kind(argument, _of_any_alignment))
-        else:
-            found.append(_kind(argument, _of_integer))
+            of = _of_any_alignment
+        found.append(of(argument) if type(argument) is int else _kind(argument, of))
     return tuple(found)
 
 
@@ -53,10 +54,10 @@ def loaded(kernel: Any, device: int | None, kinds: Hashable, make: Callable[[], 
 
 
 def _kind(argument: Any, of: Callable[[int], Hashable]) -> Any:
-    """Of tuples that of each part."""
-    if isinstance(argument, tuple):
-        return type(argument), *[of(a) if type(a) is int else _kind(a, of) for a in argument]
-    return of(argument) if type(argument) is int else type(argument)
+    """Of what is no integer; of a tuple that of each part."""
+    if not isinstance(argument, tuple):
+        return type(argument)
+    return type(argument), *[of(a) if type(a) is int else _kind(a, of) for a in argument]
 
 
 def _of_integer(number: int) -> Hashable:

@@ -49,27 +49,6 @@ def may_pass_end(problem: Problem, config: Tiling, inverse: bool = False) -> boo
     )
 
 
-def is_wide(problem: Problem, strides: tuple[tuple[int, ...], ...], config: Tiling) -> bool:
-    """Whether offsets within a tile may need more than 31 bits."""
-    farthest = tuple([max(each) for each in zip(*strides)])[1:-1]
-    if _offset(problem, farthest, config) < 2**31:  # nearly always so
-        return False
-    return max(_offset(problem, each[1:-1], config) for each in strides) >= 2**31
-
-
-def _offset(problem: Problem, strides: tuple[int, ...], config: Tiling) -> int:
-    """Elements from the first token of a tile to the last, of these strides of the axes, and a row's."""
-    spatial, most = seen(strides, config.unfolded), 0
-    for neighborhood in problem.neighborhoods:
-        dilations = axes_of(neighborhood, problem.lengths, config.unfolded).dilations
-        whole = [min(MAX_EXTENT, n) for n in problem.lengths]
-        for tile in (config.tile, whole if config.of_classes else config.step):
-            most = max(most, sum([(t - 1) * d * s for t, d, s in zip(tile, dilations, spatial)]))
-    if problem.goes_around:  # what is beyond an axis is read from its start
-        most = max(most, sum([n * s for n, s in zip(problem.lengths, spatial)]))
-    return most + 512
-
-
 def readable(inputs: Inputs) -> Inputs:
     """The inputs as the kernels read them: in place, unless a last dimension is not contiguous."""
     q, k, v, ek, ev, rpb, key_mask, sizes = inputs
@@ -180,13 +159,35 @@ class Prepared:
             strided=strided,
             dilated=dilated,
             moded=moded,
-            wide=is_wide(problem, (*self.strides[:3], self._contiguous), config),
+            wide=self._is_wide(config),
             checked=not config.of_classes and may_pass_end(problem, config, inverse),
             chained=self.chained,
             circles=circles,
             turns=turns,
             unfolded=kernel_axis(config.unfolded),
         )
+
+    def _is_wide(self, config: Tiling) -> bool:
+        """Whether offsets within a tile may need more than 31 bits."""
+        strides = [each[1:-1] for each in (*self.strides[:3], self._contiguous)]
+        farthest = tuple([max(each) for each in zip(*strides)])
+        if self._offset(farthest, config) < 2**31:  # nearly always so
+            return False
+        return max(self._offset(each, config) for each in strides) >= 2**31
+
+    def _offset(self, strides: tuple[int, ...], config: Tiling) -> int:
+        """Elements from the first token of a tile to the last, of these strides of the axes, and a row's."""
+        problem, spatial, most = self.problem, seen(strides, config.unfolded), 0
+        every = [self.arguments(config.unfolded)[0]]
+        if problem.per_head:
+            every = [axes_of(own, problem.lengths, config.unfolded) for own in problem.neighborhoods]
+        walked = [min(MAX_EXTENT, n) for n in problem.lengths] if config.of_classes else config.step
+        for axes in every:
+            for tile in (config.tile, walked):
+                most = max(most, sum([(t - 1) * d * s for t, d, s in zip(tile, axes.dilations, spatial)]))
+        if problem.goes_around:  # what is beyond an axis is read from its start
+            most = max(most, sum([n * s for n, s in zip(problem.lengths, spatial)]))
+        return most + 512
 
     @cached_property
     def _features(self) -> tuple[bool, bool, bool]:
