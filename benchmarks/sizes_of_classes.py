@@ -19,10 +19,12 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
+from vicinal.backends.hopper import BACKEND as HOPPER
+from vicinal.backends.protocol import Backend
 from vicinal.backends.triton import BACKEND
 from vicinal.backends.triton.config import GradientTilings, Tiling
 from vicinal.backends.triton.shortlist import Size, of_classes_sizes, shortlist
@@ -35,55 +37,87 @@ from vicinal.reference import reference
 
 KernelName = Literal["forward", "query", "key_value"]
 KERNELS: tuple[KernelName, ...] = ("forward", "query", "key_value")
-PROBLEMS = [  # length, batch, heads, head dim, dtype; windows of 7x7
-    (56, 32, 4, 128, torch.float16),
-    (56, 32, 4, 80, torch.float16),
-    (56, 16, 4, 256, torch.float16),
-    (56, 16, 4, 192, torch.float16),
-    (56, 16, 4, 128, torch.float32),
-    (28, 16, 4, 256, torch.float32),
+
+
+class Case(NamedTuple):
+    """A square map, with a bias, with a key mask, or plain."""
+
+    length: int
+    batch: int
+    heads: int
+    head_dim: int
+    dtype: torch.dtype = torch.float16
+    window: int = 7
+    kind: Literal["bias", "mask", "plain"] = "bias"
+
+    def __str__(self) -> str:
+        dims = f"{self.length}x{self.length} B{self.batch} H{self.heads} D{self.head_dim}"
+        return f"{dims} {self.dtype} window {self.window}, {self.kind}"
+
+
+CASES = [
+    Case(56, 32, 4, 128),
+    Case(56, 16, 4, 256),
+    Case(56, 32, 4, 80),
+    Case(56, 16, 4, 192),
+    Case(56, 16, 4, 128, torch.float32),
+    Case(28, 16, 4, 256, torch.float32),
+    Case(128, 8, 2, 128, window=13, kind="mask"),
+    Case(128, 8, 2, 128, window=33, kind="mask"),
+    Case(56, 32, 4, 128, kind="plain"),
+    Case(128, 8, 2, 128, window=13, kind="plain"),
 ]
 OTHERS: dict[tuple[KernelName, int, int], list[Size]] = {
     ("forward", 128, 2): [
-        Size(64, 32, 4, 2, registers=200),
+        Size(64, 64, 4, 2, registers=240),
         Size(64, 32, 4, 2, registers=128),
+        Size(64, 64, 4, 2, registers=168),
+        Size(64, 32, 4, 3, registers=128),
+        Size(64, 32, 4, 2, registers=96),
+        Size(64, 16, 4, 2, registers=128),
         Size(32, 32, 1, 2, registers=255),
-        Size(32, 32, 4, 2),
-        Size(16, 32, 1, 2, registers=255),
     ],
     ("query", 128, 2): [
-        Size(64, 64, 4, 2, registers=240),
-        Size(64, 32, 4, 2, registers=168),
-        Size(32, 32, 4, 3),
-        Size(16, 32, 1, 3, registers=255),
-        Size(16, 16, 1, 3, registers=200),
+        Size(16, 16, 1, 3, registers=255, abreast=2),
+        Size(16, 16, 1, 2, registers=255, abreast=2),
+        Size(16, 16, 1, 2, registers=200),
+        Size(16, 16, 1, 3, registers=168),
+        Size(64, 16, 4, 3, registers=168),
     ],
     ("key_value", 128, 2): [
-        Size(32, 32, 4, 3, registers=255),
-        Size(32, 16, 4, 3, registers=168),
-        Size(16, 32, 4, 3, registers=128),
-        Size(16, 32, 1, 3, registers=255),
-        Size(16, 16, 1, 3, registers=255),
+        Size(16, 16, 1, 2, registers=255),
+        Size(32, 32, 2, 3, registers=255),
+        Size(64, 16, 4, 3, registers=200),
+        Size(16, 64, 4, 2, registers=168),
     ],
-    ("forward", 256, 2): [
-        Size(64, 16, 4, 2, registers=255),
-        Size(32, 32, 4, 2, registers=255),
-        Size(16, 32, 4, 2),
-        Size(16, 16, 4, 2),
-    ],
+    ("forward", 256, 2): [Size(64, 32, 4, 3, registers=255), Size(128, 32, 8, 2, registers=255)],
     ("query", 256, 2): [
-        Size(64, 16, 4, 2, registers=255),
-        Size(32, 32, 4, 2, registers=255),
-        Size(16, 32, 4, 2),
-        Size(16, 16, 4, 3),
+        Size(16, 32, 4, 3, registers=255),
+        Size(16, 32, 4, 2, registers=255, abreast=2),
+        Size(16, 64, 4, 2, registers=255),
+        Size(16, 32, 4, 2, registers=128),
     ],
-    ("key_value", 256, 2): [Size(32, 16, 4, 3, registers=255), Size(16, 32, 4, 3, registers=255), Size(32, 32, 4, 2)],
-    ("forward", 128, 4): [Size(32, 32, 4, 2), Size(16, 32, 4, 2), Size(16, 16, 1, 2)],
-    ("query", 128, 4): [Size(32, 32, 4, 2), Size(16, 32, 4, 3), Size(16, 16, 1, 3)],
-    ("key_value", 128, 4): [Size(32, 32, 4, 2), Size(16, 32, 4, 3), Size(16, 16, 1, 3)],
-    ("forward", 256, 4): [Size(32, 16, 4, 2), Size(16, 32, 4, 2)],
-    ("query", 256, 4): [Size(16, 16, 4, 2)],
-    ("key_value", 256, 4): [Size(16, 16, 4, 2)],
+    ("key_value", 256, 2): [
+        Size(32, 32, 4, 3, registers=255),
+        Size(32, 64, 4, 2, registers=255),
+        Size(16, 64, 4, 2, registers=255),
+        Size(16, 32, 4, 2, registers=255),
+    ],
+    ("forward", 128, 4): [
+        Size(16, 16, 1, 3, registers=255),
+        Size(16, 32, 1, 2, registers=255),
+        Size(32, 16, 1, 2, registers=255),
+        Size(32, 16, 4, 2, registers=255),
+    ],
+    ("query", 128, 4): [
+        Size(16, 32, 4, 2, registers=255),
+        Size(16, 16, 4, 3, registers=255, abreast=2),
+        Size(16, 32, 4, 3, registers=128),
+    ],
+    ("key_value", 128, 4): [Size(16, 32, 4, 2, registers=255), Size(32, 16, 4, 3, registers=255)],
+    ("forward", 256, 4): [Size(16, 32, 4, 3, registers=255), Size(16, 64, 4, 2, registers=255)],
+    ("query", 256, 4): [Size(16, 16, 4, 3, registers=255), Size(16, 32, 4, 2, registers=255)],
+    ("key_value", 256, 4): [Size(16, 16, 4, 3, registers=255), Size(16, 32, 4, 2, registers=255)],
 }
 ALLOWED = {torch.float16: 4e-3, torch.float32: 3e-3}  # relative errors; float32 multiplies as torch is set to
 EFFORT = Effort(samples=7, seconds=0.25)
@@ -94,27 +128,33 @@ def main() -> None:
     path = Path(sys.argv[1])
     until = time.monotonic() + (float(sys.argv[2]) if len(sys.argv) > 2 else 600)
     processes = int(sys.argv[3]) if len(sys.argv) > 3 else 8
-    each = [(index, kernel, i) for index in range(len(PROBLEMS)) for kernel in KERNELS for i in range(9)]
+    each = [(index, kernel, i) for index in range(len(CASES)) for kernel in KERNELS for i in range(9)]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         pool.map(compile_one, each, chunksize=1)
     print(f"compiled, {until - time.monotonic():.0f} s left", flush=True)
     rows: list[dict[str, Any]] = []
-    for index in range(len(PROBLEMS)):
+    for index in range(len(CASES)):
         for row in timed(index, until):
             rows.append(row)
             path.write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": rows}, indent=1) + "\n")
 
 
-def problem_of(index: int, has_rpb: bool = True, batch: int | None = None) -> tuple[Problem, Inputs]:
-    """A problem and its tensors."""
-    length, own, heads, dim, dtype = PROBLEMS[index]
+def problem_of(index: int, plain: bool = False, batch: int | None = None) -> tuple[Problem, Inputs]:
+    """A problem and its tensors; `plain`: with neither bias nor mask."""
+    case = CASES[index]
     generator = torch.Generator("cuda").manual_seed(0)
-    shape = (own, length, length, heads, dim)
-    query, key, value = (torch.randn(shape, generator=generator, device="cuda", dtype=dtype) for _ in range(3))
-    rpb = torch.randn((heads, 13, 13), generator=generator, device="cuda", dtype=dtype) if has_rpb else None
-    inputs = Inputs(query[:batch], key[:batch], value[:batch], None, None, rpb)
-    neighborhood = Neighborhood.of(2, 7).resolve((length, length))
-    return Problem.of(inputs, [neighborhood], dim**-0.5), inputs
+    length, width = case.length, 2 * case.window - 1
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device="cuda", dtype=case.dtype)
+
+    query, key, value = (random(case.batch, length, length, case.heads, case.head_dim)[:batch] for _ in range(3))
+    rpb = random(case.heads, width, width) if case.kind == "bias" and not plain else None
+    inputs = Inputs(query, key, value, None, None, rpb)
+    if case.kind == "mask" and not plain:
+        inputs = inputs._replace(key_mask=random(case.batch, length, length)[:batch] < 0.7)
+    neighborhood = Neighborhood.of(2, case.window).resolve((length, length))
+    return Problem.of(inputs, [neighborhood], case.head_dim**-0.5), inputs
 
 
 def tilings_of(problem: Problem, kernel: KernelName) -> list[Tiling]:
@@ -143,16 +183,14 @@ def passes(problem: Problem, inputs: Inputs, kernel: KernelName) -> Iterator[tup
             yield tiling, partial(BACKEND.forward, problem, tiling, inputs)
         else:
             both = {"query": listed["query"][0], "key_value": listed["key_value"][0]} | {kernel: tiling}
-            yield (
-                tiling,
-                partial(BACKEND.backward, problem, GradientTilings(**both), inputs, upstream, Wanted.of(inputs)),
-            )
+            config = GradientTilings(both["query"], both["key_value"])
+            yield tiling, partial(BACKEND.backward, problem, config, inputs, upstream, Wanted.of(inputs))
 
 
 def compile_one(which: tuple[int, KernelName, int]) -> None:
     """Run one of the calls once, if there is one; one that does not compile is told of when it is timed."""
     index, kernel, i = which
-    if PROBLEMS[index][3] in (80, 192):
+    if CASES[index].head_dim in (80, 192):
         return  # the kernels of 128 and 256
     with suppress(Exception):
         calls = list(passes(*problem_of(index), kernel))
@@ -162,12 +200,11 @@ def compile_one(which: tuple[int, KernelName, int]) -> None:
 
 
 def timed(index: int, until: float) -> Iterator[dict[str, Any]]:
-    """Rows of a problem: a kernel with a tiling, its pass's time, and that of the pass without a bias by default."""
+    """Rows of a problem: a kernel with a tiling, its pass's time, and that of the plain pass."""
     problem, inputs = problem_of(index)
-    length, batch, heads, dim, dtype = PROBLEMS[index]
-    name = f"{length}x{length} B{batch} H{heads} D{dim} {dtype}"
+    name = str(CASES[index])
     with own_stream(problem.device):
-        for kernel in KERNELS:
+        for kernel in KERNELS[: 3 if CASES[index].kind == "bias" else 1]:
             if time.monotonic() > until:
                 print(f"{name}: no time for {kernel}")
                 return
@@ -183,8 +220,8 @@ def timed(index: int, until: float) -> Iterator[dict[str, Any]]:
                     wrong[str(tiling)] = f"wrong, {error:.1e}"
                 else:
                     calls[("classes, " if tiling.of_classes else "") + str(tiling)] = call
-            plain = plain_call(index, kernel)
-            found = time_kernels({**calls, "without a bias": plain}, "cuda", EFFORT)
+            others = {f"plain, {b.name}": plain_call(b, index, kernel) for b in plain_backends(problem)}
+            found = time_kernels({**calls, **others}, "cuda", EFFORT)
             print(f"{name}, {kernel}", *wrong.items(), sep="\n  ")
             for tiling_name, found_one in found.items():
                 ms = found_one if isinstance(found_one, str) else milliseconds(found_one)
@@ -198,14 +235,22 @@ def milliseconds(timing: Timing) -> list[float]:
     return [round(1e3 * seconds, 4) for seconds in (timing.median, timing.lower, timing.upper)]
 
 
-def plain_call(index: int, kernel: KernelName) -> Callable[[], Any]:
-    """The same pass without a bias, by this backend."""
-    problem, inputs = problem_of(index, has_rpb=False)
-    out, lse = BACKEND.forward(problem, BACKEND.best(problem, "forward")[0], inputs)
+def plain_backends(problem: Problem) -> list[Backend[Any]]:
+    """Those that take it without bias or mask."""
+    plain = replace(problem, has_rpb=False, has_key_mask=False)
+    return [b for b in (BACKEND, HOPPER) if b.unsupported(plain) is None]
+
+
+def plain_call(backend: Backend[Any], index: int, kernel: KernelName) -> Callable[[], Any]:
+    """The same pass without bias or mask, by a backend."""
+    problem, inputs = problem_of(index, plain=True)
+    config = backend.best(problem, "forward")[0]
     if kernel == "forward":
-        return partial(BACKEND.forward, problem, BACKEND.best(problem, "forward")[0], inputs)
+        return partial(backend.forward, problem, config, inputs)
+    out, lse = backend.forward(problem, config, inputs)
     upstream = Upstream(out, lse, torch.ones_like(out), None)
-    return partial(BACKEND.backward, problem, BACKEND.best(problem, "backward")[0], inputs, upstream, Wanted.of(inputs))
+    config = backend.best(problem, "backward")[0]
+    return partial(backend.backward, problem, config, inputs, upstream, Wanted.of(inputs))
 
 
 _expected: dict[int, list[torch.Tensor]] = {}
@@ -215,7 +260,8 @@ def error_of(index: int, kernel: KernelName, found: Any) -> float:
     """Against float64, of the first batch entry; not of the bias, whose gradient sums over all."""
     if index not in _expected:
         problem, inputs = problem_of(index, batch=1)
-        leaves = Inputs(*(None if t is None else t.double().requires_grad_() for t in inputs))  # type: ignore[arg-type]
+        numbers = (None if t is None else t.double().requires_grad_() for t in inputs.numbers)
+        leaves = Inputs(*numbers)._replace(key_mask=inputs.key_mask)  # type: ignore[arg-type]
         out, _ = reference(leaves, list(problem.neighborhoods), problem.scale)
         grads = torch.autograd.grad(out, leaves[:3], torch.ones_like(out))
         _expected.clear()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from classes_calls import call, of
+from triton_calls import check
 from vicinal.backends.triton import classes
 from vicinal.backends.triton.classes import classes_of, have_classes, is_ahead
 from vicinal.backends.triton.config import Tiling
@@ -92,3 +93,11 @@ def test_no_batch_entries_abreast_under_a_key_mask():
     masked = replace(problem, has_key_mask=True)
     assert have_classes(masked, replace(abreast, abreast=1), "query")
     assert not have_classes(masked, abreast, "query")
+
+
+@pytest.mark.parametrize("masked", [(0.5, 0.0), (0.0, 0.5)])
+def test_what_scores_start_from_is_of_the_problem(masked):
+    """Boxes are of 64 tokens, four steps; under a key mask of one more, of none: what is kept is not the same."""
+    drawn = call((8, 8), of(2, 5), bias=False)
+    for share in masked:
+        check(replace(drawn, masked=share), tiling=Tiling((4, 4), (1, 16), of_classes=True))

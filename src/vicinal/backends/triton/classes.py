@@ -60,7 +60,8 @@ class Starts(NamedTuple):
         launch: writes them.
         size: how many elements there are.
         dtype: of them.
-        kept: the key by which they are kept from call to call; None where they depend on the bias table.
+        kept: the key by which they are kept from call to call, all that they are computed from; None where they depend
+            on the bias table.
     """
 
     classes: Classes
@@ -88,9 +89,7 @@ class Starts(NamedTuple):
             writer, rows, dtype = starts_kernel, prod(config.tile), torch.float32
             arguments = tiles, 1.0 / problem.scale, classes, axes, *shape, config.warps, flags, inverse
         launch = Launch(writer, (programs, 1, 1), arguments, options)
-        kept = None
-        if not problem.has_rpb:
-            kept = ("triton starts", masks, problem.neighborhood, problem.lengths, config, inverse)
+        kept = None if problem.has_rpb else ("triton starts", masks, programs, arguments)
         return cls(classes, masks, launch, programs * rows * prod(config.step), dtype, kept)
 
     def __call__(self, run: Run, rpb: Tensor | None, beside: Tensor) -> Tensor:
@@ -147,7 +146,7 @@ def starts_of_maps(neighborhood: Neighborhood, config: Tiling, kernel: Kernel, c
     flags = Flags(False, False, False, False, False, chained, packed=True)
     arguments = (tiles, classes, axes, config.tile, config.step, flags, inverse)
     launch = Launch(masks_kernel, (tiles * classes.steps, 1, 1), arguments, options_of(4, 1, chained))
-    kept = ("triton masks of maps", neighborhood, config, inverse)
+    kept = ("triton masks of maps", arguments)
     return Starts(classes, True, launch, tiles * classes.steps * ALONG.value * step, _mask_dtype(), kept)
 
 

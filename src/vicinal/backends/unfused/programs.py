@@ -82,8 +82,8 @@ def _run(call: _Call, inputs: tuple[Tensor, ...], output: Tensor, bias: Tensor |
         return
     inputs = tuple(rows_last(t) for t in inputs)
     bias = None if bias is None else dense(bias)
-    signature = tuple((t.shape, t.stride()) for t in inputs)
-    key = (call, signature, bias is None, output.shape, inputs[0].dtype, output.device, precision_of(inputs[0].dtype))
+    signature = tuple((t.shape, t.stride(), t.dtype) for t in inputs)
+    key = (call, signature, bias is None, output.shape, output.device, precision_of(inputs[0].dtype))
     prepare = _prepare_bias_sum if call.kernel == "bias_sum" else _prepare
     launch = _prepared.get(key, lambda: prepare(call, inputs, output))
     tensors = (*inputs, bias, output) if call.kernel == "pn" else (*inputs, output)
