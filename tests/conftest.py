@@ -8,6 +8,9 @@ if not torch.cuda.is_available():
     # Read by Triton when a kernel is decorated, so before any kernel is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from contextlib import suppress
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -22,6 +25,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers already fill the cores
+
+with suppress(ImportError):
+    from triton.runtime.interpreter import interpreter_builder
+
+    # It would compute every sum and product of integers once more, in 64 bits, for an assertion that it then leaves
+    # out unless `debug` is set: half of all its time.
+    interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=False)
 
 
 @pytest.fixture(scope="session", autouse=True)

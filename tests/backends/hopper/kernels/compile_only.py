@@ -1,8 +1,8 @@
 """Compiles the Hopper kernels for sm_90a on a machine without a GPU, and prints what ptxas says, as JSON lines.
 
 Run by `test_compile.py` in a process of its own: a stand-in driver names the target, and must not meet the interpreter
-that the other tests turn on. Usage: python compile_only.py KERNEL:CASE... (see CASES), where "chained-" before a kernel
-compiles it to be launched before the one ahead has ended.
+that the other tests turn on. Usage: python compile_only.py KERNEL:CASE... (see CASES), where "unchained-" before a
+kernel compiles it to be launched when the one ahead has ended.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "0"
@@ -20,11 +18,11 @@ os.environ["TRITON_INTERPRET"] = "0"
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "gpu"))  # the folder of ptx
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "gpu"))  # the folder of ptx, ptxas
 
 from ptx import before_waits
+from ptxas import compiled_with_log, number
 
 from vicinal.backends import hopper
 from vicinal.backends.gpu.absent import AbsentDriver
@@ -183,20 +181,9 @@ def strides_of(*tensors: torch.Tensor) -> tuple[tuple[int, ...], ...]:
     return tuple(t.stride() for t in tensors)
 
 
-def report(case: str, kernel) -> dict:
-    """What the compiler made: instructions of interest, shared memory, registers, spills, stack."""
+def report(case: str, kernel, log: str) -> dict:
+    """What the compilers made: instructions of interest, shared memory, registers, spills, stack."""
     ptx = kernel.asm["ptx"]
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(ptx)
-        log = subprocess.run(
-            [get_ptxas(90).path, "-v", "-arch=sm_90a", source, "-o", Path(folder) / "kernel.cubin"],
-            capture_output=True, text=True, check=True,
-        ).stderr  # fmt: skip
-
-    def number(pattern: str) -> int:
-        return int(re.search(pattern, log)[1])
-
     return {
         "case": case,
         "hash": kernel.hash,
@@ -214,28 +201,34 @@ def report(case: str, kernel) -> dict:
         "early": len(before_waits(ptx, writes="setmaxnreg" not in ptx)),
         "narrow_loads": len(re.findall(r"ld\.global\.b16", ptx)),
         "wide_loads": len(re.findall(r"ld\.global\.v4\.b32", ptx)),
-        "registers": number(r"Used (\d+) registers"),
-        "stack": number(r"(\d+) bytes stack frame"),
-        "spill_stores": number(r"(\d+) bytes spill stores"),
+        "registers": number(r"Used (\d+) registers", log),
+        "stack": number(r"(\d+) bytes stack frame", log),
+        "spill_stores": number(r"(\d+) bytes spill stores", log),
         "serialized": "wgmma.mma_async instructions are serialized" in log,
     }
+
+
+def compile_named(name: str):
+    """`name`: as on the command line."""
+    direction, case = name.split(":")
+    chained = not direction.startswith("unchained-")
+    hopper_arguments.chains = hopper_backward.chains = onepass.chains = lambda device: chained
+    direction = direction.removeprefix("unchained-")
+    if direction == "paired":
+        return compile_forward(case, ForwardConfig((8, 8), (8, 8), 0, 2, paired=True))
+    if direction == "fixed":
+        return compile_forward(case, ForwardConfig((8, 8), (8, 16), 0, 2))
+    if direction == "forward":
+        return compile_forward(case)
+    if direction in ("onepass", "onepass_more", "steps", "clearing", "finish"):
+        return compile_one_pass(case, direction)
+    return compile_backward(case, direction)
 
 
 if __name__ == "__main__":
     triton.runtime.driver.set_active(AbsentDriver(GPUTarget("cuda", 90, 32)))
     for name in sys.argv[1:]:
-        direction, case = name.split(":")
-        chained = not direction.startswith("unchained-")
-        hopper_arguments.chains = hopper_backward.chains = onepass.chains = lambda device, chained=chained: chained
-        direction = direction.removeprefix("unchained-")
-        if direction == "paired":
-            kernel = compile_forward(case, ForwardConfig((8, 8), (8, 8), 0, 2, paired=True))
-        elif direction == "fixed":
-            kernel = compile_forward(case, ForwardConfig((8, 8), (8, 16), 0, 2))
-        elif direction in ("onepass", "onepass_more", "steps", "clearing", "finish"):
-            kernel = compile_one_pass(case, direction)
-        else:
-            kernel = compile_forward(case) if direction == "forward" else compile_backward(case, direction)
+        kernel, log = compiled_with_log(lambda name=name: compile_named(name))
         if os.environ.get("PTX_TO"):
             Path(os.environ["PTX_TO"], f"{name.replace(':', '-')}.ptx").write_text(kernel.asm["ptx"])
-        print(json.dumps(report(name, kernel)), flush=True)
+        print(json.dumps(report(name, kernel, log)), flush=True)

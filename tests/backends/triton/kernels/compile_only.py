@@ -14,9 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +23,10 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "gpu"))  # the folder of ptx
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "gpu"))  # the folder of ptx, ptxas
 
 from ptx import before_waits
+from ptxas import compiled_with_log, number
 
 from vicinal.backends.gpu import hardware
 from vicinal.backends.gpu.absent import AbsentDriver, target_of
@@ -181,20 +180,11 @@ def launches(variant: Variant, config: Tiling | None = None, names: str | None =
     return [(job.func.__self__, *job.args) for job in jobs]
 
 
-def spills(compiled, target: GPUTarget) -> int:
-    """Spilled bytes per thread."""
+def spills(compiled, log: str, target: GPUTarget) -> int:
+    """Spilled bytes per thread; `log`: what ptxas said."""
     if target.backend == "hip":
-        return 4 * int(re.search(r"\.vgpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"])[1])
-    from triton.backends.nvidia.compiler import get_ptxas
-
-    ptxas = get_ptxas(target.arch).path
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(compiled.asm["ptx"])
-        file.flush()
-        name = f"sm_{target.arch}" + ("a" if target.arch >= 90 else "")
-        command = [ptxas, "-v", f"--gpu-name={name}", file.name, "-o", "/dev/null"]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return int(re.search(r"(\d+) bytes spill stores", report)[1])
+        return 4 * number(r"\.vgpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"])
+    return number(r"(\d+) bytes spill stores", log)
 
 
 def is_bound_within(ttgir: str) -> bool:
@@ -264,8 +254,9 @@ def packed_launches(dim: int) -> list[tuple[Launch, tuple]]:
 def print_all(name: str, found: list[tuple[Launch, tuple]], target: GPUTarget) -> None:
     """One JSON line a kernel."""
     shared = hardware.named.architecture.shared
+    with_log = compiled_with_log if target.backend == "cuda" else lambda compile: (compile(), "")
     for launch, tensors in found:
-        compiled = launch.compile(tensors)
+        compiled, log = with_log(lambda launch=launch, tensors=tensors: launch.compile(tensors))
         kernel = launch.kernel.__name__.removesuffix("_kernel")
         ptx = compiled.asm.get("ptx")
         if "PTX_TO" in os.environ and ptx is not None:
@@ -273,7 +264,7 @@ def print_all(name: str, found: list[tuple[Launch, tuple]], target: GPUTarget) -
         row = {
             "variant": name,
             "kernel": kernel,
-            "spilled": spills(compiled, target),
+            "spilled": spills(compiled, log, target),
             "shared": compiled.metadata.shared,
             "fits": compiled.metadata.shared <= shared,
             "warps": launch.options["num_warps"],

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import tempfile
+import sys
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "0"
@@ -18,7 +17,10 @@ os.environ["TRITON_INTERPRET"] = "0"
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "gpu"))  # the folder of ptxas
+
+from ptxas import log_of, number
 
 from vicinal.backends.gpu.absent import AbsentDriver
 from vicinal.backends.gpu.launch import Launch
@@ -47,19 +49,6 @@ def run(lengths: tuple[int, ...], geometry: dict, dtype: torch.dtype, variant: s
     launch.bias_sum(attn, slots, variant)
 
 
-def ptxas(kernel) -> dict[str, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "kernel.ptx")
-        file.write_text(kernel.asm["ptx"])
-        tool = getattr(get_ptxas(90), "path", get_ptxas(90))
-        done = subprocess.run([tool, "-v", "-arch=sm_90a", file, "-o", "/dev/null"], capture_output=True, text=True)
-    spills = re.search(r"(\d+) bytes spill stores", done.stderr)
-    registers = re.search(r"Used (\d+) registers", done.stderr)
-    assert spills is not None, done.stderr
-    assert registers is not None, done.stderr
-    return {"spills": int(spills[1]), "registers": int(registers[1])}
-
-
 if __name__ == "__main__":
     triton.runtime.driver.set_active(AbsentDriver(GPUTarget("cuda", 90, 32)))
     launch._interpreted = lambda: True  # lets CPU tensors reach the kernels
@@ -83,5 +72,6 @@ if __name__ == "__main__":
                 "tensor cores": ptx.count("wgmma.mma_async") + ptx.count("mma.sync"),
                 "atomics": len(re.findall(r"\b(?:atom|red)\.", ptx)),
                 "shared": own[0].metadata.shared,
+                "spills": number(r"(\d+) bytes spill stores", log_of(own[0])),
             }
-            print(json.dumps(row | ptxas(own[0])))
+            print(json.dumps(row))
