@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from launches import alike_launches  # noqa: F401
+
 KEPT_BYTES = 1 << 30  # by torch's allocator, in a worker between tests
 
 

@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 import triton.runtime.interpreter
 
+from launches import alike_launches  # noqa: F401
 from vicinal.backends import triton as backend
 from vicinal.backends.triton import bias_gradient, classes
 from vicinal.backends.triton.estimate import Kernel

@@ -38,6 +38,11 @@ PLANES = ([(5, 7), (3, 4), (0, 3), (2, 11)], (2, 3), (4, 2), Tiling((2, 4), (1, 
     ids=["lines", "lines, of keys alone", "planes"],
 )
 def test_in_one_launch(lengths, window, heads, tiling, wanted, monkeypatch):
+    check(lengths, window, heads, tiling, wanted, monkeypatch)
+
+
+def check(lengths, window, heads, tiling, wanted, monkeypatch, with_lse=True):
+    """Results, and the gradients that are wanted, are those of plain torch operations; `with_lse`: some are of its."""
     monkeypatch.setattr(packed, "_tiling", lambda *_: tiling)
     monkeypatch.setattr(classes, "ENOUGH_PROGRAMS", 1)  # so programs take several heads
     call, total = VARLEN[len(lengths[0])], sum(map(prod, lengths))
@@ -46,10 +51,21 @@ def test_in_one_launch(lengths, window, heads, tiling, wanted, monkeypatch):
     found = call(*leaves, lengths, window, return_lse=True, backend="triton")
     expected = call(*leaves, lengths, window, return_lse=True, backend="torch")
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    above = [torch.randn_like(t) for t in found]
+    above = [torch.randn_like(t) for t in found[: 1 + with_lse]]
     leaves = [t for t in leaves if t.requires_grad]
-    grads = (torch.autograd.grad(results, leaves, above) for results in (found, expected))
+    grads = (torch.autograd.grad(results[: 1 + with_lse], leaves, above) for results in (found, expected))
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [pytest.param(LINES, id="classes"), pytest.param((*LINES[:3], Tiling((8,), (16,))), id="boxes")],
+)
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)], ids=["more each time", "fewer"])
+def test_other_gradients_of_the_same_maps(lines, order, monkeypatch):
+    """Launches are prepared once for maps: not for which gradients an earlier call wanted, or had from above."""
+    for wanted, with_lse in [("value", False), ("key value", False), ("query key value", True)][order]:
+        check(*lines, wanted, monkeypatch, with_lse)
 
 
 @pytest.mark.parametrize("inverse", [False, True])

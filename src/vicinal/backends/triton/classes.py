@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from vicinal.backends.gpu.arguments import axes_of
+from vicinal.backends.gpu.devices import chains
 from vicinal.backends.gpu.kernels.window import Flags
 from vicinal.backends.gpu.launch import Launch, options_of
 from vicinal.backends.gpu.run import Run
@@ -136,9 +137,9 @@ class Kept(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def starts_of_maps(neighborhood: Neighborhood, config: Tiling, kernel: Kernel, chained: bool) -> Starts:
+def starts_of_maps(neighborhood: Neighborhood, config: Tiling, kernel: Kernel, device: torch.device) -> Starts:
     """Of the tiles of packed maps: the same for maps of any size."""
-    inverse = kernel == "key_value"
+    inverse, chained = kernel == "key_value", chains(device)
     classes = classes_of_maps(neighborhood, config, inverse)
     assert classes is not None, "tilings of classes are for maps that have them"
     tiles, step = prod(classes.counts), prod(config.step)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from vicinal.backends.gpu.hardware import gpu_of
 from vicinal.backends.gpu.kernels.memory import InputStrides
 from vicinal.backends.gpu.kernels.window import Flags
 from vicinal.backends.gpu.launch import Launch
-from vicinal.backends.gpu.run import run_of
+from vicinal.backends.gpu.run import Run, run_of
 from vicinal.backends.gpu.strides import contiguous_like, dense, rows_last, strides_of, vector_of
 from vicinal.backends.gpu.tables import in_use, table_of
 from vicinal.backends.triton.classes import Starts, classes_of_maps, maps_may_have_classes, starts_of_maps, turns_of
@@ -48,6 +48,22 @@ _launches: Cache[Launch] = Cache(entries=1024)
 UNLIKE = Alike(False, False)  # tokens of packed maps: their strides are computed for each map
 
 
+class Work(NamedTuple):
+    """What a launch runs.
+
+    Attributes:
+        programs: of its grid.
+        numbers: come after those that all kernels take.
+        rest: come before the last.
+    """
+
+    kernel: Any
+    programs: int
+    tiling: Tiling
+    numbers: list[Any]
+    rest: list[Any]
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What the launches of a problem share; `vector` and `strides` are the inputs'."""
@@ -69,20 +85,21 @@ class Prepared:
         in_use(table)
         return table, sum(counts)
 
-    def launch(self, kernel: Any, programs: int, tiling: Tiling, numbers: list[Any], rest: list[Any]) -> Launch:
-        """With `numbers` after those that all kernels take, and `rest` before the last; the same for the same maps."""
-        key = (kernel, self, tiling, *rest, precision_of(self.problem.typical.dtype))
-        return _launches.get(key, lambda: self._launch(kernel, programs, tiling, numbers, rest))
+    def launch(self, run: Run, work: Work, *tensors: Tensor | None) -> None:
+        """Launch a kernel; prepared once for the same maps and the same tensors that are there."""
+        there = tuple([t is not None for t in tensors])
+        key = (self, work.kernel, work.tiling, *work.rest, there, precision_of(self.problem.typical.dtype))
+        run.launch(_launches.get(key, lambda: self._launch(work)), *tensors)
 
     def starts(self, tiling: Tiling, kernel: Kernel) -> Starts:
         """What the scores of a tiling of classes start from."""
         typical = self.problem.typical
-        return starts_of_maps(typical.neighborhood, tiling, kernel, chains(typical.device))
+        return starts_of_maps(typical.neighborhood, tiling, kernel, typical.device)
 
-    def _launch(self, kernel: Any, programs: int, tiling: Tiling, numbers: list[Any], rest: list[Any]) -> Launch:
-        typical = self.problem.typical
+    def _launch(self, work: Work) -> Launch:
+        typical, tiling = self.problem.typical, work.tiling
         axes = [axis for n in self.problem.maps.neighborhoods for axis in n.axes]
-        chained, inverse = chains(typical.device), kernel is key_value_gradient_kernel
+        chained, inverse = chains(typical.device), work.kernel is key_value_gradient_kernel
         flags = Flags(
             strided=any(a.stride > 1 for a in axes),
             dilated=any(a.dilation > 1 for a in axes),
@@ -96,7 +113,7 @@ class Prepared:
             typical.scale * LOG2E.value,
             typical.heads,
             typical.group_size,
-            *numbers,
+            *work.numbers,
             axes_of(typical.neighborhoods[0], typical.lengths),
             InputStrides(*(in_vectors(each, self.vector) for each in self.strides)),
             typical.head_dim,
@@ -106,11 +123,11 @@ class Prepared:
             *((tiling.warps,) if tiling.of_classes else ()),
             self.vector,
             flags,
-            *rest,
+            *work.rest,
             precision_of(typical.dtype),
         )
         options = launch_options(tiling, typical.device, chained)
-        return Launch(kernel, (programs, 1, 1), arguments, options)
+        return Launch(work.kernel, (work.programs, 1, 1), arguments, options)
 
 
 def forward(problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -121,6 +138,7 @@ def forward(problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     lse = query.new_empty(query.shape[:-1], dtype=lse_dtype(typical.dtype))
     prepared = Prepared.of(problem, Inputs(*read))
     tiling, run = _tiling(problem, "forward"), run_of(read)
+    walked: tuple[Tensor | None, ...]
     with current(typical.device):
         table, programs = prepared.table(tiling)
         if tiling.of_classes:
@@ -128,11 +146,12 @@ def forward(problem: PackedProblem, inputs: Inputs) -> tuple[Tensor, Tensor]:
             turns = turns_of(programs * heads, heads, starts.classes)
             numbers = [0, programs, heads, turns, starts.classes]
             rest = [True, typical.group_size > 1, UNLIKE, False, False]
-            launch = prepared.launch(forward_of_classes_kernel, programs * -(-heads // turns), tiling, numbers, rest)
-            run.launch(launch, query, key, value, None, None, starts(run, None, query), None, None, table, output, lse)
+            work = Work(forward_of_classes_kernel, programs * -(-heads // turns), tiling, numbers, rest)
+            walked = None, None, starts(run, None, query), None, None, table
         else:
-            launch = prepared.launch(forward_kernel, programs * heads, tiling, [0, programs, 0], [typical.scale <= 0])
-            run.launch(launch, query, key, value, *(None,) * 5, table, None, output, lse)
+            work = Work(forward_kernel, programs * heads, tiling, [0, programs, 0], [typical.scale <= 0])
+            walked = *(None,) * 5, table, None
+        prepared.launch(run, work, query, key, value, *walked, output, lse)
     return output, lse
 
 
@@ -147,6 +166,7 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
     grads = [contiguous_like(t) if wants else None for t, wants in zip(read, wanted)]
     run = run_of((*read, output, lse, grad_output, grad_lse))
     delta = contiguous_like(lse) if wanted.query or wanted.key else None
+    tensors: tuple[Tensor | None, ...]
     with current(typical.device):
         if wanted.query:
             tiling = _tiling(problem, "query")
@@ -158,14 +178,15 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
                 starts = prepared.starts(tiling, "query")
                 numbers.append(starts.classes)
                 rest = [True, typical.group_size > 1, UNLIKE, 1]
-                launch = prepared.launch(query_gradient_of_classes_kernel, programs, tiling, numbers, rest)
-                run.launch(launch, query, key, value, None, None, starts(run, None, query), None, table, *above, None)
+                work = Work(query_gradient_of_classes_kernel, programs, tiling, numbers, rest)
+                tensors = None, None, starts(run, None, query), None, table, *above, None
             else:
-                launch = prepared.launch(query_gradient_kernel, programs, tiling, numbers, [])
-                run.launch(launch, query, key, value, *(None,) * 5, table, None, *above)
+                work = Work(query_gradient_kernel, programs, tiling, numbers, [])
+                tensors = *(None,) * 5, table, None, *above
+            prepared.launch(run, work, query, key, value, *tensors)
         elif wanted.key:
-            launch = delta_launch(lse.numel(), typical.value_dim, chains(typical.device))
-            run.launch(launch, output, grad_output, grad_lse, delta)
+            delta_of = delta_launch(lse.numel(), typical.value_dim, chains(typical.device))
+            run.launch(delta_of, output, grad_output, grad_lse, delta)
         if wanted.key or wanted.value:
             tiling, grouped = _tiling(problem, "key_value"), typical.group_size > 1
             table, programs = prepared.table(tiling)
@@ -176,12 +197,13 @@ def backward(problem: PackedProblem, inputs: Inputs, upstream: Upstream, wanted:
                 starts = prepared.starts(tiling, "key_value")
                 numbers.append(starts.classes)
                 rest = [True, grouped, UNLIKE]
-                launch = prepared.launch(key_value_gradient_of_classes_kernel, programs, tiling, numbers, rest)
-                run.launch(launch, query, key, value, starts(run, None, query), None, None, table, *sums)
+                work = Work(key_value_gradient_of_classes_kernel, programs, tiling, numbers, rest)
+                tensors = starts(run, None, query), None, None, table, *sums
             else:
                 numbers.append(0)
-                launch = prepared.launch(key_value_gradient_kernel, programs, tiling, numbers, [grouped, False])
-                run.launch(launch, query, key, value, None, None, None, table, None, *sums)
+                work = Work(key_value_gradient_kernel, programs, tiling, numbers, [grouped, False])
+                tensors = None, None, None, table, None, *sums
+            prepared.launch(run, work, query, key, value, *tensors)
     return Inputs(*grads)  # type: ignore[arg-type]
 
 

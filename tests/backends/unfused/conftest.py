@@ -1,0 +1,3 @@
+"""What tests of the unfused operators' kernels share."""
+
+from launches import alike_launches  # noqa: F401
