@@ -40,7 +40,7 @@ def shapes(
     axes = kind[0][1]
     if len(axes) == 1:
         return (((rows,), (columns,)),)
-    every = _shapes(columns, len(axes))
+    every = every_shape(columns, len(axes))
     tiles = [tile for _, tile in tile_shapes(kind, rows, columns)[:tried]]
     costs = [every.costs(_steps(kind, tile, columns)) for tile in tiles]
     lowest = [min(own) for own in costs]
@@ -96,22 +96,14 @@ def cheapest(size: int, tables: Sequence[tuple[int, Sequence[Sequence[int]]]]) -
 
     Sums of products, where there are several tables: `(factor, costs)`.
     """
-    own = _shapes(size, len(tables[0][1]))
+    own = every_shape(size, len(tables[0][1]))
     return sorted(zip(own.costs(tables), own.shapes), key=_COST)
-
-
-def the_cheapest(size: int, factor: int, costs: Sequence[Sequence[int]], least: int = 1) -> tuple[int, Shape]:
-    """The first of `cheapest` with at least so many tokens along the last axis, of one table."""
-    own = _shapes(size, len(costs), least)
-    each = own.products(costs)
-    lowest = min(each)
-    return factor * lowest, own.shapes[each.index(lowest)]
 
 
 _COST = itemgetter(0)
 
 
-class _Shapes:
+class Shapes:
     """All shapes of `rank` powers of two whose product is `size`, at least `least` along the last axis; cubes first."""
 
     def __init__(self, size: int, rank: int, least: int) -> None:
@@ -131,10 +123,24 @@ class _Shapes:
 
     def products(self, costs: Sequence[Sequence[int]]) -> list[int]:
         """Of each shape, of the costs of its sides."""
-        found: Iterable[int] = self._pick[0](costs[0])
-        for pick, more in zip(self._pick[1:], costs[1:]):
-            found = map(mul, found, pick(more))
-        return list(found)
+        return _products([pick(own) for pick, own in zip(self._pick, costs)])
+
+    def the_cheapest(self, costs: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> list[tuple[int, Shape]]:
+        """For each axis the first of the cheapest shapes, where costs along it are those of `others`."""
+        each, found = [pick(own) for pick, own in zip(self._pick, costs)], []
+        for axis, (pick, own) in enumerate(zip(self._pick, others)):
+            products = _products([pick(own), *each[:axis], *each[axis + 1 :]])
+            lowest = min(products)
+            found.append((lowest, self.shapes[products.index(lowest)]))
+        return found
+
+
+def _products(columns: Sequence[Sequence[int]]) -> list[int]:
+    """Of their elements, one of each."""
+    found: Iterable[int] = columns[0]
+    for column in columns[1:]:
+        found = map(mul, found, column)
+    return list(found)
 
 
 def _picker(places: Sequence[int]) -> Callable[[Sequence[int]], Sequence[int]]:
@@ -144,13 +150,14 @@ def _picker(places: Sequence[int]) -> Callable[[Sequence[int]], Sequence[int]]:
 
 
 @cache
-def _shapes(size: int, rank: int, least: int = 1) -> _Shapes:
-    return _Shapes(size, rank, least)
+def every_shape(size: int, rank: int, least: int = 1) -> Shapes:
+    """The `Shapes` of so many tokens, made once."""
+    return Shapes(size, rank, least)
 
 
 def shapes_of(size: int, rank: int) -> list[Shape]:
     """All shapes of `rank` powers of two whose product is `size`; cubes first."""
-    return _shapes(size, rank).shapes
+    return every_shape(size, rank).shapes
 
 
 @lru_cache(maxsize=1024)

@@ -8,7 +8,7 @@ from math import prod
 from operator import itemgetter
 
 from vicinal.backends.gpu.hardware import ARCHITECTURES
-from vicinal.backends.gpu.shapes import Kind, Shape, kind_of, sampled_walks, the_cheapest, tile_shapes
+from vicinal.backends.gpu.shapes import Kind, Shape, every_shape, kind_of, sampled_walks, tile_shapes
 from vicinal.backends.hopper.config import BackwardConfig, ForwardConfig, HopperConfig
 from vicinal.backends.hopper.kernels.arguments import block_of
 from vicinal.backends.hopper.layout import three
@@ -171,7 +171,7 @@ def _tried(
         least, least_step: tokens along the last axis of a tile, of a step.
     """
     axes = kind[0][1]
-    units = UNITS[-len(axes) :]
+    units, steps = UNITS[-len(axes) :], every_shape(columns, len(axes), least_step)
     found = []
     tiles = [tile for _, tile in tile_shapes(kind, rows, columns) if tile[-1] >= least]
     for tile in tiles[:COMPACT]:
@@ -184,12 +184,9 @@ def _tried(
             beside = [_side_by_side(axis, n, columns, passes) for axis, n in zip(axes, tile)]
         counts = [axis.tiles[n].number for axis, n in zip(axes, tile)]
         every = prod(counts)
-        for split, axis in enumerate(axes):
-            costs = alone.copy()
-            costs[split] = beside[split]
-            pairs = every // counts[split] * axis.tiles[WARPGROUPS * tile[split]].number
-            cost, step = the_cheapest(columns, pairs, costs, least_step)
-            found.append((cost, (tile, step, split)))
+        for split, (cost, step) in enumerate(steps.the_cheapest(alone, beside)):
+            pairs = every // counts[split] * axes[split].tiles[WARPGROUPS * tile[split]].number
+            found.append((pairs * cost, (tile, step, split)))
     found.sort(key=itemgetter(0))
     return [own for _, own in found[:LIKELY]]
 
@@ -199,7 +196,8 @@ def _side_by_side(axis: Walks, tile: int, columns: int, passes: int) -> list[int
     """Steps of 1, 2, 4, ... `columns` keys of a warpgroup whose tile lies beside another's."""
     aside = axis.tiles[WARPGROUPS * tile].reach - axis.tiles[tile].reach  # keys that only the other needs
     both = axis.middle[WARPGROUPS * tile, columns]
-    return [n - min(aside >> i, passes) for i, n in enumerate(both)]
+    passed = [aside >> i for i in range(len(both))]
+    return [n - (own if own < passes else passes) for n, own in zip(both, passed)]
 
 
 @lru_cache(maxsize=4096)

@@ -273,7 +273,8 @@ class Estimate(NamedTuple):
     def beside(self, at_once: int) -> tuple[float, float]:
         """Cycles of a program where `at_once` of them share a multiprocessor: per step, and of all the rest."""
         p = self.program
-        quarters = min(4, p.warps * at_once) / 4  # of the multiprocessor that have a warp
+        warps = p.warps * at_once
+        quarters = warps / 4 if warps < 4 else 1.0  # of the multiprocessor that have a warp
         products, exponentials, loads = p.products / quarters, p.exponentials / quarters, p.loads
         issue = (p.issue + self.partial * p.masking) / quarters
         most = max(products, issue, exponentials, loads)
@@ -330,13 +331,14 @@ def launch_cycles(gpu: Gpu, most_at_once: int, *kinds: Estimate) -> float:
 
     `most_at_once`: of the kind that takes the most room.
     """
-    programs = sum([e.programs for e in kinds])
-    at_once = max(1, min(most_at_once, ceil(programs / gpu.processors)))
+    enough = ceil(sum([e.programs for e in kinds]) / gpu.processors)
+    at_once = most_at_once if most_at_once < enough else max(1, enough)
     work = mean = most = 0.0
     for e in kinds:
         step, ends = e.beside(at_once)
-        time = e.steps * step + ends
-        work, mean, most = work + e.programs * time, max(mean, time), max(most, e.most * step + ends)
+        time, longest = e.steps * step + ends, e.most * step + ends
+        work += e.programs * time
+        mean, most = time if time > mean else mean, longest if longest > most else most
     return max(mean * ceil(work / (gpu.processors * at_once) / mean - 1e-9), most)
 
 
