@@ -56,6 +56,21 @@ def test_tuples_are_of_the_kinds_of_what_is_in_them():
     assert kinds_of([FREE], [(1, 33)]) == kinds_of([FREE], [(1, 32)]) != kinds_of([FREE], [(2, 32)])
 
 
+def test_a_tuple_that_launches_share_is_looked_at_once(monkeypatch):
+    looked, kind = [], specialised._kind
+    monkeypatch.setattr(specialised, "_kind", lambda argument, of: looked.append(argument) or kind(argument, of))
+    shared = Pair(32, 7)
+    assert kinds_of([EXACT, EXACT], [shared, shared]) == kinds_of([EXACT, EXACT], [Pair(48, 9), shared])
+    assert len(looked) == 2
+
+
+def test_tuples_that_are_gone_leave_their_numbers_only():
+    numbers = [7, 2**31] * specialised.KEPT
+    found = [kinds_of([WIDE], [(number, None)]) for number in numbers]
+    assert found == found[:2] * specialised.KEPT
+    assert found[0] != found[1]
+
+
 def test_tuples_may_be_alike_whatever_the_decorator_says():
     assert kinds_of([EXACT], [(1, 16)], tuples_alike=True) == kinds_of([EXACT], [(3, 5)], tuples_alike=True)
     assert kinds_of([EXACT], [(1, 2**31)], tuples_alike=True) != kinds_of([EXACT], [(3, 5)], tuples_alike=True)

@@ -89,12 +89,17 @@ def options_of(warps: int, stages: int = 2, chained: bool = False) -> dict[str, 
     return options | {"launch_pdl": True} if chained else options
 
 
-def plain(argument: Any) -> Any:
-    """The same argument with plain tuples for named ones, which Triton's launcher takes 5 times as long to read.
+def plain(argument: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same tuple with plain ones in it for named ones, which Triton's launcher takes 5 times as long to read.
 
-    Plain ones stay: they hold integers, nearly all of them.
+    A plain one that begins with an integer holds nothing else, and stays.
     """
-    return tuple([plain(a) if isinstance(a, tuple) and type(a) is not tuple else a for a in argument])
+    return tuple(
+        [
+            plain(a) if isinstance(a, tuple) and not (type(a) is tuple and a and type(a[0]) is int) else a
+            for a in argument
+        ]
+    )
 
 
 def with_integers(argument: Any, change: Callable[[int], int]) -> Any:

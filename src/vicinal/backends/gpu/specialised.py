@@ -16,7 +16,10 @@ import torch
 from vicinal.backends.gpu import kernel_cache
 from vicinal.caching import Cache
 
+KEPT = 256  # tuples that launches of a problem share
+
 _loaded: Cache[tuple[Any, Any]] = Cache(entries=4096)  # kernels, by what they are compiled for, and compiled ones
+_tuples: Cache[tuple[Any, Hashable]] = Cache(entries=KEPT)  # tuples, by their numbers, and their kinds
 
 
 def kinds_of(parameters: Sequence[Any], arguments: Sequence[Any], tuples_alike: bool = False) -> Hashable:
@@ -25,7 +28,7 @@ def kinds_of(parameters: Sequence[Any], arguments: Sequence[Any], tuples_alike: 
     Args:
         tuples_alike: whether integers in tuples are compiled for any value, whatever the decorator says.
     """
-    found: list[Hashable] = []
+    found: list[Any] = []
     for parameter, argument in zip(parameters, arguments):
         if parameter.is_constexpr:
             found.append((type(argument), argument))  # True and 1 are equal, and not the same
@@ -35,7 +38,12 @@ def kinds_of(parameters: Sequence[Any], arguments: Sequence[Any], tuples_alike: 
             of = _width
         elif parameter.do_not_specialize_on_alignment:
             of = _of_any_alignment
-        found.append(of(argument) if type(argument) is int else _kind(argument, of))
+        if type(argument) is int:
+            found.append(of(argument))
+        elif isinstance(argument, tuple):
+            found.append(_known_kind(argument, of))
+        else:
+            found.append(type(argument))
     return tuple(found)
 
 
@@ -50,6 +58,12 @@ def loaded(kernel: Any, device: int | None, kinds: Hashable, make: Callable[[], 
         return kernel_cache.loaded(kernel, make, grid)
     # By its number: Triton's own hash of a kernel reads its source. It is kept, so that no other gets the number.
     _, found = _loaded.get((id(kernel), device, kinds), lambda: (kernel, kernel_cache.loaded(kernel, make, grid)))
+    return found
+
+
+def _known_kind(argument: tuple[Any, ...], of: Callable[[int], Hashable]) -> Hashable:
+    """Of a tuple, looked at once by all launches that share it: by its number, as it is kept with its kind."""
+    _, found = _tuples.get((id(argument), of), lambda: (argument, _kind(argument, of)))
     return found
 
 

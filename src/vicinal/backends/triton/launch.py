@@ -21,6 +21,7 @@ from vicinal.backends.triton.config import Tiling
 from vicinal.backends.triton.estimate import Kernel, padded, program_of
 from vicinal.backends.triton.kernels.classes import Alike
 from vicinal.backends.triton.kernels.softmax import LOG2E
+from vicinal.caching import Cache
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.geometry.unfold import parts, tile_count
 from vicinal.geometry.walks import walks
@@ -82,24 +83,28 @@ class Prepared:
     vector: int
     table: Tensor | None  # windows, strides, dilations, modes of each head, where heads differ: `[H, 4 * rank]`
     device: torch.device  # of such tables
+    chained: bool  # whether kernels are launched before the one ahead has ended
     _arguments: dict[int | None, tuple[Any, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _flags: dict[tuple[Tiling, bool], Flags] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, problem: Problem, inputs: Inputs) -> Prepared:
         read = [t for t in inputs[:5] if t is not None]
         assert all(has_rows(t) and not t.is_neg() for t in read)
         strides = tuple(strides_of(t) for t in read)
-        table = None
         device = inputs.query.device if inputs.query.is_meta else problem.device
+        key = problem, strides, device, chains(problem.device)
+        return _prepared.get(key, lambda: cls._made(*key))
+
+    @classmethod
+    def _made(
+        cls, problem: Problem, strides: tuple[tuple[int, ...], ...], device: torch.device, chained: bool
+    ) -> Prepared:
+        table = None
         if problem.per_head:
             rows = [_table_row(n, problem.lengths) for n in problem.neighborhoods]
             table = table_of(("triton", problem.neighborhoods, problem.lengths), device, lambda: rows)
-        return cls(problem, strides, vector_of(strides, problem.dtype.itemsize), table, device)
-
-    @property
-    def chained(self) -> bool:
-        """Whether kernels are launched before the one ahead has ended."""
-        return chains(self.problem.device)
+        return cls(problem, strides, vector_of(strides, problem.dtype.itemsize), table, device, chained)
 
     @property
     def alike(self) -> Alike:
@@ -153,6 +158,12 @@ class Prepared:
 
     def flags(self, config: Tiling, inverse: bool = False) -> Flags:
         """What to compile a kernel of this tiling for; `inverse`: see `may_pass_end`."""
+        found = self._flags.get((config, inverse))
+        if found is None:
+            found = self._flags[config, inverse] = self._flags_of(config, inverse)
+        return found
+
+    def _flags_of(self, config: Tiling, inverse: bool) -> Flags:
         problem, (strided, dilated, moded) = self.problem, self._features
         circles, turns = _circles(problem, config)
         return Flags(
@@ -202,6 +213,9 @@ class Prepared:
         problem = self.problem
         shape = (1, *problem.lengths, problem.heads, max(problem.head_dim, problem.value_dim))
         return contiguous_strides(shape)[:-1]
+
+
+_prepared: Cache[Prepared] = Cache(entries=256)  # both passes of a problem share theirs
 
 
 def _circles(problem: Problem, config: Tiling) -> tuple[int, int]:
