@@ -197,6 +197,28 @@ def test_maps_of_different_sizes(kv_heads):
         torch.testing.assert_close(one.double(), other.double(), rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("dim", [8, 64], ids=["boxes", "classes"])
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)], ids=["more each time", "fewer"])
+def test_other_gradients_of_the_same_maps(dim, order):
+    """What an earlier call wanted, or had from above, decides nothing about a later one."""
+    lengths = [(20, 31), (64, 24), (0, 3), (9, 50)] * 4
+    dtype = torch.bfloat16 if dim == 64 else torch.float32
+    for wanted, results in [("value", 1), ("key value", 1), ("query key value", 2)][order]:
+        leaves = [
+            torch.randn(sum(map(prod, lengths)), 4, dim, device="cuda", dtype=dtype, requires_grad=name in wanted)
+            for name in ("query", "key", "value")
+        ]
+        found = vicinal.na2d_varlen(*leaves, lengths, 7, return_lse=True, backend="triton")[:results]
+        doubles = [t.double() for t in leaves]
+        expected = vicinal.na2d_varlen(*doubles, lengths, 7, return_lse=True, backend="torch")[:results]
+        above = [torch.randn_like(t) for t in found]
+        read = [t for t in leaves if t.requires_grad]
+        grads = torch.autograd.grad(found, read, above)
+        true = torch.autograd.grad(expected, read, [t.double() for t in above])
+        for one, other in zip((*found, *grads), (*expected, *true), strict=True):
+            assert (one.double() - other).norm() <= 0.01 * other.norm()
+
+
 @pytest.mark.parametrize(("queries", "keys"), [((40, 24), (10, 12)), ((10, 12), (20, 18))], ids=["finer", "coarser"])
 def test_another_grid(queries, keys):
     shapes = (1, *queries, 4, 64), (1, *keys, 2, 64), (1, *keys, 2, 64)
