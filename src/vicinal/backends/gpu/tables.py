@@ -70,7 +70,10 @@ def _written(table: Tensor, stream: torch.cuda.Stream) -> Tensor:
 
 
 def in_use(table: Tensor) -> None:
-    """To be called before a launch that reads `table` on the current stream of the current device."""
+    """To be called before a launch that reads `table` on the current stream of the current device.
+
+    A graph does not wait for what wrote the table: `torch.cuda.graph` awaits the device before it captures.
+    """
     if not table.is_cuda:
         return
     if torch.cuda.is_current_stream_capturing():
