@@ -91,7 +91,7 @@ class Planned:
 
 def plan(problem: Problem, planner: Planner) -> Planned | None:
     """Plan a problem, and prepare its launches; None where no backend of the planner can."""
-    inputs, above = stand_ins(problem), _above(problem)
+    inputs, above = stand_ins(problem), upstream_of(problem)
     backends = [dispatch.backend(name) for name in planner.backends]
     reasons, asked = timed(lambda: [each.unsupported(problem) for each in backends])
     able = [backend for backend, reason in zip(backends, reasons) if reason is None]
@@ -103,7 +103,7 @@ def plan(problem: Problem, planner: Planner) -> Planned | None:
     return Planned(problem.rank, choosing, preparing, asked / len(backends))
 
 
-def _above(problem: Problem) -> Upstream:
+def upstream_of(problem: Problem) -> Upstream:
     """What a backward pass is given, contiguous, without memory."""
     shape = (problem.batch, *problem.lengths, problem.heads)
     output = torch.empty((*shape, problem.value_dim), dtype=problem.dtype, device="meta")

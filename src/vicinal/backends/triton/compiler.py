@@ -18,5 +18,5 @@ def is_compiled_badly(problem: Problem, inverse: bool, tiling: Tiling) -> bool:
 
     They spill 4.5 kB a thread, and took 7 times as long as other tilings (8x16x16, window 5x7x7, on an H200).
     """
-    small = max(problem.head_dim, problem.value_dim) <= 32
-    return inverse and small and prod(tiling.tile) == 32 and prod(tiling.step) == 128
+    is_32_by_128 = inverse and prod(tiling.tile) == 32 and prod(tiling.step) == 128
+    return is_32_by_128 and max(problem.head_dim, problem.value_dim) <= 32

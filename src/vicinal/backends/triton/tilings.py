@@ -167,12 +167,12 @@ def candidates(problem: Problem, kernel: Kernel, sizes: Sequence[Size], most: in
 @lru_cache(maxsize=4096)
 def _of_kind(kind: Kind, beside: tuple[int, Kind] | None, sizes: tuple[Size, ...], most: int) -> tuple[Tiling, ...]:
     """The same of a kind of problems, one for any lengths; `beside`: an axis seen as two, and the kind then."""
-    found = []
+    found, most_stages = [], max(STAGES[len(kind[0][1])])
     for size in sizes:
         if size.unfolded and beside is None:
             continue
         axis, own = beside if size.unfolded and beside is not None else (None, kind)
-        stages = min(size.stages, max(STAGES[len(kind[0][1])]))
+        stages = min(size.stages, most_stages)
         for tile, step in shapes_of_kind(own, size.rows, size.columns, TRIED, most):
             if axis is None or tile[axis + 1] * step[axis + 1] > 1:
                 found.append(Tiling(tile, step, size.warps, stages, axis))
