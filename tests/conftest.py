@@ -27,11 +27,24 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers already fill the cores
 
 with suppress(ImportError):
-    from triton.runtime.interpreter import interpreter_builder
+    from triton.runtime import interpreter
 
     # It would compute every sum and product of integers once more, in 64 bits, for an assertion that it then leaves
     # out unless `debug` is set: half of all its time.
-    interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=False)
+    options = interpreter.interpreter_builder.options
+    interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
+
+    prepare_and_run = interpreter.InterpretedFunction.__call__
+
+    def run(self, *args, **kwargs):
+        """A device function of ours, without preparing the whole language anew each time one is called, which takes
+        longer than running it: the launched kernel has done it.
+        """
+        if self.fn.__module__.startswith("vicinal."):
+            return self.rewrite()(*args, **kwargs)
+        return prepare_and_run(self, *args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = run
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,33 +19,44 @@ from vicinal.backends.gpu.triton_key import _about, remembered
 KEYS = """
 import os
 os.environ["TRITON_INTERPRET"] = "0"
-import torch
+import torch, triton
 from importlib import import_module
-from vicinal.backends.gpu.kernel_cache import settle_keys
-first = getattr(import_module("vicinal.backends.triton.kernels.{module}"), "{kernel}")
-if {settled}:
-    settle_keys("vicinal.backends.triton.kernels")
-first.cache_key
-from vicinal.backends.triton.kernels.backward import query_gradient_kernel
-from vicinal.backends.triton.kernels.forward import forward_kernel
-print(forward_kernel.cache_key, query_gradient_kernel.cache_key)
+for settled in (True, False):
+    for module, name in (("forward", "forward_kernel"), ("backward", "key_value_gradient_kernel")):
+        if os.fork():  # a process that has imported nothing of ours, but not torch once more
+            assert os.wait()[1] == 0
+            continue
+        from vicinal.backends.gpu.kernel_cache import settle_keys
+        first = getattr(import_module(f"vicinal.backends.triton.kernels.{module}"), name)
+        if settled:
+            settle_keys("vicinal.backends.triton.kernels")
+        first.cache_key
+        from vicinal.backends.triton.kernels.backward import query_gradient_kernel
+        from vicinal.backends.triton.kernels.forward import forward_kernel
+        print(forward_kernel.cache_key, query_gradient_kernel.cache_key, flush=True)
+        os._exit(0)
 """
 
 
-def keys(module, kernel, settled=True):
-    program = KEYS.format(module=module, kernel=kernel, settled=settled)
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+@pytest.fixture(scope="module")
+def keys():
+    """Of two kernels, by whether all were settled, in a process that met one or another first."""
+    done = subprocess.run([sys.executable, "-c", KEYS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return {True: lines[:2], False: lines[2:]}
 
 
-def test_keys_do_not_depend_on_what_comes_first():
-    assert keys("forward", "forward_kernel") == keys("backward", "key_value_gradient_kernel")
+def test_keys_do_not_depend_on_what_comes_first(keys):
+    one, other = keys[True]
+    assert one == other
 
 
 @pytest.mark.skipif(not triton.__version__.startswith("3.6."), reason="Triton 3.8 settles keys by itself")
-def test_triton_leaves_keys_to_what_comes_first():
+def test_triton_leaves_keys_to_what_comes_first(keys):
     """Else settling them can go."""
-    first, other = ("forward", "forward_kernel"), ("backward", "key_value_gradient_kernel")
-    assert keys(*first, settled=False) != keys(*other, settled=False)
+    one, other = keys[False]
+    assert one != other
 
 
 KEPT = """
@@ -74,8 +85,8 @@ def kept(folder, changed=False):
     return made == "True", found
 
 
-def test_keys_are_made_once_and_kept(tmp_path):
-    made = keys("forward", "forward_kernel")
+def test_keys_are_made_once_and_kept(keys, tmp_path):
+    made = keys[True][0]
     assert kept(tmp_path) == (True, made)
     assert kept(tmp_path) == (False, made)
     assert kept(tmp_path, changed=True) == (True, made)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-import triton.runtime.interpreter
 
 from launches import alike_launches  # noqa: F401
 from vicinal.backends import triton as backend
@@ -14,19 +13,8 @@ from vicinal.backends.triton.estimate import Kernel
 
 
 @pytest.fixture
-def interpreting(monkeypatch):
-    """Let the backend take CPU tensors; and have our device functions not prepare the whole language anew each time
-    the interpreter calls one, which takes longer than running them: the launched kernel has done it.
-    """
-    kernel = triton.runtime.interpreter.InterpretedFunction
-    prepare = kernel.__call__
-
-    def run(self, *args, **kwargs):
-        if self.fn.__module__.startswith("vicinal."):
-            return self.rewrite()(*args, **kwargs)
-        return prepare(self, *args, **kwargs)
-
-    monkeypatch.setattr(kernel, "__call__", run)
+def interpreting():
+    """Let the backend take CPU tensors."""
     with backend.interpreting():
         yield
 
