@@ -2,8 +2,11 @@
 
 PTX_TO names a folder for the kernels' PTX, to be compared (TRITON_DISABLE_LINE_INFO=1 leaves lines out).
 
+Names of variants may follow, or `classes` for those of tiles of classes, `general` for the others, `packed` for maps of
+many sizes (which are of classes too).
+
 With `once` for the names of variants: count what would be compiled for problems that differ in their windows, lengths
-and heads only; with `packed`: maps of many sizes.
+and heads only.
 
 A stand-in driver names the target and launches nothing; `kernel.warmup` runs the whole compiler, down to a cubin by the
 ptxas that Triton ships, or to an AMD code object. Run without TRITON_INTERPRET, in a process of its own.
@@ -225,14 +228,14 @@ def main(name: str, only: list[str]) -> None:
         compile_once()
         return
     for variant in VARIANTS:
-        if only and variant.name not in only:
+        if only and not {variant.name, "classes" if variant.classes else "general"} & set(only):
             continue
         classes.MAX_BYTES = 2**26 if variant.classes else 0
         ranked.cache_clear()
         for names in (None, *PARTS.get(variant.name, ())):
             name = variant.name if names is None else f"{variant.name}: {names}"
             print_all(name, launches(variant, names=names), target)
-    if not only or "packed" in only:
+    if not only or {"packed", "classes"} & set(only):
         classes.MAX_BYTES = 2**26
         for dim in (32, 64):
             print_all(f"packed-d{dim}", packed_launches(dim), target)

@@ -63,17 +63,17 @@ ALLOWED = {
     ("sm_100", "2d: value", "key_value_gradient"): 56,
     ("gfx942", "2d", "key_value_gradient"): 60,
 }
-COMPILED = {  # target: variants ([]: all)
-    "sm_90": [],
-    "sm_80": ["nat-classes", "small"],
-    "sm_86": ["rpb-d128", "float32-d256", "small"],  # which has the least shared memory
-    "sm_100": ["nat-classes", "small"],
-    "gfx942": ["nat-classes", "small"],
-}
-
-
 SOURCE = Path(__file__).parents[4] / "src"
 OF_CLASSES = {f"{n}_of_classes" for n in ("forward", "query_gradient", "key_value_gradient", "bias_gradient")}
+FEW = {"forward", "gradients", "starts", *OF_CLASSES}
+COMPILED = {  # target and variants -> kernels that are among theirs
+    ("sm_90", "general"): {"forward", "gradients", "query_gradient", "key_value_gradient", "bias_gradient"},
+    ("sm_90", "classes"): {"starts", *OF_CLASSES},
+    ("sm_80", "nat-classes", "small"): FEW,
+    ("sm_86", "rpb-d128", "float32-d256", "small"): FEW,  # which has the least shared memory
+    ("sm_100", "nat-classes", "small"): FEW,
+    ("gfx942", "nat-classes", "small"): FEW,
+}
 CHAINED = {
     *OF_CLASSES,
     "starts",
@@ -105,13 +105,13 @@ def test_a_loop_within_a_loop_ends_where_the_outer_one_says():
     assert [row["bound_within"] for row in rows] == [True, True]
 
 
-@pytest.mark.parametrize("target", COMPILED)
-def test_kernels_compile(target):
-    rows = compiled(target, *COMPILED[target])
+@pytest.mark.parametrize("arguments", COMPILED, ids=" ".join)
+def test_kernels_compile(arguments):
+    rows, target = compiled(*arguments), arguments[0]
     kernels = {row["kernel"] for row in rows}
-    every = {"forward", "gradients", "starts", *OF_CLASSES}
-    assert kernels >= (every if COMPILED[target] else {*every, "query_gradient", "key_value_gradient", "bias_gradient"})
-    assert target != "sm_90" or not triton.__version__.startswith("3.6.") or "forward_of_lines" in kernels
+    assert kernels >= COMPILED[arguments]
+    if arguments == ("sm_90", "classes") and triton.__version__.startswith("3.6."):
+        assert "forward_of_lines" in kernels
     assert [row for row in rows if not row["fits"]] == []
     chained = {row["kernel"] for row in rows if row["chained"]}
     assert chained == (kernels & CHAINED if target in ("sm_90", "sm_100") else set())
