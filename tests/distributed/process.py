@@ -10,6 +10,7 @@ import random
 import sys
 import traceback
 from datetime import timedelta
+from functools import cache
 
 import torch
 import torch._dynamo  # here, once for all processes
@@ -216,27 +217,33 @@ def dtensors(case):
 # Modules, compiled code --------------------------------------------------------------------------------------------
 
 
+def model_and_maps():
+    torch.manual_seed(0)
+    layers = [NeighborhoodAttention2D(16, 2, (5, 3), rpb=True) for _ in range(2)]
+    x = torch.randn(4, 8, 6, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.nn.Sequential(*layers).double(), x
+
+
+@cache
+def whole_gradients():
+    """Called before processes are forked, so that kernels are compiled once, not by each of them."""
+    model, x = model_and_maps()
+    return torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+
+
 def modules():
     """FSDP2 along one dimension of a mesh, a map split along the other: a step of training as in one process."""
     if not in_mesh("2x2"):
         return
     mesh = meshes["2x2"]
-
-    def model():
-        torch.manual_seed(0)
-        layers = [NeighborhoodAttention2D(16, 2, (5, 3), rpb=True) for _ in range(2)]
-        return torch.nn.Sequential(*layers).double()
-
-    x = torch.randn(4, 8, 6, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    whole = model()
-    whole(x).square().sum().backward()
-    split = parallelize_module(model(), mesh["b"], {"*": distributed.SplitMap(axis=0)})
+    model, x = model_and_maps()
+    split = parallelize_module(model, mesh["b"], {"*": distributed.SplitMap(axis=0)})
     fully_shard(split, mesh=mesh["a"])
     data, part = mesh.get_coordinate()
     own = x.chunk(2, 0)[data].chunk(2, 1)[part]
     split(own).square().sum().backward()
-    for true, parameter in zip(whole.parameters(), split.parameters()):
-        torch.testing.assert_close(parameter.grad.full_tensor() * 2, true.grad)  # FSDP2 takes means
+    for true, parameter in zip(whole_gradients(), split.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad.full_tensor() * 2, true)  # FSDP2 takes means
 
 
 def compiled():
@@ -326,7 +333,10 @@ def main(rank, meeting, report, chosen):
 
 if __name__ == "__main__":
     fork = multiprocessing.get_context("fork")
-    arguments = (*sys.argv[1:3], sys.argv[3:] or list(CASES))
+    chosen = sys.argv[3:] or list(CASES)
+    if "modules" in chosen:
+        whole_gradients()
+    arguments = (*sys.argv[1:3], chosen)
     processes = [fork.Process(target=main, args=(rank, *arguments)) for rank in range(PROCESSES)]
     for each in processes:
         each.start()
