@@ -19,14 +19,16 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
+from vicinal.backends.gpu.hardware import gpu_of
 from vicinal.backends.hopper import BACKEND as HOPPER
 from vicinal.backends.protocol import Backend
 from vicinal.backends.triton import BACKEND
 from vicinal.backends.triton.config import GradientTilings, Tiling
+from vicinal.backends.triton.estimate import Kernel
 from vicinal.backends.triton.shortlist import Size, of_classes_sizes, shortlist
 from vicinal.backends.triton.tilings import candidates, candidates_of_classes, ranked
 from vicinal.bench.graphs import own_stream
@@ -34,9 +36,6 @@ from vicinal.bench.measure import Effort, Timing, time_kernels
 from vicinal.geometry.neighborhood import Neighborhood
 from vicinal.problem import Inputs, Problem, Upstream, Wanted
 from vicinal.reference import reference
-
-KernelName = Literal["forward", "query", "key_value"]
-KERNELS: tuple[KernelName, ...] = ("forward", "query", "key_value")
 
 
 class Case(NamedTuple):
@@ -49,6 +48,11 @@ class Case(NamedTuple):
     dtype: torch.dtype = torch.float16
     window: int = 7
     kind: Literal["bias", "mask", "plain"] = "bias"
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Those that are timed."""
+        return get_args(Kernel) if self.kind == "bias" else ("forward",)
 
     def __str__(self) -> str:
         dims = f"{self.length}x{self.length} B{self.batch} H{self.heads} D{self.head_dim}"
@@ -67,7 +71,7 @@ CASES = [
     Case(56, 32, 4, 128, kind="plain"),
     Case(128, 8, 2, 128, window=13, kind="plain"),
 ]
-OTHERS: dict[tuple[KernelName, int, int], list[Size]] = {
+OTHERS: dict[tuple[Kernel, int, int], list[Size]] = {
     ("forward", 128, 2): [
         Size(64, 64, 4, 2, registers=240),
         Size(64, 32, 4, 2, registers=128),
@@ -128,7 +132,7 @@ def main() -> None:
     path = Path(sys.argv[1])
     until = time.monotonic() + (float(sys.argv[2]) if len(sys.argv) > 2 else 600)
     processes = int(sys.argv[3]) if len(sys.argv) > 3 else 8
-    each = [(index, kernel, i) for index in range(len(CASES)) for kernel in KERNELS for i in range(9)]
+    each = [(index, kernel, i) for index, case in enumerate(CASES) for kernel in case.kernels for i in range(9)]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         pool.map(compile_one, each, chunksize=1)
     print(f"compiled, {until - time.monotonic():.0f} s left", flush=True)
@@ -157,37 +161,35 @@ def problem_of(index: int, plain: bool = False, batch: int | None = None) -> tup
     return Problem.of(inputs, [neighborhood], case.head_dim**-0.5), inputs
 
 
-def tilings_of(problem: Problem, kernel: KernelName) -> list[Tiling]:
-    """The default, others, and last the best without classes."""
+def tilings_of(problem: Problem, kernel: Kernel) -> list[Tiling]:
+    """The default, others, and last one without classes."""
     widest = 128 if problem.head_dim <= 128 else 256
     sizes = [*of_classes_sizes(problem, kernel), *OTHERS[kernel, widest, problem.dtype.itemsize]]
     found = [t for size in sizes for t in candidates_of_classes(problem, kernel, [size], 1)]
-    gpu_sizes = shortlist(replace(problem, has_rpb=False), kernel, _gpu(problem))
-    plain = list(candidates(problem, kernel, gpu_sizes, 1))[:1]
+    plain = candidates(problem, kernel, shortlist(problem, kernel, gpu_of(problem.device)), 1)[:1]
     return list(dict.fromkeys([ranked(problem, kernel, 1, False)[0][1], *found, *plain]))
 
 
-def _gpu(problem: Problem) -> Any:
-    from vicinal.backends.gpu.hardware import gpu_of
+def upstream_of(backend: Backend[Any], problem: Problem, inputs: Inputs) -> Upstream:
+    """The forward's results by default, and ones from above."""
+    out, lse = backend.forward(problem, backend.best(problem, "forward")[0], inputs)
+    return Upstream(out, lse, torch.ones_like(out))
 
-    return gpu_of(problem.device)
 
-
-def passes(problem: Problem, inputs: Inputs, kernel: KernelName) -> Iterator[tuple[Tiling, Callable[[], Any]]]:
+def passes(problem: Problem, inputs: Inputs, kernel: Kernel) -> Iterator[tuple[Tiling, Callable[[], Any]]]:
     """Whole passes with each tiling of a kernel."""
-    listed = {name: tilings_of(problem, name) for name in KERNELS}
-    out, lse = BACKEND.forward(problem, listed["forward"][0], inputs)
-    upstream = Upstream(out, lse, torch.ones_like(out), None)
-    for tiling in listed[kernel]:
-        if kernel == "forward":
+    if kernel == "forward":
+        for tiling in tilings_of(problem, kernel):
             yield tiling, partial(BACKEND.forward, problem, tiling, inputs)
-        else:
-            both = {"query": listed["query"][0], "key_value": listed["key_value"][0]} | {kernel: tiling}
-            config = GradientTilings(both["query"], both["key_value"])
-            yield tiling, partial(BACKEND.backward, problem, config, inputs, upstream, Wanted.of(inputs))
+        return
+    upstream, wanted = upstream_of(BACKEND, problem, inputs), Wanted.of(inputs)
+    query, key_value = (ranked(problem, own, 1, False)[0][1] for own in ("query", "key_value"))
+    for tiling in tilings_of(problem, kernel):
+        config = GradientTilings(tiling, key_value) if kernel == "query" else GradientTilings(query, tiling)
+        yield tiling, partial(BACKEND.backward, problem, config, inputs, upstream, wanted)
 
 
-def compile_one(which: tuple[int, KernelName, int]) -> None:
+def compile_one(which: tuple[int, Kernel, int]) -> None:
     """Run one of the calls once, if there is one; one that does not compile is told of when it is timed."""
     index, kernel, i = which
     if CASES[index].head_dim in (80, 192):
@@ -204,7 +206,7 @@ def timed(index: int, until: float) -> Iterator[dict[str, Any]]:
     problem, inputs = problem_of(index)
     name = str(CASES[index])
     with own_stream(problem.device):
-        for kernel in KERNELS[: 3 if CASES[index].kind == "bias" else 1]:
+        for kernel in CASES[index].kernels:
             if time.monotonic() > until:
                 print(f"{name}: no time for {kernel}")
                 return
@@ -241,22 +243,19 @@ def plain_backends(problem: Problem) -> list[Backend[Any]]:
     return [b for b in (BACKEND, HOPPER) if b.unsupported(plain) is None]
 
 
-def plain_call(backend: Backend[Any], index: int, kernel: KernelName) -> Callable[[], Any]:
+def plain_call(backend: Backend[Any], index: int, kernel: Kernel) -> Callable[[], Any]:
     """The same pass without bias or mask, by a backend."""
     problem, inputs = problem_of(index, plain=True)
-    config = backend.best(problem, "forward")[0]
     if kernel == "forward":
-        return partial(backend.forward, problem, config, inputs)
-    out, lse = backend.forward(problem, config, inputs)
-    upstream = Upstream(out, lse, torch.ones_like(out), None)
-    config = backend.best(problem, "backward")[0]
+        return partial(backend.forward, problem, backend.best(problem, "forward")[0], inputs)
+    upstream, config = upstream_of(backend, problem, inputs), backend.best(problem, "backward")[0]
     return partial(backend.backward, problem, config, inputs, upstream, Wanted.of(inputs))
 
 
 _expected: dict[int, list[torch.Tensor]] = {}
 
 
-def error_of(index: int, kernel: KernelName, found: Any) -> float:
+def error_of(index: int, kernel: Kernel, found: Any) -> float:
     """Against float64, of the first batch entry; not of the bias, whose gradient sums over all."""
     if index not in _expected:
         problem, inputs = problem_of(index, batch=1)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from closeness import (
-    gradients_of,
-    random_gradients,
-)
+from closeness import gradients_of, random_gradients
 from strategies import Call
 from vicinal.backends.numba import BACKEND
 from vicinal.backends.numba.config import NumbaConfig, head_sets, shapes
