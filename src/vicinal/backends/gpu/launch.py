@@ -19,8 +19,9 @@ class Launch:
     """A kernel with all its arguments but the tensors, which come first.
 
     The first call compiles (or finds) the kernel through Triton; later ones go straight to the compiled one, which
-    holds as long as every pointer is 16-byte aligned, as in the call that compiled it. Safe to call from several
-    threads: what is kept is complete before it is seen, and the same whoever made it.
+    holds as long as every pointer is 16-byte aligned, as in the call that compiled it. So it is for tensors that are
+    alike: the same ones None, the others of the same dtypes, on one device; who keeps it, keeps it for these. Safe to
+    call from several threads: what is kept is complete before it is seen, and the same whoever made it.
 
     Integers in tuples are never specialised on; others are, unless the kernel says otherwise.
 

@@ -90,7 +90,7 @@ class Starts(NamedTuple):
             writer, rows, dtype = starts_kernel, prod(config.tile), torch.float32
             arguments = tiles, 1.0 / problem.scale, classes, axes, *shape, config.warps, flags, inverse
         launch = Launch(writer, (programs, 1, 1), arguments, options)
-        kept = None if problem.has_rpb else ("triton starts", masks, programs, arguments)
+        kept = None if problem.has_rpb else ("triton starts", masks, arguments)
         return cls(classes, masks, launch, programs * rows * prod(config.step), dtype, kept)
 
     def __call__(self, run: Run, rpb: Tensor | None, beside: Tensor) -> Tensor:
